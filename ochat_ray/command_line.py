@@ -1,0 +1,94 @@
+"""What the jobs share: recipe, flags, one clear line for a user's error, the result as JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from ochat_ray.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def parse(for_recipe: Callable[[str], Config], arguments: list[str], program: str) -> Config:
+    """The configuration that the flags give, over the defaults of the recipe that they name.
+
+    Exits with status 2 and a message on a flag that does not exist, as tyro does.
+    """
+    import tyro  # not needed, and not paid, by those who only report errors
+
+    default = for_recipe(_recipe_name(arguments))
+    return tyro.cli(
+        type(default),
+        prog=program,
+        args=arguments,
+        default=default,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def run(
+    for_recipe: Callable[[str], Config],
+    work: Callable[[Config], dict[str, Any]],
+    describe: Callable[[Config, dict[str, Any]], str],
+    program: str,
+) -> int:
+    """Parse, work, print; the exit status: 0, 2 for a user's error, 130 for Ctrl-C.
+
+    `work` returns what `--json` prints; `describe` says the same to a person.
+    """
+    try:
+        config = parse(for_recipe, sys.argv[1:], program)
+        result = work(config)
+    except KeyboardInterrupt:
+        print("interrupted; run it again, nothing half-written counts", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"{program}: {message}", file=sys.stderr)
+        return 2
+    print(describe(config, result))
+    if getattr(config, "json", False):
+        print(json.dumps(result))
+    return 0
+
+
+def user_message(error: BaseException) -> str | None:
+    """The one line for the user, where the error or one that it wraps is theirs to mend."""
+    for cause in _chain(error):
+        if isinstance(cause, UserError) and not hasattr(cause, "cause"):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return f"no space left on the device ({cause}); free some and run it again"
+        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS):
+            return f"cannot write: {cause}; choose another --output"
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        # Ray keeps a task's own exception in `cause`, or several workers' in a dict.
+        inner = [getattr(current, "cause", None), current.__cause__, current.__context__]
+        inner += list(getattr(current, "worker_failures", {}).values())
+        pending += [e for e in reversed(inner) if isinstance(e, BaseException)]
+
+
+def _recipe_name(arguments: list[str]) -> str:
+    for position, argument in enumerate(arguments):
+        if argument == "--recipe" and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith("--recipe="):
+            return argument.removeprefix("--recipe=")
+    return "demo"

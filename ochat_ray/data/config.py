@@ -1,0 +1,69 @@
+"""What `jobs/prepare.py` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from ochat_ray.errors import UserError
+from ochat_ray.recipes import recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Clean, deduplicate, filter and tokenise conversations into Arrow tables."""
+
+    recipe: str = "demo"
+    """One of demo, openchat, openchat_8192, opencoder."""
+    input: tuple[str, ...] = ()
+    """Files or folders of conversations (local paths or URIs). The demo recipe has its own."""
+    output: str = ""
+    """Run directory to write; runs/RECIPE/data when not given."""
+    tokenizer: str = ""
+    """Directory of the base model's tokenizer. The demo recipe has its own."""
+    keep_model: str = "GPT-4"
+    """Model label to keep, or "any"."""
+    blocked_words: tuple[str, ...] = ("openai",)
+    """Words that drop a conversation: whole words, in any case."""
+    eval_ratio: float = 0.01
+    """Share of conversations held out for evaluation, chosen by their content."""
+    seed: int = 42
+    """Seed of the choice of held-out conversations."""
+    max_length: int = 2048
+    """Tokens a conversation is cut at."""
+    overwrite: bool = False
+    """Replace a complete run of another configuration in the output directory."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the result as one JSON object on the last line of standard output."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eval_ratio < 1.0:
+            raise UserError(f"--eval-ratio must be in [0, 1), not {self.eval_ratio}")
+        if self.max_length < 1:
+            raise UserError(f"--max-length must be at least 1, not {self.max_length}")
+
+    @classmethod
+    def for_recipe(cls, name: str) -> PrepareConfig:
+        """The recipe's defaults; what the demo recipe fetches is not fetched yet."""
+        chosen = recipe(name)
+        return cls(
+            recipe=name,
+            output=f"runs/{name}/data",
+            keep_model=chosen.keep_model,
+            eval_ratio=chosen.eval_ratio,
+            max_length=chosen.context_length,
+        )
+
+    def identity(self) -> dict[str, object]:
+        """What the result depends on, besides the inputs' content and the tokenizer."""
+        return {
+            "recipe": self.recipe,
+            "input": list(self.input),
+            "keep_model": self.keep_model,
+            "blocked_words": list(self.blocked_words),
+            "eval_ratio": self.eval_ratio,
+            "seed": self.seed,
+            "max_length": self.max_length,
+        }

@@ -1,0 +1,93 @@
+"""What a run of `prepare` counts: sums of the parts' summaries, in whatever order they come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_EXAMPLES = 3
+MAX_SAMPLES = 12
+
+
+@dataclass
+class Statistics:
+    """Sums over parts. Conversations are counted; lengths are in tokens."""
+
+    read: int = 0
+    read_well: int = 0
+    cleaned: int = 0
+    cut_tokens: int = 0
+    cut_conversations: int = 0
+    models: Counter[str] = field(default_factory=Counter)
+    drops: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    rows: Counter[str] = field(default_factory=Counter)
+    token_sums: Counter[str] = field(default_factory=Counter)
+    supervised_sums: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_clean(self, summary: dict[str, Any]) -> None:
+        """Count a part's summary from the cleaning pass."""
+        self.read += summary["read"]
+        self.read_well += summary["read_well"]
+        self.cleaned += summary["rows"]
+        self.models.update(summary["models"])
+        self._add_drops(summary)
+
+    def add_tokenize(self, summary: dict[str, Any]) -> None:
+        """Count a part's summary from the tokenising pass."""
+        for split, turns, length, supervised, cut in summary["kept"]:
+            self.rows[split] += 1
+            self.token_sums[split] += length
+            self.supervised_sums[split] += supervised
+            self.turns[turns] += 1
+            self.lengths[length] += 1
+            self.cut_tokens += cut
+            self.cut_conversations += cut > 0
+        self.samples = sorted(self.samples + summary["samples"], key=lambda s: s["digest"])
+        del self.samples[MAX_SAMPLES:]
+        self._add_drops(summary)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of both splits."""
+        return sum(self.token_sums.values())
+
+    def counts(self) -> dict[str, Any]:
+        """The manifest's `counts`; read == kept + the sum of dropped."""
+        kept = sum(self.rows.values())
+        dropped = dict(sorted(self.drops.items(), key=lambda item: -item[1]))
+        assert self.read == kept + sum(dropped.values()), "an input was lost"
+        return {"read": self.read, "kept": kept, "dropped": dropped}
+
+    def tokens(self) -> dict[str, dict[str, int]]:
+        """The manifest's `tokens`."""
+        return {
+            split: {
+                "rows": self.rows[split],
+                "tokens": self.token_sums[split],
+                "supervised_tokens": self.supervised_sums[split],
+            }
+            for split in ("train", "eval")
+        }
+
+    def explain_drops(self) -> str:
+        """The reasons, with the first example of the most frequent one, in one line."""
+        if not self.drops:
+            return "no records"
+        reasons = ", ".join(f"{reason} {n}" for reason, n in self.drops.most_common())
+        example = self.examples[self.drops.most_common(1)[0][0]][0]
+        return f"{reasons} (for example {example['id']}: {example['detail']})"
+
+    def _add_drops(self, summary: dict[str, Any]) -> None:
+        self.drops.update(summary["drop_counts"])
+        for drop in summary["dropped"]:
+            known = self.examples.setdefault(drop["reason"], [])
+            known.append(drop)
+            # The smallest ids, so that the report does not depend on which part came first.
+            known.sort(key=lambda d: (d["id"], d["source"]))
+            del known[MAX_EXAMPLES:]

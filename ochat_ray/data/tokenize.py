@@ -1,0 +1,72 @@
+"""From conversations to rows of the token table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ochat_ray.run_dir import Split
+from ochat_ray.schema import Conversation
+from ochat_ray.template import encode_batch
+
+DIGEST_MODULUS = 2**256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRow:
+    """One conversation's ids and loss weights, cut at the context length."""
+
+    id: str
+    input_ids: list[int]
+    loss_weights: list[float]
+    cut: int
+    """Tokens that the context length cut off."""
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens have a weight."""
+        return sum(weight != 0.0 for weight in self.loss_weights)
+
+
+def tokenize(
+    conversations: Sequence[Conversation], *, model_type: str, tokenizer: Any, max_length: int
+) -> list[TokenRow]:
+    """Rows in the order of the conversations, each cut at `max_length` tokens.
+
+    A row may have no supervised token left; the caller decides what becomes of it.
+    """
+    encoded = encode_batch([c.turns for c in conversations], model_type, tokenizer)
+    return [
+        TokenRow(
+            id=conversation.id,
+            input_ids=ids[:max_length],
+            loss_weights=weights[:max_length],
+            cut=max(0, len(ids) - max_length),
+        )
+        for conversation, (ids, weights) in zip(conversations, encoded, strict=True)
+    ]
+
+
+def table_digest(rows: Iterable[tuple[Split, TokenRow]]) -> int:
+    """A hash of a set of rows: the sum modulo 2**256 of each row's SHA-256.
+
+    Sums of parts add up to the sum of the whole, in whatever order: the digest does not depend on
+    files, blocks or workers. A row that is there twice changes it.
+    """
+    total = 0
+    for split, row in rows:
+        state = hashlib.sha256()
+        for data in (
+            split.encode(),
+            row.id.encode(),
+            np.asarray(row.input_ids, "<i4").tobytes(),
+            np.asarray(row.loss_weights, "<f4").tobytes(),
+        ):
+            state.update(len(data).to_bytes(8, "little"))
+            state.update(data)
+        total += int.from_bytes(state.digest(), "little")
+    return total % DIGEST_MODULUS

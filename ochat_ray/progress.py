@@ -1,0 +1,41 @@
+"""Progress that reads the same in a terminal and in a job's log: one line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TextIO
+
+
+@dataclass
+class Progress:
+    """Counts work and prints a line with the rate, at most one every `interval_s` seconds."""
+
+    stage: str
+    unit: str
+    total: int | None = None
+    interval_s: float = 5.0
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    done: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _printed: float = field(default_factory=time.monotonic)
+
+    def add(self, count: int, note: str = "") -> None:
+        """Count `count` more units; `note` is appended to the line."""
+        self.done += count
+        if time.monotonic() - self._printed >= self.interval_s:
+            self._print(note)
+
+    def finish(self, note: str = "") -> float:
+        """Print the last line; the seconds it all took."""
+        self._print(note)
+        return time.monotonic() - self._started
+
+    def _print(self, note: str) -> None:
+        self._printed = time.monotonic()
+        elapsed = self._printed - self._started
+        share = f" of {self.total:,}" if self.total is not None else ""
+        rate = f"{self.done / elapsed:,.0f}/s" if elapsed > 0 else ""
+        parts = [f"{self.done:,}{share} {self.unit}", rate, f"{elapsed:.0f} s", note]
+        print(f"{self.stage:>10}  " + " · ".join(p for p in parts if p), file=self.stream, flush=True)

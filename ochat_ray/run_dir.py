@@ -1,0 +1,138 @@
+"""Where a run's artifacts lie, on a local disk or behind any URI that pyarrow can open.
+
+A file appears whole or not at all, under the same name however often it is written. A stage's
+manifest is written last: where there is none, the stage is not complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from ochat_ray.errors import UserError
+
+MANIFEST = "manifest.json"
+
+Split = Literal["train", "eval"]
+
+
+def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system and the path in it of a local path or a URI.
+
+    Raises:
+        UserError: the URI's scheme is not one that pyarrow or fsspec can open.
+    """
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, ValueError, ImportError) as error:
+        raise UserError(f"cannot open {uri}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One directory of artifacts; names below it use "/" and are relative to it."""
+
+    fs: pafs.FileSystem
+    root: str
+
+    @classmethod
+    def open(cls, uri: str) -> RunDir:
+        """The run directory at a local path or URI; nothing is created yet."""
+        return cls(*open_location(uri))
+
+    def path(self, name: str) -> str:
+        """The full path of a name, on this directory's file system."""
+        return posixpath.join(self.root, name)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is a file or folder of this name."""
+        return self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+
+    def files(self, folder: str, suffix: str) -> list[str]:
+        """Names of the whole files in a folder, sorted."""
+        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
+        names = (
+            posixpath.join(folder, info.base_name)
+            for info in self.fs.get_file_info(selector)
+            if info.type == pafs.FileType.File
+        )
+        return sorted(n for n in names if n.endswith(suffix) and "/.tmp-" not in f"/{n}")
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+        """A stream that becomes the file `name` when the block ends without an error."""
+        folder, base = posixpath.split(self.path(name))
+        self.fs.create_dir(folder, recursive=True)
+        unfinished = posixpath.join(folder, f".tmp-{uuid.uuid4().hex}-{base}")
+        try:
+            with self.fs.open_output_stream(unfinished, compression=None) as stream:
+                yield stream
+            self.fs.move(unfinished, self.path(name))
+        except BaseException:
+            if self.fs.get_file_info(unfinished).type == pafs.FileType.File:
+                self.fs.delete_file(unfinished)
+            raise
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small text file, whole or not at all."""
+        with self.writing(name) as stream:
+            stream.write(text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file for people to read, whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any | None:
+        """The JSON file's value, or None where there is no such file."""
+        if not self.exists(name):
+            return None
+        with self.fs.open_input_stream(self.path(name), compression=None) as stream:
+            return json.loads(stream.read())
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder, if it is there."""
+        kind = self.fs.get_file_info(self.path(name)).type
+        if kind == pafs.FileType.File:
+            self.fs.delete_file(self.path(name))
+        elif kind == pafs.FileType.Directory:
+            self.fs.delete_dir(self.path(name))
+
+
+def read_manifest(uri: str) -> dict[str, Any]:
+    """The manifest of a complete `prepare` run.
+
+    Raises:
+        UserError: there is none.
+    """
+    manifest = RunDir.open(uri).read_json(MANIFEST)
+    if manifest is None:
+        raise UserError(
+            f"no complete data at {uri}: {MANIFEST} is missing; run jobs/prepare.py --output {uri}"
+        )
+    return manifest
+
+
+def open_tokens(uri: str, split: Split) -> pa.Table:
+    """One split's token table, in the order of its files; memory-mapped where it is local."""
+    run = RunDir.open(uri)
+    tables = []
+    for name in run.files(f"tokens/{split}", ".arrow"):
+        if isinstance(run.fs, pafs.LocalFileSystem):
+            source: Any = pa.memory_map(run.path(name))
+        else:
+            source = run.fs.open_input_file(run.path(name))
+        tables.append(pa.ipc.open_file(source).read_all())
+    if not tables:
+        raise UserError(f"the {split} split at {uri} is empty; prepare more data or another split")
+    return pa.concat_tables(tables)
