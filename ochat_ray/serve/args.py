@@ -1,4 +1,4 @@
-"""The application's arguments, and what they come to for one model directory. No Ray here."""
+"""The application's arguments, and what they come to for one model directory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+import click
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
 from ochat_ray.serve.admission import ApiKey, read_keys
@@ -17,10 +26,22 @@ from ochat_ray.template import END_OF_TURN, template_for
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+class ConfigurationError(click.ClickException, RayServeException):
+    """What is wrong with the arguments, in one line.
+
+    Ray Serve has two readers for it. `serve run` is a click command: a ClickException is printed
+    as one line and ends with its exit code. `serve deploy` builds in a Ray task, where a
+    RayServeException's text becomes the application's status message, without a traceback.
+    Not a ValueError: pydantic would wrap that in a ValidationError of several lines.
+    """
+
+    exit_code = 2
+
+
 class ServeArgs(BaseModel):
     """Arguments of `serve run ochat_ray.serve:app name=value ...` and of serve.yaml's `args`."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = "runs/demo/model"
     """A trained model's directory; relative to the directory that the builder runs in."""
@@ -53,6 +74,20 @@ class ServeArgs(BaseModel):
     """A file of API keys, one `key` or `name:key` a line; default: none, loopback peers only."""
     max_body_bytes: int = Field(2 * 2**20, ge=1024)
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "arguments"
+            if first["type"] == "extra_forbidden":
+                text = f"unknown argument {name!r}; arguments are {', '.join(cls.model_fields)}"
+            else:
+                text = f"argument {name}={first['input']!r}: {first['msg']}"
+            raise ConfigurationError(text) from None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
@@ -80,7 +115,7 @@ class IngressSettings:
     created: int
     keys: tuple[ApiKey, ...]
     max_body_bytes: int
-    max_top_k: int
+    vocabulary: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +135,6 @@ def resolve(args: ServeArgs) -> Settings:
     Raises:
         UserError: an argument or the directory does not hold.
     """
-    if args.model_extra:
-        raise UserError(
-            f"unknown argument {min(args.model_extra)!r}; "
-            f"arguments are {', '.join(ServeArgs.model_fields)}"
-        )
     directory = Path(args.model).expanduser().absolute()
     config = check_model_directory(directory)
     card = _read_json(directory / "ochat.json") if (directory / "ochat.json").exists() else {}
@@ -138,9 +168,67 @@ def resolve(args: ServeArgs) -> Settings:
             created=int((directory / "config.json").stat().st_mtime),
             keys=read_keys(Path(args.keys).expanduser()) if args.keys else (),
             max_body_bytes=args.max_body_bytes,
-            max_top_k=int(config.get("vocab_size", 0)),
+            vocabulary=config["vocab_size"],
         ),
         min_replicas=args.min_replicas,
         max_replicas=max_replicas,
         max_queued=args.max_queued,
     )
+
+
+def check_model_directory(directory: Path) -> dict[str, Any]:
+    """The directory's config.json, once all that serving needs is there.
+
+    Raises:
+        UserError: something is missing; the line says what, and what makes it.
+    """
+    if not directory.is_dir():
+        raise UserError(
+            f"no model directory at {directory}; train one with `python jobs/train.py`, "
+            "or give model=DIR"
+        )
+    for name in ("config.json", "tokenizer.json"):
+        if not (directory / name).is_file():
+            raise UserError(f"no {name} in {directory}; is that a directory that train wrote?")
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"no *.safetensors in {directory}; is that a directory that train wrote?")
+    added = _read_json(directory / "tokenizer.json").get("added_tokens", [])
+    if END_OF_TURN not in {token["content"] for token in added}:
+        raise UserError(
+            f"the tokenizer in {directory} has no {END_OF_TURN} token, so the model was not "
+            "trained for this template; serve a directory that train wrote"
+        )
+    config = _read_json(directory / "config.json")
+    if not isinstance(config.get("vocab_size"), int):
+        raise UserError(f"config.json in {directory} has no vocab_size; is it a language model?")
+    return config
+
+
+def _engine(name: str) -> str:
+    if name == "vllm":
+        raise UserError("engine=vllm is not there yet; use engine=transformers")
+    if name not in ("auto", "transformers"):
+        raise UserError(f"unknown engine {name!r}; choose auto or transformers")
+    return "transformers"
+
+
+def _context_length(args: ServeArgs, recipe: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if args.context_length and positions and args.context_length > positions:
+        raise UserError(
+            f"context_length={args.context_length} is above the model's {positions} positions"
+        )
+    length = args.context_length or recipe.get("context_length") or positions
+    if not length:
+        raise UserError("config.json does not say how long a context is; give context_length=N")
+    return int(length)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,148 @@
+"""Token ids to text, piece by piece: whole characters only, and never a stop string."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ochat_ray.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The UTF-8 bytes of every token id; special tokens are not text and are absent.
+
+    Some tokenizers (SentencePiece's) write a blank before the first word; `strip_first_blank`
+    says that it is not part of the text.
+    """
+
+    token_bytes: Mapping[int, bytes]
+    strip_first_blank: bool
+
+
+class Detokenizer:
+    """Text of a growing list of token ids.
+
+    The pieces together are the decoded bytes of all ids, with U+FFFD only for bytes that cannot
+    be UTF-8; half a character at the end is not text yet and stays unsaid.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = vocabulary.strip_first_blank
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that these ids add, possibly empty."""
+        known = self._vocabulary.token_bytes
+        data = b"".join(known.get(token_id, b"") for token_id in token_ids)
+        if self._strip and data:
+            data, self._strip = data.removeprefix(b" "), False
+        return self._decoder.decode(data)
+
+
+class StopStrings:
+    """Finds the stop string that is complete first, and holds back what may become one.
+
+    What it finds does not depend on how the text is cut into pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        assert all(stops), "an empty stop string is everywhere"
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that is safe to show, and whether a stop string came right after it."""
+        text = self._held + text
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)[1]], True
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """What was held back, once nothing can follow it."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-length:]):
+            return length
+    return 0
+
+
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    """The bytes behind a fast transformers tokenizer's ids.
+
+    Two families are known: byte-level BPE (StarCoder, SmolLM2, Llama 3), whose tokens spell bytes
+    with GPT-2's printable alphabet, and SentencePiece's (LLaMA), with U+2581 for a blank and
+    `<0x0A>` for a byte.
+
+    Raises:
+        UserError: the tokenizer decodes in another way.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    steps = _decoder_steps(backend.get("decoder"))
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"]:
+        to_bytes, strip = _byte_level, False
+    elif "ByteFallback" in kinds or kinds == ["Metaspace"]:
+        to_bytes = _sentencepiece
+        strip = "Strip" in kinds or any(
+            step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+            for step in steps
+        )
+    else:
+        raise UserError(f"cannot stream text from a tokenizer with the decoder {kinds}")
+    added = {token["id"]: token for token in backend["added_tokens"]}
+    token_bytes = {
+        token_id: to_bytes(token)
+        for token, token_id in tokenizer.get_vocab().items()
+        if token_id not in added
+    }
+    token_bytes |= {
+        token_id: token["content"].encode()
+        for token_id, token in added.items()
+        if not token["special"]
+    }
+    return Vocabulary(token_bytes=token_bytes, strip_first_blank=strip)
+
+
+def _decoder_steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    if decoder is None:
+        return []
+    return list(decoder["decoders"]) if decoder["type"] == "Sequence" else [decoder]
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, others are moved up from U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    moved = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + index): byte for index, byte in enumerate(moved)
+    }
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    # As the decoder in `tokenizers` does: a token outside the alphabet stands for itself.
+    if all(character in _ALPHABET for character in token):
+        return bytes(_ALPHABET[character] for character in token)
+    return token.encode()
+
+
+def _sentencepiece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes.fromhex(token[3:5])
+    return token.replace("\u2581", " ").encode()

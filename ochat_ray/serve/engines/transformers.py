@@ -1,0 +1,270 @@
+"""The engine that runs wherever PyTorch does: transformers' continuous batching."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessorList,
+)
+from transformers.generation.continuous_batching.requests import GenerationOutput
+from transformers.generation.logits_process import LogitsProcessorList
+
+from ochat_ray.errors import UserError
+from ochat_ray.serve.args import Dtype, EngineSettings
+from ochat_ray.serve.engines.base import (
+    Capacity,
+    Delta,
+    EngineError,
+    EngineUnavailableError,
+    RequestRefusedError,
+    Sampling,
+)
+from ochat_ray.serve.engines.sampler import PerRequestSampler
+
+logger = logging.getLogger(__name__)
+
+PAGE_TOKENS = 128
+"""Tokens in a page of the key-value cache. Prompts share whole pages; smaller pages share more."""
+
+LIVENESS_S = 1.0
+"""How often a request that waits for a token looks whether the engine still lives."""
+
+CPU_MEMORY_SHARE = 0.1
+GPU_MEMORY_SHARE = 0.7
+"""Shares of the memory that is free after loading which the cache may take by default."""
+
+
+class TransformersEngine:
+    """One model in this process, generating on a thread of its own.
+
+    Raises:
+        UserError: the model cannot be opened, or the cache cannot hold one full context.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._device = torch.device("cuda" if settings.num_gpus else "cpu")
+        torch.set_num_threads(cpu_threads(settings.num_cpus))
+        self._model = _load(settings, self._device)
+        self._context_length = settings.context_length
+        self._vocabulary = self._model.get_input_embeddings().weight.shape[0]
+        pages = _cache_pages(self._model, settings, self._device)
+        self._kv_tokens = pages * PAGE_TOKENS
+        self._queues: dict[str, asyncio.Queue[GenerationOutput]] = {}
+        self._manager = _manager(self._model, settings, pages)
+        self._manager.start()
+        logger.info(
+            "engine: %s on %s, %d tokens of key-value cache",
+            self._model.dtype,
+            self._device,
+            self._kv_tokens,
+        )
+
+    async def submit(
+        self, request_id: str, prompt_ids: list[int], sampling: Sampling
+    ) -> AsyncGenerator[Delta, None]:
+        """See `Engine.submit`."""
+        self._validate(request_id, prompt_ids, sampling)
+        self.check_health()
+        queue: asyncio.Queue[GenerationOutput] = asyncio.Queue()
+        self._queues[request_id] = queue
+        try:
+            # The handler first: an answer that comes before it would land in the manager's
+            # shared queue, where nobody looks.
+            self._manager.register_result_handler(request_id, queue.put_nowait)
+            accepted = self._manager.add_request(
+                prompt_ids,
+                request_id=request_id,
+                max_new_tokens=sampling.max_tokens,
+                streaming=True,
+                eos_token_id=list(sampling.stop_ids),
+                sampling=sampling,
+                seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            )
+            if accepted is None:
+                raise EngineUnavailableError("the engine is stopping")
+            sent = 0
+            while True:
+                output = await self._next_output(queue)
+                if output.error is not None:
+                    raise EngineError(f"generation failed: {output.error}")
+                token_ids = tuple(output.generated_tokens[sent:])
+                sent += len(token_ids)
+                if output.is_finished():
+                    stopped = bool(token_ids) and token_ids[-1] in sampling.stop_ids
+                    self._forget(request_id)
+                    yield Delta(token_ids=token_ids, finish_reason="stop" if stopped else "length")
+                    return
+                if token_ids:
+                    yield Delta(token_ids=token_ids)
+        finally:
+            self.cancel(request_id)
+
+    def cancel(self, request_id: str) -> None:
+        """See `Engine.cancel`."""
+        if request_id in self._queues:
+            self._manager.cancel_request(request_id)
+            self._forget(request_id)
+
+    def check_health(self) -> None:
+        """See `Engine.check_health`."""
+        error = self._manager.background_thread_status.fatal_error
+        if error is not None:
+            raise EngineUnavailableError(f"the generation thread died: {error}")
+        if not self._manager.is_running():
+            raise EngineUnavailableError("the generation thread is not running")
+
+    def capacity(self) -> Capacity:
+        """See `Engine.capacity`. `running` is the manager's own count, waiting ones included."""
+        processor = self._manager.batch_processor
+        scheduler = None if processor is None else processor.scheduler
+        running = 0
+        if scheduler is not None:
+            running = len(scheduler.active_requests) + len(scheduler.waiting_requests)
+        return Capacity(
+            context_length=self._context_length,
+            kv_tokens=self._kv_tokens,
+            vocabulary=self._vocabulary,
+            running=running,
+        )
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._manager.stop(block=True, timeout=10, hard_stop=True)
+
+    def _validate(self, request_id: str, prompt_ids: list[int], sampling: Sampling) -> None:
+        """Refuse what would end the manager's loop, and with it every other user's request."""
+        if request_id in self._queues:
+            raise RequestRefusedError(f"request id {request_id} is in use")
+        if not prompt_ids:
+            raise RequestRefusedError("the prompt is empty")
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocabulary:
+            raise RequestRefusedError(
+                f"the prompt has a token id outside the model's {self._vocabulary} tokens"
+            )
+        if sampling.max_tokens < 1:
+            raise RequestRefusedError("max_tokens is below 1")
+        total = len(prompt_ids) + sampling.max_tokens
+        if total > self._context_length:
+            raise RequestRefusedError(
+                f"prompt and answer of {total} tokens are above the context of "
+                f"{self._context_length}"
+            )
+
+    async def _next_output(self, queue: asyncio.Queue[GenerationOutput]) -> GenerationOutput:
+        """The newest output; each holds all tokens so far, so those before it can be skipped."""
+        while True:
+            try:
+                output = await asyncio.wait_for(queue.get(), LIVENESS_S)
+                break
+            except TimeoutError:
+                self.check_health()
+        while not queue.empty():
+            output = queue.get_nowait()
+        return output
+
+    def _forget(self, request_id: str) -> None:
+        del self._queues[request_id]
+        router = self._manager.output_router
+        with router._lock:
+            router.result_handlers.pop(request_id, None)
+        # An output that was under way when its handler went ends up in the shared queue, which
+        # would keep it for ever.
+        while not router.output_queue.empty():
+            router.output_queue.get_nowait()
+
+
+def cpu_threads(num_cpus: float) -> int:
+    """Threads for PyTorch in a replica with that many CPUs: at least one, at most the machine's."""
+    return max(1, min(int(num_cpus), os.cpu_count() or 1))
+
+
+def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """The number format of weights and cache.
+
+    "auto" is bfloat16 on a GPU, and on a CPU that computes in it; there it halves the memory to
+    read and was measured at 1.6 to 2.1 times float32's tokens a second (docs/serving.md).
+    Other CPUs emulate bfloat16 slowly and get float32.
+    """
+    if dtype != "auto":
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+        }[dtype]
+    if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _load(settings: EngineSettings, device: torch.device) -> Any:
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.directory,
+            dtype=choose_dtype(settings.dtype, device),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot open the model at {settings.directory}: {error}") from error
+    return model.to(device).eval()
+
+
+def _cache_pages(model: Any, settings: EngineSettings, device: torch.device) -> int:
+    """Pages of key-value cache: enough for full contexts of all requests, if memory allows.
+
+    More requests than fit at once are no error: the manager takes some out and computes them
+    again later. One full context must fit, or its request could never run.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    page_bytes = PAGE_TOKENS * config.num_hidden_layers * 2 * heads * width * model.dtype.itemsize
+    # One page more than the tokens need: the last of a request is rarely full.
+    context_pages = -(-settings.context_length // PAGE_TOKENS) + 1
+    if settings.kv_cache_gib is not None:
+        budget = settings.kv_cache_gib * 2**30
+    elif device.type == "cuda":
+        budget = GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    else:
+        budget = CPU_MEMORY_SHARE * psutil.virtual_memory().available
+    pages = min(int(budget // page_bytes), settings.max_ongoing * context_pages)
+    if pages < context_pages:
+        raise UserError(
+            f"one context of {settings.context_length} tokens needs "
+            f"{context_pages * page_bytes / 2**30:.2f} GiB of key-value cache, and there are "
+            f"{budget / 2**30:.2f}; lower context_length or raise kv_cache_gib"
+        )
+    return pages
+
+
+def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:
+    # do_sample=False: the manager takes the argmax of what PerRequestSampler leaves.
+    generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+    batching = ContinuousBatchingConfig(
+        page_size=PAGE_TOKENS,
+        num_blocks=pages,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_requests_per_batch=settings.max_ongoing,
+        use_async_batching=False,
+        use_cuda_graph=False,
+        per_request_processors=True,
+    )
+    manager = model.init_continuous_batching(
+        generation_config=generation, continuous_batching_config=batching
+    )
+    processors = ContinuousBatchingLogitsProcessorList(
+        LogitsProcessorList([PerRequestSampler()]), per_request_processors=True
+    )
+    processors.tensors_required = 1  # counted only for processors that it converts itself
+    manager.logit_processor = processors
+    return manager

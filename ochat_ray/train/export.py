@@ -1,0 +1,91 @@
+"""From a training engine to a plain Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import distributed
+
+from ochat_ray.train.base_model import configure_generation
+from ochat_ray.train.engine import Engine
+from ochat_ray.template import chat_template
+
+SHARD_BYTES = 4 << 30
+
+
+def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> None:
+    """Write bfloat16 safetensors, configuration and tokenizer; all workers call it together.
+
+    One parameter at a time is gathered and only the first worker keeps it, so memory stays at one
+    shard of the model.
+    """
+    first = distributed.get_rank() == 0
+    if first:
+        directory.mkdir(parents=True, exist_ok=True)
+    writer = _ShardWriter(directory)
+    for name, parameter in engine.model.named_parameters():
+        with engine.whole(parameter):
+            if first:
+                writer.add(name, parameter.detach().to("cpu", torch.bfloat16, copy=True))
+    if first:
+        writer.finish()
+        _check_complete(engine.model, writer.where)
+        model = engine.model
+        model.config.dtype = torch.bfloat16
+        model.config.use_cache = True
+        configure_generation(model, tokenizer)
+        model.config.save_pretrained(directory)
+        model.generation_config.save_pretrained(directory)
+        tokenizer.chat_template = chat_template(model_type)
+        tokenizer.save_pretrained(directory)
+    distributed.barrier()
+
+
+class _ShardWriter:
+    """Collects tensors and writes a file whenever a shard is full."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._bytes = 0
+        self._total = 0
+        self._files: list[list[str]] = []
+        self.where: dict[str, str] = {}
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if self._tensors and self._bytes + size > SHARD_BYTES:
+            self._flush()
+        self._tensors[name] = tensor.contiguous()
+        self._bytes += size
+        self._total += size
+
+    def finish(self) -> None:
+        self._flush()
+        count = len(self._files)
+        for number, names in enumerate(self._files):
+            file = "model.safetensors" if count == 1 else (
+                f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            )
+            (self._directory / f"shard-{number}").rename(self._directory / file)
+            self.where |= dict.fromkeys(names, file)
+        if count > 1:
+            index = {"metadata": {"total_size": self._total}, "weight_map": self.where}
+            (self._directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    def _flush(self) -> None:
+        path = self._directory / f"shard-{len(self._files)}"
+        save_file(self._tensors, path, metadata={"format": "pt"})
+        self._files.append(list(self._tensors))
+        self._tensors, self._bytes = {}, 0
+
+
+def _check_complete(model: Any, written: dict[str, str]) -> None:
+    """Every tensor of the model's own state is there, tied ones aside."""
+    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
+    missing = set(model.state_dict()) - set(written) - tied
+    assert not missing, f"not exported: {sorted(missing)[:5]}"
