@@ -38,4 +38,6 @@ class Progress:
         share = f" of {self.total:,}" if self.total is not None else ""
         rate = f"{self.done / elapsed:,.0f}/s" if elapsed > 0 else ""
         parts = [f"{self.done:,}{share} {self.unit}", rate, f"{elapsed:.0f} s", note]
-        print(f"{self.stage:>10}  " + " · ".join(p for p in parts if p), file=self.stream, flush=True)
+        print(
+            f"{self.stage:>10}  " + " · ".join(p for p in parts if p), file=self.stream, flush=True
+        )

@@ -120,8 +120,9 @@ def _parse_turn(raw: Any) -> Turn | str:
     label = raw.get("from", raw.get("role"))
     text = next((raw[k] for k in ("value", "content", "text") if k in raw), None)
     if isinstance(text, list):  # OpenAI's content parts
-        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None
-                 for p in text]
+        parts = [
+            p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in text
+        ]
         text = None if None in parts else "".join(parts)
     role = ROLES.get(label.lower()) if isinstance(label, str) else None
     if role is None:

@@ -93,18 +93,17 @@ class HandleBackend:
         """
         response = self._handle.remote(request_id, prompt_ids, sampling)
         assert isinstance(response, DeploymentResponseGenerator)
-        finished = False
         try:
             async for delta in response:
-                finished = delta.finish_reason is not None
                 yield delta
         except BackPressureError as error:
             raise EngineOverloadedError(str(error)) from error
         except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
             raise EngineUnavailableError(str(error)) from error
-        finally:
-            if not finished:
-                response.cancel()
+        except (GeneratorExit, asyncio.CancelledError):
+            # Only here: cancelling a response that failed raises its error again.
+            response.cancel()
+            raise
 
     async def ready(self) -> bool:
         """Whether a model replica runs, as Serve's controller sees it."""
@@ -144,6 +143,9 @@ def build(settings: Settings) -> Application:
             initial_replicas=settings.min_replicas,
             # Half of what a replica can hold: beyond it each stream gets slower.
             target_ongoing_requests=max(1, engine.max_ongoing / 2),
+            # Serve's defaults look back over 30 s; an answer is often shorter.
+            metrics_interval_s=1,
+            look_back_period_s=5,
             upscale_delay_s=3,
             downscale_delay_s=60,
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import JSONResponse
 
 from ochat_ray.errors import UserError
@@ -159,9 +159,6 @@ class StreamOptions(_Strict):
     include_usage: bool | None = None
 
 
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
 class ChatRequest(_Strict):
     """The body of POST /v1/chat/completions. null stands for a field that is not given."""
 
@@ -173,7 +170,7 @@ class ChatRequest(_Strict):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = None
@@ -183,6 +180,8 @@ class ChatRequest(_Strict):
     def _fields_agree(self) -> ChatRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only with stream=true")
+        if not all(1 <= len(stop) <= 256 for stop in self.stops) or len(self.stops) > 4:
+            raise ValueError("stop: up to 4 strings of 1 to 256 characters")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")

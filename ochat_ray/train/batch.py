@@ -58,7 +58,7 @@ def make_batch(conversations: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
 
 
 def trained_weight(weights: np.ndarray) -> float:
-    """The sum of a conversation's weights that enter the loss: the first token is never a target."""
+    """Sum of the weights that enter the loss: a conversation's first token is never a target."""
     return float(weights[1:].sum(dtype=np.float64))
 
 
@@ -67,7 +67,5 @@ def weighted_nll(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
     Not a mean: the caller divides by the weight of the whole step, over all packs and workers.
     """
-    nll = functional.cross_entropy(
-        logits[0].float(), batch.targets[0], reduction="none"
-    )
+    nll = functional.cross_entropy(logits[0].float(), batch.targets[0], reduction="none")
     return (nll * batch.weights[0]).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -47,6 +47,8 @@ class TrainConfig:
     """Recompute activations in the backward pass instead of keeping them."""
     eval_tokens: int | None = None
     """Held-out tokens to evaluate on, before and after; None takes all."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the forward and backward pass; auto is bfloat16 where the hardware computes in it."""
     seed: int = 0
     overwrite: bool = False
     """Replace a complete model of another configuration in the output directory."""

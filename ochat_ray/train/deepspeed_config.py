@@ -7,7 +7,9 @@ from typing import Any
 from ochat_ray.train.config import TrainConfig
 
 
-def deepspeed_config(config: TrainConfig, *, world_size: int, bf16: bool) -> dict[str, Any]:
+def deepspeed_config(
+    config: TrainConfig, *, world_size: int, bf16: bool, cuda: bool
+) -> dict[str, Any]:
     """A DeepSpeed configuration as its JSON documentation defines it.
 
     The loop sets the boundary between optimizer steps and the loss's scale itself, since steps
@@ -23,7 +25,7 @@ def deepspeed_config(config: TrainConfig, *, world_size: int, bf16: bool) -> dic
         "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": config.zero_stage,
-            "overlap_comm": bf16,  # needs CUDA streams
+            "overlap_comm": cuda,  # needs CUDA streams
             "contiguous_gradients": True,
             "reduce_scatter": True,
             "stage3_gather_16bit_weights_on_model_save": False,

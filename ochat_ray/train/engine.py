@@ -37,6 +37,16 @@ class Evaluation:
     weight: float
 
 
+def compute_dtype(name: str) -> torch.dtype:
+    """The dtype of a TrainConfig's `dtype`; "auto" asks the hardware of this worker."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 class Engine:
     """Needs torch.distributed to be up; with world size 1 it is a group of one."""
 
@@ -47,13 +57,19 @@ class Engine:
         cuda = torch.cuda.is_available()
         # Joins the group that is up; without it zero.Init believes in a world of one.
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo")
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else (
-            torch.device("cpu")
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device()) if cuda else (torch.device("cpu"))
         )
-        settings = deepspeed_config(config, world_size=distributed.get_world_size(), bf16=cuda)
+        dtype = compute_dtype(config.dtype)
+        settings = deepspeed_config(
+            config,
+            world_size=distributed.get_world_size(),
+            bf16=dtype == torch.bfloat16,
+            cuda=cuda,
+        )
         # transformers partitions weights while it loads them as long as this object is alive.
         self._partition_on_load = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
-        model = load_model(base, torch.bfloat16 if cuda else torch.float32)
+        model = load_model(base, dtype)
         # A packed sequence is recognised only without a cache, and dropout is not for fine-tuning.
         model.config.use_cache = False
         for module in model.modules():

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed
 
+from ochat_ray.template import chat_template
 from ochat_ray.train.base_model import configure_generation
 from ochat_ray.train.engine import Engine
-from ochat_ray.template import chat_template
 
 SHARD_BYTES = 4 << 30
 
@@ -68,8 +68,10 @@ class _ShardWriter:
         self._flush()
         count = len(self._files)
         for number, names in enumerate(self._files):
-            file = "model.safetensors" if count == 1 else (
-                f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            file = (
+                "model.safetensors"
+                if count == 1
+                else (f"model-{number + 1:05d}-of-{count:05d}.safetensors")
             )
             (self._directory / f"shard-{number}").rename(self._directory / file)
             self.where |= dict.fromkeys(names, file)

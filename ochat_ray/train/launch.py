@@ -122,8 +122,10 @@ def _use_gpu(config: TrainConfig) -> bool:
     if gpus >= config.num_workers:
         return True
     if gpus:
-        raise UserError(f"{config.num_workers} workers need a GPU each, the cluster has {gpus}; "
-                        f"use --num-workers {gpus}")
+        raise UserError(
+            f"{config.num_workers} workers need a GPU each, the cluster has {gpus}; "
+            f"use --num-workers {gpus}"
+        )
     if cpus < config.num_workers:
         raise UserError(
             f"{config.num_workers} workers need a CPU each, the cluster has {cpus}; use "

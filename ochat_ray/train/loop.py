@@ -171,5 +171,3 @@ class _Log:
             return
         self._lines.append(json.dumps({**metrics, "total_steps": self._total_steps}))
         self._run.write_text(METRICS, "\n".join(self._lines) + "\n")
-
-

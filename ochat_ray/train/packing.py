@@ -48,8 +48,11 @@ def plan(
         UserError: a conversation is longer than a pack, or a number is not positive.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
-    if world_size < 1 or max_tokens < 1 or (sequences_per_step is not None
-                                            and sequences_per_step < 1):
+    if (
+        world_size < 1
+        or max_tokens < 1
+        or (sequences_per_step is not None and sequences_per_step < 1)
+    ):
         raise UserError("world_size, max_tokens and sequences_per_step must be positive")
     if lengths.size and int(lengths.max()) > max_tokens:
         raise UserError(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(
-    step: int, *, total_steps: int, warmup_ratio: float, peak: float
-) -> float:
+def learning_rate(step: int, *, total_steps: int, warmup_ratio: float, peak: float) -> float:
     """Linear warm-up over ceil(ratio x steps) steps, then cosine to 0.
 
     `step` counts from 1; the first one already learns, and the last has the smallest rate above 0.

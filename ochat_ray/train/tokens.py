@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from ochat_ray.run_dir import Split, open_tokens
 from ochat_ray.train.batch import Batch, make_batch
@@ -17,7 +17,7 @@ class TokenTable:
 
     def __init__(self, data: str, split: Split) -> None:
         table = open_tokens(data, split)
-        order = pa.compute.sort_indices(
+        order = pc.sort_indices(
             table.select(["id", "length"]), sort_keys=[("id", "ascending"), ("length", "ascending")]
         )
         self._order = order.to_numpy()

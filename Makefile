@@ -1,0 +1,46 @@
+# Two commands: `make demo` and `make test`. Both make .venv first, if it is not there.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help venv demo stop test test-all lint clean
+
+help:
+	@echo "make demo          prepare, train and serve a small real model; KEEP=1 leaves the server up"
+	@echo "make stop          end what KEEP=1 left up"
+	@echo "make test          the tests that need no root, GPU or browser"
+	@echo "make lint          ruff and mypy"
+	@echo "make venv          only the environment; then: . .venv/bin/activate"
+
+venv: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; try make PYTHON=python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	# Ray's commands disagree on token authentication once ~/.ray/auth_token exists; this settles it.
+	grep -q RAY_AUTH_MODE $(BIN)/activate || echo 'export RAY_AUTH_MODE=token' >> $(BIN)/activate
+	umask 077 && $(BIN)/ray get-auth-token --generate > /dev/null 2>&1
+	touch $@
+
+demo: venv
+	@$(BIN)/python -m ochat_ray.demo $(if $(KEEP),--keep)
+
+stop: venv
+	@$(BIN)/python -m ochat_ray.demo stop
+
+test: venv
+	$(BIN)/python -m pytest -m "not end_to_end and not gpu"
+
+test-all: venv
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,61 @@
+"""A tiny random Llama with a byte-level tokenizer, made here: no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+TRAINING_TEXT = ["Human: Assistant: hello there, how are you?", "naïve café 你好 🙂", "0123456789"]
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    """BPE over all 256 bytes, with a few merges, BOS `<s>` = 0 and the end-of-turn token last."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
+    tokenizer.add_special_tokens(["<|end_of_turn|>"])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level_tokenizer(), bos_token="<s>")
+
+
+@pytest.fixture(scope="session")
+def model_directory(tokenizer, tmp_path_factory) -> Path:
+    """A two-layer Llama, float32, as train would write it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=0,
+        eos_token_id=end_of_turn,
+        # Wide enough for logits that differ: with the usual 0.02 every answer is one token.
+        initializer_range=0.5,
+        tie_word_embeddings=False,
+    )
+    directory = tmp_path_factory.mktemp("served") / "tiny"
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from ochat_ray.errors import UserError
+from ochat_ray.serve.args import ConfigurationError, ServeArgs, resolve
+
+
+@pytest.fixture
+def copy(model_directory, tmp_path):
+    return shutil.copytree(model_directory, tmp_path / "copy")
+
+
+def test_a_bare_directory_is_served_under_its_name(model_directory):
+    settings = resolve(ServeArgs(model=str(model_directory)))
+    assert settings.ingress.served_model_name == "tiny"
+    assert settings.ingress.model_type == "openchat"
+    assert settings.ingress.context_length == 4096
+    assert (settings.min_replicas, settings.max_replicas) == (1, 2)
+
+
+def test_the_recipe_names_the_model_its_template_and_its_context(copy):
+    recipe = {"name": "demo", "model_type": "opencoder", "context_length": 1024}
+    (copy / "ochat.json").write_text(json.dumps({"recipe": recipe}))
+    settings = resolve(ServeArgs(model=str(copy)))
+    assert settings.ingress.served_model_name == "demo"
+    assert settings.ingress.model_type == "opencoder"
+    assert settings.ingress.context_length == settings.engine.context_length == 1024
+
+
+def test_a_relative_directory_is_made_absolute(copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    assert resolve(ServeArgs(model="copy")).engine.directory == str(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_what_a_directory_lacks_is_said_in_one_line(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(UserError) as caught:
+        resolve(ServeArgs(model=str(copy)))
+    assert name.removeprefix("model") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_the_end_of_turn_token_is_refused(copy):
+    path = copy / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|end_of_turn|>", "<|other|>"))
+    with pytest.raises(UserError, match="end_of_turn"):
+        resolve(ServeArgs(model=str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"model": "/nowhere"}, "no model directory at /nowhere"),
+        ({"engine": "vllm"}, "not there yet"),
+        ({"engine": "x"}, "unknown engine 'x'"),
+        ({"model_type": "x"}, "unknown model type 'x'"),
+        ({"min_replicas": "3", "max_replicas": "2"}, "below min_replicas"),
+        ({"context_length": "5000"}, "above the model's 4096"),
+        ({"keys": "/nowhere"}, "cannot read API keys"),
+    ],
+)
+def test_an_argument_that_does_not_hold_is_one_line(model_directory, fields, text):
+    with pytest.raises(UserError, match=text) as caught:
+        resolve(ServeArgs(**({"model": str(model_directory)} | fields)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [({"modle": "x"}, "unknown argument 'modle'"), ({"max_ongoing": "many"}, "max_ongoing='many'")],
+)
+def test_arguments_that_do_not_parse_are_one_line(fields, text):
+    with pytest.raises(ConfigurationError, match=text) as caught:
+        ServeArgs.model_validate(fields)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_importing_the_application_does_not_pay_for_torch():
+    code = (
+        "import sys, ochat_ray.serve;"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,235 @@
+"""The whole application on a real local Ray: HTTP proxy, ingress, autoscaled model replica."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import httpx
+import openai
+import pytest
+
+pytestmark = pytest.mark.ray
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello 🙂"}]
+ASK = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 40}
+KEY = "key-for-the-test"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+    from ray import serve
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def deploy(model_directory, name, **args):
+    from ray import serve
+
+    from ochat_ray.serve import ServeArgs, app
+
+    arguments = {
+        "model": str(model_directory), "context_length": 2048, "max_replicas": 1,
+        "dtype": "float32", **args,
+    }  # fmt: skip
+    serve.run(app(ServeArgs.model_validate(arguments)), name=name, route_prefix=f"/{name}")
+
+
+@pytest.fixture(scope="module")
+def url(cluster, model_directory, tmp_path_factory):
+    """The application with keys, room for one request and one in the queue."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"test:{KEY}\n")
+    deploy(model_directory, "app", keys=str(keys), max_ongoing=1, max_queued=1, num_cpus=1)
+    return f"{cluster}/app"
+
+
+@pytest.fixture(scope="module")
+def http(url):
+    with httpx.Client(
+        base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+def running(name="app"):
+    from ray import serve
+
+    return serve.get_deployment_handle("Model", name).running.remote().result(timeout_s=10)
+
+
+def test_the_official_client_and_a_plain_post_get_the_same_answer(client, http, model_directory):
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from ochat_ray.template import encode
+
+    plain = http.post("/v1/chat/completions", json=ASK).json()
+    text = plain["choices"][0]["message"]["content"]
+    completion = client.chat.completions.create(**ASK)
+    assert completion.choices[0].message.content == text
+    assert completion.choices[0].finish_reason == plain["choices"][0]["finish_reason"]
+    assert completion.usage.model_dump(exclude_none=True) == plain["usage"]
+
+    stream = list(
+        client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True})
+    )
+    pieces = [c.choices[0].delta.content or "" for c in stream if c.choices]
+    assert "".join(pieces) == text
+    assert stream[0].choices[0].delta.role == "assistant"
+    assert stream[-2].choices[0].finish_reason == plain["choices"][0]["finish_reason"]
+    assert stream[-1].usage == completion.usage
+
+    # And it is the model's own answer to the template's ids.
+    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    turns = [{"role": m["role"], "text": m["content"]} for m in MESSAGES]
+    ids, _ = encode(turns, "openchat", tokenizer, add_generation_prompt=True)
+    model = LlamaForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    out = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)[0, len(ids) :]
+    assert plain["usage"]["prompt_tokens"] == len(ids)
+    assert plain["usage"]["completion_tokens"] == len(out)
+    whole = tokenizer.decode(out, skip_special_tokens=True)
+    assert whole.rstrip("\ufffd") == text.rstrip("\ufffd")
+
+
+def test_health_models_and_request_ids(http, url):
+    health = httpx.get(f"{url}/health")
+    assert (health.status_code, health.json()) == (200, {"status": "ready"})
+    models = http.get("/v1/models")
+    assert [model["id"] for model in models.json()["data"]] == ["tiny"]
+    assert models.headers["x-request-id"]
+    assert "," not in models.headers["x-request-id"]
+    assert "version" in http.get("/version").json()
+
+
+def test_errors_are_the_clients_own_classes(client, url):
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+    with pytest.raises(openai.NotFoundError) as not_found:
+        client.chat.completions.create(**ASK | {"model": "gpt-4"})
+    assert not_found.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(**ASK, logprobs=True)
+    assert bad.value.param == "logprobs"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(**ASK | {"max_tokens": 5000})
+    assert long.value.code == "context_length_exceeded"
+
+
+def wait_until(condition, timeout_s=20.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+LONG = ASK | {"max_tokens": 1900, "temperature": 1, "seed": 1}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_the_slot(url, stream):
+    # The replica holds one request: it is free again only if the first was cancelled in the
+    # engine. `running` goes to the same replica, so it is asked when the slot is free.
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    async def leave():
+        async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+            body = LONG | {"stream": stream, "max_tokens": 1900}
+            try:
+                async with asyncio.timeout(1.0):
+                    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                        async for _ in response.aiter_lines():
+                            pass
+            except TimeoutError:
+                return
+        raise AssertionError("the answer was done before the client left; make it longer")
+
+    asyncio.run(leave())
+    started = time.monotonic()
+    wait_until(lambda: running() == 0)
+    print(f"free after {time.monotonic() - started:.2f} s")
+
+
+def test_a_client_that_leaves_the_queue_never_runs(url, http):
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    async def queue_and_leave():
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+            first = asyncio.create_task(client.post("/v1/chat/completions", json=LONG))
+            await asyncio.sleep(0.5)
+            second = asyncio.create_task(client.post("/v1/chat/completions", json=LONG))
+            await asyncio.sleep(0.5)
+            assert not first.done()
+            second.cancel()
+            first.cancel()
+            await asyncio.wait([first, second])
+
+    asyncio.run(queue_and_leave())
+    wait_until(lambda: running() == 0)
+    assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+
+
+def test_over_the_queue_is_429_at_once(url):
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    async def flood():
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+            body = ASK | {"max_tokens": 300, "seed": 1, "temperature": 1}
+            return await asyncio.gather(
+                *[client.post("/v1/chat/completions", json=body) for _ in range(8)]
+            )
+
+    responses = asyncio.run(flood())
+    statuses = {response.status_code for response in responses}
+    assert statuses == {200, 429}, [response.text for response in responses]
+    refused = next(response for response in responses if response.status_code == 429)
+    assert refused.headers["retry-after"]
+    assert refused.json()["error"]["code"] == "overloaded"
+
+
+def test_load_brings_a_second_replica(cluster, model_directory):
+    from ray import serve
+
+    deploy(model_directory, "scaled", num_cpus=0.5, max_ongoing=2, max_replicas=2)
+
+    def replicas():
+        states = serve.status().applications["scaled"].deployments["Model"].replica_states
+        return states.get("RUNNING", 0)
+
+    assert replicas() == 1
+
+    async def load():
+        async with httpx.AsyncClient(base_url=f"{cluster}/scaled", timeout=300) as client:
+            tasks = [
+                asyncio.create_task(client.post("/v1/chat/completions", json=LONG))
+                for _ in range(30)
+            ]
+            await asyncio.to_thread(wait_until, lambda: replicas() == 2, 60)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    asyncio.run(load())
+    serve.delete("scaled")
+
+
+def test_without_keys_this_machine_is_answered_and_no_proxy(cluster, model_directory):
+    deploy(model_directory, "open", num_cpus=0.5)
+    answer = httpx.post(f"{cluster}/open/v1/chat/completions", json=ASK, timeout=60)
+    assert answer.status_code == 200
+    headers = {"X-Forwarded-For": "10.0.0.9"}
+    assert httpx.get(f"{cluster}/open/v1/models", headers=headers).status_code == 403
