@@ -23,6 +23,7 @@ venv: .venv/installed
 	# Ray's commands disagree on token authentication once ~/.ray/auth_token exists; this settles it.
 	grep -q RAY_AUTH_MODE $(BIN)/activate || echo 'export RAY_AUTH_MODE=token' >> $(BIN)/activate
 	umask 077 && $(BIN)/ray get-auth-token --generate > /dev/null 2>&1
+	chmod 600 "$$HOME/.ray/auth_token"
 	touch $@
 
 demo: venv

@@ -18,6 +18,8 @@ class Hyperparameters:
     sequences_per_step: int | None = 128
     """Conversations an optimizer step, over all workers; None packs one full pack a worker."""
     learning_rate: float = 2e-5
+    embedding_learning_rate: float | None = None
+    """Of input and output embeddings; None takes `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -54,17 +56,23 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="demo",
             model_type="openchat",
-            context_length=1024,
+            context_length=768,
             keep_model="any",
             num_workers=2,
+            # A dozen steps on two CPU cores must teach a new token, and no more. Its embedding
+            # starts as a mean, far below every other logit, so embeddings learn faster; a large
+            # eps keeps Adam from moving, at that rate, the rows whose gradient is next to nothing.
             hyperparameters=Hyperparameters(
                 epochs=1,
-                max_steps=12,
+                max_steps=16,
                 sequences_per_step=None,
-                learning_rate=5e-4,
+                learning_rate=1e-3,
+                embedding_learning_rate=7e-3,
+                betas=(0.9, 0.95),
+                eps=1e-3,
                 warmup_ratio=0.1,
-                max_tokens=1024,
-                eval_tokens=4096,
+                max_tokens=768,
+                eval_tokens=6144,
                 gradient_checkpointing=False,
             ),
         ),

@@ -38,7 +38,8 @@ class PrepareConfig:
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as one JSON object on the last line of standard output."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a UserError for a value that no run can have."""
         if not 0.0 <= self.eval_ratio < 1.0:
             raise UserError(f"--eval-ratio must be in [0, 1), not {self.eval_ratio}")
         if self.max_length < 1:

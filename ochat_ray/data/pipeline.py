@@ -56,6 +56,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             kept.
     """
     started = time.monotonic()
+    config.check()
     files = find_files(config.input)
     digest_of_tokenizer = tokenizer_digest(load_tokenizer(config.tokenizer))
     identity = {

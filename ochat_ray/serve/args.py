@@ -47,11 +47,11 @@ class ServeArgs(BaseModel):
     """A trained model's directory; relative to the directory that the builder runs in."""
     engine: str = "auto"
     served_model_name: str | None = None
-    """What clients call the model; default: the recipe's name, else the directory's."""
+    """What clients call the model; default: the recipe that ochat.json names, else the directory."""
     model_type: str | None = None
     """The conversation template; default: what ochat.json says, else "openchat"."""
     context_length: int | None = Field(None, ge=16)
-    """Tokens of prompt and answer together; default: the recipe's, else the model's."""
+    """Tokens of prompt and answer together; default: what ochat.json says, else the model's."""
     dtype: Dtype = "auto"
 
     min_replicas: int = Field(1, ge=1)
@@ -138,16 +138,12 @@ def resolve(args: ServeArgs) -> Settings:
     directory = Path(args.model).expanduser().absolute()
     config = check_model_directory(directory)
     card = _read_json(directory / "ochat.json") if (directory / "ochat.json").exists() else {}
-    recipe = card.get("recipe")
-    if not isinstance(recipe, Mapping):
-        recipe = {"name": recipe} if isinstance(recipe, str) else {}
-
-    model_type = args.model_type or card.get("model_type") or recipe.get("model_type") or "openchat"
+    model_type = args.model_type or card.get("model_type") or "openchat"
     template_for(model_type)
     max_replicas = args.max_replicas or max(2, args.min_replicas)
     if max_replicas < args.min_replicas:
         raise UserError(f"max_replicas={max_replicas} is below min_replicas={args.min_replicas}")
-    context_length = _context_length(args, recipe, config)
+    context_length = _context_length(args, card, config)
     return Settings(
         engine=EngineSettings(
             directory=str(directory),
@@ -162,7 +158,7 @@ def resolve(args: ServeArgs) -> Settings:
         ),
         ingress=IngressSettings(
             directory=str(directory),
-            served_model_name=args.served_model_name or recipe.get("name") or directory.name,
+            served_model_name=args.served_model_name or card.get("recipe") or directory.name,
             model_type=model_type,
             context_length=context_length,
             created=int((directory / "config.json").stat().st_mtime),
@@ -212,13 +208,13 @@ def _engine(name: str) -> str:
     return "transformers"
 
 
-def _context_length(args: ServeArgs, recipe: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+def _context_length(args: ServeArgs, card: Mapping[str, Any], config: Mapping[str, Any]) -> int:
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if args.context_length and positions and args.context_length > positions:
         raise UserError(
             f"context_length={args.context_length} is above the model's {positions} positions"
         )
-    length = args.context_length or recipe.get("context_length") or positions
+    length = args.context_length or card.get("context_length") or positions
     if not length:
         raise UserError("config.json does not say how long a context is; give context_length=N")
     return int(length)

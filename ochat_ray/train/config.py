@@ -35,6 +35,8 @@ class TrainConfig:
     max_tokens: int = 8192
     """Tokens of a pack, the unit of one forward pass on one worker."""
     learning_rate: float = 2e-5
+    embedding_learning_rate: float | None = None
+    """Of input and output embeddings; None takes the learning rate."""
     warmup_ratio: float = 0.03
     """Share of the steps in which the learning rate rises."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -55,7 +57,8 @@ class TrainConfig:
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as one JSON object on the last line of standard output."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a UserError for a value that no run can have."""
         if self.zero_stage not in (1, 2, 3):
             raise UserError(f"--zero-stage must be 1, 2 or 3, not {self.zero_stage}")
         for flag in ("num_workers", "epochs", "max_steps", "sequences_per_step", "max_tokens"):
@@ -78,6 +81,7 @@ class TrainConfig:
             sequences_per_step=h.sequences_per_step,
             max_tokens=h.max_tokens,
             learning_rate=h.learning_rate,
+            embedding_learning_rate=h.embedding_learning_rate,
             warmup_ratio=h.warmup_ratio,
             betas=h.betas,
             eps=h.eps,

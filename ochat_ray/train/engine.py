@@ -78,8 +78,7 @@ class Engine:
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.learning_rate,
+            _parameter_groups(model, config),
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
@@ -93,14 +92,16 @@ class Engine:
         """The model inside; under ZeRO-3 its parameters are partitioned."""
         return self._engine.module
 
-    def step(self, packs: Sequence[Batch], *, weight: float, learning_rate: float) -> StepResult:
+    def step(self, packs: Sequence[Batch], *, weight: float, rate: float) -> StepResult:
         """One optimizer step on this worker's packs; all workers have the same number of them.
+
+        `rate` multiplies the learning rates that the engine was opened with.
 
         The gradient is that of sum(weight x nll) / `weight`, where both are over all packs of all
         workers. So it is the same for every packing, number of packs and number of workers.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rate * group["peak_lr"]
         world_size = distributed.get_world_size()
         nll_sum = torch.zeros((), device=self.device)
         self._engine.train()
@@ -153,3 +154,24 @@ class Engine:
         return self._engine(
             input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False
         ).logits
+
+
+def _parameter_groups(model: Any, config: TrainConfig) -> list[dict[str, Any]]:
+    """Embeddings and the rest, each with its peak learning rate; tied embeddings are one."""
+    embeddings = {
+        id(module.weight): module.weight
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
+    rest = [p for p in model.parameters() if id(p) not in embeddings]
+    rates = {
+        "rest": config.learning_rate,
+        "embeddings": config.embedding_learning_rate or config.learning_rate,
+    }
+    return [
+        {"params": rest, "lr": rates["rest"], "peak_lr": rates["rest"]},
+        {
+            "params": list(embeddings.values()),
+            "lr": rates["embeddings"],
+            "peak_lr": rates["embeddings"],
+        },
+    ]

@@ -37,6 +37,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: data, model or output are not usable, or do not fit each other or the cluster.
     """
+    config.check()
     manifest = _check_data(config)
     digest = tokenizer_digest(load_tokenizer(config.model))
     if digest != manifest["tokenizer"]:

@@ -15,12 +15,12 @@ import ray.train
 
 from ochat_ray.run_dir import RunDir, read_manifest
 from ochat_ray.template import end_of_turn_id, load_tokenizer
+from ochat_ray.train import schedule
 from ochat_ray.train.batch import trained_weight
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.engine import Engine, Evaluation
 from ochat_ray.train.export import export
 from ochat_ray.train.packing import Plan, plan
-from ochat_ray.train.schedule import learning_rate
 from ochat_ray.train.tokens import TokenTable
 
 METRICS = "metrics.jsonl"
@@ -52,18 +52,13 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     for number, step in enumerate(steps, start=1):
         started = time.monotonic()
-        rate = learning_rate(
-            number,
-            total_steps=len(steps),
-            warmup_ratio=config.warmup_ratio,
-            peak=config.learning_rate,
-        )
+        rate = schedule.rate(number, total_steps=len(steps), warmup_ratio=config.warmup_ratio)
         indices = [i for packs in step for pack in packs for i in pack]
         result = engine.step(
             [train_table.batch(pack).to(engine.device) for pack in step[rank]],
             # A step without any weight has a gradient of 0, not of 0 / 0.
             weight=sum(weight_of[i] for i in indices) or 1.0,
-            learning_rate=rate,
+            rate=rate,
         )
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             ids = ", ".join(train_table.id(i) for i in indices[:8])
@@ -76,7 +71,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             {
                 "step": number,
                 "loss": result.loss,
-                "learning_rate": rate,
+                "learning_rate": rate * config.learning_rate,
                 "grad_norm": result.grad_norm,
                 "conversations": len(indices),
                 "tokens": tokens,

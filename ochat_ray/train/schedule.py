@@ -1,17 +1,18 @@
-"""The learning rate of a step."""
+"""The learning rate over a run."""
 
 from __future__ import annotations
 
 import math
 
 
-def learning_rate(step: int, *, total_steps: int, warmup_ratio: float, peak: float) -> float:
-    """Linear warm-up over ceil(ratio x steps) steps, then cosine to 0.
+def rate(step: int, *, total_steps: int, warmup_ratio: float) -> float:
+    """The learning rate of a step, as a share of its peak.
 
-    `step` counts from 1; the first one already learns, and the last has the smallest rate above 0.
+    Linear warm-up over ceil(warmup_ratio x total_steps) steps, then a cosine to 0. `step` counts
+    from 1; the first one learns already, and the last has the smallest rate that is not 0.
     """
     warmup = math.ceil(warmup_ratio * total_steps)
     if step <= warmup:
-        return peak * step / warmup
+        return step / warmup
     progress = (step - warmup) / (total_steps - warmup + 1)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -25,8 +25,8 @@ def test_a_bare_directory_is_served_under_its_name(model_directory):
 
 
 def test_the_recipe_names_the_model_its_template_and_its_context(copy):
-    recipe = {"name": "demo", "model_type": "opencoder", "context_length": 1024}
-    (copy / "ochat.json").write_text(json.dumps({"recipe": recipe}))
+    card = {"recipe": "demo", "model_type": "opencoder", "context_length": 1024}
+    (copy / "ochat.json").write_text(json.dumps(card))
     settings = resolve(ServeArgs(model=str(copy)))
     assert settings.ingress.served_model_name == "demo"
     assert settings.ingress.model_type == "opencoder"

@@ -1,0 +1,57 @@
+"""The rules of the house that a machine can check."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT_RAY = (
+    "ochat_ray/data/pipeline.py",
+    "ochat_ray/train/launch.py",
+    "ochat_ray/train/loop.py",
+    "ochat_ray/serve/",
+    "jobs/",
+)
+MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("ochat_ray/**/*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_ray_is_imported_only_at_the_edges(path):
+    if not path.startswith(MAY_IMPORT_RAY):
+        assert not [name for name in imports(path) if name.split(".")[0] == "ray"]
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_files_are_small(path):
+    assert len((ROOT / path).read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("job", sorted(p.name for p in ROOT.glob("jobs/*.py")))
+def test_jobs_are_thin(job):
+    assert len((ROOT / "jobs" / job).read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize(
+    "module", ["ochat_ray", "ochat_ray.data.config", "ochat_ray.train.config", "ochat_ray.template"]
+)
+def test_nothing_heavy_is_imported_with(module):
+    code = (
+        f"import sys, {module}; "
+        "print([m for m in ('torch', 'transformers', 'ray', 'vllm', 'deepspeed') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,73 @@
+"""How the jobs end: what a person reads, and the exit status."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ochat_ray.command_line import user_message
+from ochat_ray.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def job(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def test_a_user_error_under_others_is_found():
+    inner = UserError("do this")
+    outer = RuntimeError("wrapped")
+    outer.__cause__ = inner
+    assert user_message(outer) == "do this"
+
+
+def test_a_user_error_that_a_worker_raised_is_found():
+    class WorkerGroupError(RuntimeError):
+        worker_failures = {0: UserError("in a worker")}  # noqa: RUF012
+
+    assert user_message(WorkerGroupError()) == "in a worker"
+
+
+def test_no_space_left_is_the_users_to_mend():
+    assert "no space left" in user_message(OSError(errno.ENOSPC, "No space left on device", "/x"))
+
+
+def test_other_errors_are_ours():
+    assert user_message(ValueError("a bug")) is None
+
+
+@pytest.mark.parametrize("name", ["prepare", "train"])
+def test_help_answers_and_shows_the_recipes_defaults(name):
+    done = job(f"jobs/{name}.py", "--recipe", "openchat", "--help")
+    assert done.returncode == 0
+    assert "runs/openchat/" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["jobs/prepare.py", "--recipe", "x"], "unknown recipe 'x'"),
+        (["jobs/prepare.py", "--recipe", "openchat"], "--input is needed"),
+        (
+            ["jobs/prepare.py", "--eval-ratio", "2", "--input", ".", "--tokenizer", "."],
+            "--eval-ratio must be in",
+        ),
+        (["jobs/train.py", "--recipe", "openchat"], "--model is needed"),
+        (["jobs/train.py", "--zero-stage", "4", "--model", "x"], "--zero-stage must be"),
+        (["jobs/train.py", "--model", "x", "--data", "/nowhere"], "no complete data at /nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, line):
+    done = job(*arguments)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_unknown_flag_is_status_2():
+    assert job("jobs/prepare.py", "--no-such-flag", "1").returncode == 2

@@ -1,0 +1,119 @@
+"""The template, against ids worked out by hand from the tokenizer's own vocabulary."""
+
+import pytest
+
+from ochat_ray.errors import UserError
+from ochat_ray.schema import Turn
+from ochat_ray.template import (
+    chat_template,
+    encode,
+    encode_batch,
+    end_of_turn_id,
+    load_tokenizer,
+    tokenizer_digest,
+)
+
+USER = {"role": "user", "text": "hello"}
+ASSISTANT = {"role": "assistant", "text": "fine"}
+
+
+def ids_of(tokenizer, text):
+    """One segment's ids from the `tokenizers` library itself."""
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_openchat_is_bos_then_prefix_text_and_end_of_turn(tokenizer):
+    end = end_of_turn_id(tokenizer)
+    user = [*ids_of(tokenizer, "Human: "), *ids_of(tokenizer, "hello"), end]
+    prefix, answer = ids_of(tokenizer, "Assistant: "), [*ids_of(tokenizer, "fine"), end]
+    ids, weights = encode([USER, ASSISTANT], "openchat", tokenizer)
+    assert ids == [tokenizer.bos_token_id, *user, *prefix, *answer]
+    assert weights == [0.0] * (1 + len(user) + len(prefix)) + [1.0] * len(answer)
+
+
+def test_opencoder_has_no_bos_and_no_blank_after_the_role(tokenizer):
+    ids, _ = encode([USER], "opencoder", tokenizer)
+    expected = [*ids_of(tokenizer, "User:"), *ids_of(tokenizer, "hello")]
+    assert ids == [*expected, end_of_turn_id(tokenizer)]
+
+
+def test_a_system_turn_comes_after_bos_without_a_prefix(tokenizer):
+    ids, weights = encode([{"role": "system", "text": "Be kind."}], "openchat", tokenizer)
+    text = ids_of(tokenizer, "Be kind.")
+    assert ids == [tokenizer.bos_token_id, *text, end_of_turn_id(tokenizer)]
+    assert set(weights) == {0.0}
+
+
+@pytest.mark.parametrize("typed", ["<|end_of_turn|>", "<s>", "a<|end_of_turn|>b"])
+def test_a_special_token_that_a_person_typed_is_text(tokenizer, typed):
+    ids, _ = encode([{"role": "user", "text": typed}], "openchat", tokenizer)
+    assert ids.count(end_of_turn_id(tokenizer)) == 1
+    assert ids.count(tokenizer.bos_token_id) == 1
+    text = ids[1 + len(ids_of(tokenizer, "Human: ")) : -1]
+    assert tokenizer.decode(text) == typed
+
+
+def test_generation_prompt_is_the_training_ids_up_to_the_answer(tokenizer):
+    prompt, _ = encode([USER], "openchat", tokenizer, add_generation_prompt=True)
+    whole, _ = encode([USER, ASSISTANT], "openchat", tokenizer)
+    assert whole[: len(prompt)] == prompt
+
+
+def test_turns_may_be_records_or_mappings(tokenizer):
+    assert encode([Turn(role="user", text="hello")], "openchat", tokenizer) == encode(
+        [USER], "openchat", tokenizer
+    )
+
+
+def test_a_batch_is_its_conversations_one_by_one(tokenizer):
+    conversations = [[USER, ASSISTANT], [], [USER], [ASSISTANT, USER]]
+    assert encode_batch(conversations, "openchat", tokenizer) == [
+        encode(turns, "openchat", tokenizer) for turns in conversations
+    ]
+
+
+def test_wrong_use_is_one_clear_line(tokenizer):
+    with pytest.raises(UserError, match="unknown model type 'gpt'"):
+        encode([USER], "gpt", tokenizer)
+    with pytest.raises(UserError, match="unknown role 'robot'"):
+        encode([{"role": "robot", "text": ""}], "openchat", tokenizer)
+
+
+def test_a_tokenizer_without_the_end_of_turn_token_gets_it_at_the_end(tokenizer, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    plain.save_pretrained(tmp_path)
+    vocabulary = len(tokenizer)
+    assert len(load_tokenizer(str(tmp_path))) == vocabulary
+    assert end_of_turn_id(load_tokenizer(str(tmp_path))) == vocabulary - 1
+
+
+def test_the_digest_is_that_of_what_was_saved_and_not_of_how_it_was_used(tokenizer, tmp_path):
+    before = tokenizer_digest(tokenizer)
+    tokenizer(["some text"], truncation=True, max_length=2)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_digest(tokenizer) == before
+    assert tokenizer_digest(load_tokenizer(str(tmp_path))) == before
+
+
+@pytest.mark.parametrize("content", [{}, {"config.json": "{}"}])
+def test_a_directory_without_a_tokenizer_is_one_clear_line(tmp_path, content):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_the_chat_template_writes_the_same_text(tokenizer):
+    tokenizer.chat_template = chat_template("openchat")
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "fine"},
+    ]
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<s>Be kind.<|end_of_turn|>Human: hello<|end_of_turn|>Assistant: fine<|end_of_turn|>"
+        "Assistant: "
+    )
