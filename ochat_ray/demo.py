@@ -7,6 +7,7 @@ python -m ochat_ray.demo stop         end what --keep left up
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from ochat_ray.errors import UserError
 RUN = Path("runs/demo")
 _PROCESSES = RUN / "processes.json"
 _URL = f"http://127.0.0.1:{local_cluster.SERVE_PORT}"
+# What Ray's own logger says when all is well; the jobs' lines are not of this form.
+_RAY_INFO = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|SUCC|WARNING) \w+\.py:\d+ -- ")
 _QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea.")
 
 
@@ -63,8 +66,19 @@ class Demo:
         Raises:
             UserError: it failed; its own output, which the user has just seen, says why.
         """
-        done = subprocess.run(command, env=local_cluster.environment(), check=False)
-        if done.returncode != 0:
+        with subprocess.Popen(
+            command,
+            env=local_cluster.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if not _RAY_INFO.match(line):
+                    print(line, end="", flush=True)
+        if process.returncode != 0:
             raise UserError(f"`{' '.join(command)}` failed; Ray's logs are in {self.temp_dir}")
 
     def start_ray(self) -> None:

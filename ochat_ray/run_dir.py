@@ -25,6 +25,11 @@ MANIFEST = "manifest.json"
 Split = Literal["train", "eval"]
 
 
+def absolute(uri: str) -> str:
+    """A path that means the same in any directory; a URI as it is."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
 def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system and the path in it of a local path or a URI.
 
@@ -32,7 +37,7 @@ def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
         UserError: the URI's scheme is not one that pyarrow or fsspec can open.
     """
     if "://" not in uri:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+        return pafs.LocalFileSystem(), absolute(uri)
     try:
         return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, ValueError, ImportError) as error:

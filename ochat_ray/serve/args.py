@@ -47,7 +47,7 @@ class ServeArgs(BaseModel):
     """A trained model's directory; relative to the directory that the builder runs in."""
     engine: str = "auto"
     served_model_name: str | None = None
-    """What clients call the model; default: the recipe that ochat.json names, else the directory."""
+    """What clients call the model; default: ochat.json's recipe, else the directory's name."""
     model_type: str | None = None
     """The conversation template; default: what ochat.json says, else "openchat"."""
     context_length: int | None = Field(None, ge=16)

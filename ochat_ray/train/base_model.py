@@ -19,7 +19,9 @@ def load_model(path: str, dtype: torch.dtype) -> Any:
         UserError: there is no such model, or it would need code or a pickle to open.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of loading, which would fill a job's log
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:

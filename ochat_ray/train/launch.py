@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
-from ochat_ray.run_dir import RunDir, read_manifest
+from ochat_ray.run_dir import RunDir, absolute, read_manifest
 from ochat_ray.template import load_tokenizer, tokenizer_digest
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.loop import METRICS, MODEL_MANIFEST, train_worker
@@ -70,12 +70,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with _staging_directory(config) as staging, _follow(run):
         from ochat_ray.train.base_model import prepare_base  # torch, slow to import
 
-        base = prepare_base(config.model, Path(staging) / "base", manifest["model_type"])
+        base = str(prepare_base(config.model, Path(staging) / "base", manifest["model_type"]))
         TorchTrainer(
             train_worker,
             train_loop_config={
-                "config": asdict(config),
-                "base": str(base),
+                # A worker has a directory of its own.
+                "config": asdict(
+                    replace(config, data=absolute(config.data), output=absolute(config.output))
+                ),
+                "base": absolute(base) if os.path.exists(base) else base,  # or a hub's name
                 "staging": staging,
                 "identity": identity,
             },

@@ -42,8 +42,8 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     train_table = TokenTable(config.data, "train")
     steps = all_steps(config, train_table.lengths, world_size)
-    weights = np.array([trained_weight(train_table.row(i)[1]) for i in _used(steps)] or [0.0])
-    weight_of = dict(zip(_used(steps), weights, strict=False))
+    used = {i for step in steps for packs in step for pack in packs for i in pack}
+    weight_of = {i: trained_weight(train_table.row(i)[1]) for i in used}
 
     engine = Engine(config, settings["base"])
     log = _Log(run if rank == 0 else None, total_steps=len(steps))
@@ -122,10 +122,6 @@ def all_steps(config: TrainConfig, lengths: np.ndarray, world_size: int) -> Plan
         if config.max_steps is not None and len(steps) >= config.max_steps:
             return steps[: config.max_steps]
     return steps
-
-
-def _used(steps: Plan) -> list[int]:
-    return sorted({i for step in steps for packs in step for pack in packs for i in pack})
 
 
 def _evaluate(

@@ -1,0 +1,159 @@
+"""The whole data job on a real local Ray, on small files made here."""
+
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from ochat_ray.data import pipeline
+from ochat_ray.data.config import PrepareConfig
+from ochat_ray.errors import UserError
+from ochat_ray.run_dir import open_tokens
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tokenizer_directory(tokenizer, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+def item(id, question="hello", answer="fine"):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": id, "conversations": turns}
+
+
+def items():
+    """30 that are kept, 3 copies, 1 without an answer, 1 that is none, 1 too long a question."""
+    return [
+        *(item(f"k{i:02d}", question=f"question {i}") for i in range(30)),
+        *(item(f"z{i}", question=f"question {i}") for i in range(3)),
+        {"id": "q", "conversations": [{"from": "human", "value": "hello?"}]},
+        {"nothing": 1},
+        item("long", question="x" * 500),
+    ]
+
+
+def write(folder, records, files=3):
+    folder.mkdir(parents=True)
+    for number in range(files):
+        (folder / f"{number}.json").write_text(json.dumps(records[number::files]))
+    return str(folder)
+
+
+def config(tmp_path, tokenizer_directory, **changes):
+    return PrepareConfig(
+        **{
+            "input": (str(tmp_path / "in"),),
+            "output": str(tmp_path / "out"),
+            "tokenizer": tokenizer_directory,
+            "keep_model": "any",
+            "eval_ratio": 0.3,
+            "max_length": 100,
+        }
+        | changes
+    )
+
+
+def test_every_input_ends_as_kept_or_dropped(tmp_path, tokenizer_directory):
+    write(tmp_path / "in", items())
+    manifest = pipeline.prepare(config(tmp_path, tokenizer_directory))
+    counts = manifest["counts"]
+    assert counts["read"] == 36
+    assert counts["kept"] == 30
+    assert counts["dropped"] == {
+        "duplicate": 3, "no_turns": 1, "malformed": 1, "no_supervised_tokens": 1,
+    }  # fmt: skip
+
+    out = tmp_path / "out"
+    dropped = pq.read_table(out / "dropped").to_pylist()
+    assert len(dropped) == 6
+    assert {d["id"] for d in dropped if d["reason"] == "duplicate"} == {"z0", "z1", "z2"}
+    kept = pq.read_table(out / "conversations").to_pylist()
+    assert sorted(c["id"] for c in kept) == [f"k{i:02d}" for i in range(30)]
+    rows = [open_tokens(str(out), split)["id"].to_pylist() for split in ("train", "eval")]
+    assert sorted(rows[0] + rows[1]) == sorted(c["id"] for c in kept)
+    assert len(rows[1]) == manifest["tokens"]["eval"]["rows"] > 0
+    assert json.loads((out / "manifest.json").read_text()) == manifest
+    assert "From read to kept" in (out / "report.html").read_text()
+    assert not (out / ".work").exists()
+
+
+def test_the_digest_depends_on_content_alone(tmp_path, tokenizer_directory, monkeypatch):
+    records = items()
+    write(tmp_path / "one" / "in", records)
+    random.Random(0).shuffle(records)
+    write(tmp_path / "two" / "in", records, files=1)
+    one = pipeline.prepare(config(tmp_path / "one", tokenizer_directory))
+    monkeypatch.setattr(pipeline, "PART_ROWS", 7)
+    two = pipeline.prepare(config(tmp_path / "two", tokenizer_directory))
+    assert one["digest"] == two["digest"]
+    longer = pipeline.prepare(
+        config(tmp_path / "two", tokenizer_directory, max_length=99, overwrite=True)
+    )
+    assert longer["digest"] == one["digest"]  # nothing is that long
+    other = pipeline.prepare(
+        config(tmp_path / "two", tokenizer_directory, eval_ratio=0.9, overwrite=True)
+    )
+    assert other["digest"] != one["digest"]
+
+
+def test_a_complete_run_is_not_done_again_nor_lost(tmp_path, tokenizer_directory, capsys):
+    write(tmp_path / "in", items())
+    first = pipeline.prepare(config(tmp_path, tokenizer_directory))
+    written = (tmp_path / "out/manifest.json").stat().st_mtime_ns
+    assert pipeline.prepare(config(tmp_path, tokenizer_directory)) == first
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="another configuration"):
+        pipeline.prepare(config(tmp_path, tokenizer_directory, seed=1))
+    assert (tmp_path / "out/manifest.json").stat().st_mtime_ns == written
+
+
+def test_what_an_interrupted_run_left_is_not_mixed_in(tmp_path, tokenizer_directory):
+    write(tmp_path / "in", items())
+    first = pipeline.prepare(config(tmp_path, tokenizer_directory))
+    (tmp_path / "out/manifest.json").unlink()
+    stale = tmp_path / "out/tokens/train/99999-00000.arrow"
+    stale.write_bytes(b"half a file of another run")
+    again = pipeline.prepare(config(tmp_path, tokenizer_directory))
+    assert not stale.exists()
+    assert again["digest"] == first["digest"]
+
+
+def test_a_human_turn_is_kept_byte_for_byte(tmp_path, tokenizer_directory):
+    typed = "  <b>né\u00a0\u200d🙂</b>\r\n\t``` <|end_of_turn|> \x00 \\n"
+    write(tmp_path / "in", [item("a", question=typed)], files=1)
+    pipeline.prepare(config(tmp_path, tokenizer_directory, eval_ratio=0.0, max_length=1000))
+    (kept,) = pq.read_table(tmp_path / "out/conversations").to_pylist()
+    assert kept["turns"][0]["text"] == typed
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{"a": 1}', "no conversations in .*no list named"),
+        ("hello", "no conversations in .*lexical error"),
+        ("[]", "no conversations in .*no records"),
+        (json.dumps([{"conversations": []}]), "nothing was kept: no_turns 1"),
+    ],
+)
+def test_an_input_without_conversations_is_one_clear_line(
+    tmp_path, tokenizer_directory, content, line
+):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/x.json").write_text(content)
+    with pytest.raises(UserError, match=line):
+        pipeline.prepare(config(tmp_path, tokenizer_directory))
+    assert not (tmp_path / "out/manifest.json").exists()

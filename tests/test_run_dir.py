@@ -1,0 +1,80 @@
+"""Files appear whole or not at all."""
+
+import pyarrow as pa
+import pytest
+
+from ochat_ray.errors import UserError
+from ochat_ray.run_dir import RunDir, open_location, open_tokens, read_manifest
+from ochat_ray.schema import TOKENS
+
+
+def tokens(ids):
+    rows = [
+        {"id": i, "input_ids": [1, 2], "loss_weights": [0.0, 1.0], "length": 2} for i in ids
+    ]
+    return pa.Table.from_pylist(rows, TOKENS)
+
+
+def write_tokens(run, name, ids):
+    with run.writing(name) as stream, pa.ipc.new_file(stream, TOKENS) as writer:
+        writer.write_table(tokens(ids))
+
+
+def test_a_file_that_was_not_finished_is_not_there(tmp_path):
+    run = RunDir.open(str(tmp_path))
+    with pytest.raises(ZeroDivisionError), run.writing("sub/x.txt") as stream:
+        stream.write(b"half")
+        1 / 0  # noqa: B018
+    assert not run.exists("sub/x.txt")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "sub"]
+
+
+def test_writing_twice_leaves_one_file_with_the_second_content(tmp_path):
+    run = RunDir.open(str(tmp_path))
+    run.write_text("x.txt", "one")
+    run.write_text("x.txt", "two")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+    assert (tmp_path / "x.txt").read_text() == "two"
+
+
+def test_json_comes_back(tmp_path):
+    run = RunDir.open(str(tmp_path / "new"))
+    assert run.read_json("a.json") is None
+    run.write_json("a.json", {"é": [1]})
+    assert run.read_json("a.json") == {"é": [1]}
+
+
+def test_files_lists_whole_files_in_order(tmp_path):
+    run = RunDir.open(str(tmp_path))
+    for name in ("b.arrow", "a.arrow", ".tmp-1-c.arrow", "d.txt"):
+        run.write_text(f"t/{name}", "")
+    assert run.files("t", ".arrow") == ["t/a.arrow", "t/b.arrow"]
+    assert run.files("nowhere", ".arrow") == []
+
+
+def test_remove_takes_files_and_folders_and_what_is_not_there(tmp_path):
+    run = RunDir.open(str(tmp_path))
+    run.write_text("t/a", "")
+    run.write_text("b", "")
+    for name in ("t", "b", "nowhere"):
+        run.remove(name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_split_is_all_its_files_in_order(tmp_path):
+    run = RunDir.open(str(tmp_path))
+    write_tokens(run, "tokens/train/1.arrow", ["c"])
+    write_tokens(run, "tokens/train/0.arrow", ["a", "b"])
+    assert open_tokens(str(tmp_path), "train")["id"].to_pylist() == ["a", "b", "c"]
+    with pytest.raises(UserError, match="eval split .* is empty"):
+        open_tokens(str(tmp_path), "eval")
+
+
+def test_data_without_a_manifest_is_not_complete(tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.json is missing"):
+        read_manifest(str(tmp_path))
+
+
+def test_an_unknown_scheme_is_one_clear_line():
+    with pytest.raises(UserError, match="cannot open nope://x"):
+        open_location("nope://x")

@@ -1,0 +1,87 @@
+"""A pack's tensors, its loss, and that its conversations do not see each other."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from ochat_ray.train.batch import make_batch, trained_weight, weighted_nll
+
+
+def conversation(ids, weights):
+    return np.array(ids, np.int32), np.array(weights, np.float32)
+
+
+ONE = conversation([5, 6, 7, 8], [0, 0, 1, 1])
+TWO = conversation([9, 10, 11], [0, 0.5, 1])
+
+
+def llama():
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5,
+        )
+    )  # fmt: skip
+
+
+def big_code():
+    return GPTBigCodeForCausalLM(
+        GPTBigCodeConfig(
+            vocab_size=32, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.5,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )
+    )  # fmt: skip
+
+
+def logits(model, batch):
+    return model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+    ).logits
+
+
+def test_targets_stay_within_a_conversation():
+    batch = make_batch([ONE, TWO])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 11]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert batch.weights.tolist() == [[0, 1, 1, 0, 0.5, 1, 0]]
+    weighted = [t for t, w in zip(batch.targets[0].tolist(), batch.weights[0], strict=True) if w]
+    assert weighted == [7, 8, 10, 11]
+
+
+def test_the_trained_weight_is_what_the_batch_weighs():
+    assert trained_weight(ONE[1]) + trained_weight(TWO[1]) == make_batch([ONE, TWO]).weights.sum()
+
+
+def test_an_empty_pack_is_one_token_without_weight():
+    batch = make_batch([])
+    assert batch.input_ids.shape == (1, 1)
+    assert weighted_nll(torch.randn(1, 1, 32), batch) == 0
+
+
+def test_the_loss_is_the_weighted_sum_by_hand():
+    batch = make_batch([TWO])
+    scores = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [5.0, 5.0]]])
+    scores = torch.nn.functional.pad(scores, (0, 30), value=-1e9)
+    batch.targets[:] = torch.tensor([1, 0, 0])
+    by_hand = 0.5 * np.log1p(np.exp(-1.0)) + 1.0 * np.log1p(np.exp(-2.0))
+    assert weighted_nll(scores, batch).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("make", [llama, big_code])
+def test_a_pack_gives_each_conversation_the_logits_and_gradients_it_has_alone(make, attention):
+    torch.manual_seed(0)
+    model = make()
+    model.set_attn_implementation(attention)
+    packed = logits(model, make_batch([ONE, TWO]))
+    alone = torch.cat([logits(model, make_batch([c])) for c in (ONE, TWO)], dim=1)
+    assert torch.allclose(packed, alone, atol=1e-4)
+
+    weighted_nll(packed, make_batch([ONE, TWO])).backward()
+    together = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for c in (ONE, TWO):
+        weighted_nll(logits(model, make_batch([c])), make_batch([c])).backward()
+    for one, parameter in zip(together, model.parameters(), strict=True):
+        assert torch.allclose(one, parameter.grad, atol=1e-4)

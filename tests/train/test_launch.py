@@ -1,0 +1,177 @@
+"""The whole training job: a real local Ray, two ZeRO-3 workers, a tiny random Llama."""
+
+import json
+
+import pyarrow as pa
+import pytest
+import torch
+
+from ochat_ray.errors import UserError
+from ochat_ray.run_dir import RunDir
+from ochat_ray.schema import TOKENS
+from ochat_ray.template import encode, end_of_turn_id, load_tokenizer, tokenizer_digest
+from ochat_ray.train.batch import make_batch, weighted_nll
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.launch import train
+from ochat_ray.train.tokens import TokenTable
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def write_data(directory, tokenizer, digest, **changes):
+    """Token tables of 24 conversations that all have the same short answer."""
+    run = RunDir.open(str(directory))
+    tokens = {}
+    for split, count in (("train", 20), ("eval", 4)):
+        rows = []
+        for i in range(count):
+            turns = [
+                {"role": "user", "text": f"{split} {i} {'very ' * (i % 5)}well?"},
+                {"role": "assistant", "text": "fine"},
+            ]
+            ids, weights = encode(turns, "openchat", tokenizer)
+            rows.append(
+                {"id": f"{i:02d}", "input_ids": ids, "loss_weights": weights, "length": len(ids)}
+            )
+        table = pa.Table.from_pylist(rows, TOKENS)
+        name = f"tokens/{split}/0.arrow"
+        with run.writing(name) as stream, pa.ipc.new_file(stream, TOKENS) as writer:
+            writer.write_table(table)
+        tokens[split] = {"rows": count}
+    manifest = {
+        "model_type": "openchat", "context_length": 128, "digest": "d", "tokens": tokens,
+        "tokenizer": digest, "tokenizer_path": "somewhere",
+    }  # fmt: skip
+    run.write_json("manifest.json", manifest | changes)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, model_directory):
+    tokenizer = load_tokenizer(str(model_directory))
+    digest = tokenizer_digest(tokenizer)
+    return write_data(tmp_path_factory.mktemp("data"), tokenizer, digest)
+
+
+def config(data, model_directory, output, **changes):
+    return TrainConfig(
+        **{
+            "recipe": "demo", "data": data, "model": str(model_directory), "output": str(output),
+            "num_workers": 2, "epochs": 10, "max_steps": 6, "sequences_per_step": 8,
+            "max_tokens": 128, "learning_rate": 1e-2, "dtype": "float32",
+        }
+        | changes
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(data, model_directory, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "model"
+    return config(data, model_directory, output), train(config(data, model_directory, output))
+
+
+def held_out_loss(directory, data):
+    """The loss that one process computes, one conversation at a time, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    table, nll, weight = TokenTable(data, "eval"), 0.0, 0.0
+    with torch.no_grad():
+        for index in range(len(table.lengths)):
+            batch = make_batch([table.row(index)])
+            nll += weighted_nll(model(input_ids=batch.input_ids).logits, batch).item()
+            weight += batch.weights.sum().item()
+    return nll / weight
+
+
+def test_the_held_out_loss_falls(trained):
+    _, result = trained
+    assert result["eval_after"]["loss"] < result["eval_before"]["loss"] - 0.5
+
+
+def test_the_loss_before_is_that_of_one_process(trained, data, model_directory):
+    _, result = trained
+    expected = held_out_loss(model_directory, data)
+    assert result["eval_before"]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_exported_model_is_the_one_that_was_evaluated(trained, data):
+    configuration, result = trained
+    exported = held_out_loss(configuration.output, data)
+    # bfloat16 weights: three digits.
+    assert exported == pytest.approx(result["eval_after"]["loss"], rel=2e-2)
+
+
+def test_the_output_is_a_plain_hugging_face_directory(trained):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    configuration, result = trained
+    model = AutoModelForCausalLM.from_pretrained(configuration.output)
+    tokenizer = AutoTokenizer.from_pretrained(configuration.output)
+    assert model.dtype == torch.bfloat16
+    assert model.generation_config.eos_token_id == end_of_turn_id(tokenizer)
+    assert "Human: " in tokenizer.chat_template
+    assert RunDir.open(configuration.output).read_json("ochat.json") == result
+    assert result["world_size"] == 2
+    assert result["data_digest"] == "d"
+
+
+def test_metrics_have_one_line_a_step_and_both_evaluations(trained):
+    configuration, _ = trained
+    run = RunDir.open(configuration.output)
+    with run.fs.open_input_stream(run.path("metrics.jsonl")) as stream:
+        lines = [json.loads(line) for line in stream.read().decode().splitlines()]
+    assert [m["step"] for m in lines] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert all("loss" in m for m in lines[1:-1])
+    assert {m["conversations"] for m in lines[1:-1]} == {8, 4}  # 20 are two steps and a half
+
+
+def test_a_complete_model_is_not_trained_again_nor_lost(trained):
+    configuration, result = trained
+    assert train(configuration) == result
+    with pytest.raises(UserError, match="another configuration"):
+        train(TrainConfig(**{**vars(configuration), "seed": 1}))
+
+
+def test_one_worker_gives_the_same_losses_as_two(trained, data, model_directory, tmp_path):
+    configuration, _ = trained
+    alone = config(data, model_directory, tmp_path / "m", num_workers=1, max_steps=3)
+    train(alone)
+
+    def losses(output):
+        with open(f"{output}/metrics.jsonl") as file:
+            return [m["loss"] for m in map(json.loads, file) if "loss" in m][:3]
+
+    # The schedules differ in their number of steps; the first step's rate does not.
+    assert losses(alone.output)[:2] == pytest.approx(losses(configuration.output)[:2], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"tokenizer": "another"}, "was tokenised with another tokenizer"),
+        ({"model_type": "opencoder"}, "prepared with the template opencoder"),
+        ({"tokens": {"train": {"rows": 0}, "eval": {"rows": 1}}}, "train split .* is empty"),
+    ],
+)
+def test_data_that_does_not_fit_is_one_clear_line(
+    model_directory, tmp_path, tokenizer, changes, line
+):
+    digest = tokenizer_digest(load_tokenizer(str(model_directory)))
+    data = write_data(tmp_path / "data", tokenizer, digest, **changes)
+    with pytest.raises(UserError, match=line):
+        train(config(data, model_directory, tmp_path / "model"))
+
+
+def test_more_workers_than_the_cluster_has_is_one_clear_line(data, model_directory, tmp_path):
+    with pytest.raises(UserError, match="3 workers need a CPU each, the cluster has 2"):
+        train(config(data, model_directory, tmp_path / "model", num_workers=3))
