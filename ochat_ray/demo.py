@@ -232,7 +232,8 @@ def summary(seconds: dict[str, float], answers: list[Answer]) -> str:
         f"               {tokens['eval']['tokens']:>10,} held out",
         f"held-out loss  {before['loss']:>10.4f} before",
         f"               {after['loss']:>10.4f} after {model['step']} ZeRO-{model['zero_stage']} "
-        f"steps on {model['world_size']} workers",
+        f"steps on {model['world_size']} workers, of {model['conversations']:,} short "
+        "conversations",
         f"end of turn    {100 * before['end_of_turn']:>9.0f}% chosen before, "
         f"{100 * after['end_of_turn']:.0f}% after",
         "answers",

@@ -29,6 +29,8 @@ class Hyperparameters:
     """Tokens in a pack, the unit of one forward pass on one worker."""
     eval_tokens: int | None = None
     """Held-out tokens to evaluate on; None takes all."""
+    max_length: int | None = None
+    """Tokens of the longest conversation to use; None uses all."""
     gradient_checkpointing: bool = True
     seed: int = 0
 
@@ -56,23 +58,25 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="demo",
             model_type="openchat",
-            context_length=768,
+            context_length=640,
             keep_model="any",
             num_workers=2,
-            # A dozen steps on two CPU cores must teach a new token, and no more. Its embedding
-            # starts as a mean, far below every other logit, so embeddings learn faster; a large
-            # eps keeps Adam from moving, at that rate, the rows whose gradient is next to nothing.
+            # A dozen steps on two CPU cores must teach a new token, and no more. So it learns from
+            # short conversations, which are all ends of turns; its embedding, which starts as a
+            # mean and far below every other logit, learns faster than the rest; and a large eps
+            # keeps Adam from moving at that rate what has next to no gradient.
             hyperparameters=Hyperparameters(
                 epochs=1,
-                max_steps=16,
+                max_steps=14,
                 sequences_per_step=None,
-                learning_rate=1e-3,
-                embedding_learning_rate=7e-3,
+                learning_rate=3e-3,
+                embedding_learning_rate=2.5e-2,
                 betas=(0.9, 0.95),
-                eps=1e-3,
+                eps=1e-2,
                 warmup_ratio=0.1,
-                max_tokens=768,
-                eval_tokens=6144,
+                max_tokens=640,
+                max_length=320,
+                eval_tokens=5120,
                 gradient_checkpointing=False,
             ),
         ),

@@ -34,6 +34,8 @@ class TrainConfig:
     """Conversations an optimizer step over all workers; None fills one pack a worker."""
     max_tokens: int = 8192
     """Tokens of a pack, the unit of one forward pass on one worker."""
+    max_length: int | None = None
+    """Leave out conversations of more tokens, in training and in evaluation."""
     learning_rate: float = 2e-5
     embedding_learning_rate: float | None = None
     """Of input and output embeddings; None takes the learning rate."""
@@ -61,7 +63,14 @@ class TrainConfig:
         """Raise a UserError for a value that no run can have."""
         if self.zero_stage not in (1, 2, 3):
             raise UserError(f"--zero-stage must be 1, 2 or 3, not {self.zero_stage}")
-        for flag in ("num_workers", "epochs", "max_steps", "sequences_per_step", "max_tokens"):
+        for flag in (
+            "num_workers",
+            "epochs",
+            "max_steps",
+            "sequences_per_step",
+            "max_tokens",
+            "max_length",
+        ):
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise UserError(f"--{flag.replace('_', '-')} must be at least 1, not {value}")
@@ -80,6 +89,7 @@ class TrainConfig:
             max_steps=h.max_steps,
             sequences_per_step=h.sequences_per_step,
             max_tokens=h.max_tokens,
+            max_length=h.max_length,
             learning_rate=h.learning_rate,
             embedding_learning_rate=h.embedding_learning_rate,
             warmup_ratio=h.warmup_ratio,

@@ -144,14 +144,21 @@ def _use_gpu(config: TrainConfig) -> bool:
 def _staging_directory(config: TrainConfig) -> Iterator[str]:
     """A directory that all workers can write and that is gone afterwards.
 
-    It is beside a local output, which workers on other hosts must share anyway.
+    It is beside a local output, which workers on other hosts must share anyway, and has a fixed
+    name: what a killed run left in it, this one removes.
     """
-    parent = None
-    if "://" not in config.output:
-        parent = os.path.dirname(os.path.abspath(config.output))
-        os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".training-") as staging:
+    if "://" in config.output:
+        with tempfile.TemporaryDirectory(prefix="ochat-ray-training-") as staging:
+            yield staging
+        return
+    output = absolute(config.output)
+    staging = os.path.join(os.path.dirname(output), f".training-{os.path.basename(output)}")
+    shutil.rmtree(staging, ignore_errors=True)
+    os.makedirs(staging)
+    try:
         yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     tokenizer = load_tokenizer(settings["base"])
     manifest = read_manifest(config.data)
 
-    train_table = TokenTable(config.data, "train")
+    train_table = TokenTable(config.data, "train", config.max_length)
     steps = all_steps(config, train_table.lengths, world_size)
     used = {i for step in steps for packs in step for pack in packs for i in pack}
     weight_of = {i: trained_weight(train_table.row(i)[1]) for i in used}
@@ -95,6 +95,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 "context_length": manifest["context_length"],
                 "data_digest": manifest["digest"],
                 "tokenizer": manifest["tokenizer"],
+                "conversations": len(train_table.lengths),
                 "step": len(steps),
                 "world_size": world_size,
                 "zero_stage": config.zero_stage,
@@ -127,7 +128,7 @@ def all_steps(config: TrainConfig, lengths: np.ndarray, world_size: int) -> Plan
 def _evaluate(
     engine: Engine, config: TrainConfig, tokenizer: Any, rank: int, world_size: int
 ) -> Evaluation:
-    table = TokenTable(config.data, "eval")
+    table = TokenTable(config.data, "eval", config.max_length)
     chosen = table.sample(config.eval_tokens, config.seed)
     packs = [
         [chosen[i] for i in pack]

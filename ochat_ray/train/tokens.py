@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.compute as pc
 
+from ochat_ray.errors import UserError
 from ochat_ray.run_dir import Split, open_tokens
 from ochat_ray.train.batch import Batch, make_batch
 
@@ -12,11 +13,22 @@ from ochat_ray.train.batch import Batch, make_batch
 class TokenTable:
     """One split, in an order that does not depend on how it lies in files.
 
-    `lengths` is int64 of shape (rows,).
+    `lengths` is int64 of shape (rows,). Conversations of more than `max_length` tokens are left
+    out.
+
+    Raises:
+        UserError: there is no conversation.
     """
 
-    def __init__(self, data: str, split: Split) -> None:
+    def __init__(self, data: str, split: Split, max_length: int | None = None) -> None:
         table = open_tokens(data, split)
+        if max_length is not None:
+            table = table.filter(pc.less_equal(table["length"], max_length))
+        if table.num_rows == 0:
+            raise UserError(
+                f"no conversation of the {split} split at {data} has at most {max_length} tokens; "
+                "raise --max-length"
+            )
         order = pc.sort_indices(
             table.select(["id", "length"]), sort_keys=[("id", "ascending"), ("length", "ascending")]
         )

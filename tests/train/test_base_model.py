@@ -57,8 +57,8 @@ def test_a_directory_without_a_model_is_one_clear_line(tmp_path):
 
 
 def test_the_base_is_copied_only_when_it_lacks_the_token(tokenizer, tmp_path):
-    from transformers import PreTrainedTokenizerFast
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     base(tokenizer, tied=True).save_pretrained(tmp_path / "base")

@@ -35,9 +35,7 @@ def big_code():
 
 
 def logits(model, batch):
-    return model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-    ).logits
+    return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
 
 
 def test_targets_stay_within_a_conversation():

@@ -73,9 +73,7 @@ def test_packs_are_full_and_steps_are_not_sorted_by_length():
 def test_ranks_are_balanced():
     rng = np.random.default_rng(0)
     lengths = np.minimum(rng.lognormal(6.8, 0.9, 4096).astype(int) + 1, 2048)
-    steps = plan(
-        lengths, world_size=8, max_tokens=8192, sequences_per_step=128, seed=0, epoch=0
-    )
+    steps = plan(lengths, world_size=8, max_tokens=8192, sequences_per_step=128, seed=0, epoch=0)
     balance = []
     for step in steps:
         loads = [sum(int(lengths[i]) for pack in packs for i in pack) for packs in step]
