@@ -3,12 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo stop test test-all lint clean
+.PHONY: help venv demo stop test test-demo lint clean
 
 help:
 	@echo "make demo          prepare, train and serve a small real model; KEEP=1 leaves the server up"
 	@echo "make stop          end what KEEP=1 left up"
 	@echo "make test          the tests that need no root, GPU or browser"
+	@echo "make test-demo     make demo, as a test, and how it is broken off"
 	@echo "make lint          ruff and mypy"
 	@echo "make venv          only the environment; then: . .venv/bin/activate"
 
@@ -35,8 +36,8 @@ stop: venv
 test: venv
 	$(BIN)/python -m pytest -m "not end_to_end and not gpu"
 
-test-all: venv
-	$(BIN)/python -m pytest -m "not gpu"
+test-demo: venv
+	$(BIN)/python -m pytest -m end_to_end
 
 lint: venv
 	$(BIN)/ruff check .

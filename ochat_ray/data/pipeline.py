@@ -59,7 +59,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     config.check()
     files = find_files(config.input)
     digest_of_tokenizer = tokenizer_digest(load_tokenizer(config.tokenizer))
-    identity = {
+    identity: dict[str, Any] = {
         **config.identity(),
         "files": [{"path": path, "bytes": _size(path)} for path in files],
         "tokenizer": digest_of_tokenizer,
@@ -127,11 +127,16 @@ def _cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def _items(items: list[dict[str, Any]]) -> ray.data.Dataset:
+    """A dataset in few enough blocks that a small file does not cost a task of its own."""
+    return ray.data.from_items(items, override_num_blocks=min(len(items), 16 * _cluster_cpus()))
+
+
 def _map_summaries(
     items: list[dict[str, Any]], transform: Any, **options: Any
 ) -> Iterator[dict[str, Any]]:
     """Run `transform` over the items, one a batch; the summaries that it yields, as they come."""
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset = _items(items)
     mapped = dataset.map_batches(transform, batch_size=1, batch_format="pyarrow", **options)
     for row in mapped.iter_rows():
         yield json.loads(row["summary"])
@@ -179,7 +184,7 @@ def _dedup_pass(run: RunDir, parts: list[str], statistics: Statistics) -> None:
     progress = Progress("dedup", "digests")
     items = [{"part": part} for part in parts]
     repeated = (
-        ray.data.from_items(items, override_num_blocks=len(items))
+        _items(items)
         .map_batches(
             lambda batch: part_keys(run, batch["part"][0].as_py()),
             batch_size=1,
@@ -205,7 +210,7 @@ class _TokenizePart:
 
     def __post_init__(self) -> None:
         self.tokenizer = load_tokenizer(self.config.tokenizer)
-        self.survivors = self.run.read_json(SURVIVORS)
+        self.survivors: dict[str, str] = self.run.read_json(SURVIVORS) or {}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _summary(

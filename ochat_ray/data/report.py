@@ -20,10 +20,11 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+td:first-child { overflow-wrap: normal; white-space: nowrap; }
 .soft { color: var(--soft); } code { font-size: .88em; overflow-wrap: anywhere; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-        padding: .7rem 1rem; flex: 1 1 8rem; }
+        padding: .7rem 1rem; flex: 1 1 6.5rem; }
 .tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line);
@@ -107,13 +108,14 @@ def _reasons(counts: dict[str, Any], statistics: Statistics) -> str:
 
 def _lengths(manifest: dict[str, Any], statistics: Statistics) -> str:
     limit = manifest["context_length"]
-    bins = _bin(statistics.lengths, limit, 32)
+    bins = _bin(statistics.lengths, 2 * limit, 40)
     note = (
         f"{statistics.cut_conversations:,} conversations are cut at {limit:,} tokens, which loses "
         f"{statistics.cut_tokens:,} tokens "
         f"({_percent(statistics.cut_tokens, statistics.token_count + statistics.cut_tokens)})."
     )
-    chart = _histogram(bins, ["0", f"{limit // 2:,}", f"{limit:,} tokens"])
+    labels = ["1", f"context {limit:,}", f"{2 * limit:,} tokens or more"]
+    chart = _histogram(bins, labels, line_at=0.5)
     return f"<h2>Conversation length</h2>{chart}<p class=soft>{note}</p>"
 
 
@@ -167,7 +169,7 @@ def _bin(counts: Counter[int], top: int, bins: int) -> list[int]:
     return heights
 
 
-def _histogram(heights: Sequence[int], labels: Sequence[str]) -> str:
+def _histogram(heights: Sequence[int], labels: Sequence[str], line_at: float | None = None) -> str:
     width, height, gap = 900, 150, 2
     highest = max(heights, default=0) or 1
     step = width / len(heights)
@@ -182,7 +184,11 @@ def _histogram(heights: Sequence[int], labels: Sequence[str]) -> str:
         f"text-anchor={anchors[i]}>{label}</text>"
         for i, label in enumerate(labels)
     )
-    return f"<svg viewBox='0 0 {width} {height + 22}' role=img>{bars}{ticks}</svg>"
+    line = ""
+    if line_at is not None:
+        x = width * line_at
+        line = f"<line x1={x:.0f} x2={x:.0f} y1=0 y2={height} />"
+    return f"<svg viewBox='0 0 {width} {height + 22}' role=img>{bars}{line}{ticks}</svg>"
 
 
 def _bar(n: float, total: float, drop: bool = False) -> str:

@@ -120,10 +120,7 @@ def _parse_turn(raw: Any) -> Turn | str:
     label = raw.get("from", raw.get("role"))
     text = next((raw[k] for k in ("value", "content", "text") if k in raw), None)
     if isinstance(text, list):  # OpenAI's content parts
-        parts = [
-            p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in text
-        ]
-        text = None if None in parts else "".join(parts)
+        text = _joined_parts(text)
     role = ROLES.get(label.lower()) if isinstance(label, str) else None
     if role is None:
         return f"unknown role {label!r}"
@@ -134,6 +131,16 @@ def _parse_turn(raw: Any) -> Turn | str:
     except UnicodeEncodeError:
         return "half a surrogate pair, which UTF-8 cannot hold"
     return Turn(role=role, text=text)
+
+
+def _joined_parts(parts: list[Any]) -> str | None:
+    texts: list[str] = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)
 
 
 def _items(uri: str) -> Iterator[Any]:

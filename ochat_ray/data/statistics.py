@@ -27,6 +27,7 @@ class Statistics:
     supervised_sums: Counter[str] = field(default_factory=Counter)
     turns: Counter[int] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
+    """Before cutting at the context length."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -45,7 +46,7 @@ class Statistics:
             self.token_sums[split] += length
             self.supervised_sums[split] += supervised
             self.turns[turns] += 1
-            self.lengths[length] += 1
+            self.lengths[length + cut] += 1
             self.cut_tokens += cut
             self.cut_conversations += cut > 0
         self.samples = sorted(self.samples + summary["samples"], key=lambda s: s["digest"])

@@ -84,7 +84,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             },
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
-            run_config=RunConfig(
+            # The annotations of ray.train are those of version 1 of its API; this is version 2.
+            run_config=RunConfig(  # type: ignore[call-arg]
                 name="run",
                 storage_path=f"{staging}/ray_train",
                 failure_config=FailureConfig(max_failures=0),

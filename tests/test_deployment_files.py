@@ -1,0 +1,53 @@
+"""cluster.yaml, serve.yaml and runtime_env.yaml, against Ray's own schemas."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ochat_ray.serve import ServeArgs
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(name):
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def test_cluster_yaml_is_a_cluster():
+    from ray.autoscaler._private.util import fill_with_defaults, validate_config
+
+    config = load("cluster.yaml")
+    validate_config(config)
+    validate_config(fill_with_defaults(config))
+    assert config["head_node_type"] in config["available_node_types"]
+
+
+def test_a_cluster_with_a_mistake_would_be_refused():
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import validate_config
+
+    with pytest.raises(ValidationError):
+        validate_config({**load("cluster.yaml"), "max_workers": "many"})
+
+
+def test_the_dashboard_stays_on_loopback():
+    commands = load("cluster.yaml")["head_start_ray_commands"]
+    assert any("--dashboard-host=127.0.0.1" in command for command in commands)
+
+
+def test_serve_yaml_is_an_application_with_our_arguments():
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(load("serve.yaml"))
+    assert schema.http_options.host == "127.0.0.1"
+    for application in schema.applications:
+        assert application.import_path == "ochat_ray.serve:app"
+        ServeArgs.model_validate(application.args)
+
+
+def test_runtime_env_yaml_is_a_runtime_environment():
+    from ray.runtime_env import RuntimeEnv
+
+    environment = RuntimeEnv(**load("runtime_env.yaml"))
+    assert ".venv" in environment["excludes"]
