@@ -15,20 +15,21 @@ def load(name):
 
 
 def test_cluster_yaml_is_a_cluster():
-    from ray.autoscaler._private.util import fill_with_defaults, validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = load("cluster.yaml")
-    validate_config(config)
-    validate_config(fill_with_defaults(config))
+    validate_config(prepare_config(config))
     assert config["head_node_type"] in config["available_node_types"]
 
 
 def test_a_cluster_with_a_mistake_would_be_refused():
     from jsonschema import ValidationError
-    from ray.autoscaler._private.util import validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
+    config = prepare_config(load("cluster.yaml"))
+    config["max_workers"] = "many"
     with pytest.raises(ValidationError):
-        validate_config({**load("cluster.yaml"), "max_workers": "many"})
+        validate_config(config)
 
 
 def test_the_dashboard_stays_on_loopback():

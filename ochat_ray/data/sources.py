@@ -6,6 +6,8 @@ as a `Drop`, never as an exception.
 
 from __future__ import annotations
 
+import codecs
+import io
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -91,14 +93,16 @@ def parse_item(item: Any, *, source: str, index: int) -> Conversation | Drop:
 
     if not isinstance(item, dict):
         return malformed(f"a record must be an object, not {type(item).__name__}")
-    keys = [k for k in ("conversations", "items", "messages", "turns") if k in item]
-    if not keys or not isinstance(item[keys[0]], list):
-        return malformed("no list named conversations, items, messages or turns")
+    # A Parquet file of mixed records has all columns, and nulls in those that a record lacks.
+    names = ("conversations", "items", "messages", "turns")
+    raw_turns = next((item[n] for n in names if isinstance(item.get(n), list)), None)
+    if raw_turns is None:
+        return malformed(f"no list named {', '.join(names[:-1])} or {names[-1]}")
     if item.get("id"):
         name = str(item["id"])
 
     turns = []
-    for position, raw in enumerate(item[keys[0]]):
+    for position, raw in enumerate(raw_turns):
         turn = _parse_turn(raw)
         if isinstance(turn, str):
             return malformed(f"turn {position}: {turn}")
@@ -117,8 +121,8 @@ def _parse_turn(raw: Any) -> Turn | str:
     """A turn, or what is wrong with it."""
     if not isinstance(raw, dict):
         return "not an object"
-    label = raw.get("from", raw.get("role"))
-    text = next((raw[k] for k in ("value", "content", "text") if k in raw), None)
+    label = next((raw[k] for k in ("from", "role") if raw.get(k) is not None), None)
+    text = next((raw[k] for k in ("value", "content", "text") if raw.get(k) is not None), None)
     if isinstance(text, list):  # OpenAI's content parts
         text = _joined_parts(text)
     role = ROLES.get(label.lower()) if isinstance(label, str) else None
@@ -154,11 +158,12 @@ def _items(uri: str) -> Iterator[Any]:
 
 
 def _json_items(fs: pafs.FileSystem, path: str, uri: str) -> Iterator[Any]:
-    with fs.open_input_stream(path) as stream:
-        head = stream.read(4096).lstrip(b"\xef\xbb\xbf").lstrip()
-    prefix = "item" if head.startswith(b"[") else ""
-    read = 0
-    with fs.open_input_stream(path) as stream:
+    with fs.open_input_stream(path) as raw:
+        stream = io.BufferedReader(raw, 1 << 16)
+        if stream.peek(3).startswith(codecs.BOM_UTF8):
+            stream.read(3)
+        prefix = "item" if stream.peek(4096).lstrip().startswith(b"[") else ""
+        read = 0
         try:
             for item in ijson.items(stream, prefix, multiple_values=True, use_float=True):
                 read += 1

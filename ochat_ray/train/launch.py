@@ -45,10 +45,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"{config.data} was tokenised with another tokenizer ({manifest['tokenizer_path']}) "
             f"than {config.model} has; prepare it again with --tokenizer {config.model}"
         )
-    identity = {
-        **{k: v for k, v in asdict(config).items() if k not in ("output", "overwrite", "json")},
-        "data_digest": manifest["digest"],
-    }
+    identity = _identity(config, manifest)
     run = RunDir.open(config.output)
     done = run.read_json(MODEL_MANIFEST)
     if done is not None and done.get("identity") == identity:
@@ -97,6 +94,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     result = run.read_json(MODEL_MANIFEST)
     assert result is not None, "training ended without a result"
     return result
+
+
+def _identity(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the result depends on, in the form in which ochat.json gives it back."""
+    settings = asdict(config)
+    for name in ("output", "overwrite", "json"):
+        del settings[name]
+    identity: dict[str, Any] = json.loads(
+        json.dumps({**settings, "data_digest": manifest["digest"]})
+    )
+    return identity
 
 
 def _check_data(config: TrainConfig) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def cluster():
     ray.shutdown()
 
 
-def write_data(directory, tokenizer, digest, **changes):
+def write_data(directory, tokenizer, digest, changes=()):
     """Token tables of 24 conversations that all have the same short answer."""
     run = RunDir.open(str(directory))
     tokens = {}
@@ -51,7 +51,7 @@ def write_data(directory, tokenizer, digest, **changes):
         "model_type": "openchat", "context_length": 128, "digest": "d", "tokens": tokens,
         "tokenizer": digest, "tokenizer_path": "somewhere",
     }  # fmt: skip
-    run.write_json("manifest.json", manifest | changes)
+    run.write_json("manifest.json", manifest | dict(changes))
     return str(directory)
 
 
@@ -167,7 +167,7 @@ def test_data_that_does_not_fit_is_one_clear_line(
     model_directory, tmp_path, tokenizer, changes, line
 ):
     digest = tokenizer_digest(load_tokenizer(str(model_directory)))
-    data = write_data(tmp_path / "data", tokenizer, digest, **changes)
+    data = write_data(tmp_path / "data", tokenizer, digest, changes)
     with pytest.raises(UserError, match=line):
         train(config(data, model_directory, tmp_path / "model"))
 
