@@ -126,7 +126,8 @@ def _locate(wheel: Wheel) -> str:
     """The wheel's URL, as this machine's pip is set up to find it; pip downloads nothing."""
     command = [
         *(sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"),
-        *("--no-deps", "--no-input", "--quiet", "--only-binary=:all:", "--report", "-"),
+        *("--no-deps", "--no-input", "--quiet", "--only-binary=:all:", "--retries", "1"),
+        *("--report", "-"),
         wheel.requirement,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

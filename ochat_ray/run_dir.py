@@ -114,6 +114,30 @@ class RunDir:
             self.fs.delete_dir(self.path(name))
 
 
+def completed(
+    run: RunDir, manifest: str, identity: dict[str, Any], *, overwrite: bool
+) -> dict[str, Any] | None:
+    """The manifest, where the run that it describes is the one that is asked for; otherwise None.
+
+    `identity` is what a run's result depends on, in plain JSON values; manifests repeat it.
+
+    Raises:
+        UserError: another run is complete there, and `overwrite` does not give it up.
+    """
+    found = run.read_json(manifest)
+    if found is None:
+        return None
+    if found.get("identity") == identity:
+        print(f"{run.root} is complete already, with this configuration; nothing to do")
+        return dict(found)
+    if not overwrite:
+        raise UserError(
+            f"{run.root} holds a complete run of another configuration; choose another --output, "
+            "or replace it with --overwrite"
+        )
+    return None
+
+
 def read_manifest(uri: str) -> dict[str, Any]:
     """The manifest of a complete `prepare` run.
 

@@ -1,4 +1,4 @@
-"""A tiny random Llama with a byte-level tokenizer, made here: no download."""
+"""A tiny random Llama with a byte-level tokenizer, made here: no download; and a local Ray."""
 
 from __future__ import annotations
 
@@ -59,3 +59,13 @@ def model_directory(tokenizer, tmp_path_factory) -> Path:
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A Ray of two CPUs for one module's tests."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

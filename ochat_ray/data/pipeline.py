@@ -35,7 +35,7 @@ from ochat_ray.data.tokenize import DIGEST_MODULUS
 from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import recipe
-from ochat_ray.run_dir import MANIFEST, RunDir, open_location
+from ochat_ray.run_dir import MANIFEST, RunDir, completed, open_location
 from ochat_ray.template import load_tokenizer, tokenizer_digest
 
 PART_ROWS = 2000
@@ -65,15 +65,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         "tokenizer": digest_of_tokenizer,
     }
     run = RunDir.open(config.output)
-    manifest = run.read_json(MANIFEST)
-    if manifest is not None and manifest.get("identity") == identity:
-        print(f"{config.output} is complete already, with this configuration; nothing to do")
-        return manifest
-    if manifest is not None and not config.overwrite:
-        raise UserError(
-            f"{config.output} holds a complete run of another configuration; choose another "
-            "--output, or replace it with --overwrite"
-        )
+    if done := completed(run, MANIFEST, identity, overwrite=config.overwrite):
+        return done
     for name in _ARTIFACTS:
         run.remove(name)
 

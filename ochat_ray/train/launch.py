@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
-from ochat_ray.run_dir import RunDir, absolute, read_manifest
+from ochat_ray.run_dir import RunDir, absolute, completed, read_manifest
 from ochat_ray.template import load_tokenizer, tokenizer_digest
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.loop import METRICS, MODEL_MANIFEST, train_worker
@@ -47,15 +47,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         )
     identity = _identity(config, manifest)
     run = RunDir.open(config.output)
-    done = run.read_json(MODEL_MANIFEST)
-    if done is not None and done.get("identity") == identity:
-        print(f"{config.output} is complete already, with this configuration; nothing to do")
+    if done := completed(run, MODEL_MANIFEST, identity, overwrite=config.overwrite):
         return done
-    if done is not None and not config.overwrite:
-        raise UserError(
-            f"{config.output} holds a complete model of another configuration; choose another "
-            "--output, or replace it with --overwrite"
-        )
     run.remove(MODEL_MANIFEST)
     for suffix in _MODEL_FILES:
         for name in run.files("", suffix):

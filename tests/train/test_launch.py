@@ -15,16 +15,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.launch import train
 from ochat_ray.train.tokens import TokenTable
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 def write_data(directory, tokenizer, digest, changes=()):
