@@ -145,6 +145,18 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         UserError: there is no usable tokenizer at `path`.
     """
+    tokenizer = _open_tokenizer(path)
+    if END_OF_TURN not in tokenizer.get_added_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [END_OF_TURN]})
+    return tokenizer
+
+
+def has_end_of_turn(path: str) -> bool:
+    """Whether the tokenizer at `path` has the end-of-turn token as it is on disk."""
+    return END_OF_TURN in _open_tokenizer(path).get_added_vocab()
+
+
+def _open_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer  # slow to import, and not every caller needs it
 
     try:
@@ -158,8 +170,6 @@ def load_tokenizer(path: str) -> Any:
         raise UserError(
             f"the tokenizer at {path} has no tokenizer.json; save it with a fast tokenizer first"
         )
-    if END_OF_TURN not in tokenizer.get_added_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [END_OF_TURN]})
     return tokenizer
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ochat_ray.errors import UserError
-from ochat_ray.template import chat_template, end_of_turn_id, load_tokenizer
+from ochat_ray.template import chat_template, end_of_turn_id, has_end_of_turn, load_tokenizer
 
 
 def load_model(path: str, dtype: torch.dtype) -> Any:
@@ -32,37 +32,33 @@ def load_model(path: str, dtype: torch.dtype) -> Any:
 
 
 def add_end_of_turn(model: Any, tokenizer: Any) -> None:
-    """Give the model a row for the tokenizer's end-of-turn token, in place.
+    """Give the model's embeddings a row for the tokenizer's new end-of-turn token, in place.
 
-    The new row of the input embedding, and of the output embedding where that is another tensor,
-    is the exact float32 mean of all rows before it. A model that has a row for it is left alone.
+    The row of the input embedding, and of the output embedding where that is another tensor, is
+    the exact float32 mean of all rows before it. A vocabulary that was padded has the row already.
 
     Raises:
-        UserError: the model's vocabulary and the tokenizer's are not of one size.
+        UserError: the model's vocabulary ends before the tokenizer's.
     """
     new_id = end_of_turn_id(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
-    if new_id < rows:
-        return
-    if new_id != rows:
+    if new_id > rows:
         raise UserError(
             f"the model has {rows} embeddings but the tokenizer's end-of-turn token has id "
             f"{new_id}; is this tokenizer the model's own?"
         )
-    embeddings = {
-        id(module.weight): module.weight
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
-    means = [_mean_row(weight) for weight in embeddings.values()]
-    model.resize_token_embeddings(rows + 1, mean_resizing=False)
-    resized = {
-        id(module.weight): module.weight
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
-    assert len(resized) == len(means), "resizing changed whether the embeddings are tied"
+    means = [_mean_row(weight[:new_id]) for weight in embeddings(model)]
+    if new_id == rows:
+        model.resize_token_embeddings(rows + 1, mean_resizing=False)
     with torch.no_grad():
-        for weight, mean in zip(resized.values(), means, strict=True):
+        for weight, mean in zip(embeddings(model), means, strict=True):
             weight[new_id] = mean.to(weight.dtype)
+
+
+def embeddings(model: Any) -> list[nn.Parameter]:
+    """Input and output embedding; one where they are tied."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    return list({id(module.weight): module.weight for module in modules}.values())
 
 
 def save_with_end_of_turn(model: Any, tokenizer: Any, directory: Path, model_type: str) -> None:
@@ -91,16 +87,16 @@ def prepare_base(path: str, directory: Path, model_type: str) -> Path:
     Done once, on one machine, before training: resizing embeddings that ZeRO-3 has
     partitioned is slow and easy to get wrong.
     """
+    if has_end_of_turn(path):
+        return Path(path)
     tokenizer = load_tokenizer(path)
     model = load_model(path, torch.float32)
-    if end_of_turn_id(tokenizer) < model.get_input_embeddings().weight.shape[0]:
-        return Path(path)
     add_end_of_turn(model, tokenizer)
     save_with_end_of_turn(model, tokenizer, directory, model_type)
     return directory
 
 
-def _mean_row(weight: nn.Parameter) -> torch.Tensor:
+def _mean_row(weight: torch.Tensor) -> torch.Tensor:
     # In float64 and rounded once: the float32 mean to its last bit, whatever the summation order.
     return weight.detach().to(torch.float64).mean(dim=0).to(torch.float32)
 

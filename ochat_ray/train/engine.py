@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from ochat_ray.train.base_model import load_model
+from ochat_ray.train.base_model import embeddings, load_model
 from ochat_ray.train.batch import Batch, weighted_nll
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
@@ -158,11 +158,8 @@ class Engine:
 
 def _parameter_groups(model: Any, config: TrainConfig) -> list[dict[str, Any]]:
     """Embeddings and the rest, each with its peak learning rate; tied embeddings are one."""
-    embeddings = {
-        id(module.weight): module.weight
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
-    rest = [p for p in model.parameters() if id(p) not in embeddings]
+    embedded = embeddings(model)
+    rest = [p for p in model.parameters() if not any(p is e for e in embedded)]
     rates = {
         "rest": config.learning_rate,
         "embeddings": config.embedding_learning_rate or config.learning_rate,
@@ -170,7 +167,7 @@ def _parameter_groups(model: Any, config: TrainConfig) -> list[dict[str, Any]]:
     return [
         {"params": rest, "lr": rates["rest"], "peak_lr": rates["rest"]},
         {
-            "params": list(embeddings.values()),
+            "params": embedded,
             "lr": rates["embeddings"],
             "peak_lr": rates["embeddings"],
         },

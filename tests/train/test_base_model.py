@@ -1,13 +1,14 @@
 """The base model's new token."""
 
 import copy
+import json
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ochat_ray.errors import UserError
-from ochat_ray.template import end_of_turn_id
+from ochat_ray.template import END_OF_TURN, end_of_turn_id
 from ochat_ray.train.base_model import add_end_of_turn, load_model, prepare_base
 
 
@@ -38,11 +39,16 @@ def test_the_new_row_is_the_exact_mean_of_all_others(tokenizer, tied):
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
-def test_a_model_that_has_the_token_is_left_alone(tokenizer):
-    model = base(tokenizer, tied=True, rows=len(tokenizer))
-    before = copy.deepcopy(model.state_dict())
+def test_a_padded_vocabulary_keeps_its_size_and_its_padding_does_not_count(tokenizer):
+    model = base(tokenizer, tied=False, rows=len(tokenizer) + 20)
+    before = model.model.embed_tokens.weight.detach().clone()
     add_end_of_turn(model, tokenizer)
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    after = model.model.embed_tokens.weight
+    new = end_of_turn_id(tokenizer)
+    assert after.shape == before.shape
+    expected = torch.from_numpy(before[:new].numpy().astype("float64").mean(0).astype("float32"))
+    assert torch.equal(after[new], expected)
+    assert torch.equal(after[new + 1 :], before[new + 1 :])
 
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer):
@@ -60,7 +66,9 @@ def test_the_base_is_copied_only_when_it_lacks_the_token(tokenizer, tmp_path):
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] != END_OF_TURN]
+    backend = Tokenizer.from_str(json.dumps(state))
     base(tokenizer, tied=True).save_pretrained(tmp_path / "base")
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>").save_pretrained(
         tmp_path / "base"
