@@ -155,7 +155,7 @@ def demo(*, keep: bool) -> None:
     local_cluster.adopt_orphans()
     # Ray's sockets lie in here, and their paths must be short.
     run = Demo(temp_dir=Path(tempfile.mkdtemp(prefix="ochat-ray-")))
-    whole = False
+    keep_processes, keep_logs = False, False
     try:
         with run.stage("inputs", "python -m ochat_ray.demo_assets"):
             print(f"conversations  {demo_assets.conversations()}")
@@ -176,12 +176,15 @@ def demo(*, keep: bool) -> None:
         print(summary(run.seconds, answers))
         if keep:
             _remember(run)
-        whole = True
+            keep_processes = keep_logs = True
+    except UserError:
+        keep_logs = True  # its line names them
+        raise
     finally:
-        if not (keep and whole):
+        if not keep_processes:
             run.end()
-            if whole:
-                shutil.rmtree(run.temp_dir, ignore_errors=True)
+        if not keep_logs:
+            shutil.rmtree(run.temp_dir, ignore_errors=True)
 
 
 def ask(question: str) -> Answer:
