@@ -63,10 +63,13 @@ def user_message(error: BaseException) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, UserError) and not hasattr(cause, "cause"):
             return str(cause)
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            return f"no space left on the device ({cause}); free some and run it again"
+        # Libraries written in Rust raise types of their own with the system's text.
+        full = isinstance(cause, OSError) and cause.errno == errno.ENOSPC
+        if full or "No space left on device" in str(cause):
+            return "no space left on the device; free some, or choose another --output"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS):
-            return f"cannot write: {cause}; choose another --output"
+            first = str(cause).splitlines()[0]
+            return f"cannot write ({first}); choose another --output"
     return None
 
 

@@ -108,7 +108,8 @@ def _start_ray() -> None:
         ray.init(log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # A failed task's exception is raised here; Ray Data would log its traceback besides.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _size(path: str) -> int:

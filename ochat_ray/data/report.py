@@ -108,14 +108,14 @@ def _reasons(counts: dict[str, Any], statistics: Statistics) -> str:
 
 def _lengths(manifest: dict[str, Any], statistics: Statistics) -> str:
     limit = manifest["context_length"]
-    bins = _bin(statistics.lengths, 2 * limit, 40)
+    bins = _bin(statistics.lengths, 4 * limit, 48)
     note = (
         f"{statistics.cut_conversations:,} conversations are cut at {limit:,} tokens, which loses "
         f"{statistics.cut_tokens:,} tokens "
         f"({_percent(statistics.cut_tokens, statistics.token_count + statistics.cut_tokens)})."
     )
-    labels = ["1", f"context {limit:,}", f"{2 * limit:,} tokens or more"]
-    chart = _histogram(bins, labels, line_at=0.5)
+    labels = ["1", f"{2 * limit:,}", f"{4 * limit:,} tokens or more"]
+    chart = _histogram(bins, labels, line=(0.25, f"context {limit:,}"))
     return f"<h2>Conversation length</h2>{chart}<p class=soft>{note}</p>"
 
 
@@ -169,7 +169,10 @@ def _bin(counts: Counter[int], top: int, bins: int) -> list[int]:
     return heights
 
 
-def _histogram(heights: Sequence[int], labels: Sequence[str], line_at: float | None = None) -> str:
+def _histogram(
+    heights: Sequence[int], labels: Sequence[str], line: tuple[float, str] | None = None
+) -> str:
+    """Bars and labels below them; `line` is a labelled mark at a share of the width."""
     width, height, gap = 900, 150, 2
     highest = max(heights, default=0) or 1
     step = width / len(heights)
@@ -184,11 +187,12 @@ def _histogram(heights: Sequence[int], labels: Sequence[str], line_at: float | N
         f"text-anchor={anchors[i]}>{label}</text>"
         for i, label in enumerate(labels)
     )
-    line = ""
-    if line_at is not None:
-        x = width * line_at
-        line = f"<line x1={x:.0f} x2={x:.0f} y1=0 y2={height} />"
-    return f"<svg viewBox='0 0 {width} {height + 22}' role=img>{bars}{line}{ticks}</svg>"
+    mark = ""
+    if line is not None:
+        x, label = width * line[0], line[1]
+        mark = f"<line x1={x:.0f} x2={x:.0f} y1=0 y2={height} />"
+        mark += f"<text x={x + 5:.0f} y=12>{label}</text>"
+    return f"<svg viewBox='0 0 {width} {height + 22}' role=img>{bars}{mark}{ticks}</svg>"
 
 
 def _bar(n: float, total: float, drop: bool = False) -> str:
