@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed
 
+from ochat_ray.run_dir import RunDir
 from ochat_ray.template import chat_template
 from ochat_ray.train.base_model import configure_generation
 from ochat_ray.train.engine import Engine
@@ -24,8 +26,6 @@ def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> 
     shard of the model.
     """
     first = distributed.get_rank() == 0
-    if first:
-        directory.mkdir(parents=True, exist_ok=True)
     writer = _ShardWriter(directory)
     for name, parameter in engine.model.named_parameters():
         with engine.whole(parameter):
@@ -43,6 +43,13 @@ def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> 
         tokenizer.chat_template = chat_template(model_type)
         tokenizer.save_pretrained(directory)
     distributed.barrier()
+
+
+def publish(directory: Path, run: RunDir) -> None:
+    """Copy a directory's files into a run directory, each of them whole or not at all."""
+    for path in sorted(directory.iterdir()):
+        with path.open("rb") as source, run.writing(path.name) as target:
+            shutil.copyfileobj(source, target, 16 << 20)
 
 
 class _ShardWriter:

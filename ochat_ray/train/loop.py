@@ -19,7 +19,7 @@ from ochat_ray.train import schedule
 from ochat_ray.train.batch import trained_weight
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.engine import Engine, Evaluation
-from ochat_ray.train.export import export
+from ochat_ray.train.export import export, publish
 from ochat_ray.train.packing import Plan, plan
 from ochat_ray.train.tokens import TokenTable
 
@@ -82,29 +82,26 @@ def train_worker(settings: dict[str, Any]) -> None:
     after = _evaluate(engine, config, tokenizer, rank, world_size)
     log.write({"step": len(steps), **_eval_metrics(after)})
     with tempfile.TemporaryDirectory(dir=settings["staging"], prefix="export-") as staging:
-        directory = Path(staging) / "model"
-        export(engine, tokenizer, directory, manifest["model_type"])
+        export(engine, tokenizer, Path(staging), manifest["model_type"])
         if rank == 0:
-            for path in sorted(directory.iterdir()):
-                with path.open("rb") as source, run.writing(path.name) as target:
-                    while chunk := source.read(16 << 20):
-                        target.write(chunk)
-            result_record = {
-                "recipe": config.recipe,
-                "model_type": manifest["model_type"],
-                "context_length": manifest["context_length"],
-                "data_digest": manifest["digest"],
-                "tokenizer": manifest["tokenizer"],
-                "conversations": len(train_table.lengths),
-                "step": len(steps),
-                "world_size": world_size,
-                "zero_stage": config.zero_stage,
-                "eval_before": asdict(before),
-                "eval_after": asdict(after),
-                "config": asdict(config),
-                "identity": settings["identity"],
-            }
-            run.write_json(MODEL_MANIFEST, result_record)
+            publish(Path(staging), run)
+    if rank == 0:
+        record = {
+            "recipe": config.recipe,
+            "model_type": manifest["model_type"],
+            "context_length": manifest["context_length"],
+            "data_digest": manifest["digest"],
+            "tokenizer": manifest["tokenizer"],
+            "conversations": len(train_table.lengths),
+            "step": len(steps),
+            "world_size": world_size,
+            "zero_stage": config.zero_stage,
+            "eval_before": asdict(before),
+            "eval_after": asdict(after),
+            "config": asdict(config),
+            "identity": settings["identity"],
+        }
+        run.write_json(MODEL_MANIFEST, record)
     ray.train.report({"eval_loss": after.loss})
 
 

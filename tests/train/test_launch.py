@@ -146,6 +146,15 @@ def test_one_worker_gives_the_same_losses_as_two(trained, data, model_directory,
     assert losses(alone.output)[:2] == pytest.approx(losses(configuration.output)[:2], rel=1e-4)
 
 
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    data, model_directory, tmp_path
+):
+    wild = config(data, model_directory, tmp_path / "m", learning_rate=1e30, warmup_ratio=0.0)
+    with pytest.raises(Exception, match=r"step [23]: loss .* conversations \d\d, \d\d"):
+        train(wild)
+    assert not (tmp_path / "m/ochat.json").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

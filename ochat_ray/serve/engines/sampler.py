@@ -53,8 +53,8 @@ class PerRequestSampler(ContinuousBatchingLogitsProcessor):
     """Gives the manager, which then takes the argmax, rows in which one token is left.
 
     transformers' own per-request processors sort the whole vocabulary twice for every row, cannot
-    do temperature 0 or a seed, and leave ties of a greedy row to chance; on a CPU they cost a
-    quarter of the throughput at 16 streams. Greedy rows pass as they are.
+    do temperature 0 or a seed, and leave ties of a greedy row to chance. Greedy rows pass as they
+    are.
 
     A processor gets one int32 a row, which is not enough for a request's rules; they are kept
     from `prepare_tensor_args`, which the manager's thread calls right before the forward pass.

@@ -191,9 +191,8 @@ def cpu_threads(num_cpus: float) -> int:
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The number format of weights and cache.
 
-    "auto" is bfloat16 on a GPU, and on a CPU that computes in it; there it halves the memory to
-    read and gave 1.6 to 2.1 times float32's tokens a second (SmolLM2-135M, AVX512-BF16).
-    Other CPUs emulate bfloat16 slowly and get float32.
+    "auto" is bfloat16 on a GPU, and on a CPU that computes in it, where it halves the memory to
+    read. Other CPUs emulate bfloat16 slowly and get float32.
     """
     if dtype != "auto":
         return {
