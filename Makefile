@@ -21,8 +21,10 @@ venv: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	# Ray's commands disagree on token authentication once ~/.ray/auth_token exists; this settles it.
-	grep -q RAY_AUTH_MODE $(BIN)/activate || echo 'export RAY_AUTH_MODE=token' >> $(BIN)/activate
+	# Ray's commands disagree on token authentication once ~/.ray/auth_token exists; with this
+	# every Python of this environment has it on, unless the user's own environment decides.
+	echo 'import os; os.environ.setdefault("RAY_AUTH_MODE", "token")' > \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ray_token_auth.pth"
 	umask 077 && $(BIN)/ray get-auth-token --generate > /dev/null 2>&1
 	chmod 600 "$$HOME/.ray/auth_token"
 	touch $@

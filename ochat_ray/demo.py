@@ -95,7 +95,10 @@ class Demo:
         with log.open("wb") as output:
             serve = subprocess.Popen(
                 ["serve", "run", "ochat_ray.serve:app"],
-                env=local_cluster.environment(),
+                # `serve run` looks for Ray in its default directory, which the demo leaves alone,
+                # and would start another one.
+                env=local_cluster.environment()
+                | {"RAY_ADDRESS": f"127.0.0.1:{local_cluster.RAY_PORT}"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
