@@ -9,15 +9,13 @@ for system messages, which that release dropped.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.schema import Turn
-
-END_OF_TURN = "<|end_of_turn|>"
+from ochat_ray.tokenizer import END_OF_TURN, encode_texts, end_of_turn_id
 
 ANY_TURN = Turn | Mapping[str, str]
 
@@ -95,25 +93,23 @@ def encode_batch(
     """`encode` for many conversations with one call to the tokenizer."""
     template = template_for(model_type)
     end_of_turn = end_of_turn_id(tokenizer)
-    prefixes = {
-        role: _tokenize([prefix], tokenizer)[0] for role, prefix in template.prefixes.items()
-    } | {"system": []}
     bos = [tokenizer.bos_token_id] if template.bos else []
     if None in bos:
         raise UserError(f"model type {model_type!r} needs a tokenizer with a BOS token")
 
     flat = [_role_and_text(turn) for turns in conversations for turn in turns]
     for role, _ in flat:
-        if role not in prefixes:
+        if role not in template.prefixes and role != "system":
             raise UserError(f"unknown role {role!r}; roles are system, user and assistant")
-    texts = iter(_tokenize([text for _, text in flat], tokenizer))
-    roles = (role for role, _ in flat)
+    texts = encode_texts([*template.prefixes.values(), *(text for _, text in flat)], tokenizer)
+    prefixes = {"system": [], **dict(zip(template.prefixes, texts, strict=False))}
+    segments = zip((role for role, _ in flat), texts[len(template.prefixes) :], strict=True)
 
     encoded = []
     for turns in conversations:
         ids, weights = list(bos), [0.0] * len(bos)
         for _ in turns:
-            role, text = next(roles), next(texts)
+            role, text = next(segments)
             ids += prefixes[role] + text + [end_of_turn]
             weights += [0.0] * len(prefixes[role])
             weights += [1.0 if role == "assistant" else 0.0] * (len(text) + 1)
@@ -122,63 +118,6 @@ def encode_batch(
             weights += [0.0] * len(prefixes["assistant"])
         encoded.append((ids, weights))
     return encoded
-
-
-def end_of_turn_id(tokenizer: Any) -> int:
-    """The id of the end-of-turn token.
-
-    Raises:
-        UserError: the tokenizer has none.
-    """
-    ids = tokenizer.get_added_vocab()
-    if END_OF_TURN not in ids:
-        raise UserError(
-            f"the tokenizer has no {END_OF_TURN} token; open it with "
-            "ochat_ray.template.load_tokenizer, which adds it"
-        )
-    return int(ids[END_OF_TURN])
-
-
-def load_tokenizer(path: str) -> Any:
-    """A transformers tokenizer with the end-of-turn token, added at the vocabulary's end if absent.
-
-    Raises:
-        UserError: there is no usable tokenizer at `path`.
-    """
-    tokenizer = _open_tokenizer(path)
-    if END_OF_TURN not in tokenizer.get_added_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [END_OF_TURN]})
-    return tokenizer
-
-
-def has_end_of_turn(path: str) -> bool:
-    """Whether the tokenizer at `path` has the end-of-turn token as it is on disk."""
-    return END_OF_TURN in _open_tokenizer(path).get_added_vocab()
-
-
-def _open_tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer  # slow to import, and not every caller needs it
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        # What transformers raises for a directory without a tokenizer varies with what is there.
-        raise UserError(
-            f"no tokenizer at {path}: expected a Hugging Face directory with tokenizer.json"
-        ) from error
-    if not getattr(tokenizer, "is_fast", False) or len(tokenizer) == 0:
-        raise UserError(
-            f"the tokenizer at {path} has no tokenizer.json; save it with a fast tokenizer first"
-        )
-    return tokenizer
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 (hex) of what decides a text's ids: tokenizer.json without truncation or padding."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
 def chat_template(model_type: str) -> str:
@@ -208,16 +147,3 @@ def _role_and_text(turn: ANY_TURN) -> tuple[str, str]:
     if isinstance(turn, Turn):
         return turn.role, turn.text
     return turn["role"], turn["text"]
-
-
-def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    if not texts:
-        return []
-    # split_special_tokens: "<s>" typed by a person is three characters, not a token.
-    return tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]

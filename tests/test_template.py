@@ -4,14 +4,8 @@ import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.schema import Turn
-from ochat_ray.template import (
-    chat_template,
-    encode,
-    encode_batch,
-    end_of_turn_id,
-    load_tokenizer,
-    tokenizer_digest,
-)
+from ochat_ray.template import chat_template, encode, encode_batch
+from ochat_ray.tokenizer import end_of_turn_id
 
 USER = {"role": "user", "text": "hello"}
 ASSISTANT = {"role": "assistant", "text": "fine"}
@@ -77,33 +71,6 @@ def test_wrong_use_is_one_clear_line(tokenizer):
         encode([USER], "gpt", tokenizer)
     with pytest.raises(UserError, match="unknown role 'robot'"):
         encode([{"role": "robot", "text": ""}], "openchat", tokenizer)
-
-
-def test_a_tokenizer_without_the_end_of_turn_token_gets_it_at_the_end(tokenizer, tmp_path):
-    from transformers import PreTrainedTokenizerFast
-
-    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    plain = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
-    plain.save_pretrained(tmp_path)
-    vocabulary = len(tokenizer)
-    assert len(load_tokenizer(str(tmp_path))) == vocabulary
-    assert end_of_turn_id(load_tokenizer(str(tmp_path))) == vocabulary - 1
-
-
-def test_the_digest_is_that_of_what_was_saved_and_not_of_how_it_was_used(tokenizer, tmp_path):
-    before = tokenizer_digest(tokenizer)
-    tokenizer(["some text"], truncation=True, max_length=2)
-    tokenizer.save_pretrained(tmp_path)
-    assert tokenizer_digest(tokenizer) == before
-    assert tokenizer_digest(load_tokenizer(str(tmp_path))) == before
-
-
-@pytest.mark.parametrize("content", [{}, {"config.json": "{}"}])
-def test_a_directory_without_a_tokenizer_is_one_clear_line(tmp_path, content):
-    for name, text in content.items():
-        (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="tokenizer"):
-        load_tokenizer(str(tmp_path))
 
 
 def test_the_chat_template_writes_the_same_text(tokenizer):

@@ -36,7 +36,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import MANIFEST, RunDir, completed, open_location
-from ochat_ray.template import load_tokenizer, tokenizer_digest
+from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 
 PART_ROWS = 2000
 """Records of one part: a worker holds about this many in memory."""

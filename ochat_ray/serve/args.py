@@ -21,7 +21,8 @@ from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
 from ochat_ray.serve.admission import ApiKey, read_keys
-from ochat_ray.template import END_OF_TURN, template_for
+from ochat_ray.template import template_for
+from ochat_ray.tokenizer import END_OF_TURN
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -123,7 +123,7 @@ class IngressReplica:
 
     def __serve_build_asgi_app__(self) -> Any:
         from ochat_ray.serve.ingress import build_app
-        from ochat_ray.template import load_tokenizer  # imports transformers
+        from ochat_ray.tokenizer import load_tokenizer  # imports transformers
 
         tokenizer = load_tokenizer(self._settings.directory)
         return build_app(self._settings, tokenizer, self._backend)

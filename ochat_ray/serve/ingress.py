@@ -36,7 +36,8 @@ from ochat_ray.serve.protocol import (
     to_api_error,
     validation_error,
 )
-from ochat_ray.template import encode, end_of_turn_id
+from ochat_ray.template import encode
+from ochat_ray.tokenizer import end_of_turn_id
 
 
 class Backend(Protocol):

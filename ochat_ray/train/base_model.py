@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ochat_ray.errors import UserError
-from ochat_ray.template import chat_template, end_of_turn_id, has_end_of_turn, load_tokenizer
+from ochat_ray.template import chat_template
+from ochat_ray.tokenizer import end_of_turn_id, has_end_of_turn, load_tokenizer
 
 
 def load_model(path: str, dtype: torch.dtype) -> Any:

@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import RunDir, absolute, completed, read_manifest
-from ochat_ray.template import load_tokenizer, tokenizer_digest
+from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.loop import METRICS, MODEL_MANIFEST, train_worker
 

@@ -14,7 +14,7 @@ import numpy as np
 import ray.train
 
 from ochat_ray.run_dir import RunDir, read_manifest
-from ochat_ray.template import end_of_turn_id, load_tokenizer
+from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train import schedule
 from ochat_ray.train.batch import trained_weight
 from ochat_ray.train.config import TrainConfig

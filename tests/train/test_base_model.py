@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ochat_ray.errors import UserError
-from ochat_ray.template import END_OF_TURN, end_of_turn_id
+from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id
 from ochat_ray.train.base_model import add_end_of_turn, load_model, prepare_base
 
 

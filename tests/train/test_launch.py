@@ -9,7 +9,8 @@ import torch
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
 from ochat_ray.schema import TOKENS
-from ochat_ray.template import encode, end_of_turn_id, load_tokenizer, tokenizer_digest
+from ochat_ray.template import encode
+from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer, tokenizer_digest
 from ochat_ray.train.batch import make_batch, weighted_nll
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.launch import train

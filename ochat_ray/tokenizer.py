@@ -1,0 +1,295 @@
+"""Opens a tokenizer so that it gives the reference ids, or refuses it in one line.
+
+transformers 5 is not asked to choose a tokenizer's class. Its AutoTokenizer (seen in 5.19) builds
+a LLaMA tokenizer anew from the vocabulary: from `tokenizer.model` alone it orders merges by id
+instead of by score, which gives other ids for every indented line of code, and whatever
+`tokenizer_config.json` says, a text that begins with a blank loses it or its leading-space piece.
+Here `tokenizer.json` is taken as it stands, and a SentencePiece model is converted by
+`sentencepiece_bpe`. `probe` then holds either to account, at the start of every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ochat_ray.errors import UserError
+
+END_OF_TURN = "<|end_of_turn|>"
+
+PROBE_TEXTS = (
+    "",
+    "Human: ",
+    "Hello, world! It's 3.14159 and 2023-07-01.",
+    "User:",
+    " leading",
+    "  two leading",
+    "trailing ",
+    "in   between",
+    " ",
+    *(" " * count for count in (2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33)),
+    "\n",
+    "\n\n\n",
+    "def f(x):\n    if x:\n\t\treturn  x  # done\n\n\n",
+    "a\tb\r\nc\r\n",
+    "NUL \x00 and \x07 and \x7f",
+    "no-break\u00a0blank, thin\u2009blank, zero\u200bwidth, \ufeffmark",
+    "你好，世界。こんにちは 안녕하세요",
+    "naïve café, Привет, مرحبا, שלום, हिन्दी",
+    "🙂👍🏽👩\u200d👩\u200d👧\u200d👦🇪🇺",
+    "\u16a0\ue000\ufffd\U00010348\U0010fffd",  # runes, private use, Gothic, the last plane
+    "snake_case CamelCase <tag/> \\( x^2 \\)",
+    "<0x0A> </s> [INST] ##x <|x|>",
+    "=" * 80 + "-" * 41 + "aaaa ababababa",
+    "lopado" * 500,
+)
+"""What a conversation may hold and a tokenizer may lose. In NFC: a tokenizer that composes
+characters first (GPT-NeoX, Qwen) keeps the text as a reader sees it."""
+
+
+def load_tokenizer(path: str) -> Any:
+    """A probed transformers tokenizer with the end-of-turn token, added at the end if absent.
+
+    `path` is a Hugging Face directory (or the name of one on the Hub) with `tokenizer.json`, or
+    with only a SentencePiece `tokenizer.model` of LLaMA's kind.
+
+    Raises:
+        UserError: there is no tokenizer at `path`, or one that would distort the text.
+    """
+    tokenizer = _open(path)
+    if END_OF_TURN not in tokenizer.get_added_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [END_OF_TURN]})
+    probe(tokenizer, path)
+    return tokenizer
+
+
+def has_end_of_turn(path: str) -> bool:
+    """Whether the tokenizer at `path` has the end-of-turn token as it is on disk."""
+    return END_OF_TURN in _open(path).get_added_vocab()
+
+
+def end_of_turn_id(tokenizer: Any) -> int:
+    """The id of the end-of-turn token.
+
+    Raises:
+        UserError: the tokenizer has none.
+    """
+    ids = tokenizer.get_added_vocab()
+    if END_OF_TURN not in ids:
+        raise UserError(
+            f"the tokenizer has no {END_OF_TURN} token; open it with "
+            "ochat_ray.tokenizer.load_tokenizer, which adds it"
+        )
+    return int(ids[END_OF_TURN])
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 (hex) of what decides a text's ids: tokenizer.json without truncation or padding."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+
+def encode_texts(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    """Each text's ids, as text only: a special token's name is spelt out, nothing is added or cut.
+
+    It calls the `tokenizers` library without transformers in between, which would also work out
+    offsets and keep a second copy of every list.
+    """
+    backend = tokenizer.backend_tokenizer
+    # transformers leaves on the backend whatever its last caller wanted. Its next call sets all
+    # three again, so nothing of ours is left behind for others.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if not backend.encode_special_tokens:
+        backend.encode_special_tokens = True
+    return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def probe(tokenizer: Any, path: str) -> None:
+    """Check in milliseconds that a tokenizer keeps text as it is and special tokens apart.
+
+    Over `PROBE_TEXTS` and each special token typed as text: the ids are in the vocabulary, none of
+    them special, the same again and in a batch as alone, and decode to the text (save for one
+    blank in front, SentencePiece's dummy prefix, where the decoder does not strip it). Where
+    `tokenizer.model` lies at `path` and is SentencePiece's, the ids are also those of the
+    `sentencepiece` library, if that can be imported.
+
+    Raises:
+        UserError: one of these does not hold; the line names the text and what to do.
+    """
+    special = {
+        id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    typed = [f"{before}{token}{after}" for token in special.values() for before, after in _AROUND]
+    texts = [*PROBE_TEXTS, *typed]
+    reference = _sentencepiece_ids(path, PROBE_TEXTS)
+    encoded = encode_texts(texts, tokenizer)
+    again = [encode_texts([text], tokenizer)[0] for text in texts]
+    for text, ids, alone, expected in zip(
+        texts, encoded, again, [*reference, *([None] * len(typed))], strict=True
+    ):
+        problem = _problem(text, ids, alone, expected, special, tokenizer.backend_tokenizer)
+        if problem:
+            raise UserError(
+                f"the tokenizer at {path} cannot be used: the text {_shown(text)} {problem}"
+            )
+    if END_OF_TURN in tokenizer.get_added_vocab() and END_OF_TURN not in special.values():
+        raise UserError(
+            f"the tokenizer at {path} has {END_OF_TURN} as an ordinary token, which anybody could "
+            'type; set "special": true for it in tokenizer.json'
+        )
+
+
+_AROUND = (("", ""), ("a ", "b"))
+
+
+def _problem(
+    text: str,
+    ids: list[int],
+    alone: list[int],
+    expected: list[int] | None,
+    special: dict[int, str],
+    backend: Any,
+) -> str | None:
+    """What is wrong with one text's ids and what to do, or None."""
+    if ids != alone:
+        return "gives other ids a second time; switch dropout off in tokenizer.json"
+    if any(backend.id_to_token(id) is None for id in set(ids)):
+        return "gives an id outside the vocabulary; tokenizer.json is damaged, fetch it again"
+    for id in ids:
+        if id in special:
+            return (
+                f"gives the special token {special[id]}; use a tokenizer.json whose vocabulary "
+                "can spell every text"
+            )
+    if expected is not None and ids != expected:
+        return (
+            "gives other ids from tokenizer.json than from tokenizer.model; "
+            "remove the one that the model was not trained with"
+        )
+    decoded = backend.decode(ids, skip_special_tokens=False)
+    if decoded not in (text, " " + text):
+        return (
+            f"comes back as {_shown(decoded)}; use the model's original tokenizer.model or a "
+            "tokenizer.json that keeps text as it is"
+        )
+    return None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _open(path: str) -> Any:
+    """The tokenizer as it is on disk, not probed.
+
+    Raises:
+        UserError: there is none, or none that can be read.
+    """
+    from transformers import PreTrainedTokenizerFast  # slow to import; not every caller needs it
+
+    if _find(path, "tokenizer.json"):
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(path)
+        except Exception as error:  # what `tokenizers` raises for a damaged file has no own class
+            raise UserError(
+                f"the tokenizer at {path} cannot be read ({_first_line(error)}); fetch it again"
+            ) from error
+    model = _find(path, "tokenizer.model")
+    if model is None:
+        raise UserError(
+            f"no tokenizer at {path}: expected a Hugging Face directory with tokenizer.json, or "
+            "with a SentencePiece tokenizer.model"
+        )
+    return _convert(model, path)
+
+
+def _convert(model: Path, path: str) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        from ochat_ray import sentencepiece_bpe
+    except ImportError as error:
+        raise UserError(
+            f"{path} has only a SentencePiece tokenizer.model; to convert it: "
+            "pip install sentencepiece protobuf"
+        ) from error
+    try:
+        converted = sentencepiece_bpe.convert(model.read_bytes())
+    except ValueError as error:
+        raise UserError(
+            f"tokenizer.model at {path} {error}; put the model's tokenizer.json beside it"
+        ) from error
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=converted.backend,
+        bos_token=converted.bos,
+        eos_token=converted.eos,
+        unk_token=converted.unk,
+        pad_token=converted.pad,
+        # For other programs that open what train exports; `template.encode` adds its own.
+        add_bos_token=converted.bos is not None,
+    )
+    for id, token in sorted(_added_on_disk(path).items()):
+        if id >= len(tokenizer):
+            tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+        if tokenizer.convert_tokens_to_ids(token) != id:
+            raise UserError(
+                f"the tokenizer at {path} gives {token} the id {id}, where tokenizer.model has "
+                "another; put the model's tokenizer.json beside it"
+            )
+    return tokenizer
+
+
+def _added_on_disk(path: str) -> dict[int, str]:
+    """Tokens that transformers' slow tokenizers kept beside `tokenizer.model`, by id."""
+    added: dict[int, str] = {}
+    try:
+        if old := _find(path, "added_tokens.json"):
+            added |= {int(id): token for token, id in json.loads(old.read_bytes()).items()}
+        if config := _find(path, "tokenizer_config.json"):
+            tokens = json.loads(config.read_bytes()).get("added_tokens_decoder", {})
+            added |= {int(id): token["content"] for id, token in tokens.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"the tokenizer's JSON files at {path} cannot be read ({_first_line(error)}); "
+            "fetch them again"
+        ) from error
+    return added
+
+
+def _sentencepiece_ids(path: str, texts: Iterable[str]) -> list[list[int] | None]:
+    """The `sentencepiece` library's own ids, or Nones if there is nothing to compare with."""
+    nothing: list[list[int] | None] = [None for _ in texts]
+    model = _find(path, "tokenizer.model")
+    if model is None:
+        return nothing
+    try:
+        from sentencepiece import SentencePieceProcessor
+
+        return list(SentencePieceProcessor(model_proto=model.read_bytes()).encode(list(texts)))
+    except (ImportError, RuntimeError):  # RuntimeError: not SentencePiece's, e.g. tiktoken's
+        return nothing
+
+
+def _find(path: str, name: str) -> Path | None:
+    """A file of a directory, or of a repository on the Hub, fetched if need be."""
+    if Path(path).exists():
+        return file if (file := Path(path) / name).is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(path, name)
+    except OSError:  # what transformers raises for no such name, no such file and no network
+        return None
+    return Path(found) if found else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
