@@ -1,0 +1,214 @@
+"""How much of a turn's structure its Markdown gives back: the measure of the conversion.
+
+The Markdown is rendered again, and both documents are brought to one form: chrome, boxes and
+highlighting left out, white space in text collapsed, code byte for byte, formulas as a mark. Equal
+forms are the rule, and found with GitHub's cmark, which is a hundred times faster; where they
+differ, markdown-it-py renders again and decides, block by block.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from functools import cache
+from typing import Any
+from urllib.parse import unquote
+
+import cmarkgfm
+from cmarkgfm.cmark import Options
+from markdown_it import MarkdownIt
+
+from ochat_ray.data.html_tree import (
+    BLOCKS,
+    CHROME,
+    CONTAINERS,
+    alignment_of,
+    code_of,
+    parse,
+    tex_of,
+)
+from ochat_ray.data.markdown import BLANK_LINE, Converted
+from ochat_ray.data.markdown_inline import MATH_MARK
+
+Block = tuple[str, str]
+"""The path of tags to a block, and its content."""
+
+_INLINE = {
+    "em": "em",
+    "i": "em",
+    "strong": "strong",
+    "b": "strong",
+    "code": "code",
+    "del": "del",
+    "s": "del",
+}
+# Beyond these, measuring in order would take minutes on a turn made to take them.
+_MAX_SLOW = 500_000
+_MAX_BLOCKS = 3_000
+BREAK = "\x1c"
+_SPACE = re.compile(r"[ \t\n\f\v]{2,}|[\t\n\f\v]")
+
+
+def fidelity(converted: Converted) -> tuple[int, int]:
+    """(blocks that came back as they were, blocks of the original or, if more, of the result)."""
+    original = blocks_of(converted.root)
+    rendered = blocks_of(parse(render_fast(converted.skeleton)))
+    if rendered == original:
+        return len(original), len(original)
+    if len(converted.skeleton) <= _MAX_SLOW:
+        rendered = blocks_of(parse(_markdown_it().render(converted.skeleton)))
+        if rendered == original:
+            return len(original), len(original)
+    longer = max(len(original), len(rendered))
+    if longer > _MAX_BLOCKS:
+        return (Counter(original) & Counter(rendered)).total(), longer
+    matcher = difflib.SequenceMatcher(None, original, rendered, autojunk=False)
+    equal = sum(match.size for match in matcher.get_matching_blocks())
+    return equal, longer
+
+
+def render_fast(markdown: str) -> str:
+    """HTML of CommonMark with tables, by GitHub's cmark."""
+    html: str = cmarkgfm.markdown_to_html_with_extensions(
+        markdown, options=Options.CMARK_OPT_UNSAFE, extensions=["table", "strikethrough"]
+    )
+    return html
+
+
+@cache
+def _markdown_it() -> MarkdownIt:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def blocks_of(root: Any) -> list[Block]:
+    """The blocks below an element, in order: leaves with their content, lists with their start."""
+    blocks: list[Block] = []
+    _walk(root, "", blocks)
+    return blocks
+
+
+def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False) -> None:
+    run = [container.text or ""]
+
+    def flush() -> None:
+        # Text beside paragraphs is plain text, where a blank line begins a new one.
+        whole = "".join(run)
+        for part in [whole] if tight else BLANK_LINE.split(whole):
+            if text := _collapse(part):
+                blocks.append((path if tight else path + "/p", text))
+        run.clear()
+
+    for child in container:
+        tag = child.tag
+        if tag == "pre":
+            flush()
+            language, code = code_of(child)
+            blocks.append((f"{path}/pre", f"{language}\n{code}"))
+        elif tag in CONTAINERS and tex_of(child) is not None:
+            flush()
+            blocks.append((path if tight else path + "/p", MATH_MARK))
+        elif tag not in BLOCKS:
+            if _holds_blocks(child):
+                flush()
+                _walk(child, path, blocks, tight=tight)
+            else:
+                _inline(child, run)
+        else:
+            flush()
+            _block(child, path, blocks, tight)
+        run.append(child.tail or "")
+    flush()
+
+
+def _holds_blocks(element: Any) -> bool:
+    if len(element) == 0 or element.tag in CHROME or tex_of(element) is not None:
+        return False
+    return next(element.iter(*BLOCKS), None) is not None
+
+
+def _block(element: Any, path: str, blocks: list[Block], tight: bool) -> None:
+    tag = element.tag
+    if tag in ("ul", "ol"):
+        items = [child for child in element if child.tag == "li"]
+        loose = any(child.tag == "p" for item in items for child in item)
+        if len(items) == 1 and sum(1 for child in items[0] if child.tag in BLOCKS) <= 1:
+            loose = False  # Markdown has no loose list of one item with one block
+        start = element.get("start") or "1"
+        blocks.append((f"{path}/{tag}", start if tag == "ol" else ""))
+        for item in items:
+            blocks.append((f"{path}/{tag}/li", ""))
+            if loose:
+                _walk(item, f"{path}/{tag}/li", blocks)
+            else:
+                _walk_tight(item, f"{path}/{tag}/li", blocks)
+    elif tag == "table":
+        for number, row in enumerate(element.iter("tr")):
+            cells = [_text(cell) for cell in row if cell.tag in ("th", "td")]
+            if number == 0:
+                cells += [alignment_of(cell) for cell in row if cell.tag in ("th", "td")]
+            blocks.append((f"{path}/tr", "\x1f".join(cells)))
+    elif tag == "hr":
+        blocks.append((f"{path}/hr", ""))
+    elif tag == "blockquote":
+        blocks.append((f"{path}/blockquote", ""))
+        _walk(element, f"{path}/blockquote", blocks)
+    elif tag in CONTAINERS:
+        _walk(element, path, blocks, tight=tight)
+    elif text := _text(element):
+        blocks.append((f"{path}/{tag}", text))
+
+
+def _walk_tight(item: Any, path: str, blocks: list[Block]) -> None:
+    paragraphs = [child for child in item if child.tag == "p"]
+    if paragraphs:  # the one paragraph of a list that Markdown cannot make loose
+        _walk(item, path, blocks)
+        blocks[:] = [(p.removesuffix("/p") if p == path + "/p" else p, t) for p, t in blocks]
+    else:
+        _walk(item, path, blocks, tight=True)
+
+
+def _text(element: Any) -> str:
+    parts = [element.text or ""]
+    for child in element:
+        _inline(child, parts)
+        parts.append(child.tail or "")
+    return _collapse("".join(parts))
+
+
+def _collapse(text: str) -> str:
+    text = _SPACE.sub(" ", text)
+    if BREAK not in text:
+        return text.strip()
+    # A break at the end of a block shows nothing, and Markdown cannot write it.
+    text = text.replace(f" {BREAK}", BREAK).replace(f"{BREAK} ", BREAK)
+    return text.strip().strip(" " + BREAK).strip()
+
+
+def _inline(element: Any, parts: list[str]) -> None:
+    """Append an inline element's text with marks for its tags; white space inside is moved out."""
+    tag = element.tag
+    if tag in CHROME:
+        return
+    if tag == "br":
+        parts.append(BREAK)
+    elif tag == "img":
+        parts.append(f"\x1dimg({unquote(element.get('src') or '')}){element.get('alt') or ''}\x1e")
+    elif tag == "code":
+        parts.append(f"\x1dcode {''.join(element.itertext())}\x1e")
+    elif tex_of(element) is not None:
+        parts.append(MATH_MARK)
+    else:
+        inner: list[str] = [element.text or ""]
+        for child in element:
+            _inline(child, inner)
+            inner.append(child.tail or "")
+        text = "".join(inner)
+        mark = _INLINE.get(tag)
+        if tag == "a" and element.get("href"):
+            mark = f"a({unquote(element.get('href'))})"
+        if mark and text.strip():
+            core = text.strip()
+            start = text.index(core)
+            text = f"{text[:start]}\x1d{mark} {core}\x1e{text[start + len(core) :]}"
+        parts.append(text)

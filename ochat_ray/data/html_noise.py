@@ -1,0 +1,100 @@
+"""What browser extensions of 2023 glued onto a turn: the pager and the counter.
+
+The pager, "2 / 3", says which of several answers is shown; an old version of ShareGPT's extension
+took it along at a turn's very start. The counter, "Copy12 chars / 34 words", is another
+extension's bar below the text. Both are only taken off where an extension put them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+_PAGER = re.compile(r"\s*(\d{1,4}) / (\d{1,4})")
+_PAGER_IN_HTML = re.compile(r"(?:\s|<[^<>]{0,2000}>)*\d{1,4} / \d{1,4}")
+_COUNTER = re.compile(r"Copy\s?\d+ chars / \d+ words\s*$")
+# What people and models write is in paragraphs; extensions write beside them.
+_BESIDE = frozenset({"body", "div", "span"})
+
+
+def without_pager(text: str) -> str:
+    """A turn of plain text without the pager glued to its start.
+
+    Glued: no blank between. "2 / 3 of them" is what somebody wrote, and so is "3 / 2What".
+    """
+    match = _PAGER.match(text)
+    glued = match is not None and text[match.end() : match.end() + 1].strip(" \t\r\n,.;:/-+*=%)")
+    return text[match.end() :] if match and glued and _is_pager(match) else text
+
+
+def strip_noise(root: Any, html: str) -> bool:
+    """Take pager and counter off a parsed turn; whether there was a pager."""
+    if "chars / " in html:
+        _strip_counter(root)
+    return bool(_PAGER_IN_HTML.match(html)) and _strip_pager(root)
+
+
+def _is_pager(match: re.Match[str]) -> bool:
+    return 1 <= int(match[1]) <= int(match[2])
+
+
+def _strip_pager(root: Any) -> bool:
+    element = next((e for e in root.iter() if (e.text or "").strip()), None)
+    tail = next((e for e in root.iter() if (e.tail or "").strip()), None)
+    # Text directly in the page comes before, or after a button of the pager.
+    for candidate, kind in ((element, "text"), (tail, "tail")):
+        if candidate is None:
+            continue
+        holder = candidate if kind == "text" else candidate.getparent()
+        if holder is None or not _is_beside(holder):
+            continue
+        text = getattr(candidate, kind)
+        match = _PAGER.match(text)
+        if match is None or not _is_pager(match):
+            continue
+        rest = text[match.end() :]
+        if not rest.strip() and _is_all_there_is(root, text):
+            return False
+        if not rest.strip() or without_pager(text) != text:
+            setattr(candidate, kind, rest)
+            return True
+    return False
+
+
+def _is_all_there_is(root: Any, text: str) -> bool:
+    return "".join(root.itertext()).strip() == text.strip()
+
+
+def _strip_counter(root: Any) -> None:
+    for element in [*root.iter("div", "span")]:
+        whole = "".join(islice(element.itertext(), 8)).strip()  # the counter has two
+        if _is_beside(element) and _COUNTER.fullmatch(whole):
+            element.clear(keep_tail=True)
+    for holder, kind, text in _texts_from_the_end(root):
+        if not text.strip():
+            continue
+        match = _COUNTER.search(text)
+        parent = holder if kind == "text" else holder.getparent()
+        # Within a paragraph it must be glued to a word: nobody writes "fine.Copy12 chars".
+        if match and (
+            (match.start() and not text[match.start() - 1].isspace() and parent.tag != "code")
+            or (not text[: match.start()].strip() and _is_beside(parent))
+        ):
+            setattr(holder, kind, text[: match.start()])
+        return
+
+
+def _texts_from_the_end(element: Any) -> Iterator[tuple[Any, str, str]]:
+    for child in reversed(element):
+        yield child, "tail", child.tail or ""
+        yield from _texts_from_the_end(child)
+    yield element, "text", element.text or ""
+
+
+def _is_beside(element: Any) -> bool:
+    """Whether only the page's own boxes are around the element, and it is one."""
+    return element.tag in _BESIDE and all(
+        e.tag in _BESIDE | {"html"} for e in element.iterancestors()
+    )

@@ -1,0 +1,257 @@
+"""ChatGPT's rendered HTML back to the Markdown that it was rendered from.
+
+The test of truth: rendered as CommonMark with tables, the result has the structure of the HTML,
+block by block, and its code byte for byte (`fidelity.py` measures it).
+
+Sources: CommonMark 0.31 (spec.commonmark.org), the table extension of GitHub Flavored Markdown,
+and the markup of chat.openai.com in spring 2023 as ShareGPT stored it: `<pre>` with a language
+label and a "Copy code" button around `<code class="hljs language-x">`, KaTeX with its TeX in
+`annotation[encoding="application/x-tex"]`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from lxml import etree
+
+from ochat_ray.data import markdown_text as text_of
+from ochat_ray.data.html_noise import strip_noise
+from ochat_ray.data.html_tree import (
+    BLOCKS,
+    CHROME,
+    CONTAINERS,
+    Element,
+    alignment_of,
+    code_of,
+    parse,
+    tex_of,
+)
+from ochat_ray.data.markdown_inline import (
+    Pieces,
+    formula,
+    inline_element,
+    inline_of,
+    is_inline,
+    skeleton,
+    without_marks,
+)
+
+Kind = Literal["paragraph", "heading", "code", "list", "quote", "table", "rule"]
+
+BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A converted turn.
+
+    `skeleton` is the Markdown with `MATH_MARK` for every formula, which CommonMark does not know;
+    `root` is the parsed HTML without its noise; `pager` says that a pager was taken off the start.
+    """
+
+    markdown: str
+    skeleton: str
+    root: Element
+    pager: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    kind: Kind
+    text: str
+    marker: str = ""
+    """Of a list: the character after which it is told from the list before it."""
+    interrupts: bool = True
+    """Whether it can follow a paragraph's text on the next line."""
+
+
+def html_to_markdown(html: str) -> str:
+    """The Markdown of a turn that ChatGPT's page rendered as `html`.
+
+    Formulas come back as `\\(...\\)` and `\\[...\\]`. Buttons, labels and what browser extensions
+    glued on are left out.
+
+    Raises:
+        ConversionError: more than 250 levels of nesting, or `MAX_HTML_CHARACTERS`.
+    """
+    return convert(html).markdown
+
+
+def convert(html: str) -> Converted:
+    """`html_to_markdown`, with what `fidelity` needs to judge it."""
+    root = parse(html)
+    pager = strip_noise(root, html)
+    text = "\n\n".join(block.text for block in _blocks(root))
+    return Converted(without_marks(text), skeleton(text), root, pager)
+
+
+def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
+    """The blocks of a container's content; runs of inline content become paragraphs.
+
+    `prose`: the content is a list item's, where a blank line in the text means nothing.
+    """
+    blocks: list[_Block] = []
+    pieces: Pieces = []
+    run: list[str] = [text_of.literal(container.text)] if container.text else []
+
+    def flush() -> None:
+        nonlocal run, pieces
+        if not run:
+            return
+        inline = "".join(run)
+        if inline.strip():
+            parts = [inline] if pieces or prose else BLANK_LINE.split(inline)
+            texts = [text_of.finish(part, pieces) for part in parts]
+            blocks.extend(_Block("paragraph", text) for text in texts if text)
+        run, pieces = [], []
+
+    for child in container:
+        tag = child.tag
+        if _is_block(child):
+            flush()
+            if tag in CONTAINERS and tex_of(child) is None:
+                blocks += _blocks(child)
+            elif block := _block(child, blocks[-1] if blocks else None):
+                blocks.append(block)
+        else:
+            run.append(inline_element(child, pieces))
+        if child.tail:
+            run.append(text_of.literal(child.tail))
+    flush()
+    return blocks
+
+
+def _is_block(element: Element) -> bool:
+    if element.tag in BLOCKS:
+        return True
+    if len(element) == 0 or element.tag in CHROME or is_inline(element.tag):
+        return False
+    # A span or an unknown element around blocks.
+    return tex_of(element) is None and next(element.iter(*BLOCKS), None) is not None
+
+
+def _block(element: Element, previous: _Block | None) -> _Block | None:
+    tag = element.tag
+    if tag == "p":
+        return _paragraph(element)
+    if tag in ("ul", "ol"):
+        return _list(element, previous)
+    if tag == "pre":
+        return _Block("code", _fence(*code_of(element)))
+    if tag == "blockquote":
+        quoted = "\n\n".join(block.text for block in _blocks(element))
+        return _Block("quote", "\n".join(f"> {q}" if q else ">" for q in quoted.split("\n")))
+    if tag == "table":
+        return _table(element)
+    if tag == "hr":
+        # Dashes below a line of text would make a heading of it.
+        return _Block("rule", "---")
+    if tag[0] == "h" and tag[1:].isdigit():
+        pieces: Pieces = []
+        inline = inline_of(element, pieces)
+        hashes = "#" * int(tag[1])
+        return _Block("heading", f"{hashes} {text_of.heading_text(inline, pieces)}".rstrip())
+    if tex := tex_of(element):
+        return _Block("paragraph", formula(*tex))
+    blocks = _blocks(element)
+    return _Block("paragraph", "\n\n".join(block.text for block in blocks)) if blocks else None
+
+
+def _paragraph(element: Element) -> _Block | None:
+    pieces: Pieces = []
+    text = text_of.finish(inline_of(element, pieces), pieces)
+    return _Block("paragraph", text) if text else None
+
+
+def _fence(language: str, code: str) -> str:
+    longest = max((len(run) for run in re.findall("`{3,}", code)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}" if code else f"{fence}{language}\n{fence}"
+
+
+def _list(element: Element, previous: _Block | None) -> _Block | None:
+    items = list(_items(element))
+    if not items:
+        return None
+    loose = any(child.tag == "p" for item in items for child in item)
+    ordered = element.tag == "ol"
+    markers = ".)" if ordered else "-*"
+    # Two lists of the same marker, one after the other, would be one.
+    marker = markers[previous is not None and previous.marker == markers[0]]
+    number = _start(element)
+    texts = []
+    for offset, item in enumerate(items):
+        bullet = f"{number + offset}{marker}" if ordered else marker
+        texts.append(_item(bullet, _blocks(item, prose=True), loose))
+    return _Block(
+        "list",
+        ("\n\n" if loose else "\n").join(texts),
+        marker=marker,
+        interrupts=(not ordered or number == 1) and not texts[0].rstrip().endswith(bullet),
+    )
+
+
+def _items(element: Element) -> Iterator[Element]:
+    for child in element:
+        if child.tag == "li":
+            yield child
+        elif child.tag not in CHROME and (len(child) or (child.text or "").strip()):
+            # A list directly in a list, which is not valid but common: an item of its own.
+            item = etree.Element("li")
+            item.append(child)
+            yield item
+
+
+def _start(element: Element) -> int:
+    start = element.get("start") or "1"
+    return int(start) if re.fullmatch(r"\d{1,9}", start) else 1
+
+
+def _item(bullet: str, blocks: Sequence[_Block], loose: bool) -> str:
+    if not blocks:
+        return bullet
+    text = blocks[0].text if blocks[0].kind != "rule" else "___"
+    for before, block in pairwise(blocks):
+        if loose or not _can_follow(before, block):
+            text += "\n\n" + block.text
+        else:
+            text += "\n" + ("___" if block.kind == "rule" else block.text)
+    indent = " " * (len(bullet) + 1)
+    first, *rest = text.split("\n")
+    return "\n".join([f"{bullet} {first}", *(indent + line if line else "" for line in rest)])
+
+
+def _can_follow(before: _Block, block: _Block) -> bool:
+    """Whether the block can stand on the line below, without a blank one."""
+    if block.kind == "paragraph":
+        return before.kind in ("code", "heading", "rule")
+    return before.kind != "paragraph" or block.interrupts
+
+
+def _table(element: Element) -> _Block | None:
+    rows = [[_cell(cell) for cell in row if cell.tag in ("th", "td")] for row in element.iter("tr")]
+    rows = [row for row in rows if row]
+    if not rows:
+        return None
+    columns = max(map(len, rows))
+    first = next(row for row in element.iter("tr") if len(row))
+    alignments = [_alignment(cell) for cell in first if cell.tag in ("th", "td")]
+    alignments += ["---"] * (columns - len(alignments))
+    rows = [row + [""] * (columns - len(row)) for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in [rows[0], alignments, *rows[1:]]]
+    return _Block("table", "\n".join(lines))
+
+
+def _cell(element: Element) -> str:
+    pieces: Pieces = []
+    inline = inline_of(element, pieces)
+    return text_of.finish(inline, pieces, one_line=True).replace("\n", " ").replace("|", "\\|")
+
+
+def _alignment(cell: Element) -> str:
+    return {"left": ":---", "right": "---:", "center": ":---:"}.get(alignment_of(cell), "---")

@@ -1,0 +1,184 @@
+"""Inline content of a turn's HTML, with the sentinels that `markdown_text.finish` resolves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from ochat_ray.data import markdown_text as text_of
+from ochat_ray.data.html_tree import BLOCKS, CHROME, Element, code_of, tex_of
+
+Pieces = list[str]
+"""Markdown that is finished already, in the order of its OPAQUE marks in the text."""
+
+MATH_MARK = "\U0001d453"
+"""Stands for a formula in `Converted.skeleton`."""
+
+_MATH_START, _MATH_END = "\ufde0", "\ufde1"
+_MATH = re.compile(f"{_MATH_START}.*?{_MATH_END}", re.DOTALL)
+
+
+def without_marks(text: str) -> str:
+    """Finished Markdown, with formulas as they are."""
+    return text.replace(_MATH_START, "").replace(_MATH_END, "") if _MATH_START in text else text
+
+
+def skeleton(text: str) -> str:
+    """Finished Markdown with `MATH_MARK` for every formula, which CommonMark does not know."""
+    return _MATH.sub(MATH_MARK, text) if _MATH_START in text else text
+
+
+def is_inline(tag: str) -> bool:
+    """Whether an element of this tag has inline content and nothing else."""
+    return tag in _INLINE
+
+
+def inline_of(element: Element, pieces: Pieces) -> str:
+    """An element's content, with sentinels; finished pieces of it are appended to `pieces`."""
+    parts = [text_of.literal(element.text)] if element.text else []
+    for child in element:
+        parts.append(inline_element(child, pieces))
+        if child.tail:
+            parts.append(text_of.literal(child.tail))
+    return "".join(parts)
+
+
+def inline_element(element: Element, pieces: Pieces) -> str:
+    """An inline element with its own markup, as `inline_of`."""
+    tag = element.tag
+    if write := _INLINE.get(tag):
+        return write(element, pieces)
+    if tag in CHROME:
+        return ""
+    if tex := tex_of(element):
+        return _opaque(formula(*tex), pieces)
+    if tag == "pre":
+        return _opaque(_code_span(code_of(element)[1]), pieces)
+    inline = inline_of(element, pieces)
+    # A block where only inline content can stand, as a paragraph in a cell.
+    return f"{text_of.BREAK}{inline}{text_of.BREAK}" if tag in BLOCKS and inline else inline
+
+
+def _opaque(piece: str, pieces: Pieces) -> str:
+    pieces.append(piece)
+    return text_of.OPAQUE
+
+
+def _code(element: Element, pieces: Pieces) -> str:
+    text = "".join(element.itertext())
+    return _opaque(_code_span(text), pieces) if text else ""
+
+
+def _code_span(text: str) -> str:
+    text = text.replace("\n", " ")
+    if not text.strip(" "):
+        return f"`{text or ' '}`"
+    lengths = {len(run) for run in re.findall("`+", text)}
+    mark = "`" * next(n for n in range(1, len(lengths) + 2) if n not in lengths)
+    # One blank at both ends is taken off; needed where the code itself has a backtick or blank.
+    padded = text[0] == "`" or text[-1] == "`" or (text[0] == " " and text[-1] == " ")
+    return f"{mark} {text} {mark}" if padded else f"{mark}{text}{mark}"
+
+
+def _emphasis(opener: str, closer: str) -> Callable[[Element, Pieces], str]:
+    def write(element: Element, pieces: Pieces) -> str:
+        inline = inline_of(element, pieces)
+        # Delimiters must touch what they emphasise: white space goes outside.
+        core = inline.strip().strip(text_of.BREAK).strip()
+        if not core:
+            return inline
+        start = inline.index(core)
+        return inline[:start] + opener + core + closer + inline[start + len(core) :]
+
+    return write
+
+
+def _strike(element: Element, pieces: Pieces) -> str:
+    inline = inline_of(element, pieces)
+    return f"~~{inline}~~" if inline.strip() else inline
+
+
+def _link(element: Element, pieces: Pieces) -> str:
+    href = element.get("href") or "".strip()
+    inside: Pieces = []
+    inline = inline_of(element, inside)
+    if not _is_safe(href) or "](" in "".join(inside):
+        pieces += inside
+        return inline
+    label = text_of.plain(inline)
+    if (
+        not inside
+        and label == href
+        and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>%\\]*", href)
+    ):
+        return _opaque(f"<{href}>", pieces)
+    if not inside and href == f"mailto:{label}" and re.fullmatch(r"[\w.+-]+@[\w.-]+", label):
+        return _opaque(f"<{label}>", pieces)
+    for bracket in (text_of.OPEN_BRACKET, text_of.CLOSE_BRACKET):
+        inline = inline.replace(bracket, "\\" + text_of.plain(bracket))
+    pieces += inside
+    return "[" + inline.strip() + _opaque(f"]({_target(href, element.get('title'))})", pieces)
+
+
+def _image(element: Element, pieces: Pieces) -> str:
+    source = element.get("src") or "".strip()
+    alt = re.sub(r"\s+", " ", element.get("alt") or "").strip()
+    if not source or not _is_safe(source):
+        return text_of.literal(alt)
+    escaped = text_of.finish(text_of.literal(alt), [], one_line=True)
+    escaped = re.sub(r"(?<!\\)([\[\]])", r"\\\1", escaped)
+    return _opaque(f"![{escaped}]({_target(source, element.get('title'))})", pieces)
+
+
+def _is_safe(url: str) -> bool:
+    """No script, and no bytes of a picture among the text."""
+    return bool(url) and not re.match(r"(javascript|vbscript|data|file|blob):", url, re.IGNORECASE)
+
+
+def _target(url: str, title: str | None) -> str:
+    """A link's destination and title, escaped."""
+    url = re.sub(
+        r"\s", lambda m: f"%{ord(m.group()):02X}" if m.group() < "\x80" else m.group(), url
+    )
+    url = re.sub(r"([\\<>])", r"\\\1", url)
+    url = text_of.finish(url.replace("&", text_of.AMPERSAND), [], one_line=True)
+    depths = [0]
+    for character in re.findall("[()]", url):
+        depths.append(depths[-1] + (1 if character == "(" else -1))
+    if min(depths) < 0 or depths[-1] != 0 or max(depths) > 30:
+        url = f"<{url}>"
+    if not title:
+        return url
+    title = re.sub(r"\s+", " ", title).replace("\\", "\\\\").replace('"', '\\"')
+    return f'{url} "{text_of.finish(title.replace("&", text_of.AMPERSAND), [], one_line=True)}"'
+
+
+def formula(tex: str, display: bool) -> str:
+    """A formula between its delimiters, unless the page's TeX has some; and between our marks."""
+    tex = re.sub(r"\n\s*\n", "\n", tex)
+    if tex.startswith(("$", "\\(", "\\[")):
+        written = tex
+    else:
+        written = f"\\[{tex}\\]" if display else f"\\({tex}\\)"
+    return f"{_MATH_START}{written}{_MATH_END}"
+
+
+def _checkbox(element: Element, _pieces: Pieces) -> str:
+    if element.get("type") != "checkbox":
+        return ""
+    return "[x] " if element.get("checked") is not None else "[ ] "
+
+
+_INLINE: dict[str, Callable[[Element, Pieces], str]] = {
+    "em": _emphasis(text_of.EM_OPEN, text_of.EM_CLOSE),
+    "i": _emphasis(text_of.EM_OPEN, text_of.EM_CLOSE),
+    "strong": _emphasis(text_of.STRONG_OPEN, text_of.STRONG_CLOSE),
+    "b": _emphasis(text_of.STRONG_OPEN, text_of.STRONG_CLOSE),
+    "del": _strike,
+    "s": _strike,
+    "code": _code,
+    "a": _link,
+    "img": _image,
+    "br": lambda _element, _pieces: text_of.BREAK,
+    "input": _checkbox,
+}

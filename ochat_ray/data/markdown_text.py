@@ -1,0 +1,274 @@
+"""The text of one Markdown block: which characters need an escape, and which delimiters work.
+
+`markdown.py` writes inline content with sentinels: one for every character of the text that could
+mean something in Markdown, and one for every delimiter of emphasis. Only when the whole block is
+known can it be told whether a literal `*` would open emphasis, so `finish` decides here, after the
+rules of CommonMark 0.31. A `snake_case` word or `2 * 3` comes out as it went in.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from html.entities import html5
+
+# Unicode noncharacters: never in text that is meant for interchange (Unicode 15, section 23.7).
+_LITERALS = "*_`[]<&\\!~"
+_FIRST = 0xFDD0
+STAR, UNDERSCORE, BACKTICK, OPEN_BRACKET, CLOSE_BRACKET, LESS, AMPERSAND, BACKSLASH, BANG, TILDE = (
+    chr(_FIRST + i) for i in range(len(_LITERALS))
+)
+EM_OPEN, EM_CLOSE, STRONG_OPEN, STRONG_CLOSE, OPAQUE, BREAK = (
+    chr(_FIRST + len(_LITERALS) + i) for i in range(6)
+)
+"""OPAQUE stands for a piece that is Markdown already, such as a code span; BREAK for a `<br>`."""
+
+_PLAIN = dict(zip((chr(_FIRST + i) for i in range(len(_LITERALS))), _LITERALS, strict=True))
+_TO_SENTINEL = str.maketrans({plain: sentinel for sentinel, plain in _PLAIN.items()})
+_SPECIAL = re.compile(r"[*_`\[\]<&\\!~]")
+_SENTINELS = re.compile("[\ufdd0-\ufddf]")
+_OPENERS = {EM_OPEN: "*", STRONG_OPEN: "**"}
+_CLOSERS = {EM_CLOSE: EM_OPEN, STRONG_CLOSE: STRONG_OPEN}
+_EMPHASIS = {EM_OPEN, EM_CLOSE, STRONG_OPEN, STRONG_CLOSE}
+_ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+
+# The look-behinds keep a long run of blanks from being tried at each of its places.
+_AROUND_BREAK = re.compile(f"(?<![ \\t\\n])[ \\t\\n]*{BREAK}[ \\t\\n]*")
+_LINE_ENDS = re.compile(r"(?<![ \t\f\v])[ \t\f\v]*\n[ \t\n\f\v]*")
+_ENTITY = re.compile(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{0,31});")
+_LINE_START = re.compile(
+    r"""^(?:
+      (?P<before>\#{1,6}(?=[ \t]|$) | [-+*](?=[ \t]|$) | > | ```+(?=[^`]*$) | ~~~+
+               | \[[^\]\n]+\]: | (?:[*][ \t]*){3,}$ | (?:-[ \t]*){3,}$ | (?:_[ \t]*){3,}$)
+    | (?P<number>\d{1,9})[.)](?=[ \t]|$)
+    )""",
+    re.MULTILINE | re.VERBOSE,
+)
+# What only means something below a line of text: underlines of headings, a table's second row.
+_UNDERLINE = re.compile(r"\n(?==+[ \t]*$|-+[ \t]*$|[|:-][|: \t-]*$)", re.MULTILINE)
+_CLOSING_HASHES = re.compile(r"(?:^|(?<=[ \t]))(#+)$")
+
+
+def literal(text: str) -> str:
+    """Text as inline content: every character with a meaning in Markdown becomes a sentinel."""
+    return text.translate(_TO_SENTINEL) if _SPECIAL.search(text) else text
+
+
+def plain(inline: str) -> str:
+    """The text of inline content, without its markup."""
+    return _SENTINELS.sub(lambda m: _PLAIN.get(m.group(), ""), inline)
+
+
+def finish(inline: str, pieces: Sequence[str], *, one_line: bool = False) -> str:
+    """Markdown source of one block's inline content.
+
+    Args:
+        inline: text with sentinels; the n-th OPAQUE stands for `pieces[n]`.
+        one_line: the block cannot hold a line break (a heading or a table's cell).
+    """
+    text = inline.strip().strip(" \n" + BREAK).strip()
+    if BREAK in text:
+        text = _AROUND_BREAK.sub(BREAK, text)
+    if "\n" in text:
+        text = _LINE_ENDS.sub(" " if one_line else "\n", text)
+    if _SENTINELS.search(text):
+        text = _resolve(text, pieces, one_line)
+    if not one_line:
+        text = _escape_line_starts(text)
+    if OPAQUE in text:
+        first, *rest = text.split(OPAQUE)
+        text = first + "".join(p + r for p, r in zip(pieces, rest, strict=True))
+    return text
+
+
+def heading_text(inline: str, pieces: Sequence[str]) -> str:
+    """`finish` for a heading, whose trailing `#`s would be taken for its end."""
+    text = finish(inline, pieces, one_line=True)
+    return _CLOSING_HASHES.sub(r"\\\1", text)
+
+
+def _escape_line_starts(text: str) -> str:
+    def escape(match: re.Match[str]) -> str:
+        if number := match["number"]:
+            # Only a list that starts with 1 can interrupt a paragraph.
+            if match.start() and int(number) != 1:
+                return match.group()
+            return f"{number}\\{match.group()[len(number) :]}"
+        return "\\" + match.group()
+
+    text = _LINE_START.sub(escape, text)
+    return _UNDERLINE.sub(r"\n\\", text) if "\n" in text else text
+
+
+def _resolve(text: str, pieces: Sequence[str], one_line: bool) -> str:
+    """The text with every sentinel but OPAQUE replaced."""
+    replacements: dict[int, str] = {}
+    if not _EMPHASIS.isdisjoint(text):
+        _write_emphasis(text, replacements)
+    for sentinel in (STAR, UNDERSCORE):
+        if sentinel in text:
+            _escape_delimiters(text, sentinel, replacements)
+    if BACKTICK in text:
+        _escape_backticks(text, pieces, replacements)
+    if TILDE in text:
+        _escape_tildes(text, replacements)
+    first_bracket, last_angle = text.find(OPEN_BRACKET), text.rfind(">")
+    for match in _SENTINELS.finditer(text):
+        at, sentinel = match.start(), match.group()
+        if at not in replacements and sentinel != OPAQUE:
+            replacements[at] = _replacement(text, at, one_line, first_bracket, last_angle)
+    parts, done = [], 0
+    for at in sorted(replacements):
+        parts += [text[done:at], replacements[at]]
+        done = at + 1
+    return "".join(parts) + text[done:]
+
+
+def _replacement(text: str, at: int, one_line: bool, first_bracket: int, last_angle: int) -> str:
+    """What a sentinel becomes whose meaning depends on what is next to it.
+
+    `first_bracket` and `last_angle` are where the first literal `[` and the last `>` stand.
+    """
+    sentinel, after = text[at], text[at + 1 : at + 2]
+    if sentinel == BREAK:
+        if one_line:
+            return "<br>"
+        # Two blanks would leave an empty line between two breaks, which ends the paragraph.
+        return "\\\n" if BREAK in (text[at - 1 : at], after) else "  \n"
+    if sentinel == BACKSLASH:
+        active = not after or after in "\n|" or after in _ASCII_PUNCTUATION or _is_markup(after)
+        return "\\\\" if active and (after or one_line) else "\\"
+    if sentinel == LESS:
+        starts_line = at == 0 or text[at - 1] in "\n" + BREAK
+        starts_tag = bool(re.match(r"[A-Za-z/!?]", after)) or after == BANG
+        return "\\<" if starts_tag and (starts_line or last_angle > at) else "<"
+    if sentinel == AMPERSAND:
+        entity = _ENTITY.match("&" + text[at + 1 : at + 40])
+        known = entity and (entity[1].startswith("#") or entity[1] + ";" in html5)
+        return "\\&" if known else "&"
+    if sentinel == CLOSE_BRACKET:
+        return "\\]" if after == "(" and 0 <= first_bracket < at else "]"
+    if sentinel == BANG:
+        return "\\!" if after == "[" else "!"
+    return _PLAIN[sentinel]
+
+
+def _is_markup(character: str) -> bool:
+    return bool(_SENTINELS.match(character))
+
+
+def _escape_backticks(text: str, pieces: Sequence[str], replacements: dict[int, str]) -> None:
+    """A run of backticks is code only where another of its length follows."""
+    runs = list(re.finditer(f"{BACKTICK}+", text))
+    lengths = Counter(len(run.group()) for run in runs)
+    lengths.update(len(mark.group()) for piece in pieces if (mark := re.match("`+", piece)))
+    beside_code = re.search(f"{OPAQUE}{BACKTICK}|{BACKTICK}{OPAQUE}", text)
+    # All or none: an escaped backtick would still close code that an earlier one opens.
+    active = beside_code or any(lengths[len(run.group())] > 1 for run in runs)
+    for run in runs:
+        replacements.update(dict.fromkeys(range(*run.span()), "\\`" if active else "`"))
+
+
+def _escape_tildes(text: str, replacements: dict[int, str]) -> None:
+    """`~~` strikes through where it stands twice, in the tables-and-strikethrough dialects."""
+    runs = [run for run in re.finditer(f"{TILDE}+", text) if len(run.group()) == 2]
+    if len(runs) + text.count("~~") > 1:
+        for run in runs:
+            replacements.update(dict.fromkeys(range(*run.span()), "\\~"))
+
+
+def _escape_delimiters(text: str, sentinel: str, replacements: dict[int, str]) -> None:
+    """Escape the literal runs of `*` or `_` that would pair with another run."""
+    runs = []  # (start, end, can open, can close, is literal)
+    for match in re.finditer(f"{sentinel}+|[{''.join(_EMPHASIS)}]", text):
+        start, end = match.span()
+        if text[start] in _EMPHASIS:
+            if replacements[start][0] == _PLAIN[sentinel]:
+                opens = text[start] in _OPENERS
+                runs.append((start, end, opens, not opens, False))
+            continue
+        before, after = _kind(text, start - 1), _kind(text, end)
+        left = after != "space" and (after != "punctuation" or before != "letter")
+        right = before != "space" and (before != "punctuation" or after != "letter")
+        if sentinel == UNDERSCORE:
+            opens = left and (not right or before == "punctuation")
+            closes = right and (not left or after == "punctuation")
+        else:
+            opens, closes = left, right
+        runs.append((start, end, opens, closes, True))
+    first_opener = min((run[0] for run in runs if run[2]), default=len(text))
+    last_closer = max((run[0] for run in runs if run[3]), default=-1)
+    for start, end, opens, closes, is_literal in runs:
+        if not is_literal:
+            continue
+        pairs = (opens and last_closer > start) or (closes and first_opener < start)
+        # Beside a delimiter of emphasis it would lengthen that one.
+        touches = _EMPHASIS.intersection(text[max(0, start - 1) : start] + text[end : end + 1])
+        write = "\\" + _PLAIN[sentinel] if pairs or touches else _PLAIN[sentinel]
+        replacements.update(dict.fromkeys(range(start, end), write))
+
+
+def _write_emphasis(text: str, replacements: dict[int, str]) -> None:
+    """Choose `*` or `_` for every pair so that neighbours cannot merge, and make it count.
+
+    A delimiter that CommonMark would not accept between two letters or punctuation marks is made
+    to count by writing its neighbour as a character reference.
+    """
+    for opener, closer, parent in _pairs(text):
+        double = text[opener] == STRONG_OPEN
+        character = "*"
+        after_sibling = text[opener - 1 : opener] in _CLOSERS
+        if after_sibling and replacements.get(opener - 1, "").startswith("*"):
+            character = "_"
+        if parent is not None:
+            # `***a***` is strong within em; the other way round, and doubles, need another mark.
+            outer = replacements[parent[0]]
+            opens_with, closes_with = parent[0] == opener - 1, parent[1] == closer + 1
+            same = len(outer) == (2 if double else 1)
+            if (opens_with and closes_with and len(outer) == 2) or (
+                same and (opens_with or closes_with)
+            ):
+                character = "_" if outer[0] == "*" else "*"
+        mark = character * (2 if double else 1)
+        replacements[opener] = replacements[closer] = mark
+        intraword = character == "_"
+        _make_count(text, opener - 1, opener + 1, replacements, intraword)
+        _make_count(text, closer + 1, closer - 1, replacements, intraword)
+
+
+def _make_count(
+    text: str, outside: int, inside: int, replacements: dict[int, str], intraword: bool
+) -> None:
+    blocked = intraword or _kind(text, inside) == "punctuation"
+    if blocked and _kind(text, outside) == "letter":
+        replacements[outside] = f"&#{ord(text[outside])};"
+
+
+def _pairs(text: str) -> list[tuple[int, int, tuple[int, int] | None]]:
+    """(opener, closer, (opener, closer) of what it lies in) by position, outer pairs first."""
+    stack: list[int] = []
+    found: dict[int, tuple[int, int | None]] = {}
+    for match in re.finditer(f"[{''.join(_EMPHASIS)}]", text):
+        if match.group() in _OPENERS:
+            stack.append(match.start())
+        else:
+            opener = stack.pop()
+            found[opener] = (match.start(), stack[-1] if stack else None)
+    return [
+        (opener, closer, None if parent is None else (parent, found[parent][0]))
+        for opener, (closer, parent) in sorted(found.items())
+    ]
+
+
+def _kind(text: str, at: int) -> str:
+    """space, punctuation or letter, as CommonMark's rules for delimiters tell characters apart."""
+    if at < 0 or at >= len(text) or text[at] == BREAK:
+        return "space"
+    character = text[at]
+    if character.isspace():
+        return "space"
+    if _is_markup(character) or character in _ASCII_PUNCTUATION:
+        return "punctuation"
+    return "punctuation" if unicodedata.category(character)[0] in "PS" else "letter"
