@@ -24,7 +24,9 @@ class Conversation:
     """Turns in order, and where they came from.
 
     `source` is the input file, `id` is unique within it as far as the input says.
-    `model` is the label as found, or None.
+    `model` is the label as found, or None. `html` says that the assistant's turns are ChatGPT's
+    rendered HTML, which `fidelity` measures the conversion of: the share of blocks that the
+    Markdown gives back, or None where nothing was converted. `pagers` counts the pagers taken off.
     """
 
     id: str
@@ -32,19 +34,29 @@ class Conversation:
     turns: tuple[Turn, ...]
     model: str | None = None
     title: str | None = None
+    html: bool = False
+    fidelity: float | None = None
+    pagers: int = 0
 
 
 class Reason(StrEnum):
     """Why an input was not kept: a closed list, explained in docs/data-format.md."""
 
+    UNREADABLE = "unreadable"
     TORN = "torn"
+    TOO_LARGE = "too_large"
+    NO_DATA = "no_data"
     MALFORMED = "malformed"
-    NO_TURNS = "no_turns"
+    OTHER_MODEL = "other_model"
+    TOO_SHORT = "too_short"
     EMPTY_TURN = "empty_turn"
     WRONG_ROLE_ORDER = "wrong_role_order"
     BLOCKED_WORD = "blocked_word"
-    OTHER_MODEL = "other_model"
+    CONVERSION_FAILED = "conversion_failed"
+    LOW_FIDELITY = "low_fidelity"
+    CONTAMINATED = "contaminated"
     DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
     NO_SUPERVISED_TOKENS = "no_supervised_tokens"
 
 
@@ -78,6 +90,7 @@ CONVERSATIONS = pa.schema(
         ("title", pa.string()),
         ("turns", TURNS),
         ("digest", pa.string()),
+        ("fidelity", pa.float32()),
     ]
 )
 
@@ -110,6 +123,7 @@ def conversation_row(conversation: Conversation, digest: str) -> dict[str, objec
         "title": conversation.title,
         "turns": [{"role": turn.role, "text": turn.text} for turn in conversation.turns],
         "digest": digest,
+        "fidelity": conversation.fidelity,
     }
 
 

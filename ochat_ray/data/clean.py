@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from html import unescape
 
+from ochat_ray.data.decontaminate import Questions
+from ochat_ray.data.fidelity import fidelity
+from ochat_ray.data.html_noise import without_pager
+from ochat_ray.data.html_tree import ConversionError
+from ochat_ray.data.markdown import convert
 from ochat_ray.schema import Conversation, Drop, Reason, Stage
 
 Rule = Callable[[Conversation], Conversation | Drop]
@@ -21,37 +27,66 @@ def clean(conversation: Conversation, rules: Sequence[Rule]) -> Conversation | D
     return conversation
 
 
-def rules(*, keep_model: str, blocked_words: Sequence[str]) -> list[Rule]:
-    """The rules of a run, the cheap ones first.
+def rules(
+    *,
+    keep_model: str,
+    blocked_words: Sequence[str],
+    min_fidelity: float = 0.0,
+    questions: Questions | None = None,
+) -> list[Rule]:
+    """The rules of a run: those that only need the record come before any conversion.
 
     Args:
         keep_model: the model label to keep, or "any".
         blocked_words: words that drop a conversation, whole and in any case.
+        min_fidelity: share of blocks that a conversion must give back.
+        questions: evaluation questions that no conversation may contain.
     """
-    return [
+    found = [
         keep_model_rule(keep_model),
         trim_ends,
         need_turns,
         need_text,
         need_alternating_roles,
         blocked_words_rule(blocked_words),
+        plain_user_turns,
+        convert_rule(min_fidelity),
+        need_text,
     ]
+    return found if questions is None else [*found, questions_rule(questions)]
 
 
 def keep_model_rule(keep_model: str) -> Rule:
     """Keep one model's conversations. "Model: GPT-4" and "GPT-4" are one label."""
+    kept = normalize_model(keep_model)
 
     def rule(conversation: Conversation) -> Conversation | Drop:
-        if keep_model == "any" or normalize_model(conversation.model) == keep_model.lower():
+        if keep_model == "any" or normalize_model(conversation.model) == kept:
             return conversation
         return _drop(conversation, Reason.OTHER_MODEL, conversation.model or "no label")
 
     return rule
 
 
+_GPT_3_5 = re.compile(r"(default|legacy|turbo|chatgpt|text-davinci-002-render\S*)(?! *\(?gpt-4)")
+
+
 def normalize_model(label: str | None) -> str:
-    """A model label without the page's "Model: ", in lower case; "" where there is none."""
-    return re.sub(r"^model:\s*", "", (label or "").strip(), flags=re.IGNORECASE).lower()
+    """A page's free-text model label in one spelling; "" where there is none.
+
+    "Model: GPT-4", "gpt 4" and "GPT-4-0314" are "gpt-4"; a variant that answers with the help of
+    tools is another model: "GPT-4 (browsing)" is "gpt-4 (browsing)". ChatGPT's default and legacy
+    models of the time are "gpt-3.5".
+    """
+    text = re.sub(r"^model\s*:\s*", "", " ".join((label or "").lower().split()))
+    match = re.fullmatch(r"(?:chat)?gpt[- ]?(\d(?:\.\d)?)(?:-\d{4})?(?: ?\((.*)\)| (.*))?", text)
+    if match:
+        variant = (match[2] or match[3] or "").strip()
+        variant = "" if variant in ("default", "legacy", "turbo") else variant
+        return f"gpt-{match[1]}" + (f" ({variant})" if variant else "")
+    if re.fullmatch(r"gpt[- ]?3\.5[- ]turbo(?:-\d{4})?", text) or _GPT_3_5.match(text):
+        return "gpt-3.5"
+    return text
 
 
 def trim_ends(conversation: Conversation) -> Conversation:
@@ -71,7 +106,7 @@ def trim_ends(conversation: Conversation) -> Conversation:
 def need_turns(conversation: Conversation) -> Conversation | Drop:
     """Drop what has no question with an answer."""
     if not any(turn.role == "assistant" for turn in conversation.turns):
-        return _drop(conversation, Reason.NO_TURNS, "no user turn that an assistant turn follows")
+        return _drop(conversation, Reason.TOO_SHORT, "no user turn that an assistant turn follows")
     return conversation
 
 
@@ -104,10 +139,97 @@ def blocked_words_rule(words: Sequence[str]) -> Rule:
 
     def rule(conversation: Conversation) -> Conversation | Drop:
         for position, turn in enumerate(conversation.turns):
-            if match := pattern.search(turn.text):
+            # Stripping the markup takes time, and few turns hold the word at all.
+            if not pattern.search(turn.text):
+                continue
+            html = conversation.html and turn.role == "assistant"
+            if match := pattern.search(visible_text(turn.text, html=html)):
                 detail = f"{match.group().lower()} in turn {position}"
                 return _drop(conversation, Reason.BLOCKED_WORD, detail)
         return conversation
+
+    return rule
+
+
+def visible_text(text: str, *, html: bool) -> str:
+    """What a reader sees of a turn: no tags and attributes, no targets of Markdown's links."""
+    if html:
+        return unescape(re.sub(r"<[^>]*>", " ", text))
+    return re.sub(r"\]\(\s*<?[^\s()<>]*", "](", text)
+
+
+_PRE_WRAP = re.compile(
+    r"\s*(?:<div\b[^<>]*>\s*)*<div\b[^<>]*\bclass=\"[^\"<>]*\bwhitespace-pre-wrap\b[^\"<>]*\"[^<>]*>"
+    r"([^<>]*)((?:</div>\s*)+)"
+)
+
+
+def plain_user_turns(conversation: Conversation) -> Conversation:
+    """User turns as typed: without the box some dumps wrap them in, and without the pager.
+
+    Only ChatGPT's own `whitespace-pre-wrap` box around text alone is recognised: HTML that a
+    person typed stays.
+    """
+    pagers = 0
+    turns = []
+    for turn in conversation.turns:
+        if turn.role == "user":
+            boxed = _PRE_WRAP.fullmatch(turn.text)
+            typed = unescape(boxed[1]) if boxed and _is_closed(turn.text) else turn.text
+            text = without_pager(typed)
+            pagers += text != typed
+            turn = replace(turn, text=text)
+        turns.append(turn)
+    return replace(conversation, turns=tuple(turns), pagers=conversation.pagers + pagers)
+
+
+def _is_closed(html: str) -> bool:
+    return html.count("<div") == html.count("</div>")
+
+
+def convert_rule(min_fidelity: float) -> Rule:
+    """Turn HTML answers into Markdown, and measure how much of their structure that keeps."""
+
+    def rule(conversation: Conversation) -> Conversation | Drop:
+        turns, equal, blocks, pagers = [], 0, 0, 0
+        for position, turn in enumerate(conversation.turns):
+            if turn.role == "assistant":
+                if conversation.html and ("<" in turn.text or "&" in turn.text):
+                    try:
+                        converted = convert(turn.text)
+                        measured = fidelity(converted)
+                    except ConversionError as error:
+                        detail = f"turn {position}: {error}"
+                        return _drop(conversation, Reason.CONVERSION_FAILED, detail)
+                    turn = replace(turn, text=converted.markdown)
+                    equal, blocks = equal + measured[0], blocks + measured[1]
+                    pagers += converted.pager
+                else:  # Markdown or plain text already
+                    text = without_pager(turn.text)
+                    pagers += text != turn.text
+                    turn = replace(turn, text=text)
+            turns.append(turn)
+        share = equal / blocks if blocks else None
+        if share is not None and share < min_fidelity:
+            detail = f"{share:.3f} of {blocks} blocks come back"
+            return _drop(conversation, Reason.LOW_FIDELITY, detail)
+        return replace(
+            conversation,
+            turns=tuple(turns),
+            html=False,
+            fidelity=share,
+            pagers=conversation.pagers + pagers,
+        )
+
+    return rule
+
+
+def questions_rule(questions: Questions) -> Rule:
+    """Drop what contains a question that models are evaluated with."""
+
+    def rule(conversation: Conversation) -> Conversation | Drop:
+        found = questions.find([turn.text for turn in conversation.turns])
+        return _drop(conversation, Reason.CONTAMINATED, found) if found else conversation
 
     return rule
 

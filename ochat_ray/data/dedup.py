@@ -23,15 +23,6 @@ def digest(turns: Iterable[Turn]) -> str:
     return state.hexdigest()
 
 
-def survivor_key(*, id: str, source: str, part: str, row: int) -> str:
-    """Among equal conversations the one with the smallest key stays.
-
-    It sorts by id, then by source; which of two records equal in both stays makes no difference
-    to the result, so `part` and `row` only make the key unique.
-    """
-    return "\x00".join((id, source, part, f"{row:010d}"))
-
-
 def split_of(conversation_digest: str, *, eval_ratio: float, seed: int) -> Split:
     """Which split a conversation is in: decided by its content, never by its place."""
     state = hashlib.blake2b(f"{seed}:{conversation_digest}".encode(), digest_size=8)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rensa import RMinHash
@@ -194,7 +195,7 @@ def similar(pairs: np.ndarray, signatures: np.ndarray, threshold: float) -> np.n
 
 
 def clusters(
-    pairs: Iterable[Sequence[int]], keys: Sequence[str] | Mapping[int, str]
+    pairs: Iterable[Sequence[int]], keys: Sequence[Any] | Mapping[int, Any]
 ) -> dict[int, int]:
     """Who gives way to whom: of each set of connected positions all but the one that survives.
 

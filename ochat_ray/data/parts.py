@@ -1,21 +1,25 @@
 """What one task does to one part of the conversations: read, transform, write, sum up.
 
-A part is a fixed range of an input file's records, so its files have the same name and content
-however often it is done, and whoever does it. The summaries are plain JSON values.
+A part is a fixed range of the input's records, so its files have the same name and content however
+often it is done, and whoever does it. Its summary, a plain JSON value, is written last: where it
+is there, the part is done, and a resumed run takes it as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ochat_ray.data import clean, dedup
 from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.language import language_of
+from ochat_ray.data.near_duplicates import conversation_text
 from ochat_ray.data.tokenize import TokenRow, table_digest, tokenize
-from ochat_ray.run_dir import RunDir
+from ochat_ray.run_dir import RunDir, Split
 from ochat_ray.schema import (
     CONVERSATIONS,
     DROPPED,
@@ -32,7 +36,32 @@ from ochat_ray.schema import (
 WORK = ".work"
 """Folder of what only later passes need; it is gone when the run is complete."""
 
+PART_ROWS = 1000
+PART_CHARACTERS = 64_000_000
+"""Records of a part, and the characters after which it ends before: a worker holds one part."""
+
+SAMPLES = 50
+"""Conversations that the report shows."""
+
 Summary = dict[str, Any]
+
+CLEANED = CONVERSATIONS.append(pa.field("original", pa.list_(pa.string())))
+"""What cleaning leaves; `original` has the turns as they were read, for a few that are shown."""
+
+
+def parts_of(records: Iterable[Conversation | Drop]) -> Iterator[list[Conversation | Drop]]:
+    """The records in parts, of bounded number and size."""
+    part: list[Conversation | Drop] = []
+    characters = 0
+    for record in records:
+        part.append(record)
+        if isinstance(record, Conversation):
+            characters += sum(len(turn.text) for turn in record.turns)
+        if len(part) == PART_ROWS or characters > PART_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
 
 
 def clean_part(
@@ -40,29 +69,53 @@ def clean_part(
 ) -> Summary:
     """Apply the rules to a part's records; write what is left and the ledger of what is not."""
     results = [r if isinstance(r, Drop) else clean.clean(r, rules) for r in records]
-    kept = [r for r in results if isinstance(r, Conversation)]
-    rows = [conversation_row(c, dedup.digest(c.turns)) for c in kept]
+    pairs = [
+        (old, new)
+        for old, new in zip(records, results, strict=True)
+        if isinstance(old, Conversation) and isinstance(new, Conversation)
+    ]
+    rows = [conversation_row(new, dedup.digest(new.turns)) for _, new in pairs]
+    shown = set(sorted(str(row["digest"]) for row in rows)[:SAMPLES])
+    for (old, _), row in zip(pairs, rows, strict=True):
+        is_shown = row["digest"] in shown
+        row["original"] = [turn.text[:4000] for turn in old.turns] if is_shown else None
     if rows:
-        _write_parquet(run, _cleaned(part), rows, CONVERSATIONS)
+        write_parquet(run, cleaned(part), pa.Table.from_pylist(rows, CLEANED))
+    read_well = [r for r in records if isinstance(r, Conversation)]
     return {
         "part": part,
         "read": len(records),
-        "read_well": sum(isinstance(r, Conversation) for r in records),
-        "models": _count(r.model or "" for r in records if isinstance(r, Conversation)),
+        "read_well": len(read_well),
+        "html": sum(r.html for r in read_well),
+        "models": _count(clean.normalize_model(r.model) for r in read_well),
+        "pagers": sum(new.pagers for _, new in pairs),
         "rows": len(rows),
-        **_write_drops(run, f"clean-{part}", [r for r in results if isinstance(r, Drop)]),
+        **_write_drops(run, f"clean/{part}", [r for r in results if isinstance(r, Drop)]),
     }
 
 
-def part_keys(run: RunDir, part: str) -> pa.Table:
-    """Columns digest and key of a part's cleaned conversations: all that dedup shuffles."""
-    rows = _read_parquet(run, _cleaned(part), ["id", "source", "digest"]).to_pylist()
-    return pa.table(
-        {
-            "digest": [row["digest"] for row in rows],
-            "key": [_key(row, part, number) for number, row in enumerate(rows)],
-        }
-    )
+def minhash_input(run: RunDir, part: str) -> tuple[pa.Table, list[str]]:
+    """Digests, ids and row numbers of a part's exactly unique conversations, and their texts."""
+    table = read_parquet(run, cleaned(part), ["id", "source", "digest", "turns"])
+    table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
+    repeated = duplicates_of(run, part)
+    table = table.filter(pa.array([row not in repeated for row in range(len(table))], pa.bool_()))
+    texts = [
+        conversation_text(Turn(role=t["role"], text=t["text"]) for t in turns)
+        for turns in table["turns"].to_pylist()
+    ]
+    return table.drop_columns(["turns"]), texts
+
+
+def duplicates_of(run: RunDir, part: str) -> dict[int, tuple[str, str]]:
+    """Rows of a part that are another's duplicates: (reason, what they are the same as)."""
+    found: dict[int, tuple[str, str]] = {}
+    for name in run.files(f"{WORK}/duplicates", ".parquet"):
+        with run.fs.open_input_file(run.path(name)) as file:
+            table = pq.read_table(file, filters=pc.field("part") == part)
+        for row in table.to_pylist():
+            found.setdefault(row["row"], (row["reason"], row["survivor"]))
+    return found
 
 
 def tokenize_part(
@@ -72,22 +125,21 @@ def tokenize_part(
     config: PrepareConfig,
     model_type: str,
     tokenizer: Any,
-    survivors: dict[str, str],
+    sample_share: float,
 ) -> Summary:
     """Drop a part's duplicates, tokenise and split the rest, and write all its tables.
 
-    `survivors` maps each digest that occurs more than once to the key of the record that stays.
+    `sample_share` is the share of conversations, by their digests, that may be shown.
     """
-    rows = _read_parquet(run, _cleaned(part)).to_pylist()
+    rows = read_parquet(run, cleaned(part)).to_pylist()
+    duplicates = duplicates_of(run, part)
     unique, dropped = [], []
     for number, row in enumerate(rows):
-        key = _key(row, part, number)
-        survivor = survivors.get(row["digest"], key)
-        if survivor == key:
-            unique.append(row)
+        if number in duplicates:
+            reason, survivor = duplicates[number]
+            dropped.append(_drop(row, Stage.DEDUP, Reason(reason), f"same as {survivor}"))
         else:
-            first = survivor.split("\x00")[0]
-            dropped.append(_drop(row, Stage.DEDUP, Reason.DUPLICATE, f"same as {first}"))
+            unique.append(row)
 
     tokens = tokenize(
         [_conversation(row) for row in unique],
@@ -95,7 +147,7 @@ def tokenize_part(
         tokenizer=tokenizer,
         max_length=config.max_length,
     )
-    kept = []
+    kept: list[tuple[Split, dict[str, Any], TokenRow]] = []
     for row, token_row in zip(unique, tokens, strict=True):
         if token_row.supervised:
             split = dedup.split_of(row["digest"], eval_ratio=config.eval_ratio, seed=config.seed)
@@ -105,50 +157,68 @@ def tokenize_part(
             dropped.append(_drop(row, Stage.TOKENIZE, Reason.NO_SUPERVISED_TOKENS, detail))
 
     if kept:
-        conversations = [row for _, row, _ in kept]
-        _write_parquet(run, f"conversations/{part}.parquet", conversations, CONVERSATIONS)
+        conversations = pa.Table.from_pylist([row for _, row, _ in kept], CONVERSATIONS)
+        write_parquet(run, f"{WORK}/conversations/{part}.parquet", conversations)
     for split in ("train", "eval"):
         rows_of_split = [token_row for s, _, token_row in kept if s == split]
         if rows_of_split:
-            _write_tokens(run, f"tokens/{split}/{part}.arrow", rows_of_split)
+            _write_tokens(run, f"{WORK}/tokens/{split}/{part}.arrow", rows_of_split)
     return {
         "part": part,
         "read": len(rows),
         "kept": [
-            [split, len(row["turns"]), len(token.input_ids), token.supervised, token.cut]
+            [
+                *(split, len(row["turns"]), len(token.input_ids), token.supervised, token.cut),
+                *(row["fidelity"], language_of(_beginning(row))),
+            ]
             for split, row, token in kept
         ],
-        "samples": _samples(kept, tokenizer),
+        "samples": [_sample(*k, tokenizer) for k in kept if _share(k[1]["digest"]) < sample_share],
+        "worst": [
+            {"id": row["id"], "source": row["source"], "fidelity": row["fidelity"]}
+            for _, row, _ in sorted(kept, key=_fidelity)[:5]
+            if row["fidelity"] is not None and row["fidelity"] < 1.0
+        ],
         "digest": f"{table_digest((split, token) for split, _, token in kept):x}",
-        **_write_drops(run, f"tokenize-{part}", dropped),
+        **_write_drops(run, f"tokenize/{part}", dropped),
     }
 
 
-def _cleaned(part: str) -> str:
+def cleaned(part: str) -> str:
+    """The file of a part's cleaned conversations."""
     return f"{WORK}/clean/{part}.parquet"
 
 
-def _key(row: dict[str, Any], part: str, number: int) -> str:
-    return dedup.survivor_key(id=row["id"], source=row["source"], part=part, row=number)
+def _share(digest: str) -> float:
+    """Where a digest lies among all, in [0, 1)."""
+    return int(digest[:8], 16) / 2**32
 
 
-def _samples(kept: list[tuple[Any, dict[str, Any], TokenRow]], tokenizer: Any) -> list[Summary]:
-    """The conversations with the smallest digests, token by token, for the report."""
-    return [
-        {
-            "digest": row["digest"],
-            "id": row["id"],
-            "split": split,
-            "length": len(token.input_ids),
-            "tokens": [
-                [tokenizer.decode([token_id]), weight]
-                for token_id, weight in zip(
-                    token.input_ids[:500], token.loss_weights[:500], strict=True
-                )
-            ],
-        }
-        for split, row, token in sorted(kept, key=lambda k: k[1]["digest"])[:3]
-    ]
+def _fidelity(kept: tuple[Any, dict[str, Any], Any]) -> float:
+    fidelity = kept[1]["fidelity"]
+    return 1.0 if fidelity is None else float(fidelity)
+
+
+def _beginning(row: dict[str, Any]) -> str:
+    return " ".join(turn["text"][:100] for turn in row["turns"][:2])
+
+
+def _sample(split: Split, row: dict[str, Any], token: TokenRow, tokenizer: Any) -> Summary:
+    """One conversation for the report: as read, as converted, and as the model sees it."""
+    original = row["original"] or [None] * len(row["turns"])
+    turns = zip(row["turns"][:8], original[:8], strict=False)
+    shown = zip(token.input_ids[:700], token.loss_weights[:700], strict=True)
+    return {
+        "digest": row["digest"],
+        "id": row["id"],
+        "source": row["source"],
+        "split": split,
+        "fidelity": row["fidelity"],
+        "length": len(token.input_ids),
+        "turn_count": len(row["turns"]),
+        "turns": [[turn["role"], before, turn["text"][:4000]] for turn, before in turns],
+        "tokens": [[tokenizer.decode([token_id]), weight] for token_id, weight in shown],
+    }
 
 
 def _conversation(row: dict[str, Any]) -> Conversation:
@@ -185,19 +255,22 @@ def _examples(drops: list[Drop]) -> list[Drop]:
 
 def _write_drops(run: RunDir, name: str, drops: list[Drop]) -> Summary:
     if drops:
-        _write_parquet(run, f"dropped/{name}.parquet", [drop_row(d) for d in drops], DROPPED)
+        table = pa.Table.from_pylist([drop_row(d) for d in drops], DROPPED)
+        write_parquet(run, f"{WORK}/dropped/{name}.parquet", table)
     return {
         "dropped": [drop_row(drop) for drop in _examples(drops)],
         "drop_counts": _count(str(drop.reason) for drop in drops),
     }
 
 
-def _write_parquet(run: RunDir, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+def write_parquet(run: RunDir, name: str, table: pa.Table) -> None:
+    """Write a Parquet file, whole or not at all."""
     with run.writing(name) as stream:
-        pq.write_table(pa.Table.from_pylist(rows, schema), stream, compression="zstd")
+        pq.write_table(table, stream, compression="zstd", compression_level=1)
 
 
-def _read_parquet(run: RunDir, name: str, columns: list[str] | None = None) -> pa.Table:
+def read_parquet(run: RunDir, name: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file of the run."""
     with run.fs.open_input_file(run.path(name)) as file:
         return pq.read_table(file, columns=columns)
 
@@ -212,6 +285,5 @@ def _write_tokens(run: RunDir, name: str, rows: list[TokenRow]) -> None:
         },
         schema=TOKENS,
     )
-    # Arrow IPC, not compressed: training maps the file into memory and reads rows at random.
     with run.writing(name) as stream, pa.ipc.new_file(stream, TOKENS) as writer:
         writer.write_table(table)

@@ -1,11 +1,12 @@
-"""The data job on Ray Data: three passes over files of conversations.
+"""The data job on Ray Data: passes over parts of the input.
 
-1. clean: read every input file, apply the rules, write what is left in parts;
-2. dedup: shuffle digests and keys only, find the digests that occur twice;
-3. tokenize: drop duplicates, tokenise, split, write the tables.
+1. clean: read every file, apply the rules, convert, write what is left in parts;
+2. duplicates: compare digests, and signatures where near duplicates are asked for;
+3. tokenize: drop duplicates, tokenise, split, write the parts' tables;
+4. write: the parts' tables in files of a fixed number of rows.
 
-Each pass reads files and writes files of fixed names, so a task that runs twice counts once, and
-the conversations never have to fit in memory.
+Each task reads files and writes files of fixed names, so one that runs twice counts once, the
+conversations never have to fit in memory, and a resumed run does what is not there yet.
 """
 
 from __future__ import annotations
@@ -13,35 +14,42 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.data.aggregate import Count, Min
 
-from ochat_ray.data import clean
+from ochat_ray.data import clean, parts
+from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
 from ochat_ray.data.config import PrepareConfig
-from ochat_ray.data.parts import WORK, clean_part, part_keys, tokenize_part
+from ochat_ray.data.decontaminate import load_questions
+from ochat_ray.data.duplicates import band_name
+from ochat_ray.data.find_duplicates import (
+    find_exact,
+    find_near,
+    find_pairs,
+    shards_of,
+    write_minhash,
+)
+from ochat_ray.data.inputs import Listing, find_files
+from ochat_ray.data.near_duplicates import banding
+from ochat_ray.data.parts import WORK, Summary, clean_part, parts_of, tokenize_part
 from ochat_ray.data.report import render_report
-from ochat_ray.data.sources import find_files, read_file
+from ochat_ray.data.sources import read_files
 from ochat_ray.data.statistics import Statistics
 from ochat_ray.data.tokenize import DIGEST_MODULUS
 from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import recipe
-from ochat_ray.run_dir import MANIFEST, RunDir, completed, open_location
+from ochat_ray.run_dir import MANIFEST, RunDir, completed
 from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 
-PART_ROWS = 2000
-"""Records of one part: a worker holds about this many in memory."""
-
-SURVIVORS = f"{WORK}/survivors.json"
+PLAN = f"{WORK}/plan.json"
+"""What an unfinished run is of, and how many groups of files it has."""
 
 _ARTIFACTS = (MANIFEST, "report.html", "conversations", "dropped", "tokens", WORK)
 
@@ -57,50 +65,85 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     config.check()
-    files = find_files(config.input)
-    digest_of_tokenizer = tokenizer_digest(load_tokenizer(config.tokenizer))
     identity: dict[str, Any] = {
         **config.identity(),
-        "files": [{"path": path, "bytes": _size(path)} for path in files],
-        "tokenizer": digest_of_tokenizer,
+        "tokenizer": tokenizer_digest(load_tokenizer(config.tokenizer)),
+        # Signatures are comparable within one version only.
+        "rensa": version("rensa"),
     }
+    rules = clean.rules(
+        keep_model=config.keep_model,
+        blocked_words=config.words(),
+        min_fidelity=config.min_fidelity,
+        questions=load_questions(config.decontaminate) if config.decontaminate else None,
+    )
     run = RunDir.open(config.output)
-    if done := completed(run, MANIFEST, identity, overwrite=config.overwrite):
-        return done
-    for name in _ARTIFACTS:
-        run.remove(name)
+    if run.exists(MANIFEST):
+        inputs = Listing.of(find_files(config.input)).summary()
+        identity_of_run = identity | {"inputs": inputs}
+        if done := completed(run, MANIFEST, identity_of_run, overwrite=config.overwrite):
+            return done
+        run.remove(MANIFEST)
+        run.remove(WORK)
+    plan = _plan(config, run, identity)
 
     _start_ray()
     statistics = Statistics()
-    parts = _clean_pass(config, run, files, statistics)
-    _dedup_pass(run, parts, statistics)
-    digest = _tokenize_pass(config, run, parts, statistics)
+    parts_found = _clean_pass(config, run, plan["groups"], rules, statistics)
+    _duplicates_pass(config, run, parts_found, statistics)
+    summaries = _tokenize_pass(config, run, list(parts_found), statistics)
     if statistics.counts()["kept"] == 0:
         raise UserError(f"nothing was kept: {statistics.explain_drops()}")
+    _write_pass(run, summaries, statistics)
 
-    model_type = recipe(config.recipe).model_type
+    digest = sum(int(summary["digest"], 16) for summary in summaries) % DIGEST_MODULUS
     statistics.seconds["total"] = time.monotonic() - started
     manifest = {
         "counts": statistics.counts(),
         "tokens": statistics.tokens(),
-        "digest": digest,
-        "tokenizer": digest_of_tokenizer,
+        "digest": f"{digest:064x}",
+        "fidelity": statistics.fidelity(),
+        "pagers": statistics.pagers,
+        "tokenizer": identity["tokenizer"],
         "tokenizer_path": config.tokenizer,
-        "model_type": model_type,
+        "model_type": recipe(config.recipe).model_type,
         "context_length": config.max_length,
         "config": config.identity(),
-        "inputs": [entry["path"] for entry in identity["files"]],
-        "identity": identity,
+        "inputs": plan["inputs"],
+        "identity": identity | {"inputs": plan["inputs"]},
         "seconds": {stage: round(s, 1) for stage, s in statistics.seconds.items()},
         "versions": {
             package: version(package)
-            for package in ("ochat-ray", "ray", "transformers", "tokenizers", "pyarrow")
+            for package in ("ochat-ray", "ray", "transformers", "tokenizers", "pyarrow", "lxml")
         },
     }
     run.write_text("report.html", render_report(manifest, statistics))
     run.remove(WORK)
     run.write_json(MANIFEST, manifest)
     return manifest
+
+
+def _plan(config: PrepareConfig, run: RunDir, identity: dict[str, Any]) -> dict[str, Any]:
+    """What is to be done: of the unfinished run that is resumed, or of the inputs as they are."""
+    plan = run.read_json(PLAN) if config.resume else None
+    if plan is not None and plan["identity"] != identity:
+        raise UserError(
+            f"{config.output} holds an unfinished run of another configuration; "
+            "leave out --resume to start clean"
+        )
+    if plan is None:
+        for name in _ARTIFACTS:
+            run.remove(name)
+        listing = Listing()
+        for number, uris in enumerate(listing.groups(find_files(config.input))):
+            run.write_json(_group(number), uris)
+        plan = {"identity": identity, "inputs": listing.summary(), "groups": listing.count}
+        run.write_json(PLAN, plan)
+    return dict(plan)
+
+
+def _group(number: int) -> str:
+    return f"{WORK}/inputs/{number:06d}.json"
 
 
 def _start_ray() -> None:
@@ -112,86 +155,131 @@ def _start_ray() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def _size(path: str) -> int:
-    fs, name = open_location(path)
-    return fs.get_file_info(name).size
-
-
 def _cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _items(items: list[dict[str, Any]]) -> ray.data.Dataset:
-    """A dataset in few enough blocks that a small file does not cost a task of its own."""
-    return ray.data.from_items(items, override_num_blocks=min(len(items), 16 * _cluster_cpus()))
-
-
 def _map_summaries(
     items: list[dict[str, Any]], transform: Any, **options: Any
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Summary]:
     """Run `transform` over the items, one a batch; the summaries that it yields, as they come."""
-    dataset = _items(items)
+    if not items:
+        return
+    # Few enough blocks that a small item does not cost a task of its own.
+    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 16 * _cluster_cpus()))
     mapped = dataset.map_batches(transform, batch_size=1, batch_format="pyarrow", **options)
     for row in mapped.iter_rows():
         yield json.loads(row["summary"])
 
 
-def _summary(value: dict[str, Any]) -> pa.Table:
+def _summary(value: Summary) -> pa.Table:
     return pa.table({"summary": [json.dumps(value)]})
 
 
-def _clean_pass(
-    config: PrepareConfig, run: RunDir, files: list[str], statistics: Statistics
-) -> list[str]:
-    """The parts that have a cleaned conversation, in order."""
-    rules = clean.rules(keep_model=config.keep_model, blocked_words=config.blocked_words)
+def _each(work: Callable[[dict[str, Any]], Summary]) -> Callable[[pa.Table], pa.Table]:
+    """A function of one item as a function of Ray Data's batches of one."""
+    return lambda batch: _summary(work(batch.to_pylist()[0]))
 
-    def clean_file(batch: pa.Table) -> Iterator[pa.Table]:
-        (item,) = batch.to_pylist()
-        records = read_file(item["path"])
-        number = 0
-        while chunk := list(islice(records, PART_ROWS)):
-            yield _summary(clean_part(run, f"{item['number']:05d}-{number:05d}", chunk, rules))
-            number += 1
+
+def _clean_pass(
+    config: PrepareConfig,
+    run: RunDir,
+    group_count: int,
+    rules: list[clean.Rule],
+    statistics: Statistics,
+) -> dict[str, int]:
+    """The parts that have a cleaned conversation, in order, and how many they have."""
+
+    def clean_group(batch: pa.Table) -> Iterator[pa.Table]:
+        group = batch["group"][0].as_py()
+        uris = _load(run, _group(group))
+        count = 0
+        for records in parts_of(read_files(uris)):
+            part = f"{group:06d}-{count:04d}"
+            summary = run.read_json(_done("clean", part))
+            if summary is None:
+                summary = clean_part(run, part, records, rules)
+                run.write_json(_done("clean", part), summary)
+            yield _summary(summary)
+            count += 1
+        run.write_json(_done("groups", f"{group:06d}"), {"parts": count})
 
     progress = Progress("clean", "conversations")
-    parts = []
-    items = [{"path": path, "number": number} for number, path in enumerate(files)]
-    for summary in _map_summaries(items, clean_file):
+    rows: dict[str, int] = {}
+
+    def add(summary: Summary) -> None:
         statistics.add_clean(summary)
         if summary["rows"]:
-            parts.append(summary["part"])
-        progress.add(summary["read"])
+            rows[summary["part"]] = summary["rows"]
+        progress.add(summary["read"], f"{statistics.cleaned:,} pass the rules")
+
+    finished = _finished(run, "groups")
+    for group in sorted(finished):
+        parts_of_group = _load(run, _done("groups", group))["parts"]
+        for number in range(parts_of_group):
+            add(_load(run, _done("clean", f"{group}-{number:04d}")))
+    rest = [{"group": n} for n in range(group_count) if f"{n:06d}" not in finished]
+    for summary in _map_summaries(rest, clean_group):
+        add(summary)
     statistics.seconds["clean"] = progress.finish(f"{statistics.cleaned:,} pass the rules")
     if statistics.read_well == 0:
         raise UserError(
             f"no conversations in {', '.join(config.input)}: {statistics.explain_drops()}; "
-            "expected ShareGPT or OpenAI records ({id, conversations: [{from, value}]})"
+            "expected share pages, or ShareGPT or OpenAI records "
+            "({id, conversations: [{from, value}]})"
         )
-    return sorted(parts)
+    return dict(sorted(rows.items()))
 
 
-def _dedup_pass(run: RunDir, parts: list[str], statistics: Statistics) -> None:
-    """Write SURVIVORS: the digests that occur twice or more, with the key of what stays."""
-    if not parts:
-        return
+def _duplicates_pass(
+    config: PrepareConfig, run: RunDir, rows: dict[str, int], statistics: Statistics
+) -> None:
+    """Write which cleaned conversations are another's duplicates."""
     progress = Progress("dedup", "digests")
-    items = [{"part": part} for part in parts]
-    repeated = (
-        _items(items)
-        .map_batches(
-            lambda batch: part_keys(run, batch["part"][0].as_py()),
-            batch_size=1,
-            batch_format="pyarrow",
-        )
-        .groupby("digest")
-        .aggregate(Min("key", alias_name="key"), Count(alias_name="count"))
-        .map_batches(lambda t: t.filter(pc.greater(t["count"], 1)), batch_format="pyarrow")
-    )
-    survivors = {row["digest"]: row["key"] for row in repeated.iter_rows()}
-    run.write_json(SURVIVORS, survivors)
+    part_names = list(rows)
+    shards = shards_of(sum(rows.values()))
+    todo = [{"shard": s} for s in range(shards) if not run.exists(_done("exact", f"{s:06d}"))]
+
+    def exact(item: dict[str, Any]) -> Summary:
+        found = find_exact(run, part_names, item["shard"], shards)
+        run.write_json(_done("exact", f"{item['shard']:06d}"), found)
+        return found
+
+    for _ in _map_summaries(todo, _each(exact)):
+        pass
+    found = sum(_load(run, _done("exact", f"{s:06d}"))["found"] for s in range(shards))
     progress.add(statistics.cleaned)
-    statistics.seconds["dedup"] = progress.finish(f"{len(survivors):,} occur more than once")
+    statistics.seconds["dedup"] = progress.finish(f"{found:,} duplicates")
+    if config.near_duplicates is not None:
+        _near_duplicates_pass(config.near_duplicates, run, part_names, statistics)
+
+
+def _near_duplicates_pass(
+    threshold: float, run: RunDir, part_names: list[str], statistics: Statistics
+) -> None:
+    progress = Progress("near", "signatures")
+    bands, rows_a_band = banding(threshold)
+
+    def minhash(item: dict[str, Any]) -> Summary:
+        done = _done("minhash", item["part"])
+        summary = run.read_json(done) or write_minhash(run, item["part"], bands, rows_a_band)
+        run.write_json(done, summary)
+        return summary
+
+    total = 0
+    for summary in _map_summaries([{"part": part} for part in part_names], _each(minhash)):
+        total += summary["rows"]
+        progress.add(summary["rows"])
+    shards = shards_of(total)
+    items = [{"band": band_name(b), "shard": s} for b in range(bands) for s in range(shards)]
+
+    def pairs(item: dict[str, Any]) -> Summary:
+        return find_pairs(run, part_names, item["band"], item["shard"], shards)
+
+    for _ in _map_summaries(items, _each(pairs)):
+        pass
+    found = find_near(run, part_names, threshold)
+    statistics.seconds["near duplicates"] = progress.finish(f"{found:,} near duplicates")
 
 
 @dataclass
@@ -200,52 +288,93 @@ class _TokenizePart:
 
     run: RunDir
     config: PrepareConfig
-    model_type: str
+    sample_share: float
 
     def __post_init__(self) -> None:
         self.tokenizer = load_tokenizer(self.config.tokenizer)
-        self.survivors: dict[str, str] = self.run.read_json(SURVIVORS) or {}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _summary(
-            tokenize_part(
-                self.run,
-                batch["part"][0].as_py(),
-                config=self.config,
-                model_type=self.model_type,
-                tokenizer=self.tokenizer,
-                survivors=self.survivors,
-            )
+        part = batch["part"][0].as_py()
+        summary = tokenize_part(
+            self.run,
+            part,
+            config=self.config,
+            model_type=recipe(self.config.recipe).model_type,
+            tokenizer=self.tokenizer,
+            sample_share=self.sample_share,
         )
+        self.run.write_json(_done("tokenize", part), summary)
+        return _summary(summary)
 
 
 def _tokenize_pass(
-    config: PrepareConfig,
-    run: RunDir,
-    parts: list[str],
-    statistics: Statistics,
-) -> str:
+    config: PrepareConfig, run: RunDir, part_names: list[str], statistics: Statistics
+) -> list[Summary]:
+    """What the parts' tables hold, in the order of the parts."""
     progress = Progress("tokenize", "conversations", total=statistics.cleaned)
-    total = 0
-    if parts:
-        summaries = _map_summaries(
-            [{"part": part} for part in parts],
-            _TokenizePart,
-            fn_constructor_kwargs={
-                "run": run,
-                "config": config,
-                "model_type": recipe(config.recipe).model_type,
-            },
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=min(len(parts), _cluster_cpus())
-            ),
-            num_cpus=1,
-            # One thread an actor: the pool itself spans the CPUs.
-            runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
+    summaries: list[Summary] = []
+
+    def add(summary: Summary) -> None:
+        statistics.add_tokenize(summary)
+        progress.add(summary["read"], f"{statistics.token_count:,} tokens")
+        rows = {"train": 0, "eval": 0}
+        for split, *_ in summary["kept"]:
+            rows[split] += 1
+        dropped = sum(summary["drop_counts"].values())
+        summaries.append(
+            {"part": summary["part"], "digest": summary["digest"], "dropped": dropped, **rows}
         )
-        for summary in summaries:
-            statistics.add_tokenize(summary)
-            total += int(summary["digest"], 16)
-            progress.add(summary["read"], f"{statistics.token_count:,} tokens")
+
+    finished = _finished(run, "tokenize")
+    for part in sorted(finished):
+        add(_load(run, _done("tokenize", part)))
+    rest = [{"part": part} for part in part_names if part not in finished]
+    options = {
+        "fn_constructor_kwargs": {
+            "run": run,
+            "config": config,
+            # Four times as many as are shown, since some turn out to be duplicates.
+            "sample_share": 4 * parts.SAMPLES / max(1, statistics.cleaned),
+        },
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=1, max_size=max(1, min(len(rest), _cluster_cpus()))
+        ),
+        "num_cpus": 1,
+        # One thread an actor: the pool itself spans the CPUs.
+        "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
+    }
+    for summary in _map_summaries(rest, _TokenizePart, **options):
+        add(summary)
     statistics.seconds["tokenize"] = progress.finish(f"{statistics.token_count:,} tokens")
-    return f"{total % DIGEST_MODULUS:064x}"
+    return sorted(summaries, key=lambda s: str(s["part"]))
+
+
+def _write_pass(run: RunDir, summaries: list[Summary], statistics: Statistics) -> None:
+    """The tables of the contract, of files of FILE_ROWS rows."""
+    progress = Progress("write", "files")
+    items = plan_files(run, summaries, FILE_ROWS)
+
+    def write(item: dict[str, Any]) -> Summary:
+        if not run.exists(item["name"]):
+            assemble(run, item["name"], item["pieces"])
+        return {"name": item["name"]}
+
+    for _ in _map_summaries(items, _each(write)):
+        progress.add(1)
+    statistics.seconds["write"] = progress.finish()
+
+
+def _done(stage: str, name: str) -> str:
+    """The file whose existence says that a stage is done with a part."""
+    return f"{WORK}/done/{stage}/{name}.json"
+
+
+def _load(run: RunDir, name: str) -> Any:
+    value = run.read_json(name)
+    assert value is not None, f"{name} is missing"
+    return value
+
+
+def _finished(run: RunDir, stage: str) -> set[str]:
+    names = run.files(f"{WORK}/done/{stage}", ".json")
+    return {name.rsplit("/", 1)[-1].removesuffix(".json") for name in names}

@@ -1,7 +1,7 @@
-"""Conversations from files: ShareGPT JSON or JSON lines, OpenAI messages, Parquet of either.
+"""Conversations from files: share pages, ShareGPT JSON or JSON lines, OpenAI messages, Parquet.
 
-Files are streamed; one conversation at a time is a Python object. What cannot be read comes out
-as a `Drop`, never as an exception.
+Files and archives are streamed; one conversation at a time is a Python object. What cannot be read
+comes out as a `Drop`, never as an exception.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import codecs
 import io
 import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import ijson
@@ -17,9 +20,14 @@ import orjson
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from ochat_ray.errors import UserError
+from ochat_ray.data import archives
+from ochat_ray.data.inputs import ARCHIVES, is_page
+from ochat_ray.data.share_page import MAX_PAGE_BYTES, Unusable, page_record
 from ochat_ray.run_dir import open_location
 from ochat_ray.schema import Conversation, Drop, Reason, Role, Stage, Turn
+
+MAX_CHARACTERS = 8_000_000
+"""Of one conversation; a book has a million."""
 
 ROLES: Mapping[str, Role] = {
     "human": "user",
@@ -32,50 +40,64 @@ ROLES: Mapping[str, Role] = {
     "system": "system",
 }
 
-_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
-_READABLE = tuple(s + z for s in _SUFFIXES for z in ("", ".gz", ".bz2", ".zst"))
 _LINES = (".jsonl", ".ndjson")
+# A turn that is one block of HTML from its first character to its last.
+_BLOCK_HTML = re.compile(
+    r"\s*(?:\d+ / \d+\s*)?<(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)[\s>].*</?\w+>\s*\Z",
+    re.DOTALL | re.IGNORECASE,
+)
+READ_AHEAD = 16
+"""Files that are fetched at a time from a remote store, where each costs a round trip."""
 
 
-def find_files(inputs: Sequence[str]) -> list[str]:
-    """The files to read, sorted and once each, of paths or URIs of files and folders.
-
-    Raises:
-        UserError: an input does not exist, is of a kind that is not read, or holds no such file.
-    """
-    found: set[str] = set()
-    for uri in inputs:
-        fs, path = open_location(uri)
-        info = fs.get_file_info(path)
-        if info.type == pafs.FileType.NotFound:
-            raise UserError(f"input {uri} does not exist; give --input a file or a folder")
-        if info.type == pafs.FileType.File:
-            if not path.endswith(_READABLE):
-                raise UserError(
-                    f"input {uri} is of a kind that is not read; expected {', '.join(_SUFFIXES)}"
-                )
-            found.add(uri if "://" in uri else path)
-            continue
-        prefix = uri.split("://")[0] + "://" if "://" in uri else ""
-        below = fs.get_file_info(pafs.FileSelector(path, recursive=True))
-        files = {
-            prefix + entry.path
-            for entry in below
-            if entry.type == pafs.FileType.File and entry.path.endswith(_READABLE)
-        }
-        if not files:
-            raise UserError(f"input {uri} holds no file to read ({', '.join(_SUFFIXES)})")
-        found |= files
-    return sorted(found)
+def read_files(uris: Sequence[str]) -> Iterator[Conversation | Drop]:
+    """Every conversation of the files, in order, and a `Drop` for everything else in them."""
+    if len(uris) > 1 and "://" in uris[0]:
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            for uri, page in zip(uris, pool.map(_page_bytes, uris), strict=True):
+                yield _parse_page(page, uri)
+        return
+    for uri in uris:
+        yield from read_file(uri)
 
 
 def read_file(uri: str) -> Iterator[Conversation | Drop]:
     """Every conversation of one file, and a `Drop` for everything in it that is none."""
-    for index, item in enumerate(_items(uri)):
-        if isinstance(item, Drop):
-            yield item
-        else:
-            yield parse_item(item, source=uri, index=index)
+    name = uri.lower()
+    if is_page(name):
+        yield _parse_page(_page_bytes(uri), uri)
+    elif name.endswith(".zip"):
+        yield from archives.zip_pages(uri, _parse_page)
+    elif name.endswith(ARCHIVES):
+        yield from archives.tar_pages(uri, _parse_page)
+    else:
+        for index, item in enumerate(_items(uri)):
+            if isinstance(item, Drop):
+                yield item
+            else:
+                yield parse_item(item, source=uri, index=index)
+
+
+def _page_bytes(uri: str) -> bytes | Unusable:
+    fs, path = open_location(uri)
+    try:
+        with fs.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read(MAX_PAGE_BYTES + 1))
+    except (FileNotFoundError, PermissionError) as error:
+        return Unusable(Reason.UNREADABLE, str(error).split("\n")[0])
+
+
+def _parse_page(page: bytes | Unusable, source: str) -> Conversation | Drop:
+    record = page if isinstance(page, Unusable) else page_record(page)
+    stem = posixpath.basename(source).split(".")[0]
+    if isinstance(record, Unusable):
+        return Drop(
+            id=stem, source=source, stage=Stage.READ, reason=record.reason, detail=record.detail
+        )
+    conversation = parse_item({**record, "id": record["id"] or stem}, source=source, index=0)
+    return (
+        replace(conversation, html=True) if isinstance(conversation, Conversation) else conversation
+    )
 
 
 def parse_item(item: Any, *, source: str, index: int) -> Conversation | Drop:
@@ -99,7 +121,7 @@ def parse_item(item: Any, *, source: str, index: int) -> Conversation | Drop:
     if raw_turns is None:
         return malformed(f"no list named {', '.join(names[:-1])} or {names[-1]}")
     if item.get("id"):
-        name = str(item["id"])
+        name = _label(item["id"]) or name
 
     turns = []
     for position, raw in enumerate(raw_turns):
@@ -107,13 +129,33 @@ def parse_item(item: Any, *, source: str, index: int) -> Conversation | Drop:
         if isinstance(turn, str):
             return malformed(f"turn {position}: {turn}")
         turns.append(turn)
-    model, title = item.get("model"), item.get("title")
+    if sum(len(turn.text) for turn in turns) > MAX_CHARACTERS:
+        return replace(malformed(f"over {MAX_CHARACTERS:,} characters"), reason=Reason.TOO_LARGE)
     return Conversation(
         id=name,
         source=source,
         turns=tuple(turns),
-        model=str(model) if model else None,
-        title=str(title) if title else None,
+        model=_label(item.get("model")),
+        title=_label(item.get("title")),
+        html=_is_html(turns),
+    )
+
+
+def _label(value: Any) -> str | None:
+    """A short text of the record's, in what UTF-8 can hold."""
+    return str(value)[:500].encode("utf-8", "replace").decode() if value else None
+
+
+def _is_html(turns: Sequence[Turn]) -> bool:
+    """Whether a dump's answers are ChatGPT's HTML: each of them is, from end to end.
+
+    One answer alone may be a model's HTML code; ChatGPT's has a paragraph or its own box.
+    """
+    answers = [turn.text for turn in turns if turn.role == "assistant"]
+    return (
+        bool(answers)
+        and all(_BLOCK_HTML.match(answer) for answer in answers)
+        and any("<p>" in a or 'class="markdown' in a for a in answers)
     )
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_EXAMPLES = 3
-MAX_SAMPLES = 12
+MAX_SAMPLES = 50
+MAX_WORST = 10
+MAX_LABELS = 1000
 
 
 @dataclass
@@ -16,6 +18,10 @@ class Statistics:
 
     read: int = 0
     read_well: int = 0
+    html: int = 0
+    """Conversations whose answers were HTML."""
+    pagers: int = 0
+    """Turns that a pager was taken off, in conversations that pass the rules."""
     cleaned: int = 0
     cut_tokens: int = 0
     cut_conversations: int = 0
@@ -28,6 +34,13 @@ class Statistics:
     turns: Counter[int] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
     """Before cutting at the context length."""
+    converted: int = 0
+    """Kept conversations that were converted; `fidelities` counts them in hundredths."""
+    intact: int = 0
+    fidelity_sum: float = 0.0
+    fidelities: Counter[int] = field(default_factory=Counter)
+    worst: list[dict[str, Any]] = field(default_factory=list)
+    languages: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -36,12 +49,17 @@ class Statistics:
         self.read += summary["read"]
         self.read_well += summary["read_well"]
         self.cleaned += summary["rows"]
-        self.models.update(summary["models"])
+        self.html += summary["html"]
+        self.pagers += summary["pagers"]
+        for label, count in summary["models"].items():
+            # Labels are free text: pages made to fill the memory share one line.
+            known = label in self.models or len(self.models) < MAX_LABELS
+            self.models[label if known else "other labels"] += count
         self._add_drops(summary)
 
     def add_tokenize(self, summary: dict[str, Any]) -> None:
         """Count a part's summary from the tokenising pass."""
-        for split, turns, length, supervised, cut in summary["kept"]:
+        for split, turns, length, supervised, cut, fidelity, language in summary["kept"]:
             self.rows[split] += 1
             self.token_sums[split] += length
             self.supervised_sums[split] += supervised
@@ -49,6 +67,15 @@ class Statistics:
             self.lengths[length + cut] += 1
             self.cut_tokens += cut
             self.cut_conversations += cut > 0
+            self.languages[language] += 1
+            if fidelity is not None:
+                self.converted += 1
+                self.intact += fidelity == 1.0
+                self.fidelity_sum += fidelity
+                self.fidelities[int(fidelity * 100)] += 1
+        self.worst = sorted(
+            self.worst + summary["worst"], key=lambda w: (w["fidelity"], w["id"], w["source"])
+        )[:MAX_WORST]
         self.samples = sorted(self.samples + summary["samples"], key=lambda s: s["digest"])
         del self.samples[MAX_SAMPLES:]
         self._add_drops(summary)
@@ -64,6 +91,14 @@ class Statistics:
         dropped = dict(sorted(self.drops.items(), key=lambda item: -item[1]))
         assert self.read == kept + sum(dropped.values()), "an input was lost"
         return {"read": self.read, "kept": kept, "dropped": dropped}
+
+    def fidelity(self) -> dict[str, Any]:
+        """The manifest's `fidelity`: of kept conversations that were converted from HTML."""
+        return {
+            "converted": self.converted,
+            "intact": self.intact,
+            "mean": round(self.fidelity_sum / self.converted, 6) if self.converted else None,
+        }
 
     def tokens(self) -> dict[str, dict[str, int]]:
         """The manifest's `tokens`."""

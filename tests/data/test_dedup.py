@@ -5,7 +5,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ochat_ray.data.dedup import digest, split_of, survivor_key
+from ochat_ray.data.dedup import digest, split_of
 from ochat_ray.schema import Turn
 
 TURNS = st.lists(
@@ -29,15 +29,6 @@ def test_moving_text_over_a_border_changes_the_digest():
     assert digest([Turn(role="user", text="ab"), Turn(role="user", text="c")]) != digest(
         [Turn(role="user", text="a"), Turn(role="user", text="bc")]
     )
-
-
-def test_the_smallest_id_survives_whatever_the_part():
-    keys = [
-        survivor_key(id="b", source="f", part="00000", row=0),
-        survivor_key(id="a", source="z", part="00009", row=9),
-        survivor_key(id="a", source="z", part="00009", row=10),
-    ]
-    assert min(keys) == keys[1]
 
 
 def test_the_split_has_about_the_share_and_depends_on_the_seed():

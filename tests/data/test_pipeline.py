@@ -6,7 +6,7 @@ import random
 import pyarrow.parquet as pq
 import pytest
 
-from ochat_ray.data import pipeline
+from ochat_ray.data import parts, pipeline
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import open_tokens
@@ -65,7 +65,7 @@ def test_every_input_ends_as_kept_or_dropped(tmp_path, tokenizer_directory):
     assert counts["read"] == 36
     assert counts["kept"] == 30
     assert counts["dropped"] == {
-        "duplicate": 3, "no_turns": 1, "malformed": 1, "no_supervised_tokens": 1,
+        "duplicate": 3, "too_short": 1, "malformed": 1, "no_supervised_tokens": 1,
     }  # fmt: skip
 
     out = tmp_path / "out"
@@ -88,7 +88,7 @@ def test_the_digest_depends_on_content_alone(tmp_path, tokenizer_directory, monk
     random.Random(0).shuffle(records)
     write(tmp_path / "two" / "in", records, files=1)
     one = pipeline.prepare(config(tmp_path / "one", tokenizer_directory))
-    monkeypatch.setattr(pipeline, "PART_ROWS", 7)
+    monkeypatch.setattr(parts, "PART_ROWS", 7)
     two = pipeline.prepare(config(tmp_path / "two", tokenizer_directory))
     assert one["digest"] == two["digest"]
     longer = pipeline.prepare(
@@ -137,7 +137,7 @@ def test_a_human_turn_is_kept_byte_for_byte(tmp_path, tokenizer_directory):
         ('{"a": 1}', "no conversations in .*no list named"),
         ("hello", "no conversations in .*lexical error"),
         ("[]", "no conversations in .*no records"),
-        (json.dumps([{"conversations": []}]), "nothing was kept: no_turns 1"),
+        (json.dumps([{"conversations": []}]), "nothing was kept: too_short 1"),
     ],
 )
 def test_an_input_without_conversations_is_one_clear_line(

@@ -1,14 +1,18 @@
 """Reading: every format, and what cannot be read comes out as a Drop."""
 
+import io
 import json
+import random
+import tarfile
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ochat_ray.data.sources import find_files, parse_item, read_file
-from ochat_ray.errors import UserError
+from ochat_ray.data.sources import parse_item, read_file
 from ochat_ray.schema import Conversation, Drop, Reason
+from tests.pages import share_page
 
 TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
 ITEM = {"id": "a", "conversations": TURNS}
@@ -112,20 +116,87 @@ def test_a_record_that_is_no_conversation_says_why(item, detail):
     assert detail in drop.detail
 
 
-def test_a_folder_is_searched_and_each_file_taken_once(tmp_path):
-    (tmp_path / "sub").mkdir()
-    for name in ("b.json", "sub/a.jsonl", "note.txt"):
-        write(tmp_path / name, "[]")
-    files = find_files([str(tmp_path), str(tmp_path / "b.json")])
-    assert files == [str(tmp_path / "b.json"), str(tmp_path / "sub/a.jsonl")]
+HTML_TURNS = [
+    {"from": "human", "value": "<div>is this HTML?</div>"},
+    {"from": "gpt", "value": '<div class="markdown prose"><p>Yes</p></div>'},
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "line"),
-    [("missing.json", "does not exist"), ("x.txt", "not read"), ("empty", "no file to read")],
+    ("answer", "html"),
+    [
+        ('<div class="markdown prose"><p>a</p></div>', True),
+        ("<p>a</p><pre><code>b</code></pre>", True),
+        ("2 / 3<p>a</p>", True),
+        ("Use <p>a</p>", False),
+        ("<div><span>a</span></div>", False),
+        ("<p>is a tag", False),
+        ("a", False),
+    ],
 )
-def test_an_unusable_input_is_one_clear_line(tmp_path, name, line):
-    (tmp_path / "empty").mkdir()
-    write(tmp_path / "x.txt", "")
-    with pytest.raises(UserError, match=line):
-        find_files([str(tmp_path / name)])
+def test_a_dump_s_answers_are_html_only_from_end_to_end(answer, html):
+    turns = [HTML_TURNS[0], {"from": "gpt", "value": answer}]
+    assert parse_item({"conversations": turns}, source="x", index=0).html == html
+
+
+def test_a_conversation_beyond_all_measure_is_dropped():
+    turns = [{"from": "human", "value": "x" * 9_000_000}, TURNS[1]]
+    drop = parse_item({"conversations": turns}, source="x", index=0)
+    assert drop.reason == Reason.TOO_LARGE
+
+
+def test_a_share_page_and_its_avatar(tmp_path):
+    page = share_page([*HTML_TURNS], id="abc", model="Model: GPT-4", avatarUrl="data:secret")
+    (conversation,), drops = read(write(tmp_path / "x.html", page))
+    assert (conversation.id, conversation.model, conversation.html) == ("abc", "Model: GPT-4", True)
+    assert conversation.turns[0].text == "<div>is this HTML?</div>"
+    assert "secret" not in repr(conversation)
+    assert drops == []
+
+
+def test_a_page_without_an_id_goes_by_its_file_s_name(tmp_path):
+    (conversation,), _ = read(write(tmp_path / "abc.html", share_page(HTML_TURNS)))
+    assert conversation.id == "abc"
+
+
+def archive(path, pages):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, page in pages.items():
+                file.writestr(name, page)
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix != ".tar" else "w") as file:
+            for name, page in pages.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(page)
+                file.addfile(info, io.BytesIO(page))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz", "x.zip"])
+def test_pages_in_an_archive_are_the_same_pages(tmp_path, name):
+    pages = {f"a/{i}.html": share_page(HTML_TURNS, id=str(i)) for i in range(3)}
+    path = archive(tmp_path / name, pages | {"a/readme.txt": b"no page"})
+    conversations, drops = read(path)
+    assert [(c.id, c.source) for c in conversations] == [
+        (str(i), f"{path}!a/{i}.html") for i in range(3)
+    ]
+    assert drops == []
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.zip"])
+def test_an_archive_cut_off_keeps_what_was_whole(tmp_path, name):
+    noise = random.Random(0).randbytes(20_000).hex().encode()  # so that gzip cannot hide the cut
+    pages = {f"{i}.html": share_page(HTML_TURNS, id=str(i)) + noise for i in range(5)}
+    path = tmp_path / name
+    archive(path, pages)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    conversations, drops = read(str(path))
+    assert [d.reason for d in drops] == [Reason.TORN]
+    assert len(conversations) == (0 if name == "x.zip" else 2)  # a zip's table is at its end
+
+
+def test_what_is_no_archive_is_one_drop(tmp_path):
+    for name in ("x.tar", "x.tar.gz", "x.zip"):
+        conversations, drops = read(write(tmp_path / name, "hello"))
+        assert (conversations, [d.reason for d in drops]) == ([], [Reason.TORN])

@@ -1,0 +1,95 @@
+"""The duplicates pass on files: what each of its tasks reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from ochat_ray.data import duplicates as dup
+from ochat_ray.data.parts import (
+    WORK,
+    Summary,
+    cleaned,
+    minhash_input,
+    read_parquet,
+    write_parquet,
+)
+from ochat_ray.run_dir import RunDir
+
+SHARD_ROWS = 5_000_000
+"""Rows whose keys one task holds, some 100 bytes each."""
+
+
+def shards_of(rows: int) -> int:
+    """How many tasks share the comparison of this many rows."""
+    return max(1, -(-rows // SHARD_ROWS))
+
+
+def find_exact(run: RunDir, parts: Sequence[str], shard: int, shards: int) -> Summary:
+    """Write the exact duplicates among one shard's digests."""
+    tables = []
+    for part in parts:
+        keys = read_parquet(run, cleaned(part), ["id", "source", "digest"])
+        keys = keys.append_column("part", pa.array([part] * len(keys), pa.string()))
+        keys = keys.append_column("row", pa.array(range(len(keys)), pa.int64()))
+        if shards > 1:
+            keys = keys.filter(pa.array(dup.in_shard(keys["digest"].to_pylist(), shard, shards)))
+        tables.append(keys)
+    found = 0
+    if tables:
+        table = dup.exact_duplicates(pa.concat_tables(tables))
+        write_parquet(run, f"{WORK}/duplicates/exact-{shard:06d}.parquet", table)
+        found = len(table)
+    return {"found": found}
+
+
+def write_minhash(run: RunDir, part: str, bands: int, rows_a_band: int) -> Summary:
+    """Write the signatures of a part's exactly unique conversations."""
+    rows, texts = minhash_input(run, part)
+    table = dup.minhash_table(rows, texts, part, bands, rows_a_band)
+    write_parquet(run, _minhash(part), table)
+    return {"rows": len(table)}
+
+
+def find_pairs(run: RunDir, parts: Sequence[str], band: str, shard: int, shards: int) -> Summary:
+    """Write the candidate pairs of one band and shard, by position among all parts' rows."""
+    tables = [read_parquet(run, _minhash(part), [band, "order"]) for part in parts]
+    table = pa.concat_tables(tables)
+    hashes, order = table[band].to_numpy(), table["order"].to_numpy()
+    pairs = dup.near_pairs(hashes, order, shard, shards)
+    columns = {"left": pa.array(pairs[:, 0]), "right": pa.array(pairs[:, 1])}
+    write_parquet(run, f"{WORK}/pairs/{band}-{shard:06d}.parquet", pa.table(columns))
+    return {"pairs": len(pairs)}
+
+
+def find_near(run: RunDir, parts: Sequence[str], threshold: float) -> int:
+    """Write the near duplicates among all candidate pairs; how many there are."""
+    pairs = [
+        np.stack([table["left"].to_numpy(), table["right"].to_numpy()], axis=1)
+        for name in run.files(f"{WORK}/pairs", ".parquet")
+        for table in [read_parquet(run, name)]
+    ]
+    wanted = np.unique(np.concatenate([np.empty((0, 2), np.int64), *pairs]))
+    candidates = list(_candidates(run, parts, wanted))
+    if not candidates:
+        return 0
+    table = dup.near_duplicates(pairs, pa.concat_tables(candidates), threshold)
+    write_parquet(run, f"{WORK}/duplicates/near.parquet", table)
+    return len(table)
+
+
+def _candidates(run: RunDir, parts: Sequence[str], wanted: np.ndarray) -> Iterator[pa.Table]:
+    """The rows at the wanted positions, of which there are few, with these."""
+    start = 0
+    for part in parts:
+        table = read_parquet(run, _minhash(part), [*dup.KEY, "signature"])
+        inside = wanted[(wanted >= start) & (wanted < start + len(table))]
+        rows = table.take(pa.array(inside - start))
+        yield rows.append_column("position", pa.array(inside))
+        start += len(table)
+
+
+def _minhash(part: str) -> str:
+    return f"{WORK}/minhash/{part}.parquet"

@@ -1,0 +1,92 @@
+"""The JSON inside a share page, however the page is written."""
+
+import codecs
+import gzip
+import json
+
+import pytest
+
+from ochat_ray.data import share_page
+from ochat_ray.data.share_page import Unusable, page_record
+from ochat_ray.schema import Reason
+from tests.pages import share_page as make_page
+
+ITEMS = [{"from": "human", "value": "né 你好 🙂"}, {"from": "gpt", "value": "<p>hi</p>"}]
+PAGE = make_page(ITEMS, id="x")
+TEXT = PAGE.decode()
+SCRIPT = '<script id="__NEXT_DATA__" type="application/json">'
+
+
+def in_charset(text, charset, items=ITEMS):
+    data = json.dumps({"props": {"pageProps": {"content": {"items": items}}}}, ensure_ascii=False)
+    head = f'<html><head><meta charset="{charset}"></head><body>{text}'
+    return f'{head}<script id="__NEXT_DATA__">{data}</script></body></html>'.encode(charset)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        PAGE,
+        codecs.BOM_UTF8 + PAGE,
+        TEXT.encode("utf-16"),
+        TEXT.encode("utf-16-le"),
+        TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"),
+        gzip.compress(PAGE),
+        TEXT.replace(SCRIPT, "<script type='application/json' id='__NEXT_DATA__'>").encode(),
+        TEXT.replace(SCRIPT, "<script type=application/json id=__NEXT_DATA__>").encode(),
+        TEXT.replace(SCRIPT, "<SCRIPT\n id = '__NEXT_DATA__'\n defer>").encode(),
+        TEXT.replace(SCRIPT, "<script>var a='__NEXT_DATA__'</script>" + SCRIPT).encode(),
+        TEXT.replace("</body></html>", "").encode(),
+        TEXT.replace(SCRIPT, '<script data-x="a>b" id="__NEXT_DATA__">').encode(),
+        in_charset("你好", "gb18030"),
+        in_charset("", "utf-8"),
+    ],
+)
+def test_a_page_is_read_in_any_dress(page):
+    assert page_record(page)["items"] == ITEMS
+
+
+@pytest.mark.parametrize("charset", ["windows-1252", "iso-8859-15", "shift_jis"])
+def test_declared_encodings(charset):
+    items = [{"from": "human", "value": "né €" if "j" not in charset else "日本語"}]
+    if charset == "shift_jis":
+        assert page_record(in_charset("", charset, items))["items"] == items
+    else:
+        assert page_record(in_charset("é", charset, items))["items"] == items
+
+
+def test_only_what_is_needed_is_taken():
+    record = page_record(make_page(ITEMS, id="x", title="t", model="m", avatarUrl="data:x"))
+    assert record == {"id": "x", "title": "t", "model": "m", "items": ITEMS}
+
+
+@pytest.mark.parametrize(
+    ("page", "reason", "detail"),
+    [
+        (b"", Reason.UNREADABLE, "empty"),
+        (b" \n", Reason.UNREADABLE, "empty"),
+        (b"<html><body>404</body></html>", Reason.NO_DATA, "no __NEXT_DATA__ script"),
+        (make_page(ITEMS, page_id="OTHER"), Reason.NO_DATA, "no __NEXT_DATA__ script"),
+        (b"about __NEXT_DATA__ only", Reason.NO_DATA, "no __NEXT_DATA__ script"),
+        (make_page([]), Reason.NO_DATA, "no items"),
+        (PAGE[: PAGE.index(b"hi")], Reason.UNREADABLE, "cut off"),
+        (PAGE.replace(b'"props"', b"props"), Reason.UNREADABLE, "not JSON"),
+        (PAGE.replace(b'{"props"', b'[1, {"props"').replace(b"}</script", b"}]</script"),
+         Reason.NO_DATA, "no items"),
+        (b"\x1f\x8b" + b"x" * 50, Reason.UNREADABLE, "gzip"),
+        (gzip.compress(PAGE)[:-20], Reason.UNREADABLE, "gzip"),
+        (PAGE.replace(b'"id"', b"[" * 100_000 + b'"id"'), Reason.UNREADABLE, "not JSON"),
+    ],
+)  # fmt: skip
+def test_what_has_no_conversation_says_why(page, reason, detail):
+    record = page_record(page)
+    assert isinstance(record, Unusable)
+    assert record.reason == reason
+    assert detail in record.detail
+
+
+def test_a_page_beyond_all_measure_is_not_unpacked(monkeypatch):
+    monkeypatch.setattr(share_page, "MAX_PAGE_BYTES", 10_000)
+    for page in (b"x" * 20_000, gzip.compress(b"x" * 10_000_000)):
+        assert page_record(page).reason == Reason.TOO_LARGE
