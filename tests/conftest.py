@@ -34,6 +34,13 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
+def tokenizer_directory(tokenizer, tmp_path_factory) -> str:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
 def model_directory(tokenizer, tmp_path_factory) -> Path:
     """A two-layer Llama, float32, as train would write it."""
     import torch

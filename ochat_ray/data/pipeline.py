@@ -177,8 +177,13 @@ def _summary(value: Summary) -> pa.Table:
 
 
 def _each(work: Callable[[dict[str, Any]], Summary]) -> Callable[[pa.Table], pa.Table]:
-    """A function of one item as a function of Ray Data's batches of one."""
-    return lambda batch: _summary(work(batch.to_pylist()[0]))
+    """A function of one item as a function of Ray Data's batches of one, under the same name."""
+
+    def each(batch: pa.Table) -> pa.Table:
+        return _summary(work(batch.to_pylist()[0]))
+
+    each.__name__ = work.__name__
+    return each
 
 
 def _clean_pass(

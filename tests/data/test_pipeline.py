@@ -14,13 +14,6 @@ from ochat_ray.run_dir import open_tokens
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_directory(tokenizer, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(directory)
-    return str(directory)
-
-
 def item(id, question="hello", answer="fine"):
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"id": id, "conversations": turns}
