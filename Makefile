@@ -3,12 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo stop test test-demo lint clean
+.PHONY: help venv demo stop test test-slow test-demo lint clean
 
 help:
 	@echo "make demo          prepare, train and serve a small real model; KEEP=1 leaves the server up"
 	@echo "make stop          end what KEEP=1 left up"
 	@echo "make test          the tests that need no root, GPU or browser"
+	@echo "make test-slow     the tests that take minutes or need a browser"
 	@echo "make test-demo     make demo, as a test, and how it is broken off"
 	@echo "make lint          ruff and mypy"
 	@echo "make venv          only the environment; then: . .venv/bin/activate"
@@ -36,7 +37,10 @@ stop: venv
 	@$(BIN)/python -m ochat_ray.demo stop
 
 test: venv
-	$(BIN)/python -m pytest -m "not end_to_end and not gpu"
+	$(BIN)/python -m pytest -m "not end_to_end and not gpu and not slow and not browser"
+
+test-slow: venv
+	$(BIN)/python -m pytest -m "(slow or browser) and not gpu"
 
 test-demo: venv
 	$(BIN)/python -m pytest -m end_to_end

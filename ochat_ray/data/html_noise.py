@@ -15,6 +15,8 @@ from typing import Any
 _PAGER = re.compile(r"\s*(\d{1,4}) / (\d{1,4})")
 _PAGER_IN_HTML = re.compile(r"(?:\s|<[^<>]{0,2000}>)*\d{1,4} / \d{1,4}")
 _COUNTER = re.compile(r"Copy\s?\d+ chars / \d+ words\s*$")
+# HTML may hold these and lxml reads them, but it does not write them.
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 # What people and models write is in paragraphs; extensions write beside them.
 _BESIDE = frozenset({"body", "div", "span"})
 
@@ -58,7 +60,7 @@ def _strip_pager(root: Any) -> bool:
         if not rest.strip() and _is_all_there_is(root, text):
             return False
         if not rest.strip() or without_pager(text) != text:
-            setattr(candidate, kind, rest)
+            _set(candidate, kind, rest)
             return True
     return False
 
@@ -82,8 +84,12 @@ def _strip_counter(root: Any) -> None:
             (match.start() and not text[match.start() - 1].isspace() and parent.tag != "code")
             or (not text[: match.start()].strip() and _is_beside(parent))
         ):
-            setattr(holder, kind, text[: match.start()])
+            _set(holder, kind, text[: match.start()])
         return
+
+
+def _set(element: Any, kind: str, text: str) -> None:
+    setattr(element, kind, _NOT_XML.sub("", text))
 
 
 def _texts_from_the_end(element: Any) -> Iterator[tuple[Any, str, str]]:

@@ -154,6 +154,7 @@ def test_a_formula_comes_back_once_as_its_tex():
         ("<p>1 / 2 is half</p>", "1 / 2 is half", False),
         ("<p>1 / 2</p>", "1 / 2", False),
         ("3 / 2<p>Hello</p>", "3 / 2\n\nHello", False),
+        ("2 / 3\x1bHello<p>b</p>", "Hello\n\nb", True),
         ("<p>Hello</p>2 / 3", "Hello\n\n2 / 3", False),
     ],
 )
