@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -148,7 +149,8 @@ def _group(number: int) -> str:
 
 def _start_ray() -> None:
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+        # Without a cluster, this starts a Ray for this run alone; nobody would see its dashboard.
+        ray.init(log_to_driver=False, include_dashboard=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # A failed task's exception is raised here; Ray Data would log its traceback besides.
@@ -159,15 +161,13 @@ def _cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _map_summaries(
-    items: list[dict[str, Any]], transform: Any, **options: Any
-) -> Iterator[Summary]:
+def _map_summaries(items: list[dict[str, Any]], transform: Any) -> Iterator[Summary]:
     """Run `transform` over the items, one a batch; the summaries that it yields, as they come."""
     if not items:
         return
     # Few enough blocks that a small item does not cost a task of its own.
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 16 * _cluster_cpus()))
-    mapped = dataset.map_batches(transform, batch_size=1, batch_format="pyarrow", **options)
+    mapped = dataset.map_batches(transform, batch_size=1, batch_format="pyarrow")
     for row in mapped.iter_rows():
         yield json.loads(row["summary"])
 
@@ -287,29 +287,12 @@ def _near_duplicates_pass(
     statistics.seconds["near duplicates"] = progress.finish(f"{found:,} near duplicates")
 
 
-@dataclass
-class _TokenizePart:
-    """A Ray Data actor: opens the tokenizer once, then turns parts into tables."""
-
-    run: RunDir
-    config: PrepareConfig
-    sample_share: float
-
-    def __post_init__(self) -> None:
-        self.tokenizer = load_tokenizer(self.config.tokenizer)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        part = batch["part"][0].as_py()
-        summary = tokenize_part(
-            self.run,
-            part,
-            config=self.config,
-            model_type=recipe(self.config.recipe).model_type,
-            tokenizer=self.tokenizer,
-            sample_share=self.sample_share,
-        )
-        self.run.write_json(_done("tokenize", part), summary)
-        return _summary(summary)
+@cache
+def _tokenizer(path: str) -> Any:
+    """Opened once a worker process, which does one part after the other."""
+    # One thread a worker: the workers themselves span the CPUs.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return load_tokenizer(path)
 
 
 def _tokenize_pass(
@@ -334,21 +317,22 @@ def _tokenize_pass(
     for part in sorted(finished):
         add(_load(run, _done("tokenize", part)))
     rest = [{"part": part} for part in part_names if part not in finished]
-    options = {
-        "fn_constructor_kwargs": {
-            "run": run,
-            "config": config,
-            # Four times as many as are shown, since some turn out to be duplicates.
-            "sample_share": 4 * parts.SAMPLES / max(1, statistics.cleaned),
-        },
-        "compute": ray.data.ActorPoolStrategy(
-            min_size=1, max_size=max(1, min(len(rest), _cluster_cpus()))
-        ),
-        "num_cpus": 1,
-        # One thread an actor: the pool itself spans the CPUs.
-        "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
-    }
-    for summary in _map_summaries(rest, _TokenizePart, **options):
+    # Four times as many as are shown, since some turn out to be duplicates.
+    sample_share = 4 * parts.SAMPLES / max(1, statistics.cleaned)
+
+    def tokenize(item: dict[str, Any]) -> Summary:
+        summary = tokenize_part(
+            run,
+            item["part"],
+            config=config,
+            model_type=recipe(config.recipe).model_type,
+            tokenizer=_tokenizer(config.tokenizer),
+            sample_share=sample_share,
+        )
+        run.write_json(_done("tokenize", item["part"]), summary)
+        return summary
+
+    for summary in _map_summaries(rest, _each(tokenize)):
         add(summary)
     statistics.seconds["tokenize"] = progress.finish(f"{statistics.token_count:,} tokens")
     return sorted(summaries, key=lambda s: str(s["part"]))

@@ -24,18 +24,19 @@ MAX_PAGE_BYTES = 32 * 2**20
 """The longest pages of 2023 have some megabytes."""
 
 _BOMS = {
-    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, with which it begins
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _MARK = b"__NEXT_DATA__"
-_SCRIPT = re.compile(
+_OPENING = re.compile(
     rb"""<script\b[^<>]*?\bid\s*=\s*(?:"__NEXT_DATA__"|'__NEXT_DATA__'|__NEXT_DATA__(?=[\s>]))"""
-    rb"""[^<>]*>(.*?)</script""",
-    re.DOTALL | re.IGNORECASE,
+    rb"""[^<>]*>""",
+    re.IGNORECASE,
 )
+_CLOSING = re.compile(rb"</script", re.IGNORECASE)
 _CHARSET = re.compile(rb"""<meta\b[^<>]*?\bcharset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 
 
@@ -91,21 +92,46 @@ def _child(parent: Any, name: str) -> dict[str, Any]:
 
 def _next_data(page: bytes) -> Any:
     """The script's JSON value, or why there is none."""
-    page = _as_utf8(page)
-    if not page.strip():
+    if (bom := next((bom for bom in _BOMS if page.startswith(bom)), None)) is not None:
+        page = _decoded(page, _BOMS[bom])
+    elif b"\x00" in page[:64]:  # UTF-16 without a mark: every other byte of markup is zero
+        page = _decoded(page, "utf-16-be" if page[:1] == b"\x00" else "utf-16-le")
+    if not page or page.isspace():
         return Unusable(Reason.UNREADABLE, "the page is empty")
-    if _MARK not in page:
-        return Unusable(Reason.NO_DATA, "no __NEXT_DATA__ script")
-    match = _SCRIPT.search(page)
-    script = match[1] if match else _script_by_parser(page)
+    script = _script(page)
+    found = script is not None
+    if script is None and _MARK in page:
+        script = _script_by_parser(page)
     if script is None:
         return Unusable(Reason.NO_DATA, "no __NEXT_DATA__ script")
     try:
         return orjson.loads(script)
     except orjson.JSONDecodeError as error:
-        if match is None and not page.rstrip().endswith(b"</html>"):
+        declared = _declared_encoding(page, script)
+        if declared is not None:
+            return _next_data(_decoded(page, declared))
+        if not found and not page.rstrip().endswith(b"</html>"):
             return Unusable(Reason.UNREADABLE, "the page is cut off")
         return Unusable(Reason.UNREADABLE, f"the script is not JSON: {error}")
+
+
+def _script(page: bytes) -> bytes | None:
+    """What stands in the script, cut out of the page's bytes.
+
+    Only where the mark occurs is a tag looked for: a regular expression over the whole page would
+    take as long as all the rest.
+    """
+    at = page.find(_MARK)
+    while at >= 0:
+        start = page.rfind(b"<", 0, at)
+        if start >= 0 and (opening := _OPENING.match(page, start)):
+            end = page.find(b"</script", opening.end())
+            if end < 0:
+                closing = _CLOSING.search(page, opening.end())
+                return page[opening.end() : closing.start()] if closing else None
+            return page[opening.end() : end]
+        at = page.find(_MARK, at + 1)
+    return None
 
 
 def _script_by_parser(page: bytes) -> bytes | None:
@@ -122,23 +148,20 @@ def _script_by_parser(page: bytes) -> bytes | None:
     return None
 
 
-def _as_utf8(page: bytes) -> bytes:
-    for bom, encoding in _BOMS.items():
-        if page.startswith(bom):
-            return page[len(bom) :] if encoding == "utf-8" else _decoded(page, encoding)
-    if b"\x00" in page[:64]:  # UTF-16 without a mark: every other byte of markup is zero
-        return _decoded(page, "utf-16-be" if page[:1] == b"\x00" else "utf-16-le")
+def _declared_encoding(page: bytes, script: bytes) -> str | None:
+    """The encoding of a page whose script is not UTF-8; None where it is, and so is no cause."""
     try:
-        page.decode()
-        return page
+        script.decode()
+        return None
     except UnicodeDecodeError:
         charset = _CHARSET.search(page[:4096])
         declared = charset[1].decode() if charset else "windows-1252"
         utf8 = declared.lower().replace("_", "-") in ("utf-8", "utf8")
-        return _decoded(page, "windows-1252" if utf8 else declared)
+        return "windows-1252" if utf8 else declared
 
 
 def _decoded(page: bytes, encoding: str) -> bytes:
+    """The page in UTF-8; what its encoding does not know is replaced."""
     try:
         return page.decode(encoding, "replace").encode("utf-8", "replace")
     except LookupError:
