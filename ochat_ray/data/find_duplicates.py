@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,12 @@ from ochat_ray.data.parts import (
 )
 from ochat_ray.run_dir import RunDir
 
+GROUP_ROWS = 20_000
+"""Of a file of duplicates, which are sorted by part: what a reader of one part's must read."""
+
+READERS = 16
+"""Files that are read at a time: of a remote store, each costs a round trip."""
+
 SHARD_ROWS = 5_000_000
 """Rows whose keys one task holds, some 100 bytes each."""
 
@@ -29,20 +36,21 @@ def shards_of(rows: int) -> int:
 
 def find_exact(run: RunDir, parts: Sequence[str], shard: int, shards: int) -> Summary:
     """Write the exact duplicates among one shard's digests."""
-    tables = []
-    for part in parts:
+
+    def keys_of(part: str) -> pa.Table:
         keys = read_parquet(run, cleaned(part), ["id", "source", "digest"])
         keys = keys.append_column("part", pa.array([part] * len(keys), pa.string()))
         keys = keys.append_column("row", pa.array(range(len(keys)), pa.int64()))
         if shards > 1:
             keys = keys.filter(pa.array(dup.in_shard(keys["digest"].to_pylist(), shard, shards)))
-        tables.append(keys)
-    found = 0
-    if tables:
-        table = dup.exact_duplicates(pa.concat_tables(tables))
-        write_parquet(run, f"{WORK}/duplicates/exact-{shard:06d}.parquet", table)
-        found = len(table)
-    return {"found": found}
+        return keys
+
+    if not parts:
+        return {"found": 0}
+    with ThreadPoolExecutor(READERS) as pool:
+        table = dup.exact_duplicates(pa.concat_tables(pool.map(keys_of, parts)))
+    write_parquet(run, f"{WORK}/duplicates/exact-{shard:06d}.parquet", table, GROUP_ROWS)
+    return {"found": len(table)}
 
 
 def write_minhash(run: RunDir, part: str, bands: int, rows_a_band: int) -> Summary:
@@ -55,8 +63,9 @@ def write_minhash(run: RunDir, part: str, bands: int, rows_a_band: int) -> Summa
 
 def find_pairs(run: RunDir, parts: Sequence[str], band: str, shard: int, shards: int) -> Summary:
     """Write the candidate pairs of one band and shard, by position among all parts' rows."""
-    tables = [read_parquet(run, _minhash(part), [band, "order"]) for part in parts]
-    table = pa.concat_tables(tables)
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = pool.map(lambda part: read_parquet(run, _minhash(part), [band, "order"]), parts)
+        table = pa.concat_tables(tables)
     hashes, order = table[band].to_numpy(), table["order"].to_numpy()
     pairs = dup.near_pairs(hashes, order, shard, shards)
     columns = {"left": pa.array(pairs[:, 0]), "right": pa.array(pairs[:, 1])}
@@ -76,7 +85,7 @@ def find_near(run: RunDir, parts: Sequence[str], threshold: float) -> int:
     if not candidates:
         return 0
     table = dup.near_duplicates(pairs, pa.concat_tables(candidates), threshold)
-    write_parquet(run, f"{WORK}/duplicates/near.parquet", table)
+    write_parquet(run, f"{WORK}/duplicates/near.parquet", table, GROUP_ROWS)
     return len(table)
 
 

@@ -263,10 +263,18 @@ def _write_drops(run: RunDir, name: str, drops: list[Drop]) -> Summary:
     }
 
 
-def write_parquet(run: RunDir, name: str, table: pa.Table) -> None:
+def write_parquet(
+    run: RunDir, name: str, table: pa.Table, row_group_size: int | None = None
+) -> None:
     """Write a Parquet file, whole or not at all."""
     with run.writing(name) as stream:
-        pq.write_table(table, stream, compression="zstd", compression_level=1)
+        pq.write_table(
+            table,
+            stream,
+            compression="zstd",
+            compression_level=1,
+            row_group_size=row_group_size,
+        )
 
 
 def read_parquet(run: RunDir, name: str, columns: list[str] | None = None) -> pa.Table:
