@@ -8,6 +8,7 @@ is there, the part is done, and a resumed run takes it as it is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import nsmallest
 from typing import Any
 
 import pyarrow as pa
@@ -41,7 +42,8 @@ PART_CHARACTERS = 64_000_000
 """Records of a part, and the characters after which it ends before: a worker holds one part."""
 
 SAMPLES = 50
-"""Conversations that the report shows."""
+"""Conversations that the report shows, each cut at these: characters of a turn, turns, tokens."""
+SHOWN_CHARACTERS, SHOWN_TURNS, SHOWN_TOKENS = 4000, 8, 700
 
 Summary = dict[str, Any]
 
@@ -78,7 +80,9 @@ def clean_part(
     shown = set(sorted(str(row["digest"]) for row in rows)[:SAMPLES])
     for (old, _), row in zip(pairs, rows, strict=True):
         is_shown = row["digest"] in shown
-        row["original"] = [turn.text[:4000] for turn in old.turns] if is_shown else None
+        # Trimmed as the rules have trimmed it, so that each turn stands beside its own.
+        shown_turns = clean.trim_ends(old).turns if is_shown else ()
+        row["original"] = [turn.text[:SHOWN_CHARACTERS] for turn in shown_turns] or None
     if rows:
         write_parquet(run, cleaned(part), pa.Table.from_pylist(rows, CLEANED))
     read_well = [r for r in records if isinstance(r, Conversation)]
@@ -206,8 +210,8 @@ def _beginning(row: dict[str, Any]) -> str:
 def _sample(split: Split, row: dict[str, Any], token: TokenRow, tokenizer: Any) -> Summary:
     """One conversation for the report: as read, as converted, and as the model sees it."""
     original = row["original"] or [None] * len(row["turns"])
-    turns = zip(row["turns"][:8], original[:8], strict=False)
-    shown = zip(token.input_ids[:700], token.loss_weights[:700], strict=True)
+    turns = list(zip(row["turns"], original, strict=True))[:SHOWN_TURNS]
+    pieces = _pieces(token.input_ids[:SHOWN_TOKENS], tokenizer)
     return {
         "digest": row["digest"],
         "id": row["id"],
@@ -216,9 +220,19 @@ def _sample(split: Split, row: dict[str, Any], token: TokenRow, tokenizer: Any) 
         "fidelity": row["fidelity"],
         "length": len(token.input_ids),
         "turn_count": len(row["turns"]),
-        "turns": [[turn["role"], before, turn["text"][:4000]] for turn, before in turns],
-        "tokens": [[tokenizer.decode([token_id]), weight] for token_id, weight in shown],
+        "turns": [
+            [turn["role"], before, turn["text"][:SHOWN_CHARACTERS]] for turn, before in turns
+        ],
+        "tokens": [list(t) for t in zip(pieces, token.loss_weights, strict=False)],
     }
+
+
+def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """The text of each token. Decoded after another one, since SentencePiece takes the blank off
+    what stands first."""
+    (anchor,) = tokenizer.encode("a", add_special_tokens=False)[-1:]
+    before = tokenizer.decode([anchor])
+    return [tokenizer.decode([anchor, id]).removeprefix(before) for id in ids]
 
 
 def _conversation(row: dict[str, Any]) -> Conversation:
@@ -243,14 +257,17 @@ def _count(values: Iterable[str]) -> dict[str, int]:
 
 
 def _examples(drops: list[Drop]) -> list[Drop]:
-    """The first three of each reason."""
-    seen: dict[Reason, int] = {}
-    examples = []
+    """The three of each reason with the smallest ids."""
+    by_reason: dict[Reason, list[Drop]] = {}
     for drop in drops:
-        seen[drop.reason] = seen.get(drop.reason, 0) + 1
-        if seen[drop.reason] <= 3:
-            examples.append(drop)
-    return examples
+        by_reason.setdefault(drop.reason, []).append(drop)
+    return [
+        drop for found in by_reason.values() for drop in nsmallest(3, found, key=_id_and_source)
+    ]
+
+
+def _id_and_source(drop: Drop) -> tuple[str, str]:
+    return drop.id, drop.source
 
 
 def _write_drops(run: RunDir, name: str, drops: list[Drop]) -> Summary:

@@ -1,204 +1,285 @@
 """report.html of a `prepare` run: one file that opens offline and runs no script.
 
-Everything that came from the inputs is escaped.
+Everything that came from the inputs is escaped; the page's own policy, which forbids scripts and
+all that would be loaded, is the second lock.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from ochat_ray.data.report_html import bar, bars_of, cut, histogram, percent, section
+from ochat_ray.data.report_names import EXPLANATIONS, LANGUAGES
+from ochat_ray.data.report_samples import samples_section
+from ochat_ray.data.report_style import STYLE
 from ochat_ray.data.statistics import Statistics
+from ochat_ray.schema import Stage
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #647084; --line: #d9dee7;
-        --paper: #fbfbfd; --card: #fff; --main: #2f6fde; --drop: #d9822b; --good: #dff3e4; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #97a1b3; --line: #333b49;
-        --paper: #14181f; --card: #1b212b; --main: #6c9cf0; --drop: #e0a05c; --good: #1f3f2b; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-td:first-child { overflow-wrap: normal; white-space: nowrap; }
-.soft { color: var(--soft); } code { font-size: .88em; overflow-wrap: anywhere; }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-        padding: .7rem 1rem; flex: 1 1 6.5rem; }
-.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line);
-         vertical-align: top; overflow-wrap: anywhere; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.bar { width: 45%; } .bar i { display: block; height: 1rem; border-radius: .2rem;
-         background: var(--main); min-width: 1px; } .bar i.drop { background: var(--drop); }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg rect { fill: var(--main); }
-svg line { stroke: var(--drop); stroke-dasharray: 4 3; stroke-width: 1.5; }
-details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-          margin: .5rem 0; padding: .4rem .9rem; } summary { cursor: pointer; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
-mark { background: var(--good); color: inherit; border-radius: .15rem; }
-"""
+_LEFT_AFTER = {
+    Stage.READ: "could be read",
+    Stage.CLEAN: "pass the rules",
+    Stage.DEDUP: "are unique",
+    Stage.TOKENIZE: "kept",
+}
 
 
 def render_report(manifest: dict[str, Any], statistics: Statistics) -> str:
     """The report's HTML; `manifest` is the one that is about to be written."""
-    counts, tokens = manifest["counts"], manifest["tokens"]
-    total_tokens = statistics.token_count
-    supervised = sum(split["supervised_tokens"] for split in tokens.values())
-    tiles = [
-        ("conversations read", f"{counts['read']:,}"),
-        ("kept", f"{counts['kept']:,}"),
-        ("held out", f"{tokens['eval']['rows']:,}"),
-        ("tokens", f"{total_tokens:,}"),
-        ("supervised", _percent(supervised, total_tokens)),
-        ("seconds", f"{manifest['seconds']['total']:,.0f}"),
-    ]
-    sections = [
-        "".join(f"<div class=tile><b>{value}</b>{label}</div>" for label, value in tiles),
-        _funnel(counts),
-        _reasons(counts, statistics),
-        _lengths(manifest, statistics),
-        _turns(statistics),
-        _labels(statistics),
-        _stages(manifest),
-        _samples(statistics),
-    ]
     title = f"Data report: {escape(str(manifest['config']['recipe']))}"
+    sections = [
+        _funnel(manifest["counts"], statistics),
+        _reasons(manifest["counts"], statistics),
+        _labels(statistics),
+        _turns(statistics),
+        _lengths(manifest["context_length"], statistics),
+        _languages(statistics),
+        _fidelity(statistics),
+        _speed(manifest["seconds"], statistics),
+        samples_section(statistics.samples),
+        _configuration(manifest),
+    ]
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-        "<meta name=viewport content='width=device-width'>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
         "<meta http-equiv=Content-Security-Policy "
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<style>{_STYLE}</style><h1>{title}</h1>"
+        f"<style>{STYLE}</style><h1>{title}</h1>"
         f"<p class=soft>template {escape(manifest['model_type'])}, context "
-        f"{manifest['context_length']:,} tokens, digest <code>{manifest['digest'][:16]}</code></p>"
-        f"<div class=tiles>{sections[0]}</div>" + "".join(sections[1:]) + "</html>\n"
+        f"{manifest['context_length']:,} tokens, digest "
+        f"<code>{escape(manifest['digest'][:16])}</code>{_jump(statistics)}</p>"
+        f"{_tiles(manifest, statistics)}{''.join(sections)}</html>\n"
     )
 
 
-def _funnel(counts: dict[str, Any]) -> str:
-    rows = [("read", counts["read"], False)]
-    rows += [(f"− {reason}", n, True) for reason, n in counts["dropped"].items()]
-    rows += [("kept", counts["kept"], False)]
-    body = "".join(
-        f"<tr><td>{escape(label)}<td class=n>{n:,}<td class=n>{_percent(n, counts['read'])}"
-        f"<td class=bar>{_bar(n, counts['read'], drop)}"
-        for label, n, drop in rows
+def _jump(statistics: Statistics) -> str:
+    n = len(statistics.samples)
+    return f'<br><a href="#samples">{n} conversations to look into</a>' if n else ""
+
+
+def _tiles(manifest: dict[str, Any], statistics: Statistics) -> str:
+    counts, tokens = manifest["counts"], manifest["tokens"]
+    total = statistics.token_count
+    supervised = sum(split["supervised_tokens"] for split in tokens.values())
+    tiles = [
+        (f"{counts['read']:,}", "read"),
+        (f"{counts['kept']:,}", f"kept, {percent(counts['kept'], counts['read'])}"),
+        (f"{tokens['eval']['rows']:,}", "of them held out"),
+        (f"{total:,}", "tokens"),
+        (percent(supervised, total), "supervised"),
+        (percent(statistics.cut_tokens, total + statistics.cut_tokens), "lost to the limit"),
+        (f"{manifest['seconds']['total']:,.0f} s", "from start to end"),
+    ]
+    body = "".join(f"<div class=tile><b>{value}</b>{label}</div>" for value, label in tiles)
+    return f"<div class=tiles>{body}</div>"
+
+
+def _funnel(counts: dict[str, Any], statistics: Statistics) -> str:
+    """Every reason in the order of the stages; its bar stands where it takes its share off."""
+    read = left = counts["read"]
+    rows = [_row("read", read, read, bar(read, read), "sum")]
+    for stage in Stage:
+        dropped = [
+            (reason, n)
+            for reason, n in counts["dropped"].items()
+            if _stage(reason, statistics) == stage
+        ]
+        for reason, n in dropped:
+            left -= n
+            rows.append(_row(f"− {reason}", n, read, bar(n, read, start=left, drop=True), "drop"))
+        if dropped and stage != Stage.TOKENIZE:
+            rows.append(_row(_LEFT_AFTER[stage], left, read, bar(left, read), "sum"))
+    rows.append(_row("kept", counts["kept"], read, bar(counts["kept"], read), "sum"))
+    pagers = (
+        f"Pagers (“2 / 3” before a turn's first word, from a browser extension) were taken off "
+        f"{statistics.pagers:,} {'turn' if statistics.pagers == 1 else 'turns'}."
     )
-    return f"<h2>From read to kept</h2><table>{body}</table>"
+    body = f"<table>{''.join(rows)}</table><p class=soft>{pagers}</p>"
+    return section("funnel", "From read to kept", body)
+
+
+def _stage(reason: str, statistics: Statistics) -> str:
+    return statistics.examples[reason][0]["stage"]
+
+
+def _row(label: str, n: int, total: int, drawn: str, kind: str = "") -> str:
+    return (
+        f'<tr class="{kind}"><td>{escape(label).replace("_", "_<wbr>")}<td class=n>{n:,}'
+        f"<td class=n>{percent(n, total)}<td class=bar>{drawn}"
+    )
 
 
 def _reasons(counts: dict[str, Any], statistics: Statistics) -> str:
     if not counts["dropped"]:
         return ""
-    body = "".join(
-        f"<tr><td>{escape(reason)}<td class=n>{n:,}<td>"
-        + "<br>".join(
-            f"<code>{escape(e['id'])}</code> <span class=soft>{escape(e['detail'])}</span>"
-            for e in statistics.examples[reason]
+    body = ""
+    for reason, n in counts["dropped"].items():
+        examples = "".join(
+            f'<li title="{cut(example["source"], 300)}"><code>{cut(example["id"], 80)}</code> '
+            f"<bdi class=soft>{cut(example['detail'], 240)}</bdi>"
+            for example in statistics.examples[reason]
         )
-        for reason, n in counts["dropped"].items()
-    )
-    return (
-        "<h2>Why the others were dropped</h2><table><tr><th>reason<th><th>for example"
-        f"{body}</table><p class=soft>Every one is in dropped/*.parquet.</p>"
-    )
-
-
-def _lengths(manifest: dict[str, Any], statistics: Statistics) -> str:
-    limit = manifest["context_length"]
-    bins = _bin(statistics.lengths, 4 * limit, 48)
-    note = (
-        f"{statistics.cut_conversations:,} conversations are cut at {limit:,} tokens, which loses "
-        f"{statistics.cut_tokens:,} tokens "
-        f"({_percent(statistics.cut_tokens, statistics.token_count + statistics.cut_tokens)})."
-    )
-    labels = ["1", f"{2 * limit:,}", f"{4 * limit:,} tokens or more"]
-    chart = _histogram(bins, labels, line=(0.25, f"context {limit:,}"))
-    return f"<h2>Conversation length</h2>{chart}<p class=soft>{note}</p>"
-
-
-def _turns(statistics: Statistics) -> str:
-    bins = _bin(statistics.turns, 40, 20)
-    return f"<h2>Turns a conversation</h2>{_histogram(bins, ['1', '20', '40 or more'])}"
+        body += (
+            f"<div class=reason><p><b>{escape(reason)}</b> {n:,}<br>"
+            f"<span class=soft>{escape(EXPLANATIONS.get(reason, ''))}</span></p>"
+            f"<ul>{examples}</ul></div>"
+        )
+    note = "<p class=soft>Every one is in dropped/*.parquet, with its source file.</p>"
+    return section("reasons", "Why the others were dropped", body + note)
 
 
 def _labels(statistics: Statistics) -> str:
-    body = "".join(
-        f"<tr><td>{escape(label or 'no label')}<td class=n>{n:,}"
-        f"<td class=bar>{_bar(n, statistics.read_well)}"
-        for label, n in statistics.models.most_common(15)
+    labels = Counter({label or "no label": n for label, n in statistics.models.items()})
+    body = _counted(labels, 15, "labels") + (
+        f"<p class=soft>Of the {statistics.read_well:,} conversations that could be read, before "
+        "any filter.</p>"
     )
-    return f"<h2>Model labels, before filtering</h2><table>{body}</table>"
+    return section("models", "Model labels", body)
 
 
-def _stages(manifest: dict[str, Any]) -> str:
-    seconds = manifest["seconds"]
-    body = "".join(
-        f"<tr><td>{stage}<td class=n>{value:,.1f} s<td class=bar>{_bar(value, seconds['total'])}"
-        for stage, value in seconds.items()
+def _languages(statistics: Statistics) -> str:
+    names: Counter[str] = Counter()
+    for code, n in statistics.languages.items():
+        names[LANGUAGES.get(code, code) or "unclear"] += n
+    body = _counted(names, 10, "languages") + (
+        "<p class=soft>Of the kept conversations, guessed from the first words; among rare ones "
+        "many guesses are wrong.</p>"
     )
-    return f"<h2>Time</h2><table>{body}</table>"
+    return section("languages", "Languages", body)
 
 
-def _samples(statistics: Statistics) -> str:
-    parts = []
-    for sample in statistics.samples:
-        text = "".join(
-            f"<mark>{escape(piece)}</mark>" if weight else escape(piece)
-            for piece, weight in sample["tokens"]
-        ).replace("</mark><mark>", "")
-        more = "" if len(sample["tokens"]) == sample["length"] else " <span class=soft>…</span>"
-        parts.append(
-            f"<details><summary><code>{escape(sample['id'])}</code> <span class=soft>"
-            f"{sample['length']:,} tokens, {sample['split']}</span></summary>"
-            f"<pre>{text}{more}</pre></details>"
+def _counted(counts: Counter[str], rows: int, plural: str) -> str:
+    """The most frequent as a table, the rest as its last line."""
+    total = counts.total()
+    # Not by the order of arrival: a report is the same whichever part came first.
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown, rest = ordered[:rows], ordered[rows:]
+    body = "".join(_row(label[:120], n, total, bar(n, total)) for label, n in shown)
+    if rest:
+        others = sum(n for _, n in rest)
+        body += _row(f"{len(rest):,} other {plural}", others, total, bar(others, total))
+    return f"<table>{body}</table>"
+
+
+def _turns(statistics: Statistics) -> str:
+    longest = max(statistics.turns, default=0)
+    # In twos: nearly all conversations are questions with an answer each.
+    bars = bars_of(
+        statistics.turns, span=2, bars_a_span=1, bars=min(20, max(5, math.ceil(longest / 2)))
+    )
+    step = 1 if len(bars) <= 10 else 2
+    ticks = [((i + 0.5) / len(bars), f"{2 * (i + 1)}") for i in range(0, len(bars) - step, step)]
+    ticks.append((1.0, f"{2 * len(bars)}+" if longest > 2 * len(bars) else f"{2 * len(bars)}"))
+    return section("turns", "Turns in a conversation", histogram(bars, unit="turns", ticks=ticks))
+
+
+def _lengths(limit: int, statistics: Statistics) -> str:
+    """Lengths before the cut; the context length is between two bars."""
+    longest = max(statistics.lengths, default=0)
+    to_limit = min(16, limit)
+    # As far as the conversations go, at most four times the limit, and always somewhat beyond it.
+    count = min(
+        4 * to_limit, max(math.ceil(longest * to_limit / limit), math.ceil(1.25 * to_limit))
+    )
+    bars = bars_of(statistics.lengths, span=limit, bars_a_span=to_limit, bars=count)
+    top = count * limit // to_limit
+    end = f"{top:,} tokens" + (" or more" if longest > top else "")
+    ticks = [(0.0, "1")]
+    ticks += [(n * limit / top, f"{n * limit:,}") for n in (1, 2, 3) if n * limit <= 0.8 * top]
+    ticks.append((1.0, end))
+    chart = histogram(bars, unit="tokens", ticks=ticks, mark=(to_limit, f"context {limit:,}"))
+    whole = statistics.token_count + statistics.cut_tokens
+    kept = statistics.lengths.total()
+    note = (
+        f"{statistics.cut_conversations:,} of the {kept:,} kept conversations "
+        f"({percent(statistics.cut_conversations, kept)}) are cut at {limit:,} tokens, which "
+        f"loses {statistics.cut_tokens:,} tokens ({percent(statistics.cut_tokens, whole)})."
+    )
+    return section("lengths", "Tokens in a conversation", f"{chart}<p class=soft>{note}</p>")
+
+
+_FIDELITY_STEPS = ((99, "99% or more"), (95, "95% to 99%"), (90, "90% to 95%"), (50, "50% to 90%"))
+
+
+def _fidelity(statistics: Statistics) -> str:
+    converted = statistics.converted
+    if not converted:
+        return ""
+    rows: Counter[str] = Counter()
+    for hundredths, n in statistics.fidelities.items():
+        if hundredths < 100:
+            rows[next((t for low, t in _FIDELITY_STEPS if hundredths >= low), "under 50%")] += n
+    body = _row("all blocks", statistics.intact, converted, bar(statistics.intact, converted))
+    for label in [*(text for _, text in _FIDELITY_STEPS), "under 50%"]:
+        if rows[label]:
+            body += _row(label, rows[label], converted, bar(rows[label], converted, drop=True))
+    mean = statistics.fidelity_sum / converted
+    shown = "100%" if statistics.intact == converted else f"{math.floor(mean * 1e5) / 1e3:.3f}%"
+    worst = "".join(
+        f'<li title="{cut(w["source"], 300)}"><code>{cut(w["id"], 80)}</code> '
+        f"<span class=soft>{math.floor(w['fidelity'] * 1000) / 10}%</span>"
+        for w in statistics.worst
+    )
+    return section(
+        "fidelity",
+        "Fidelity of the conversion",
+        "<p>The share of blocks (paragraphs, list items, code, table rows) that come back as they "
+        "were when a conversation's Markdown is rendered again and compared with the page's "
+        f"HTML.</p><table>{body}</table>"
+        f"<p class=soft>{statistics.intact:,} of {converted:,} converted conversations are "
+        f"intact; the mean is {shown}.</p>"
+        + (f"<p>The worst:</p><ul>{worst}</ul>" if worst else ""),
+    )
+
+
+def _speed(seconds: dict[str, float], statistics: Statistics) -> str:
+    kept = sum(statistics.rows.values())
+    done = {
+        "clean": statistics.read,
+        "dedup": statistics.cleaned,
+        "near duplicates": statistics.cleaned - statistics.drops["duplicate"],
+        "tokenize": statistics.cleaned,
+        "write": kept,
+        "total": statistics.read,
+    }
+    total = seconds["total"]
+    stages = {stage: s for stage, s in seconds.items() if stage != "total"}
+    # Ray's start and the listing of files are nearly all that no stage counts.
+    rows = [("start and the rest", max(0.0, total - sum(stages.values()))), *stages.items()]
+    body, start = "<tr><th>stage<th class=n>seconds<th class=n>per second<th>", 0.0
+    for stage, value in rows:
+        # The manifest's seconds are rounded, which would make up the rate of a short stage.
+        exact = statistics.seconds.get(stage, value)
+        rate = f"{done[stage] / exact:,.0f}" if stage in done and exact > 0 else ""
+        body += (
+            f"<tr><td>{escape(stage)}<td class=n>{value:,.1f}<td class=n>{rate}"
+            f"<td class=bar>{bar(value, total, start=start)}"
         )
-    return (
-        "<h2>What the model sees</h2><p class=soft>Coloured tokens are supervised; the others are "
-        f"context.</p>{''.join(parts)}"
+        start += value
+    rate = f"{done['total'] / total:,.0f}" if total > 0 else ""
+    body += f"<tr class=sum><td>total<td class=n>{total:,.1f}<td class=n>{rate}<td>"
+    note = "<p class=soft>Per second: conversations that the stage was given.</p>"
+    return section("speed", "Speed", f"<table>{body}</table>{note}")
+
+
+def _configuration(manifest: dict[str, Any]) -> str:
+    shown = {
+        **manifest["config"],
+        "tokenizer": manifest.get("tokenizer_path"),
+        "digest": manifest["digest"],
+        **manifest.get("versions", {}),
+    }
+    body = "".join(
+        f"<dt>{escape(str(name))}<dd><code>{cut(_plain(value), 400)}</code>"
+        for name, value in shown.items()
     )
+    details = f"<details><summary>Settings and versions</summary><dl>{body}</dl></details>"
+    return section("configuration", "Configuration", details)
 
 
-def _bin(counts: Counter[int], top: int, bins: int) -> list[int]:
-    """Counts in `bins` equal ranges of 1..top; larger values are in the last."""
-    heights = [0] * bins
-    for value, n in counts.items():
-        heights[min(bins - 1, (value - 1) * bins // top)] += n
-    return heights
-
-
-def _histogram(
-    heights: Sequence[int], labels: Sequence[str], line: tuple[float, str] | None = None
-) -> str:
-    """Bars and labels below them; `line` is a labelled mark at a share of the width."""
-    width, height, gap = 900, 150, 2
-    highest = max(heights, default=0) or 1
-    step = width / len(heights)
-    bars = "".join(
-        f"<rect x={i * step:.1f} y={height - n / highest * height:.1f} "
-        f"width={step - gap:.1f} height={n / highest * height:.1f}><title>{n:,}</title></rect>"
-        for i, n in enumerate(heights)
-    )
-    anchors = ("start", "middle", "end")
-    ticks = "".join(
-        f"<text x={width * i / (len(labels) - 1):.0f} y={height + 16} "
-        f"text-anchor={anchors[i]}>{label}</text>"
-        for i, label in enumerate(labels)
-    )
-    mark = ""
-    if line is not None:
-        x, label = width * line[0], line[1]
-        mark = f"<line x1={x:.0f} x2={x:.0f} y1=0 y2={height} />"
-        mark += f"<text x={x + 5:.0f} y=12>{label}</text>"
-    return f"<svg viewBox='0 0 {width} {height + 22}' role=img>{bars}{mark}{ticks}</svg>"
-
-
-def _bar(n: float, total: float, drop: bool = False) -> str:
-    share = 100 * n / total if total else 0
-    return f"<i{' class=drop' if drop else ''} style='width:{share:.2f}%'></i>"
-
-
-def _percent(n: float, total: float) -> str:
-    return f"{100 * n / total:.1f}%" if total else "0%"
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value[:20]) or "none"
+    return "none" if value is None else str(value)

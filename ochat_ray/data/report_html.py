@@ -1,0 +1,115 @@
+"""The pieces that the report is made of: numbers, bars, histograms. Text that comes in is plain.
+
+Whatever is given as text is escaped here, so that a caller who forgets cannot let a page's own
+markup into the report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar of a histogram: values from `first` to `last`, or from `first` on."""
+
+    first: int
+    last: int | None
+    count: int
+
+    @property
+    def label(self) -> str:
+        """The values it stands for."""
+        if self.last is None:
+            return f"{self.first:,} or more"
+        return f"{self.first:,}" if self.last == self.first else f"{self.first:,}–{self.last:,}"
+
+
+def bars_of(counts: Counter[int], *, span: int, bars_a_span: int, bars: int) -> list[Bar]:
+    """Counts of values from 1, `bars_a_span` bars for every `span` values.
+
+    A multiple of `span` is the last value of its bar, and the last bar has all larger ones.
+    """
+    heights = [0] * bars
+    for value, count in counts.items():
+        heights[min(bars - 1, max(0, value - 1) * bars_a_span // span)] += count
+    ends = [-(-i * span // bars_a_span) for i in range(bars + 1)]
+    return [
+        Bar(first=ends[i] + 1, last=ends[i + 1] if i < bars - 1 else None, count=height)
+        for i, height in enumerate(heights)
+    ]
+
+
+def histogram(
+    bars: Sequence[Bar],
+    *,
+    unit: str,
+    ticks: Sequence[tuple[float, str]],
+    mark: tuple[int, str] | None = None,
+) -> str:
+    """Bars with labels below at shares of the width.
+
+    `mark` is a labelled line before the bar of that number; the bars from there on are coloured.
+    The text is HTML, not SVG: it keeps its size on a phone.
+    """
+    highest = max((bar.count for bar in bars), default=0) or 1
+    limit = mark[0] if mark else len(bars)
+    drawn = "".join(
+        f'<i{" class=over" if i >= limit else ""} style="height:{100 * bar.count / highest:.4g}%" '
+        f'title="{bar.label} {escape(unit)}: {bar.count:,}"></i>'
+        for i, bar in enumerate(bars)
+    )
+    if mark:
+        left = 100 * limit / len(bars)
+        # The label stands on the side that has room.
+        side = f"right:{100 - left:.2f}%" if left > 50 else f"left:{left:.2f}%"
+        drawn += f'<u style="left:{left:.2f}%"></u><span style="{side}">{escape(mark[1])}</span>'
+    labels = "".join(
+        f'<span style="left:{100 * x:.2f}%{_shift(x)}">{escape(text)}</span>' for x, text in ticks
+    )
+    return (
+        f'<figure class=chart role=img aria-label="histogram of {escape(unit)}">'
+        f"<div>up to {highest:,} conversations a bar</div>"
+        f"<div class=plot>{drawn}</div><div class=axis>{labels}</div></figure>"
+    )
+
+
+def _shift(x: float) -> str:
+    """So that the first and the last label end with the chart."""
+    if x < 0.02:
+        return ";transform:none"
+    return ";transform:translateX(-100%)" if x > 0.98 else ""
+
+
+def bar(n: float, total: float, *, start: float = 0.0, drop: bool = False) -> str:
+    """A bar of n of total, beginning where `start` of total ends."""
+    share, left = (100 * n / total, 100 * start / total) if total else (0.0, 0.0)
+    kind = " class=drop" if drop else ""
+    return f'<i{kind} style="width:{share:.2f}%;margin-left:{min(left, 99.5):.2f}%"></i>'
+
+
+def percent(n: float, total: float) -> str:
+    """A share that says 0% and 100% only where it is none and all; escaped."""
+    if not total:
+        return "–"
+    text = f"{100 * n / total:.1f}%"
+    if text == "0.0%":
+        return "&lt;0.1%" if n else "0%"
+    if text == "100.0%":
+        return "&gt;99.9%" if n < total else "100%"
+    return text
+
+
+def cut(text: str, limit: int) -> str:
+    """The text's beginning on one line, escaped; "…" where there is more."""
+    line = " ".join(text[: 4 * limit].split())
+    return escape(line if len(line) <= limit else line[:limit].rstrip() + "…")
+
+
+def section(name: str, title: str, body: str, *, wide: bool = False) -> str:
+    """A heading that can be linked to, and what is below it; `body` is HTML."""
+    heading = f'<h2 id="{escape(name)}">{escape(title)}</h2>'
+    return f"<section{' class=wide' if wide else ''}>{heading}{body}</section>"

@@ -1,0 +1,134 @@
+"""The report's browser of sampled conversations: as read, as converted, as the model sees them.
+
+It runs no script: each conversation is a `<details>`, and their common name lets one be open at a
+time. A page's HTML is shown as its source, never rendered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby
+from typing import Any
+
+from ochat_ray.data.parts import SHOWN_CHARACTERS
+from ochat_ray.data.report_html import cut, section
+from ochat_ray.tokenizer import END_OF_TURN
+
+_KEY = (
+    "<span class=key>Tokens alternate in shade: <mark><i>learned</i><i> from</i></mark> "
+    "(supervised, weight 1), <i>read</i><i> only</i> (context, weight 0).</span>"
+)
+
+Token = tuple[str, float]
+
+
+def samples_section(samples: Sequence[dict[str, Any]]) -> str:
+    """The samples one below the other, closed."""
+    if not samples:
+        return ""
+    intro = (
+        f"<p class=soft>{len(samples)} of the kept conversations, chosen by the hash of their "
+        "content. Each turn as it was read, as it was converted and as the model gets it. "
+        f"{_KEY}</p>"
+    )
+    body = "".join(_sample(number, sample) for number, sample in enumerate(samples, 1))
+    return section("samples", "Sampled conversations", intro + body, wide=True)
+
+
+def _sample(number: int, sample: dict[str, Any]) -> str:
+    turns = sample["turns"]
+    facts = [f"{sample['turn_count']:,} turns", f"{sample['length']:,} tokens"]
+    if sample["split"] == "eval":
+        facts.append("held out")
+    if sample["fidelity"] is not None and sample["fidelity"] < 1:
+        facts.append(f"fidelity {int(sample['fidelity'] * 1000) / 10}%")
+    question = cut(next((text for role, _, text in turns if role == "user"), ""), 110)
+    tokens = tokens_by_turn(sample["tokens"])
+    more_tokens = sample["length"] > len(sample["tokens"])
+    shown = "".join(
+        _turn(position, turn, tokens[position] if position < len(tokens) else [], more_tokens)
+        for position, turn in enumerate(turns)
+    )
+    hidden = sample["turn_count"] - len(turns)
+    if hidden > 0:
+        shown += f"<p class=soft>… {hidden:,} more {'turn' if hidden == 1 else 'turns'}</p>"
+    return (
+        f"<details name=sample><summary>{number}. <code>{cut(sample['id'], 80)}</code> "
+        f"<span class=soft>{', '.join(facts)}</span><bdi>{question}</bdi></summary>"
+        f"<p class=soft>from <code>{cut(sample['source'], 200)}</code></p>{shown}</details>"
+    )
+
+
+def _turn(position: int, turn: Sequence[Any], tokens: list[Token], more_tokens: bool) -> str:
+    role, original, text = turn
+    panes = []
+    if original is None or original == text:
+        panes.append(_pane("Text", _text(text)))
+    else:
+        is_html = role == "assistant" and "<" in original
+        panes.append(_pane("Original HTML" if is_html else "As it was read", _text(original)))
+        panes.append(_pane("Markdown" if is_html else "As it was kept", _text(text)))
+    panes.append(_pane("Tokens", _tokens(tokens, more_tokens)))
+    return (
+        f"<div class=turn><h3>{position + 1}. {escape(role)}</h3>"
+        f"<div class=panes>{''.join(panes)}</div></div>"
+    )
+
+
+def _pane(title: str, body: str) -> str:
+    # The parser eats a line end right after <pre>, so one is given to it.
+    return f"<div><h4>{title}</h4><pre dir=auto>\n{body}</pre></div>"
+
+
+def _text(text: str) -> str:
+    if len(text) < SHOWN_CHARACTERS:
+        return escape(text)
+    return f"{escape(text)}<span class=soft>… cut here at {SHOWN_CHARACTERS:,} characters</span>"
+
+
+def tokens_by_turn(tokens: Sequence[Sequence[Any]]) -> list[list[Token]]:
+    """The tokens of each turn, up to and with its end-of-turn token.
+
+    A person who types the token's name does not end a turn: typed text never becomes that token.
+    """
+    turns: list[list[Token]] = [[]]
+    for piece, weight in tokens:
+        turns[-1].append((piece, weight))
+        if piece == END_OF_TURN:
+            turns.append([])
+    return turns
+
+
+def _tokens(tokens: list[Token], more_tokens: bool) -> str:
+    runs = []
+    for supervised, run in groupby(join_broken(tokens), key=lambda token: token[1] > 0):
+        pieces = "".join(_piece(piece, count) for piece, _, count in run)
+        runs.append(f"<mark>{pieces}</mark>" if supervised else f"<span>{pieces}</span>")
+    if not tokens or tokens[-1][0] != END_OF_TURN:
+        end = "more tokens, not shown" if more_tokens else "cut here at the context length"
+        runs.append(f"<span class=soft>… {end}</span>")
+    return "".join(runs)
+
+
+def join_broken(tokens: Sequence[Token]) -> list[tuple[str, float, int]]:
+    """(piece, weight, number of tokens), with the parts of characters put together.
+
+    A token of a byte-level vocabulary may hold a part of a character, which decodes to U+FFFD
+    alone; the neighbours of one weight that do so are one piece.
+    """
+    joined: list[tuple[str, float, int]] = []
+    for piece, weight in tokens:
+        broken = "\ufffd" in piece
+        if broken and joined and "\ufffd" in joined[-1][0] and joined[-1][1] == weight:
+            before, _, count = joined[-1]
+            joined[-1] = (before + piece.lstrip("\ufffd"), weight, count + 1)
+        else:
+            joined.append((piece, weight, 1))
+    return joined
+
+
+def _piece(piece: str, count: int) -> str:
+    hint = f' title="{count} tokens: parts of characters"' if count > 1 else ""
+    # A line end has no width to show its shade by.
+    return f"<i{hint}>{escape(piece).replace(chr(10), '↵' + chr(10))}</i>"
