@@ -7,6 +7,7 @@ of files; small files are grouped, so that none costs a task of its own.
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -155,15 +156,19 @@ def _files_of(uri: str) -> Iterator[InputFile]:
         yield from _folder(uri)
 
 
-def _folder(uri: str) -> Iterator[InputFile]:
+def _folder(uri: str, above: tuple[str, ...] = ()) -> Iterator[InputFile]:
+    """The files below a folder; `above` are the folders it was reached through."""
     fs, path = open_location(uri)
+    real = uri if "://" in uri else os.path.realpath(path)
+    if real in above:  # a link back up
+        return
     prefix = uri.split("://")[0] + "://" if "://" in uri else ""
     entries = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     for entry in sorted(entries, key=lambda entry: str(entry.path)):
         if entry.base_name.startswith("."):
             continue
         if entry.type == pafs.FileType.Directory:
-            yield from _folder(prefix + entry.path)
+            yield from _folder(prefix + entry.path, (*above, real))
         elif entry.type == pafs.FileType.File and entry.base_name.lower().endswith(_READABLE):
             yield InputFile(prefix + entry.path, entry.size)
 

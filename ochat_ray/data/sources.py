@@ -29,6 +29,9 @@ from ochat_ray.schema import Conversation, Drop, Reason, Role, Stage, Turn
 MAX_CHARACTERS = 8_000_000
 """Of one conversation; a book has a million."""
 
+MAX_LINE_BYTES = 64 * 2**20
+"""Of a record in JSON lines."""
+
 ROLES: Mapping[str, Role] = {
     "human": "user",
     "user": "user",
@@ -231,30 +234,36 @@ def _json_items(fs: pafs.FileSystem, path: str, uri: str) -> Iterator[Any]:
 
 
 def _line_items(fs: pafs.FileSystem, path: str, uri: str) -> Iterator[Any]:
-    with fs.open_input_stream(path) as stream:
+    with fs.open_input_stream(path) as raw:
+        stream = io.BufferedReader(raw, 1 << 20)
         number = 0
-        rest = b""
-        while chunk := stream.read(1 << 20):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                number += 1
-                if line.strip():
-                    yield _decode_line(line, uri, number, torn=False)
-        if rest.strip():
-            yield _decode_line(rest, uri, number + 1, torn=True)
+        while line := stream.readline(MAX_LINE_BYTES):
+            number += 1
+            ends = line.endswith(b"\n")
+            if not ends and len(line) == MAX_LINE_BYTES:
+                while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
+                    pass
+                yield _line_drop(uri, number, Reason.TOO_LARGE, f"over {MAX_LINE_BYTES:,} bytes")
+            elif line.strip():
+                yield _decode_line(line, uri, number, torn=not ends)
 
 
 def _decode_line(line: bytes, uri: str, number: int, *, torn: bool) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return Drop(
-            id=f"{posixpath.basename(uri)}:{number}",
-            source=uri,
-            stage=Stage.READ,
-            reason=Reason.TORN if torn else Reason.MALFORMED,
-            detail=f"line {number}: {error}",
-        )
+        reason = Reason.TORN if torn else Reason.MALFORMED
+        return _line_drop(uri, number, reason, str(error))
+
+
+def _line_drop(uri: str, number: int, reason: Reason, detail: str) -> Drop:
+    return Drop(
+        id=f"{posixpath.basename(uri)}:{number}",
+        source=uri,
+        stage=Stage.READ,
+        reason=reason,
+        detail=f"line {number}: {detail}",
+    )
 
 
 def _parquet_items(fs: pafs.FileSystem, path: str) -> Iterator[Any]:

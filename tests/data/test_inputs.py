@@ -23,6 +23,13 @@ def test_a_folder_is_searched_and_each_file_taken_once(tmp_path):
     assert found(tmp_path, tmp_path / "b.json", tmp_path / "sub") == expected
 
 
+def test_a_link_back_up_is_not_followed_for_ever(tmp_path):
+    touch(tmp_path, "a/b/1.html")
+    (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
+    (tmp_path / "side").symlink_to(tmp_path / "a/b")
+    assert found(tmp_path) == [str(tmp_path / "a/b/1.html"), str(tmp_path / "side/1.html")]
+
+
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [

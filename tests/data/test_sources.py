@@ -116,6 +116,17 @@ def test_a_record_that_is_no_conversation_says_why(item, detail):
     assert detail in drop.detail
 
 
+def test_a_line_beyond_all_measure_costs_only_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("ochat_ray.data.sources.MAX_LINE_BYTES", 1000)
+    path = write(tmp_path / "x.jsonl", f"{'x' * 5000}\n{json.dumps(ITEM)}\n{'y' * 3000}")
+    conversations, drops = read(path)
+    assert [c.id for c in conversations] == ["a"]
+    assert [(d.id, d.reason) for d in drops] == [
+        ("x.jsonl:1", Reason.TOO_LARGE),
+        ("x.jsonl:3", Reason.TOO_LARGE),
+    ]
+
+
 HTML_TURNS = [
     {"from": "human", "value": "<div>is this HTML?</div>"},
     {"from": "gpt", "value": '<div class="markdown prose"><p>Yes</p></div>'},
