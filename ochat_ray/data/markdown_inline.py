@@ -14,6 +14,10 @@ Pieces = list[str]
 MATH_MARK = "\U0001d453"
 """Stands for a formula in `Converted.skeleton`."""
 
+_EMAIL = re.compile(
+    r"[A-Za-z0-9.+_-]+@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+)
 _MATH_START, _MATH_END = "\ufde0", "\ufde1"
 _MATH = re.compile(f"{_MATH_START}.*?{_MATH_END}", re.DOTALL)
 
@@ -112,7 +116,7 @@ def _link(element: Element, pieces: Pieces) -> str:
         and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>%\\]*", href)
     ):
         return _opaque(f"<{href}>", pieces)
-    if not inside and href == f"mailto:{label}" and re.fullmatch(r"[\w.+-]+@[\w.-]+", label):
+    if not inside and href == f"mailto:{label}" and _EMAIL.fullmatch(label):
         return _opaque(f"<{label}>", pieces)
     for bracket in (text_of.OPEN_BRACKET, text_of.CLOSE_BRACKET):
         inline = inline.replace(bracket, "\\" + text_of.plain(bracket))

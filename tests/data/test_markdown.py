@@ -35,6 +35,8 @@ CHATGPT = MarkdownIt("commonmark", {"html": False}).enable("table")
         ('<a href="http://x.y/z">t</a>', "[t](http://x.y/z)"),
         ('<a href="http://x.y/z">http://x.y/z</a>', "<http://x.y/z>"),
         ('<a href="http://x.y/a b)">t</a>', "[t](<http://x.y/a%20b)>)"),
+        ('<a href="mailto:a@b.c">a@b.c</a>', "<a@b.c>"),
+        ('<a href="mailto:a@b..c">a@b..c</a>', "[a@b..c](mailto:a@b..c)"),
         ('<a href="javascript:alert(1)">t</a>', "t"),
         ('<img src="a.png" alt="A [b]" title="&quot;c">', '![A \\[b\\]](a.png "\\"c")'),
         ("<p><code>a`b</code> <code>`</code></p>", "``a`b`` `` ` ``"),
