@@ -73,6 +73,12 @@ def find_files(inputs: Sequence[str]) -> Iterator[InputFile]:
             raise UserError(f"input {uri} holds no file to read: {_KINDS}")
 
 
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Raise what `find_files` would, without listing all the files."""
+    for uri in inputs:
+        next(find_files([uri]))
+
+
 def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
     """The files in portions of one task: many pages, or one file of many conversations."""
     pages: list[InputFile] = []

@@ -36,7 +36,7 @@ from ochat_ray.data.find_duplicates import (
     shards_of,
     write_minhash,
 )
-from ochat_ray.data.inputs import Listing, find_files
+from ochat_ray.data.inputs import Listing, check_inputs, find_files
 from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.parts import WORK, Summary, clean_part, parts_of, tokenize_part
 from ochat_ray.data.report import render_report
@@ -133,6 +133,7 @@ def _plan(config: PrepareConfig, run: RunDir, identity: dict[str, Any]) -> dict[
             "leave out --resume to start clean"
         )
     if plan is None:
+        check_inputs(config.input)  # before anything of an unfinished run is given up
         for name in _ARTIFACTS:
             run.remove(name)
         listing = Listing()

@@ -218,6 +218,10 @@ def test_resume_of_another_configuration_is_refused(tmp_path, tokenizer_director
             pipeline.prepare(config(tmp_path, tokenizer_directory))
     with pytest.raises(ValueError, match="unfinished run of another configuration"):
         pipeline.prepare(config(tmp_path, tokenizer_directory, seed=1, resume=True))
+    # Nor does a mistyped input cost what was done.
+    with pytest.raises(ValueError, match="does not exist"):
+        pipeline.prepare(config(tmp_path, tokenizer_directory, input=(str(tmp_path / "inn"),)))
+    assert (tmp_path / "out/.work/plan.json").exists()
 
 
 @pytest.mark.usefixtures("two_cpus")
