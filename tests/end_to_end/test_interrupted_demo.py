@@ -16,7 +16,7 @@ RUN = Path(__file__).parents[2] / "runs/demo"
 @pytest.mark.parametrize(
     ("stage", "sign", "whole"),
     [
-        ("prepare", "clean  2,000", "data/manifest.json"),
+        ("prepare", "tokenize  ", "data/manifest.json"),
         ("train", "train  starting workers", "model/ochat.json"),
         ("train", "train  step 0", "model/ochat.json"),
     ],
