@@ -98,9 +98,12 @@ def start_ray(temp_dir: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def answers(url: str) -> bool:
-    """Whether there is an HTTP server behind the URL, and it is not failing."""
+    """Whether there is an HTTP server behind the URL, and it has what is asked for.
+
+    A 404 is no answer: Ray Serve's proxy is up before it knows the application's routes.
+    """
     try:
-        return httpx.get(url, timeout=2).status_code < 500
+        return httpx.get(url, timeout=2).status_code not in (404, *range(500, 600))
     except httpx.HTTPError:
         return False
 

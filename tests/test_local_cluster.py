@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -49,3 +50,11 @@ def test_commands_use_the_token_and_this_environment(monkeypatch):
     assert environment["RAY_AUTH_MODE"] == "token"
     assert "RAY_ADDRESS" not in environment
     assert environment["PATH"].startswith(f"{Path(sys.executable).parent}:")
+
+
+@pytest.mark.parametrize(
+    ("status", "ready"), [(200, True), (401, True), (404, False), (503, False)]
+)
+def test_a_server_without_the_route_does_not_answer_yet(monkeypatch, status, ready):
+    monkeypatch.setattr(httpx, "get", lambda url, timeout: httpx.Response(status))
+    assert local_cluster.answers("http://127.0.0.1/health") == ready
