@@ -90,7 +90,6 @@ def clean_part(
         "part": part,
         "read": len(records),
         "read_well": len(read_well),
-        "html": sum(r.html for r in read_well),
         "models": _count(clean.normalize_model(r.model) for r in read_well),
         "pagers": sum(new.pagers for _, new in pairs),
         "rows": len(rows),

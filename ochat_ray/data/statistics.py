@@ -18,8 +18,6 @@ class Statistics:
 
     read: int = 0
     read_well: int = 0
-    html: int = 0
-    """Conversations whose answers were HTML."""
     pagers: int = 0
     """Turns that a pager was taken off, in conversations that pass the rules."""
     cleaned: int = 0
@@ -49,7 +47,6 @@ class Statistics:
         self.read += summary["read"]
         self.read_well += summary["read_well"]
         self.cleaned += summary["rows"]
-        self.html += summary["html"]
         self.pagers += summary["pagers"]
         for label, count in summary["models"].items():
             # Labels are free text: pages made to fill the memory share one line.
