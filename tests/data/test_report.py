@@ -47,7 +47,7 @@ def drop(reason, id, stage="clean", detail=EVIL):
 
 def cleaned(read, rows, models, drops):
     return {
-        "read": read, "read_well": sum(models.values()), "rows": rows, "html": rows, "pagers": 1,
+        "read": read, "read_well": sum(models.values()), "rows": rows, "pagers": 1,
         "models": models, "dropped": drops, "drop_counts": Counter(d["reason"] for d in drops),
     }  # fmt: skip
 
