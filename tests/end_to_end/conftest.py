@@ -1,6 +1,7 @@
 """How the end-to-end tests start the demo, and what it must not leave behind."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,15 @@ def demo():
 
     def start(*arguments, **options):
         command = [sys.executable, "-m", "ochat_ray.demo", *arguments]
-        return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, **options)
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            # A shell's background job, as CI may be, starts with SIGINT ignored and hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **options,
+        )
 
     return start
 
