@@ -1,132 +1,287 @@
 """Which conversations every worker trains on in every step, in packs without padding.
 
-Pure and deterministic: every worker computes the same plan from (seed, epoch) and takes its own
-row. Packing is best-fit decreasing (Johnson, 1974), in windows of shuffled conversations so that
-one plan needs bounded memory and consecutive steps stay a random sample.
+Pure and deterministic: every worker computes the same steps from (seed, epoch) and takes its own
+row. What is in a step does not depend on the number of workers, only how the step is dealt out,
+so a run that goes on with another number of workers sees the same steps.
+
+Conversations are dealt to ranks longest processing time first (Graham, 1969) and packed best-fit
+decreasing (Johnson, 1974), in windows of the shuffled epoch: memory does not grow with it, and
+consecutive steps stay a random sample.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 
 from ochat_ray.errors import UserError
 
 Pack = list[int]
-Plan = list[list[list[Pack]]]
+Step = list[list[Pack]]
+Plan = list[Step]
 
 WINDOW = 1 << 14
-"""Conversations that are packed together in token mode."""
+"""Conversations that are packed together; more where a few steps need more."""
+
+SPREAD = 0.75
+"""Share of the tokens, in the longest conversations, that is spread evenly over a window's packs.
+
+More of it and packs are less full; less, and there are packs of long conversations only and packs
+of short ones, whose steps are no random sample.
+"""
+
+SIMILAR_STEPS = 4
+"""Steps whose packs are sorted together by cost, so that those of a step take as long."""
+
+ATTENTION_TOKENS = 1 << 16
+"""Length at which attention costs as much as everything else: about LLaMA-13B's.
+
+A token takes 6 N operations for N parameters, and 6 layers x hidden x n more for causal attention
+in a conversation of n tokens (Kaplan et al., 2020; Chowdhery et al., 2022, appendix B). They are
+equal at n = N / (layers x hidden): 63,500 for LLaMA-13B, 51,400 for LLaMA-7B.
+"""
 
 
-def plan(
+def cost(lengths: np.ndarray, attention_tokens: int = ATTENTION_TOKENS) -> np.ndarray:
+    """What training on conversations costs, n x (1 + n / attention_tokens), in tokens; same shape.
+
+    The unit is the cost of a token without attention.
+    """
+    lengths = np.asarray(lengths, dtype=np.float64)
+    return lengths * (1 + lengths / attention_tokens)
+
+
+class Options(TypedDict):
+    """What `plan` and `count_steps` take: the arguments of `steps`."""
+
+    world_size: int
+    max_tokens: int
+    sequences_per_step: NotRequired[int | None]
+    packs_per_step: NotRequired[int | None]
+    attention_tokens: NotRequired[int]
+    seed: int
+    epoch: int
+
+
+def plan(lengths: Sequence[int] | np.ndarray, **options: Unpack[Options]) -> Plan:
+    """The packs of an epoch as steps[rank[pack[index]]]: all of `steps`, which says the rest."""
+    return list(steps(lengths, **options))
+
+
+def steps(
     lengths: Sequence[int] | np.ndarray,
     *,
     world_size: int,
     max_tokens: int,
     sequences_per_step: int | None = None,
+    packs_per_step: int | None = None,
+    attention_tokens: int = ATTENTION_TOKENS,
     seed: int,
     epoch: int,
-) -> Plan:
-    """The packs of an epoch as steps[rank[pack[index]]].
+) -> Iterator[Step]:
+    """The steps of an epoch one at a time, each as rank[pack[index]].
 
-    Every index occurs exactly once. Within a step every rank has the same number of packs, and no
-    pack has more than `max_tokens` tokens; where there is nothing left for a rank its pack is
-    empty, and the rank takes part in the step with no conversation.
+    Every index occurs exactly once in an epoch. Within a step every rank has the same number of
+    packs, and no pack has more than `max_tokens` tokens; where there is nothing left for a rank
+    its pack is empty, and the rank takes part with no conversation. Apart from `lengths` and 8
+    bytes a conversation for their order, memory is that of one window.
 
     Args:
-        lengths: tokens of each conversation.
-        world_size: number of workers.
+        lengths: tokens of each conversation, shape (conversations,).
+        world_size: number of workers; decides how a step is dealt out, not what is in it.
         max_tokens: tokens that fit in one pack, the unit of a forward pass.
-        sequences_per_step: conversations in every step but the last; None fills one pack a worker.
+        sequences_per_step: conversations in every step but the last.
+        packs_per_step: instead, packs in every step but the last over all ranks, each as full as
+            it can be. With neither of the two it is `world_size`, and only then does another
+            number of workers make other steps.
+        attention_tokens: length in tokens at which attention costs as much as everything else.
         seed: of the run.
         epoch: from 0; another epoch is another order.
 
     Raises:
-        UserError: a conversation is longer than a pack, or a number is not positive.
+        UserError: at the call; a conversation is longer than a pack, a number is not positive, or
+            both `sequences_per_step` and `packs_per_step` are given.
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    if (
-        world_size < 1
-        or max_tokens < 1
-        or (sequences_per_step is not None and sequences_per_step < 1)
-    ):
-        raise UserError("world_size, max_tokens and sequences_per_step must be positive")
+    if sequences_per_step is not None and packs_per_step is not None:
+        raise UserError("give sequences_per_step or packs_per_step, not both")
+    numbers = (world_size, max_tokens, sequences_per_step, packs_per_step, attention_tokens)
+    if any(number is not None and number < 1 for number in numbers):
+        raise UserError("workers, tokens, sequences and packs must be positive numbers")
+    lengths = np.asarray(lengths)
     if lengths.size and int(lengths.max()) > max_tokens:
         raise UserError(
             f"a conversation has {int(lengths.max()):,} tokens but a pack holds {max_tokens:,}; "
             "raise --max-tokens or prepare with a smaller --max-length"
         )
-    order = np.random.default_rng([seed, epoch]).permutation(lengths.size)
-    if sequences_per_step is None:
-        return _full_packs(order, lengths, world_size, max_tokens, [seed, epoch])
-    return [
-        _share(order[start : start + sequences_per_step], lengths, world_size, max_tokens)
-        for start in range(0, lengths.size, sequences_per_step)
-    ]
+    rng = np.random.default_rng([seed, epoch])
+    shuffled = _Epoch(lengths, rng, world_size, max_tokens, attention_tokens)
+    if sequences_per_step is not None:
+        return _steps_of_sequences(shuffled, sequences_per_step)
+    return _steps_of_packs(shuffled, packs_per_step or world_size)
 
 
-def _full_packs(
-    order: np.ndarray, lengths: np.ndarray, world_size: int, max_tokens: int, seed: list[int]
-) -> Plan:
-    """One pack a worker and step. What a window cannot fill goes into the next one."""
-    steps: Plan = []
-    rest: Pack = []
-    for start in range(0, order.size, WINDOW):
-        packs = _best_fit([*rest, *order[start : start + WINDOW].tolist()], lengths, max_tokens)
-        rest = []
-        if start + WINDOW < order.size:
-            # The emptiest pack of a window waits for the next window's short conversations.
-            packs.sort(key=lambda pack: -int(lengths[pack].sum()))
-            spare = len(packs) % world_size or world_size
-            rest = [index for pack in packs[-spare:] for index in pack]
-            packs = packs[:-spare]
+def count_steps(lengths: Sequence[int] | np.ndarray, **options: Unpack[Options]) -> int:
+    """How many steps `steps` yields for the same arguments; raises what it raises.
+
+    Immediate with `sequences_per_step`. Otherwise it goes through them all, and another epoch may
+    have a few more or less.
+    """
+    all_steps = steps(lengths, **options)
+    if sequences := options.get("sequences_per_step"):
+        return -(-len(lengths) // sequences)
+    return sum(1 for _ in all_steps)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What stays the same from step to step."""
+
+    lengths: np.ndarray
+    rng: np.random.Generator
+    world_size: int
+    max_tokens: int
+    attention_tokens: int
+
+
+def _steps_of_sequences(epoch: _Epoch, sequences: int) -> Iterator[Step]:
+    """As many conversations in every step, many steps dealt out at once."""
+    order = epoch.rng.permutation(epoch.lengths.size)
+    whole = order.size - order.size % sequences
+    rows = max(1, 2 * WINDOW // max(sequences, epoch.world_size))
+    for start in range(0, whole, rows * sequences):
+        window = order[start : min(whole, start + rows * sequences)]
+        yield from _deal_sequences(epoch, window.reshape(-1, sequences))
+    if whole < order.size:
+        yield from _deal_sequences(epoch, order[None, whole:])
+
+
+def _deal_sequences(epoch: _Epoch, window: np.ndarray) -> Iterator[Step]:
+    """Deal the conversations of each step, indices of shape (steps, conversations), to the ranks.
+
+    The longest conversation that is left goes to the rank with the least cost, and there into the
+    pack where it leaves the least room. One pass over the columns does so for all steps at once.
+    """
+    world_size, max_tokens = epoch.world_size, epoch.max_tokens
+    tokens = epoch.lengths[window].astype(np.int64)
+    longest_first = np.argsort(-tokens, axis=1, kind="stable")
+    window = np.take_along_axis(window, longest_first, axis=1).T
+    tokens = np.ascontiguousarray(np.take_along_axis(tokens, longest_first, axis=1).T)
+    costs = cost(tokens, epoch.attention_tokens)
+    rows = np.arange(window.shape[1])
+    load = np.zeros((rows.size, world_size))
+    empty = np.full((rows.size, world_size, 1), max_tokens)
+    room = empty  # (steps, ranks, packs); the last pack of every rank is empty
+    ranks, packs = np.empty_like(tokens), np.empty_like(tokens)
+    for column, needed in enumerate(tokens):
+        rank = ranks[column] = load.argmin(axis=1)
+        load[rows, rank] += costs[column]
+        free = room[rows, rank]
+        pack = packs[column] = np.where(free >= needed[:, None], free, max_tokens + 1).argmin(1)
+        if (pack == room.shape[2] - 1).any():
+            room = np.concatenate([room, empty], axis=2)
+        room[rows, rank, pack] -= needed
+    depth = room.shape[2]
+    lists = _split(window, (rows * world_size + ranks) * depth + packs, room.size)
+    for row, used in enumerate((packs.max(axis=0) + 1).tolist()):
+        firsts = range(row * world_size * depth, (row + 1) * world_size * depth, depth)
+        yield [lists[first : first + used] for first in firsts]
+
+
+def _steps_of_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[Step]:
+    """As many full packs in every step, and the packs of a step of similar cost."""
+    for indices, packs in _full_packs(epoch, packs_per_step):
+        costs = np.bincount(packs, cost(epoch.lengths[indices], epoch.attention_tokens))
+        lists = _split(indices, packs, costs.size)
+        if costs.size >= packs_per_step:
+            mixed = epoch.rng.permutation(costs.size)
+            group = np.arange(costs.size) // (SIMILAR_STEPS * packs_per_step)
+            dearest_first = mixed[np.lexsort((-costs[mixed], group))]
+            for step in epoch.rng.permutation(dearest_first.reshape(-1, packs_per_step)):
+                yield _deal_packs([lists[i] for i in step], costs[step], epoch.world_size)
+            continue
+        # The last step: even shares for all ranks, unless that takes them more packs.
+        (shared,) = _deal_sequences(epoch, indices[None])
+        step = np.argsort(-costs, kind="stable")
+        dealt = _deal_packs([lists[i] for i in step], costs[step], epoch.world_size)
+        yield shared if len(shared[0]) <= len(dealt[0]) else dealt
+
+
+def _full_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of conversations and the pack of each, from 0, for whole steps of packs.
+
+    The emptiest packs of a window, up to a step of them, go back to be packed with the next; those
+    of the last window come last.
+    """
+    lengths, max_tokens = epoch.lengths, epoch.max_tokens
+    order = epoch.rng.permutation(lengths.size)
+    few_steps = 4 * packs_per_step * max_tokens * lengths.size // max(1, int(lengths.sum()))
+    size = max(WINDOW, few_steps)
+    waiting = order[:0]
+    for start in range(0, order.size, size):
+        indices = np.concatenate([waiting, order[start : start + size]])
+        tokens = lengths[indices].astype(np.int64)
+        longest_first = np.argsort(-tokens, kind="stable")
+        indices, tokens = indices[longest_first], tokens[longest_first]
+        opened = _fill(tokens, max_tokens)
+        fill = np.bincount(opened, tokens)
+        fullest_first = np.argsort(-fill, kind="stable")
+        packs = np.argsort(fullest_first)[opened]
+        whole = (fill.size - 1) // packs_per_step * packs_per_step
+        if whole:
+            yield indices[packs < whole], packs[packs < whole]
+        waiting, last = indices[packs >= whole], packs[packs >= whole] - whole
+    if waiting.size:
+        yield waiting, last
+
+
+def _fill(tokens: np.ndarray, max_tokens: int) -> np.ndarray:
+    """The pack of each conversation, longest first; both of shape (conversations,).
+
+    The long ones go where the most room is left, so that every pack gets its share of them; the
+    rest where they leave the least room.
+    """
+    running = tokens.cumsum()
+    long = int(np.searchsorted(running, SPREAD * running[-1]))
+    opened = int(running[-1]) // max_tokens
+    # Room and pack in one number, room x count + pack, so that the sorted list is one of integers.
+    count, shortest = tokens.size, int(tokens[-1]) * tokens.size
+    rooms = list(range(max_tokens * count, max_tokens * count + opened))
+    packs = []
+    for number, needed in enumerate((tokens * count).tolist()):
+        if number < long and rooms and rooms[-1] >= needed:
+            room = rooms.pop()
+        elif (place := bisect_left(rooms, needed)) < len(rooms):
+            room = rooms.pop(place)
         else:
-            packs.sort(key=lambda pack: -int(lengths[pack].sum()))
-        whole = len(packs) - len(packs) % world_size
-        full = packs[:whole]
-        # Packing sorts by length; steps must not.
-        np.random.default_rng([*seed, start]).shuffle(full)
-        steps += [
-            [[pack] for pack in full[first : first + world_size]]
-            for first in range(0, whole, world_size)
-        ]
-        if packs[whole:]:
-            last = np.asarray([index for pack in packs[whole:] for index in pack])
-            steps.append(_share(last, lengths, world_size, max_tokens))
-    return steps
+            room = max_tokens * count + opened
+            opened += 1
+        packs.append(room % count)
+        room -= needed
+        if room >= shortest:
+            insort(rooms, room)
+    return np.array(packs)
 
 
-def _share(
-    indices: np.ndarray, lengths: np.ndarray, world_size: int, max_tokens: int
-) -> list[list[Pack]]:
-    """Split one step's conversations between the ranks, longest first to the least loaded."""
-    ranks: list[Pack] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for index in sorted(indices.tolist(), key=lambda i: (-int(lengths[i]), i)):
-        rank = loads.index(min(loads))
-        ranks[rank].append(index)
-        loads[rank] += int(lengths[index])
-    packed = [_best_fit(rank, lengths, max_tokens) for rank in ranks]
-    most = max(len(packs) for packs in packed)
-    return [packs + [[] for _ in range(most - len(packs))] for packs in packed]
+def _deal_packs(packs: list[Pack], costs: np.ndarray, world_size: int) -> Step:
+    """Deal packs, dearest first, one to each rank in turn, the dearest to the least loaded."""
+    ranks: Step = [[] for _ in range(world_size)]
+    load = [0.0] * world_size
+    dealt = iter(zip(packs, costs.tolist(), strict=True))
+    for _ in range(0, len(packs), world_size):
+        for rank in sorted(range(world_size), key=load.__getitem__):
+            pack, pack_cost = next(dealt, ([], 0.0))
+            ranks[rank].append(pack)
+            load[rank] += pack_cost
+    return ranks
 
 
-def _best_fit(indices: list[int], lengths: np.ndarray, max_tokens: int) -> list[Pack]:
-    """Best-fit decreasing: each conversation goes where it leaves the least room."""
-    packs: list[Pack] = []
-    room: list[tuple[int, int]] = []  # (free tokens, pack), sorted
-    for index in sorted(indices, key=lambda i: (-int(lengths[i]), i)):
-        length = int(lengths[index])
-        place = bisect_left(room, (length, -1))
-        if place == len(room):
-            packs.append([index])
-            free, pack = max_tokens, len(packs) - 1
-        else:
-            free, pack = room.pop(place)
-            packs[pack].append(index)
-        if free > length:
-            insort(room, (free - length, pack))
-    return packs
+def _split(values: np.ndarray, keys: np.ndarray, count: int) -> list[Pack]:
+    """The values of each key from 0 to `count` - 1 as a list; both arrays have the same shape."""
+    keys = keys.ravel()
+    values_by_key = values.ravel()[np.argsort(keys, kind="stable")].tolist()
+    ends = np.cumsum(np.bincount(keys, minlength=count)).tolist()
+    return [values_by_key[a:b] for a, b in zip([0, *ends], ends, strict=False)]
