@@ -15,6 +15,7 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.schema import Turn
+from ochat_ray.segment_marks import BORDER, VOID
 from ochat_ray.tokenizer import END_OF_TURN, encode_texts, end_of_turn_id
 
 ANY_TURN = Turn | Mapping[str, str]
@@ -61,6 +62,7 @@ def encode(
     model_type: str,
     tokenizer: Any,
     *,
+    condition: str = "",
     add_generation_prompt: bool = False,
 ) -> tuple[list[int], list[float]]:
     """Token ids and loss weights of one conversation; two lists of the same length.
@@ -73,13 +75,18 @@ def encode(
         turns: `Turn`s, or mappings with the keys "role" and "text" as the tables hold them.
         model_type: a key of `TEMPLATES`.
         tokenizer: a transformers tokenizer that has the end-of-turn token.
+        condition: a word before every role prefix, as in C-RLFT: "GPT4" makes "GPT4 Human: ".
         add_generation_prompt: end with the assistant's prefix, for the model to go on.
 
     Raises:
         UserError: unknown model type or role, or a tokenizer without the end-of-turn token.
     """
     return encode_batch(
-        [list(turns)], model_type, tokenizer, add_generation_prompt=add_generation_prompt
+        [list(turns)],
+        model_type,
+        tokenizer,
+        conditions=[condition],
+        add_generation_prompt=add_generation_prompt,
     )[0]
 
 
@@ -88,59 +95,103 @@ def encode_batch(
     model_type: str,
     tokenizer: Any,
     *,
+    conditions: Sequence[str] | None = None,
     add_generation_prompt: bool = False,
 ) -> list[tuple[list[int], list[float]]]:
-    """`encode` for many conversations with one call to the tokenizer."""
+    """`encode` for many conversations, each with its condition, with one call to the tokenizer."""
     template = template_for(model_type)
     end_of_turn = end_of_turn_id(tokenizer)
     bos = [tokenizer.bos_token_id] if template.bos else []
     if None in bos:
         raise UserError(f"model type {model_type!r} needs a tokenizer with a BOS token")
+    if conditions is None:
+        conditions = [""] * len(conversations)
 
     flat = [_role_and_text(turn) for turns in conversations for turn in turns]
     for role, _ in flat:
         if role not in template.prefixes and role != "system":
             raise UserError(f"unknown role {role!r}; roles are system, user and assistant")
-    texts = encode_texts([*template.prefixes.values(), *(text for _, text in flat)], tokenizer)
-    prefixes = {"system": [], **dict(zip(template.prefixes, texts, strict=False))}
-    segments = zip((role for role, _ in flat), texts[len(template.prefixes) :], strict=True)
+    keys = [(condition, role) for condition in set(conditions) for role in template.prefixes]
+    prefix_texts = [_prefix(template, role, condition) for condition, role in keys]
+    texts = encode_texts([*prefix_texts, *(text for _, text in flat)], tokenizer)
+    prefixes = dict(zip(keys, texts, strict=False))
+    segments = zip((role for role, _ in flat), texts[len(keys) :], strict=True)
 
     encoded = []
-    for turns in conversations:
+    for turns, condition in zip(conversations, conditions, strict=True):
         ids, weights = list(bos), [0.0] * len(bos)
         for _ in turns:
             role, text = next(segments)
-            ids += prefixes[role] + text + [end_of_turn]
-            weights += [0.0] * len(prefixes[role])
+            prefix = prefixes.get((condition, role), [])
+            ids += prefix + text + [end_of_turn]
+            weights += [0.0] * len(prefix)
             weights += [1.0 if role == "assistant" else 0.0] * (len(text) + 1)
         if add_generation_prompt:
-            ids += prefixes["assistant"]
-            weights += [0.0] * len(prefixes["assistant"])
+            prefix = prefixes[condition, "assistant"]
+            ids += prefix
+            weights += [0.0] * len(prefix)
         encoded.append((ids, weights))
     return encoded
 
 
-def chat_template(model_type: str) -> str:
-    """A Jinja chat template that writes the same text as `encode`, for other programs.
+def chat_template(model_type: str, special_tokens: Iterable[str] = ()) -> str:
+    """A Jinja chat template with `segment_marks`, for a tokenizer that acts on them.
 
-    Such programs tokenise prefix and text as one string; a byte-level BPE tokenizer may then
-    merge the blank of "Human: " into the first word. Our own server calls `encode` instead.
+    Use `exported_tokenizer.export_tokenizer`, which puts the two together. Messages have a role
+    and a content that is a string; the variable `condition` is that of `encode`. The names of the
+    special tokens in a content stay text, and marks in it are left out.
     """
     template = template_for(model_type)
     branches = "".join(
-        f"{{% {'if' if i == 0 else 'elif'} message['role'] == '{role}' %}}{{{{ '{prefix}' }}}}"
-        for i, (role, prefix) in enumerate(template.prefixes.items())
+        f"{{%- elif message['role'] == '{role}' -%}}"
+        f"{{%- set before = opening ~ '{prefix}' ~ '{BORDER}' -%}}"
+        for role, prefix in template.prefixes.items()
     )
     return (
-        ("{{ bos_token }}" if template.bos else "")
-        + "{% for message in messages %}"
+        _INERT.replace("SPECIAL_TOKENS", ", ".join(map(_literal, special_tokens)))
+        + "{%- set opening = inert(condition) ~ ' ' if condition else '' -%}\n"
+        + ("{{- bos_token -}}\n" if template.bos else "")
+        + "{%- for message in messages -%}\n"
+        + f"{{%- if message['role'] == 'system' -%}}{{%- set before = '{VOID}' -%}}"
         + branches
-        + "{% endif %}{{ message['content'] + '"
-        + END_OF_TURN
-        + "' }}{% endfor %}{% if add_generation_prompt %}{{ '"
+        + "{%- else -%}{{- raise_exception('unknown role ' ~ message['role']"
+        + " ~ '; roles are system, user and assistant') -}}{%- endif -%}\n"
+        + "{%- if message['content'] is not string -%}"
+        + "{{- raise_exception('a message needs a content that is a string') -}}{%- endif -%}\n"
+        + f"{{{{- before ~ inert(message['content']) ~ '{VOID}{END_OF_TURN}' -}}}}\n"
+        + "{%- endfor -%}\n"
+        + "{%- if add_generation_prompt -%}{{- opening ~ '"
         + template.prefixes["assistant"]
-        + "' }}{% endif %}"
+        + "' -}}{%- endif -%}\n"
     )
+
+
+# A mark after a name's first character and one after its last: wherever the name stood before, and
+# however its copies overlapped, none is left whole.
+_INERT = f"""\
+{{#- tokenizer.json takes out two marks: U+FDD0 parts a prefix from the text after it, U+FDD1 keeps
+the name of a special token in a text from being the token. Those in a message are left out. -#}}
+{{%- set special_tokens = [SPECIAL_TOKENS] -%}}
+{{%- macro inert(text) -%}}
+{{%- set found = namespace(text=text | replace('{BORDER}', '') | replace('{VOID}', '')) -%}}
+{{%- for name in special_tokens -%}}
+{{%- set marked = name[:1] ~ '{VOID}' ~ name[1:] ~ '{VOID}' -%}}
+{{%- set found.text = found.text | replace(name, marked) -%}}
+{{%- endfor -%}}
+{{{{- found.text -}}}}
+{{%- endmacro -%}}
+"""
+
+
+def _literal(text: str) -> str:
+    """A Jinja string."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
+def _prefix(template: Template, role: str, condition: str) -> str:
+    prefix = template.prefixes[role]
+    return f"{condition} {prefix}" if condition else prefix
 
 
 def _role_and_text(turn: ANY_TURN) -> tuple[str, str]:

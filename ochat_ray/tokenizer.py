@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
+from ochat_ray.segment_marks import BORDER, remove_marks, specials_as_written
 
 END_OF_TURN = "<|end_of_turn|>"
 
@@ -59,7 +60,7 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         UserError: there is no tokenizer at `path`, or one that would distort the text.
     """
-    tokenizer = _open(path)
+    tokenizer = _without_marks(_open(path))
     if END_OF_TURN not in tokenizer.get_added_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [END_OF_TURN]})
     probe(tokenizer, path)
@@ -87,11 +88,19 @@ def end_of_turn_id(tokenizer: Any) -> int:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 (hex) of what decides a text's ids: tokenizer.json without truncation or padding."""
+    """SHA-256 (hex) of what decides a text's ids: tokenizer.json without truncation or padding.
+
+    An exported tokenizer has the digest of the one that it was made from.
+    """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    written = backend.to_str()
+    added = backend.get_added_tokens_decoder().values()
+    if BORDER in written or any(token.special and token.normalized for token in added):
+        canonical = specials_as_written(remove_marks(json.loads(written)))
+        written = type(backend).from_str(json.dumps(canonical)).to_str()
+    return hashlib.sha256(written.encode()).hexdigest()
 
 
 def encode_texts(texts: list[str], tokenizer: Any) -> list[list[int]]:
@@ -209,6 +218,23 @@ def _open(path: str) -> Any:
             "with a SentencePiece tokenizer.model"
         )
     return _convert(model, path)
+
+
+def _without_marks(tokenizer: Any) -> Any:
+    """What `exported_tokenizer` was given, so that typed noncharacters are text like any other.
+
+    The chat template goes too: it means nothing to a tokenizer that does not act on its marks.
+    """
+    backend = tokenizer.backend_tokenizer
+    written = backend.to_str()
+    if BORDER not in written:
+        return tokenizer
+    marked = json.loads(written)
+    plain = remove_marks(marked)
+    if plain != marked:
+        tokenizer._tokenizer = type(backend).from_str(json.dumps(plain))
+        tokenizer.chat_template = None
+    return tokenizer
 
 
 def _convert(model: Path, path: str) -> Any:

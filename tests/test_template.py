@@ -1,5 +1,7 @@
 """The template, against ids worked out by hand from the tokenizer's own vocabulary."""
 
+import copy
+
 import pytest
 
 from ochat_ray.errors import UserError
@@ -73,14 +75,51 @@ def test_wrong_use_is_one_clear_line(tokenizer):
         encode([{"role": "robot", "text": ""}], "openchat", tokenizer)
 
 
-def test_the_chat_template_writes_the_same_text(tokenizer):
-    tokenizer.chat_template = chat_template("openchat")
+def test_a_condition_stands_before_every_role_and_is_one_segment_with_it(tokenizer):
+    end = end_of_turn_id(tokenizer)
+    system = [*ids_of(tokenizer, "Be kind."), end]
+    user = [*ids_of(tokenizer, "GPT4 Human: "), *ids_of(tokenizer, "hello"), end]
+    prefix, answer = ids_of(tokenizer, "GPT4 Assistant: "), [*ids_of(tokenizer, "fine"), end]
+    turns = [{"role": "system", "text": "Be kind."}, USER, ASSISTANT]
+    ids, weights = encode(
+        turns, "openchat", tokenizer, condition="GPT4", add_generation_prompt=True
+    )
+    assert ids == [tokenizer.bos_token_id, *system, *user, *prefix, *answer, *prefix]
+    before = 1 + len(system) + len(user) + len(prefix)
+    assert weights == [0.0] * before + [1.0] * len(answer) + [0.0] * len(prefix)
+
+
+def test_a_condition_before_opencoders_prefix(tokenizer):
+    ids, _ = encode([USER], "opencoder", tokenizer, condition="GPT3")
+    expected = [*ids_of(tokenizer, "GPT3 User:"), *ids_of(tokenizer, "hello")]
+    assert ids == [*expected, end_of_turn_id(tokenizer)]
+
+
+def test_an_empty_condition_is_none(tokenizer):
+    turns = [USER, ASSISTANT]
+    assert encode(turns, "openchat", tokenizer, condition="") == encode(
+        turns, "openchat", tokenizer
+    )
+
+
+def test_a_batch_has_each_conversation_s_own_condition(tokenizer):
+    turns, conditions = [USER, ASSISTANT], ["GPT4", "", "GPT3", "GPT4"]
+    assert encode_batch([turns] * 4, "openchat", tokenizer, conditions=conditions) == [
+        encode(turns, "openchat", tokenizer, condition=condition) for condition in conditions
+    ]
+
+
+def test_the_chat_template_writes_the_same_text_and_marks_where_segments_meet(tokenizer):
+    copied = copy.deepcopy(tokenizer)
+    copied.chat_template = chat_template("openchat", ["<s>"])
     messages = [
         {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "hello"},
+        {"role": "user", "content": "hello <s>"},
         {"role": "assistant", "content": "fine"},
     ]
-    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
-        "<s>Be kind.<|end_of_turn|>Human: hello<|end_of_turn|>Assistant: fine<|end_of_turn|>"
-        "Assistant: "
+    rendered = copied.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == (
+        "<s>\ufdd1Be kind.\ufdd1<|end_of_turn|>"
+        "Human: \ufdd0hello <\ufdd1s>\ufdd1\ufdd1<|end_of_turn|>"
+        "Assistant: \ufdd0fine\ufdd1<|end_of_turn|>Assistant: "
     )

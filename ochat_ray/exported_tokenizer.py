@@ -1,0 +1,77 @@
+"""The tokenizer that goes with a trained model, for programs that apply its chat template.
+
+`AutoTokenizer.from_pretrained(...).apply_chat_template(...)` gives the ids of `template.encode`:
+the template writes `segment_marks` where segments meet, and tokenizer.json acts on them.
+`load_tokenizer` takes that off again: our own jobs and server call `encode`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ochat_ray.errors import UserError
+from ochat_ray.segment_marks import add_marks
+from ochat_ray.template import chat_template, encode
+from ochat_ray.tokenizer import PROBE_TEXTS
+
+
+def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
+    """A copy with the chat template of a model type, to be written with `save_pretrained`.
+
+    The chat template takes messages of the roles system, user and assistant and the variable
+    `condition`. A text without U+FDD0 and U+FDD1 has the ids that it had.
+
+    Raises:
+        UserError: unknown model type, a tokenizer that `encode` refuses, or one that gives other
+            ids for a whole conversation than for its segments.
+    """
+    from tokenizers import Tokenizer
+
+    marked = add_marks(json.loads(tokenizer.backend_tokenizer.to_str()))
+    exported = copy.deepcopy(tokenizer)
+    exported._tokenizer = Tokenizer.from_str(json.dumps(marked))  # transformers has no setter
+    exported.__class__ = _exported_class()
+    special_tokens = [t["content"] for t in marked["added_tokens"] if t["special"]]
+    exported.chat_template = chat_template(model_type, special_tokens)
+    _check(exported, tokenizer, model_type, special_tokens)
+    return exported
+
+
+@cache
+def _exported_class() -> type:
+    """A tokenizer whose tokenizer_config.json is read by transformers 4 and 5.
+
+    Its name is what is written there: under it both take tokenizer.json as it stands. Version 4
+    knows neither the name that 5 writes nor its list of special tokens.
+    """
+    import transformers
+
+    class PreTrainedTokenizerFast(transformers.PreTrainedTokenizerFast):
+        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+            saved = super().save_pretrained(save_directory, *args, **kwargs)
+            path = Path(save_directory) / "tokenizer_config.json"
+            config = json.loads(path.read_bytes())
+            if special_tokens := config.pop("extra_special_tokens", None):
+                config["additional_special_tokens"] = special_tokens
+            text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+            path.write_text(text + "\n", encoding="utf-8")
+            return saved
+
+    return PreTrainedTokenizerFast
+
+
+def _check(exported: Any, tokenizer: Any, model_type: str, special_tokens: list[str]) -> None:
+    for text in (*PROBE_TEXTS, *special_tokens):
+        turns = [{"role": role, "text": text} for role in ("system", "user", "assistant")]
+        messages = [{"role": turn["role"], "content": turn["text"]} for turn in turns]
+        rendered = exported.apply_chat_template(messages, tokenize=False)
+        ids = exported(rendered, add_special_tokens=False)["input_ids"]
+        if ids != encode(turns, model_type, tokenizer)[0]:
+            raise UserError(
+                f"no chat template can give this tokenizer's ids: with the text {text[:60]!r} a "
+                "whole conversation has other ids than its segments"
+            )
