@@ -195,7 +195,7 @@ def _convert(gguf: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from ochat_ray.tokenizer import END_OF_TURN
-    from ochat_ray.train.base_model import add_end_of_turn, save_with_end_of_turn
+    from ochat_ray.train.base_model import add_end_of_turn
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -213,7 +213,8 @@ def _convert(gguf: Path, directory: Path) -> None:
         **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
     add_end_of_turn(model, tokenizer)
-    save_with_end_of_turn(model, tokenizer, directory, "openchat")
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def main() -> int:

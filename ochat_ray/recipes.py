@@ -27,6 +27,8 @@ class Hyperparameters:
     warmup_ratio: float = 0.03
     max_tokens: int = 8192
     """Tokens in a pack, the unit of one forward pass on one worker."""
+    checkpoint_every: int = 25
+    """Optimizer steps between checkpoints."""
     eval_tokens: int | None = None
     """Held-out tokens to evaluate on; None takes all."""
     max_length: int | None = None
@@ -47,6 +49,8 @@ class Recipe:
     model_type: Literal["openchat", "openchat_8192", "opencoder"]
     context_length: int
     keep_model: str = "GPT-4"
+    extends_context: bool = False
+    """Train beyond the base model's context, by plain extrapolation of its rotary embeddings."""
     eval_ratio: float = 0.01
     num_workers: int = 8
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
@@ -76,12 +80,18 @@ RECIPES: Mapping[str, Recipe] = {
                 warmup_ratio=0.1,
                 max_tokens=640,
                 max_length=320,
+                checkpoint_every=7,
                 eval_tokens=5120,
                 gradient_checkpointing=False,
             ),
         ),
         Recipe(name="openchat", model_type="openchat", context_length=2048),
-        Recipe(name="openchat_8192", model_type="openchat_8192", context_length=8192),
+        Recipe(
+            name="openchat_8192",
+            model_type="openchat_8192",
+            context_length=8192,
+            extends_context=True,
+        ),
         Recipe(name="opencoder", model_type="opencoder", context_length=8192),
     )
 }

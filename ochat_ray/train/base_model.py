@@ -1,7 +1,10 @@
-"""The base model: open it, and give it the end-of-turn token."""
+"""The base model: open it, give it the end-of-turn token, and a context as long as the data's."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,38 @@ import torch
 from torch import nn
 
 from ochat_ray.errors import UserError
-from ochat_ray.template import chat_template
 from ochat_ray.tokenizer import end_of_turn_id, has_end_of_turn, load_tokenizer
 
+VOCABULARY_MULTIPLE = 64
+"""Rows of an embedding are a multiple of this while it trains, which tensor cores like."""
 
-def load_model(path: str, dtype: torch.dtype) -> Any:
-    """A causal language model from a Hugging Face directory or hub name; safetensors only.
+
+def load_config(path: str) -> Any:
+    """The configuration of a Hugging Face directory or hub name; no code from it is run.
+
+    Raises:
+        UserError: there is none, or it needs code of its own.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _cannot_open(path, error) from error
+
+
+def load_model(
+    path: str,
+    dtype: torch.dtype | str,
+    *,
+    config: Any = None,
+    attention: str | None = None,
+    allow_pickle: bool = False,
+) -> Any:
+    """A causal language model from a Hugging Face directory or hub name.
+
+    `config` replaces the directory's; `dtype` may be "auto", that of the file. Weights are read
+    from safetensors; with `allow_pickle` from a pickle, where torch admits only tensors.
 
     Raises:
         UserError: there is no such model, or it would need code or a pickle to open.
@@ -23,20 +52,116 @@ def load_model(path: str, dtype: torch.dtype) -> Any:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading, which would fill a job's log
+    options = {} if attention is None else {"attn_implementation": attention}
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            config=config,
+            use_safetensors=not allow_pickle,
+            trust_remote_code=False,
+            **options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_open(path, error) from error
+
+
+def check_weights(path: str, *, allow_pickle: bool) -> None:
+    """Hold a local directory's weights against the --allow-pickle flag.
+
+    Raises:
+        UserError: there are only pickled weights and no flag, or the flag has no effect.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        return
+    safe = any(directory.glob("*.safetensors"))
+    pickled = any(directory.glob("*.bin"))
+    if allow_pickle and safe:
+        raise UserError(f"--allow-pickle has no effect: {path} has safetensors; leave it out")
+    if pickled and not safe and not allow_pickle:
         raise UserError(
-            f"cannot open a model at {path}: {_first_line(error)}; expected a Hugging Face "
-            "directory with config.json and *.safetensors"
-        ) from error
+            f"{path} has pickled weights (*.bin) and no safetensors; a pickle can run code: "
+            "convert it, or trust it with --allow-pickle"
+        )
+
+
+def fingerprint(path: str) -> str:
+    """A digest that tells one base model from another without reading its weights.
+
+    Of the configuration and the names and sizes of the weights' files; a hub's name stands for
+    itself.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        return path
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+    content = json.dumps(
+        [
+            (directory / "config.json").read_text() if (directory / "config.json").exists() else "",
+            [(file.name, file.stat().st_size) for file in files],
+        ]
+    )
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def extend_context(
+    config: Any, context: int, *, extrapolate: bool, rope_scaling: str | None
+) -> None:
+    """Make a configuration admit positions up to `context` tokens, in place.
+
+    Without scaling the rotary embeddings are extrapolated as in 2023. Scalings are those of
+    transformers, with the factor that reaches `context`.
+
+    Raises:
+        UserError: the model cannot have that context, or the scaling would have no effect.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or context <= limit:
+        if rope_scaling is not None:
+            raise UserError(
+                f"--rope-scaling {rope_scaling} has no effect: the data's context of {context:,} "
+                f"tokens fits the model's {limit if limit is None else format(limit, ',')}"
+            )
+        return
+    too_long = f"the data has a context of {context:,} tokens, the model one of {limit:,}"
+    shorter = f"prepare again or train with --max-length {limit}"
+    rope = getattr(config, "rope_parameters", None)
+    if not rope:
+        raise UserError(f"{too_long} learned positions, which cannot be extended; {shorter}")
+    if rope_scaling is None:
+        if not extrapolate:
+            raise UserError(f"{too_long}; give --rope-scaling, use openchat_8192, or {shorter}")
+        config.max_position_embeddings = context
+        return
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(f"the model's rotary embeddings are scaled already ({rope['rope_type']})")
+    scaled = {**rope, "rope_type": rope_scaling, "factor": context / limit}
+    if rope_scaling == "yarn":
+        scaled["original_max_position_embeddings"] = limit
+    config.rope_parameters = scaled
+    if rope_scaling != "dynamic":  # dynamic stretches whatever goes beyond this
+        config.max_position_embeddings = context
+
+
+def without_dropout(config: Any) -> Any:
+    """The configuration with every dropout rate 0, in place: fine-tuning has none.
+
+    GPTBigCode's default is 0.1 in three places.
+    """
+    for name, value in list(config.to_dict().items()):
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
 
 
 def add_end_of_turn(model: Any, tokenizer: Any) -> None:
     """Give the model's embeddings a row for the tokenizer's new end-of-turn token, in place.
 
     The row of the input embedding, and of the output embedding where that is another tensor, is
-    the exact float32 mean of all rows before it. A vocabulary that was padded has the row already.
+    the exact float32 mean of all rows before it. Further rows, up to a multiple of
+    `VOCABULARY_MULTIPLE`, belong to no token: the loss leaves them out and `export` cuts them off,
+    so that no served model can produce their ids. A vocabulary that has the row keeps its size.
 
     Raises:
         UserError: the model's vocabulary ends before the tokenizer's.
@@ -50,10 +175,12 @@ def add_end_of_turn(model: Any, tokenizer: Any) -> None:
         )
     means = [_mean_row(weight[:new_id]) for weight in embeddings(model)]
     if new_id == rows:
-        model.resize_token_embeddings(rows + 1, mean_resizing=False)
+        model.resize_token_embeddings(
+            rows + 1, mean_resizing=False, pad_to_multiple_of=VOCABULARY_MULTIPLE
+        )
     with torch.no_grad():
         for weight, mean in zip(embeddings(model), means, strict=True):
-            weight[new_id] = mean.to(weight.dtype)
+            weight[new_id if new_id < rows else slice(new_id, None)] = mean.to(weight.dtype)
 
 
 def embeddings(model: Any) -> list[nn.Parameter]:
@@ -62,12 +189,9 @@ def embeddings(model: Any) -> list[nn.Parameter]:
     return list({id(module.weight): module.weight for module in modules}.values())
 
 
-def save_with_end_of_turn(model: Any, tokenizer: Any, directory: Path, model_type: str) -> None:
-    """Write a Hugging Face directory in which the end-of-turn token ends generation."""
-    configure_generation(model, tokenizer)
-    tokenizer.chat_template = chat_template(model_type)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the tokenizer's highest id: rows beyond it belong to no token."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def configure_generation(model: Any, tokenizer: Any) -> None:
@@ -81,19 +205,21 @@ def configure_generation(model: Any, tokenizer: Any) -> None:
     )
 
 
-def prepare_base(path: str, directory: Path, model_type: str) -> Path:
-    """The base model with the end-of-turn token, as a Hugging Face directory.
+def prepare_base(path: str, directory: Path, *, allow_pickle: bool = False) -> Path:
+    """The base model with the end-of-turn token and as safetensors, as a Hugging Face directory.
 
-    That is `path` itself where it has the token already; otherwise a copy in `directory`.
-    Done once, on one machine, before training: resizing embeddings that ZeRO-3 has
+    That is `path` itself where it is so already; otherwise a copy in `directory`, in the weights'
+    own dtype. Done once, on one machine, before training: resizing embeddings that ZeRO-3 has
     partitioned is slow and easy to get wrong.
     """
-    if has_end_of_turn(path):
+    if has_end_of_turn(path) and not allow_pickle:
         return Path(path)
+    shutil.rmtree(directory, ignore_errors=True)
     tokenizer = load_tokenizer(path)
-    model = load_model(path, torch.float32)
+    model = load_model(path, "auto", allow_pickle=allow_pickle)
     add_end_of_turn(model, tokenizer)
-    save_with_end_of_turn(model, tokenizer, directory, model_type)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory
 
 
@@ -102,5 +228,10 @@ def _mean_row(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().to(torch.float64).mean(dim=0).to(torch.float32)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _cannot_open(path: str, error: Exception) -> UserError:
+    text = str(error).strip()
+    line = text.splitlines()[0][:200] if text else type(error).__name__
+    return UserError(
+        f"cannot open a model at {path}: {line}; expected a Hugging Face directory with "
+        "config.json and *.safetensors"
+    )

@@ -1,7 +1,8 @@
 """A pack of conversations as the tensors of one forward pass, and its loss.
 
 Source of the isolation rule: transformers 5 detects a packed sequence by position ids that start
-again, and only where there is neither an attention mask nor a cache.
+again, and only where there is neither an attention mask nor a cache. flash-attn is told the
+borders outright.
 """
 
 from __future__ import annotations
@@ -16,44 +17,58 @@ from torch.nn import functional
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """One pack. All tensors are of shape (1, tokens); `weights` is float32.
+    """One pack of `tokens` tokens, of which `predicted` positions enter the loss.
 
-    `targets[0, i]` is the token after `input_ids[0, i]` in the same conversation; at a
-    conversation's last token there is none, and the weight is 0.
+    `input_ids` and `position_ids` are of shape (1, tokens). `borders` is int32 of shape
+    (conversations + 1,): the tokens before each conversation, and all. `predicting` are the
+    positions whose next token has a weight, `targets` that token's id and `weights` (float32) its
+    weight, each of shape (predicted,); logits elsewhere are never computed. `longest` is the
+    number of tokens of the longest conversation.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
+    borders: torch.Tensor
+    predicting: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    longest: int
 
     def to(self, device: torch.device) -> Batch:
         """The same pack on another device."""
         return Batch(
             input_ids=self.input_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
+            borders=self.borders.to(device, non_blocking=True),
+            predicting=self.predicting.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
             weights=self.weights.to(device, non_blocking=True),
+            longest=self.longest,
         )
 
 
 def make_batch(conversations: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """A pack of (input ids, loss weights).
+    """A pack of (input ids, loss weights), where a conversation's first token is never a target.
 
-    An empty pack becomes one token of weight 0: it adds nothing to the loss, and its worker still
-    takes part in every collective operation of the step.
+    An empty pack becomes one token, and a pack without weight predicts one token of weight 0: it
+    adds nothing to the loss, and its worker still takes part in every collective operation.
     """
     if not conversations:
         conversations = [(np.zeros(1, np.int64), np.zeros(1, np.float32))]
+    lengths = [len(ids) for ids, _ in conversations]
     ids = np.concatenate([ids for ids, _ in conversations]).astype(np.int64)
-    positions = np.concatenate([np.arange(len(ids)) for ids, _ in conversations])
-    weights = np.concatenate([np.append(w[1:], 0.0) for _, w in conversations]).astype(np.float32)
-    targets = np.append(ids[1:], 0)
+    following = np.concatenate([np.append(w[1:], 0.0) for _, w in conversations])
+    predicting = np.flatnonzero(following)
+    if not predicting.size:
+        predicting = np.zeros(1, np.int64)
     return Batch(
         input_ids=torch.from_numpy(ids)[None],
-        position_ids=torch.from_numpy(positions)[None],
-        targets=torch.from_numpy(targets)[None],
-        weights=torch.from_numpy(weights)[None],
+        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
+        borders=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        predicting=torch.from_numpy(predicting),
+        targets=torch.from_numpy(np.append(ids[1:], 0)[predicting]),
+        weights=torch.from_numpy(following[predicting].astype(np.float32)),
+        longest=max(lengths),
     )
 
 
@@ -63,9 +78,10 @@ def trained_weight(weights: np.ndarray) -> float:
 
 
 def weighted_nll(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Sum over tokens of weight x negative log-likelihood, a float32 scalar.
+    """Sum over a pack of weight x negative log-likelihood, a float32 scalar.
 
-    Not a mean: the caller divides by the weight of the whole step, over all packs and workers.
+    `logits` has shape (predicted, vocabulary). Not a mean: the caller divides by the weight of
+    the whole step, over all packs and workers.
     """
-    nll = functional.cross_entropy(logits[0].float(), batch.targets[0], reduction="none")
-    return (nll * batch.weights[0]).sum()
+    nll = functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+    return (nll * batch.weights).sum()

@@ -1,10 +1,14 @@
-"""A DeepSpeed engine around a causal language model: one optimizer step, one evaluation."""
+"""A DeepSpeed engine around a causal language model: steps, evaluations and checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import errno
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +18,14 @@ from ochat_ray.train.base_model import embeddings, load_model
 from ochat_ray.train.batch import Batch, weighted_nll
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
+from ochat_ray.train.forward import logits
+
+_TAG = "deepspeed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """One optimizer step over all workers: mean loss a weighted token, and the gradient's norm."""
+    """One optimizer step over all workers: the loss that was minimised, and its gradient's norm."""
 
     loss: float
     grad_norm: float
@@ -47,10 +54,38 @@ def compute_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-class Engine:
-    """Needs torch.distributed to be up; with world size 1 it is a group of one."""
+def attention_implementation(name: str) -> str:
+    """The name for transformers of a TrainConfig's `attention`."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        with contextlib.suppress(ImportError):
+            import flash_attn  # noqa: F401
 
-    def __init__(self, config: TrainConfig, base: str) -> None:
+            return "flash_attention_2"
+    return "sdpa"
+
+
+class Engine:
+    """Needs torch.distributed to be up; with world size 1 it is a group of one.
+
+    Args:
+        config: of the run.
+        base: directory of the base model, end-of-turn token included.
+        model_config: its transformers configuration, as training changes it.
+        vocabulary: ids from here on belong to no token.
+        universal: it will `load` a universal checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        base: str,
+        *,
+        model_config: Any = None,
+        vocabulary: int | None = None,
+        universal: bool = False,
+    ) -> None:
         import deepspeed  # slow, and starts compilers
         from transformers.integrations import HfDeepSpeedConfig
 
@@ -60,31 +95,32 @@ class Engine:
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if cuda else (torch.device("cpu"))
         )
-        dtype = compute_dtype(config.dtype)
-        settings = deepspeed_config(
+        self.dtype = compute_dtype(config.dtype)
+        self._vocabulary = vocabulary
+        self.settings = deepspeed_config(
             config,
             world_size=distributed.get_world_size(),
-            bf16=dtype == torch.bfloat16,
+            bf16=self.dtype == torch.bfloat16,
             cuda=cuda,
+            universal=universal,
         )
         # transformers partitions weights while it loads them as long as this object is alive.
-        self._partition_on_load = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
-        model = load_model(base, dtype)
-        # A packed sequence is recognised only without a cache, and dropout is not for fine-tuning.
+        self._partition_on_load = (
+            HfDeepSpeedConfig(self.settings) if config.zero_stage == 3 else None
+        )
+        model = load_model(
+            base,
+            self.dtype,
+            config=model_config,
+            attention=attention_implementation(config.attention),
+        )
+        # A packed sequence is recognised only without a cache.
         model.config.use_cache = False
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config),
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
+        self._peak_rates, groups = _parameter_groups(model, config)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=settings
+            model=model, optimizer=_optimizer(groups, config), config=self.settings
         )
 
     @property
@@ -92,43 +128,41 @@ class Engine:
         """The model inside; under ZeRO-3 its parameters are partitioned."""
         return self._engine.module
 
-    def step(self, packs: Sequence[Batch], *, weight: float, rate: float) -> StepResult:
-        """One optimizer step on this worker's packs; all workers have the same number of them.
+    def step(self, packs: Iterable[Batch], scales: Sequence[float], *, rate: float) -> StepResult:
+        """One optimizer step on this worker's packs, of which all workers have the same number.
 
-        `rate` multiplies the learning rates that the engine was opened with.
-
-        The gradient is that of sum(weight x nll) / `weight`, where both are over all packs of all
-        workers. So it is the same for every packing, number of packs and number of workers.
+        The gradient is that of the sum over all packs of all workers of scale x sum(weight x nll),
+        accumulated in float32. With every scale 1 / sum(all weights of the step) it is the same
+        for every packing, number of packs and number of workers. `rate` is the share of their
+        peak at which the learning rates are.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["peak_lr"]
+        for group, peak in zip(self._optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = rate * peak
         world_size = distributed.get_world_size()
-        nll_sum = torch.zeros((), device=self.device)
+        loss = torch.zeros((), device=self.device)
         self._engine.train()
-        for position, pack in enumerate(packs):
-            self._engine.set_gradient_accumulation_boundary(position == len(packs) - 1)
-            nll = weighted_nll(self._logits(pack), pack)
-            nll_sum += nll.detach()
+        for position, (pack, scale) in enumerate(zip(packs, scales, strict=True)):
+            self._engine.set_gradient_accumulation_boundary(position == len(scales) - 1)
+            scaled = self._nll(pack) * scale
+            loss += scaled.detach()
             # DeepSpeed averages over workers; this makes it a sum.
-            self._engine.backward(nll * (world_size / weight))
+            self._engine.backward(scaled * world_size)
             self._engine.step()
-        distributed.all_reduce(nll_sum)
-        return StepResult(
-            loss=nll_sum.item() / weight, grad_norm=float(self._engine.get_global_grad_norm())
-        )
+        distributed.all_reduce(loss)
+        return StepResult(loss=loss.item(), grad_norm=float(self._engine.get_global_grad_norm()))
 
     @torch.no_grad()
-    def evaluate(self, packs: Sequence[Batch], end_of_turn_id: int) -> Evaluation:
+    def evaluate(self, packs: Iterable[Batch], end_of_turn_id: int) -> Evaluation:
         """Exact figures over all packs of all workers, which have the same number of packs."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self._engine.eval()
         for pack in packs:
-            logits = self._logits(pack)
+            scores = logits(self._engine, pack, vocabulary=self._vocabulary)
             ends = (pack.targets == end_of_turn_id) & (pack.weights > 0)
-            chosen = logits.argmax(-1) == end_of_turn_id
+            chosen = scores.argmax(-1) == end_of_turn_id
             sums += torch.stack(
                 [
-                    weighted_nll(logits, pack).double(),
+                    weighted_nll(scores, pack).double(),
                     pack.weights.sum().double(),
                     (ends & chosen).sum().double(),
                     ends.sum().double(),
@@ -137,10 +171,46 @@ class Engine:
         distributed.all_reduce(sums)
         nll, weight, chosen_ends, all_ends = sums.tolist()
         return Evaluation(
-            loss=nll / weight,
+            loss=nll / weight if weight else float("nan"),
             end_of_turn=chosen_ends / all_ends if all_ends else float("nan"),
             weight=weight,
         )
+
+    def save(self, directory: Path) -> None:
+        """Write this worker's shard of parameters, optimizer and random state; all call it.
+
+        Every worker may give a directory of its own; their contents together are the checkpoint.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._engine.save_checkpoint(str(directory), tag=_TAG)
+        except RuntimeError as error:
+            # torch's writer does not say why the system refused to write.
+            if "failed writing" in str(error) or "unexpected pos" in str(error):
+                raise OSError(errno.ENOSPC, f"cannot write a checkpoint: {error}") from error
+            raise
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
+        torch.save(state, directory / _random_state())
+
+    def load(self, directory: Path) -> None:
+        """Go on from a checkpoint: all workers' shards, or a universal one; all call it."""
+        path, _ = self._engine.load_checkpoint(
+            str(directory), tag=_TAG, load_lr_scheduler_states=False
+        )
+        assert path is not None, f"DeepSpeed finds no checkpoint in {directory}"
+        # DeepSpeed 0.19.8 gives all sub-groups of a universal checkpoint one tensor that counts
+        # AdamW's steps, which each of them would then increment.
+        for state in self._optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+        file = directory / _random_state()
+        if file.exists():  # another number of workers has other streams
+            state = torch.load(file, weights_only=True)
+            torch.set_rng_state(state["cpu"])
+            if "cuda" in state and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"])
 
     def whole(self, parameter: torch.nn.Parameter) -> contextlib.AbstractContextManager[Any]:
         """A context in which the parameter is whole; every worker must enter it."""
@@ -150,25 +220,48 @@ class Engine:
 
         return deepspeed.zero.GatheredParameters([parameter])
 
-    def _logits(self, pack: Batch) -> torch.Tensor:
-        return self._engine(
-            input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False
-        ).logits
+    def _nll(self, pack: Batch) -> torch.Tensor:
+        return weighted_nll(logits(self._engine, pack, vocabulary=self._vocabulary), pack)
 
 
-def _parameter_groups(model: Any, config: TrainConfig) -> list[dict[str, Any]]:
-    """Embeddings and the rest, each with its peak learning rate; tied embeddings are one."""
+def make_universal(checkpoint: Path, directory: Path) -> None:
+    """Convert a checkpoint of all workers' shards into one for any number of workers.
+
+    The format is DeepSpeed's universal checkpoint (Lian et al., 2024). One process calls it; it
+    runs in another, since DeepSpeed forks and prints.
+    """
+    command = [
+        *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"),
+        *("--input_folder", str(checkpoint / _TAG)),
+        *("--output_folder", str(directory / _TAG)),
+        *("--num_extract_workers", "1", "--num_merge_workers", "1"),
+        "--inject_missing_state",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"cannot convert {checkpoint}: {done.stderr.strip()[-2000:]}")
+
+
+def _random_state() -> str:
+    return f"random-state-{distributed.get_rank():05d}.pt"
+
+
+def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    kind: Any = torch.optim.AdamW
+    if config.offload_optimizer:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        kind = DeepSpeedCPUAdam  # AdamW by default
+    return kind(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+
+
+def _parameter_groups(model: Any, config: TrainConfig) -> tuple[list[float], list[dict[str, Any]]]:
+    """Peak learning rates, and parameters, of embeddings and the rest where these differ."""
+    if config.embedding_learning_rate is None:
+        return [config.learning_rate], [{"params": list(model.parameters())}]
     embedded = embeddings(model)
     rest = [p for p in model.parameters() if not any(p is e for e in embedded)]
-    rates = {
-        "rest": config.learning_rate,
-        "embeddings": config.embedding_learning_rate or config.learning_rate,
-    }
-    return [
-        {"params": rest, "lr": rates["rest"], "peak_lr": rates["rest"]},
-        {
-            "params": embedded,
-            "lr": rates["embeddings"],
-            "peak_lr": rates["embeddings"],
-        },
-    ]
+    return (
+        [config.learning_rate, config.embedding_learning_rate],
+        [{"params": rest}, {"params": embedded}],
+    )

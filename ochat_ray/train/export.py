@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed
 
+from ochat_ray.exported_tokenizer import export_tokenizer
 from ochat_ray.run_dir import RunDir
-from ochat_ray.template import chat_template
-from ochat_ray.train.base_model import configure_generation
+from ochat_ray.train.base_model import configure_generation, embeddings, vocabulary_size
 from ochat_ray.train.engine import Engine
 
 SHARD_BYTES = 4 << 30
@@ -23,25 +24,38 @@ def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> 
     """Write bfloat16 safetensors, configuration and tokenizer; all workers call it together.
 
     One parameter at a time is gathered and only the first worker keeps it, so memory stays at one
-    shard of the model.
+    shard of the model. Each is gathered again and compared with what was written. Rows of the
+    embeddings that belong to no token are cut off.
     """
     first = distributed.get_rank() == 0
+    model, rows = engine.model, vocabulary_size(tokenizer)
+    cut = {id(weight) for weight in embeddings(model)}
+
+    def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
+        weight = parameter.detach()
+        return (weight[:rows] if id(parameter) in cut else weight).to("cpu", torch.bfloat16)
+
     writer = _ShardWriter(directory)
-    for name, parameter in engine.model.named_parameters():
+    for name, parameter in model.named_parameters():
         with engine.whole(parameter):
             if first:
-                writer.add(name, parameter.detach().to("cpu", torch.bfloat16, copy=True))
+                writer.add(name, whole(parameter).clone())
     if first:
         writer.finish()
-        _check_complete(engine.model, writer.where)
-        model = engine.model
+        _check_complete(model, writer.where)
+    for name, parameter in model.named_parameters():
+        with engine.whole(parameter):
+            if first:
+                written = _read(directory / writer.where[name], name)
+                assert torch.equal(written, whole(parameter)), f"{name} was not written as it is"
+    if first:
         model.config.dtype = torch.bfloat16
         model.config.use_cache = True
+        model.config.vocab_size = rows
         configure_generation(model, tokenizer)
         model.config.save_pretrained(directory)
         model.generation_config.save_pretrained(directory)
-        tokenizer.chat_template = chat_template(model_type)
-        tokenizer.save_pretrained(directory)
+        export_tokenizer(tokenizer, model_type).save_pretrained(directory)
     distributed.barrier()
 
 
@@ -91,6 +105,12 @@ class _ShardWriter:
         save_file(self._tensors, path, metadata={"format": "pt"})
         self._files.append(list(self._tensors))
         self._tensors, self._bytes = {}, 0
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
 
 
 def _check_complete(model: Any, written: dict[str, str]) -> None:

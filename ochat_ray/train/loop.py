@@ -1,162 +1,342 @@
-"""What every Ray Train worker does: plan, evaluate, train, evaluate, export."""
+"""What every Ray Train worker does: restore, evaluate, train, save, export."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
+import os
+import shutil
 import tempfile
 import time
+import uuid
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
+from torch import distributed
 
-from ochat_ray.run_dir import RunDir, read_manifest
+from ochat_ray.command_line import user_message
+from ochat_ray.errors import UserError
+from ochat_ray.recipes import recipe
+from ochat_ray.run_dir import RunDir, open_location, read_manifest
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
-from ochat_ray.train import schedule
-from ochat_ray.train.batch import trained_weight
+from ochat_ray.train import checkpoint as checkpoints
+from ochat_ray.train import packing
+from ochat_ray.train.base_model import (
+    extend_context,
+    load_config,
+    vocabulary_size,
+    without_dropout,
+)
+from ochat_ray.train.batch import Batch, trained_weight
+from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.engine import Engine, Evaluation
+from ochat_ray.train.engine import Engine, Evaluation, make_universal
 from ochat_ray.train.export import export, publish
-from ochat_ray.train.packing import Plan, plan
+from ochat_ray.train.flops import (
+    ModelShape,
+    attention_tokens,
+    measured_peak_flops,
+    peak_flops,
+    training_flops,
+)
+from ochat_ray.train.loss import pack_scales
+from ochat_ray.train.metrics import Metrics
+from ochat_ray.train.preflight import FAILURE, MODEL_MANIFEST
+from ochat_ray.train.steps import Step, Steps
 from ochat_ray.train.tokens import TokenTable
 
-METRICS = "metrics.jsonl"
-MODEL_MANIFEST = "ochat.json"
 
-
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss or the gradient's norm is not a number; names the step and its conversations."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """The function that Ray Train runs on every worker; `settings` holds plain values."""
-    config = TrainConfig(**settings["config"])
-    rank = ray.train.get_context().get_world_rank()
-    world_size = ray.train.get_context().get_world_size()
-    run = RunDir.open(config.output)
-    tokenizer = load_tokenizer(settings["base"])
-    manifest = read_manifest(config.data)
+    """The function that Ray Train runs on every worker; `settings` holds plain values.
 
-    train_table = TokenTable(config.data, "train", config.max_length)
-    steps = all_steps(config, train_table.lengths, world_size)
-    used = {i for step in steps for packs in step for pack in packs for i in pack}
-    weight_of = {i: trained_weight(train_table.row(i)[1]) for i in used}
-
-    engine = Engine(config, settings["base"])
-    log = _Log(run if rank == 0 else None, total_steps=len(steps))
-    before = _evaluate(engine, config, tokenizer, rank, world_size)
-    log.write({"step": 0, **_eval_metrics(before)})
-
-    for number, step in enumerate(steps, start=1):
-        started = time.monotonic()
-        rate = schedule.rate(number, total_steps=len(steps), warmup_ratio=config.warmup_ratio)
-        indices = [i for packs in step for pack in packs for i in pack]
-        result = engine.step(
-            [train_table.batch(pack).to(engine.device) for pack in step[rank]],
-            # A step without any weight has a gradient of 0, not of 0 / 0.
-            weight=sum(weight_of[i] for i in indices) or 1.0,
-            rate=rate,
-        )
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            ids = ", ".join(train_table.id(i) for i in indices[:8])
-            raise NonFiniteLossError(
-                f"step {number}: loss {result.loss}, gradient norm {result.grad_norm}; "
-                f"conversations {ids}{', …' if len(indices) > 8 else ''}"
-            )
-        tokens = int(train_table.lengths[indices].sum())
-        log.write(
-            {
-                "step": number,
-                "loss": result.loss,
-                "learning_rate": rate * config.learning_rate,
-                "grad_norm": result.grad_norm,
-                "conversations": len(indices),
-                "tokens": tokens,
-                "seconds": time.monotonic() - started,
-            }
-        )
-
-    after = _evaluate(engine, config, tokenizer, rank, world_size)
-    log.write({"step": len(steps), **_eval_metrics(after)})
-    with tempfile.TemporaryDirectory(dir=settings["staging"], prefix="export-") as staging:
-        export(engine, tokenizer, Path(staging), manifest["model_type"])
-        if rank == 0:
-            publish(Path(staging), run)
-    if rank == 0:
-        record = {
-            "recipe": config.recipe,
-            "model_type": manifest["model_type"],
-            "context_length": manifest["context_length"],
-            "data_digest": manifest["digest"],
-            "tokenizer": manifest["tokenizer"],
-            "conversations": len(train_table.lengths),
-            "step": len(steps),
-            "world_size": world_size,
-            "zero_stage": config.zero_stage,
-            "eval_before": asdict(before),
-            "eval_after": asdict(after),
-            "config": asdict(config),
-            "identity": settings["identity"],
-        }
-        run.write_json(MODEL_MANIFEST, record)
-    ray.train.report({"eval_loss": after.loss})
+    An error that would only come again is left in the output directory before it is raised, and
+    the next attempt ends at once.
+    """
+    run = RunDir.open(settings["config"]["output"])
+    if run.exists(FAILURE):
+        return
+    try:
+        _Worker(settings, run).train()
+    except Exception as error:
+        if message := user_message(error):
+            _leave_failure(run, message)
+        raise
 
 
-def all_steps(config: TrainConfig, lengths: np.ndarray, world_size: int) -> Plan:
-    """The plans of all epochs one after the other, up to `max_steps`."""
-    steps: Plan = []
-    for epoch in range(config.epochs):
-        steps += plan(
-            lengths,
-            world_size=world_size,
-            max_tokens=config.max_tokens,
-            sequences_per_step=config.sequences_per_step,
-            seed=config.seed,
-            epoch=epoch,
-        )
-        if config.max_steps is not None and len(steps) >= config.max_steps:
-            return steps[: config.max_steps]
-    return steps
-
-
-def _evaluate(
-    engine: Engine, config: TrainConfig, tokenizer: Any, rank: int, world_size: int
-) -> Evaluation:
-    table = TokenTable(config.data, "eval", config.max_length)
-    chosen = table.sample(config.eval_tokens, config.seed)
-    packs = [
-        [chosen[i] for i in pack]
-        for step in plan(
-            table.lengths[chosen],
-            world_size=world_size,
-            max_tokens=config.max_tokens,
-            seed=config.seed,
-            epoch=0,
-        )
-        for pack in step[rank]
-    ]
-    return engine.evaluate(
-        [table.batch(pack).to(engine.device) for pack in packs], end_of_turn_id(tokenizer)
+def steps_of(
+    config: TrainConfig, table: TokenTable, model_config: Any, base_context: int | None
+) -> Steps:
+    """All steps of a run over a table; `base_context` is the model's before it was extended."""
+    return Steps(
+        config,
+        table.lengths,
+        attention_tokens=attention_tokens(ModelShape.of(model_config)),
+        own_pack_from=_own_pack_from(config, base_context),
     )
 
 
-def _eval_metrics(evaluation: Evaluation) -> dict[str, float]:
-    return {"eval_loss": evaluation.loss, "eval_end_of_turn": evaluation.end_of_turn}
+class _Worker:
+    """One worker's part of one attempt."""
+
+    def __init__(self, settings: dict[str, Any], run: RunDir) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.local_rank = context.get_local_rank()
+        self.settings = settings
+        self.config = TrainConfig(**settings["config"])
+        self.run = run
+        self.manifest = read_manifest(self.config.data)
+        self.tokenizer = load_tokenizer(settings["base"])
+        self.table = TokenTable(self.config.data, "train", self.config.max_length)
+        self.held_out = TokenTable(self.config.data, "eval", self.config.max_length)
+        self.resumed = checkpoints.latest(run)
+
+        model_config = without_dropout(load_config(settings["base"]))
+        base_context = getattr(model_config, "max_position_embeddings", None)
+        extend_context(
+            model_config,
+            settings["context"],
+            extrapolate=recipe(self.config.recipe).extends_context,
+            rope_scaling=self.config.rope_scaling,
+        )
+        self.steps = steps_of(self.config, self.table, model_config, base_context)
+        self.own_pack_from = _own_pack_from(self.config, base_context)
+        self.shape = ModelShape.of(model_config)
+        self.engine = self._engine(model_config)
+        self.attempt = self._agree(uuid.uuid4().hex[:8])
+
+    def train(self) -> None:
+        """Everything from the last checkpoint, or from the start, to the exported model."""
+        done = self.resumed.step if self.resumed else 0
+        conversations = self.resumed.conversations if self.resumed else 0
+        evaluation: Evaluation | None = None
+        with self._metrics(done) as self.metrics:
+            known = Evaluation(**self.resumed.eval_before) if self.resumed else None
+            before = known or self._evaluate(0)
+            for step in self.steps.after(done, self.world_size):
+                self.metrics.write(self._step(step))
+                conversations += len(step.conversations)
+                evaluation = self._evaluate(step.number) if step.evaluates else None
+                if step.saves:
+                    self._save(step, conversations, before, evaluation)
+            if evaluation is None:  # resumed from the last step
+                evaluation = self._evaluate(len(self.steps))
+        self._export(before, evaluation)
+        ray.train.report({"eval_loss": evaluation.loss})
+
+    def _engine(self, model_config: Any) -> Engine:
+        resumed, config = self.resumed, self.config
+        convert = resumed is not None and resumed.needs_conversion(
+            world_size=self.world_size, zero_stage=config.zero_stage
+        )
+        engine = Engine(
+            config,
+            self.settings["base"],
+            model_config=model_config,
+            vocabulary=vocabulary_size(self.tokenizer),
+            universal=convert,
+        )
+        self.peak_flops = peak_flops(_device_name(engine), engine.dtype) or measured_peak_flops(
+            engine.device, engine.dtype
+        )
+        if resumed is None:
+            return engine
+        if self.rank == 0:
+            checkpoints.prune(self.run, config.keep_checkpoints)
+        with self._local_copy(resumed, convert) as directory:
+            engine.load(directory)
+            distributed.barrier()
+        return engine
+
+    def _step(self, step: Step) -> dict[str, Any]:
+        started = time.monotonic()
+        weights = [
+            [sum(trained_weight(self.table.row(i)[1]) for i in pack) for pack in packs]
+            for packs in step.packs
+        ]
+        result = self.engine.step(
+            (self.table.batch(pack).to(self.engine.device) for pack in step.packs[self.rank]),
+            pack_scales(weights, self.config.loss)[self.rank],
+            rate=step.rate,
+        )
+        indices = step.conversations
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            ids = ", ".join(self.table.id(i) for i in indices[:8])
+            raise NonFiniteLossError(
+                f"step {step.number}: loss {result.loss}, gradient norm {result.grad_norm}; "
+                f"conversations {ids}{', …' if len(indices) > 8 else ''}; look at them, or lower "
+                "--learning-rate"
+            )
+        seconds = time.monotonic() - started
+        lengths = self.table.lengths[indices]
+        flops = training_flops(self.shape, lengths)
+        return {
+            "step": step.number,
+            "epoch": step.epoch,
+            "loss": result.loss,
+            "learning_rate": step.rate * self.config.learning_rate,
+            "grad_norm": result.grad_norm,
+            "conversations": len(indices),
+            "tokens": int(lengths.sum()),
+            "world_size": self.world_size,
+            "seconds": seconds,
+            "mfu": flops / seconds / self.world_size / self.peak_flops,
+        }
+
+    def _evaluate(self, step: int) -> Evaluation:
+        result = self.engine.evaluate(self._held_out_packs(), end_of_turn_id(self.tokenizer))
+        self.metrics.write(
+            {"step": step, "eval_loss": result.loss, "eval_end_of_turn": result.end_of_turn}
+        )
+        return result
+
+    def _held_out_packs(self) -> Iterator[Batch]:
+        config, table = self.config, self.held_out
+        chosen = table.sample(config.eval_tokens, config.seed)
+        lengths = table.lengths[chosen]
+        if self.own_pack_from is not None:
+            lengths = lengths.copy()
+            lengths[lengths >= self.own_pack_from] = config.max_tokens
+        for step in packing.steps(
+            lengths,
+            world_size=self.world_size,
+            max_tokens=config.max_tokens,
+            seed=config.seed,
+            epoch=0,
+        ):
+            for pack in step[self.rank]:
+                yield table.batch([int(chosen[i]) for i in pack]).to(self.engine.device)
+
+    def _save(
+        self, step: Step, conversations: int, before: Evaluation, evaluation: Evaluation | None
+    ) -> None:
+        name = checkpoints.directory_name(step.number, self.attempt)
+        loss = evaluation.loss if evaluation else None
+        with self._scratch("checkpoint-") as directory:
+            self.engine.save(directory)
+            ray.train.report(
+                {"step": step.number, "eval_loss": loss},
+                checkpoint=ray.train.Checkpoint.from_directory(str(directory)),
+                checkpoint_dir_name=name,
+            )
+        # Here every worker's shards have arrived: report is a barrier.
+        if self.rank == 0:
+            record = Checkpoint(
+                name=name,
+                step=step.number,
+                conversations=conversations,
+                world_size=self.world_size,
+                zero_stage=self.config.zero_stage,
+                dtype=str(self.engine.dtype),
+                eval_loss=loss,
+                eval_before=asdict(before),
+                identity=self.settings["identity"],
+                files=checkpoints.shards(self.run, name),
+            )
+            self.metrics.flush()
+            checkpoints.complete(self.run, record)
+            checkpoints.prune(self.run, self.config.keep_checkpoints)
+
+    def _export(self, before: Evaluation, after: Evaluation) -> None:
+        with self._scratch("export-") as directory:
+            export(self.engine, self.tokenizer, directory, self.manifest["model_type"])
+            if self.rank == 0:
+                publish(directory, self.run)
+        if self.rank == 0:
+            self.run.write_json(
+                MODEL_MANIFEST,
+                {
+                    "recipe": self.config.recipe,
+                    "model_type": self.manifest["model_type"],
+                    "context_length": self.manifest["context_length"],
+                    "data_digest": self.manifest["digest"],
+                    "tokenizer": self.manifest["tokenizer"],
+                    "conversations": len(self.table.lengths),
+                    "step": len(self.steps),
+                    "world_size": self.world_size,
+                    "zero_stage": self.config.zero_stage,
+                    "dtype": str(self.engine.dtype).removeprefix("torch."),
+                    "peak_flops": self.peak_flops,
+                    "deepspeed": self.engine.settings,
+                    "eval_before": asdict(before),
+                    "eval_after": asdict(after),
+                    "config": asdict(self.config),
+                    "identity": self.settings["identity"],
+                },
+            )
+
+    @contextlib.contextmanager
+    def _metrics(self, done: int) -> Iterator[Metrics]:
+        config = self.config
+        with Metrics(
+            self.run if self.rank == 0 else None,
+            resume_step=done if self.resumed else None,
+            constants={"total_steps": len(self.steps)},
+            wandb=config.wandb,
+            mlflow=config.mlflow,
+            config=self.settings["identity"],
+        ) as metrics:
+            yield metrics
+
+    @contextlib.contextmanager
+    def _scratch(self, prefix: str) -> Iterator[Path]:
+        """A directory of this worker's own, on the output's disk where that is local."""
+        os.makedirs(self.settings["staging"], exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.settings["staging"], prefix=prefix) as directory:
+            yield Path(directory)
+
+    @contextlib.contextmanager
+    def _local_copy(self, checkpoint: Checkpoint, convert: bool) -> Iterator[Path]:
+        """The checkpoint's directory on this host, as a universal one if asked.
+
+        One worker a host makes it for all of its host; all must enter together.
+        """
+        fs, root = open_location(self.config.output)
+        source = ray.train.Checkpoint(f"{root}/{checkpoint.folder}", filesystem=fs)
+        with source.as_directory() as directory:
+            if not convert:
+                yield Path(directory)
+                return
+            os.makedirs(self.settings["staging"], exist_ok=True)
+            converted = Path(
+                self.settings["staging"], f"universal-{ray.train.get_context().get_node_rank()}"
+            )
+            if self.local_rank == 0:
+                shutil.rmtree(converted, ignore_errors=True)
+                make_universal(Path(directory), converted)
+            distributed.barrier()
+            yield converted
+            if self.local_rank == 0:
+                shutil.rmtree(converted, ignore_errors=True)
+
+    def _agree(self, value: str) -> str:
+        """The first worker's value, on all workers."""
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
 
-class _Log:
-    """metrics.jsonl, rewritten whole after each line so that a reader never sees half of one."""
+def _own_pack_from(config: TrainConfig, base_context: int | None) -> int | None:
+    """With dynamic rotary scaling a long conversation would stretch its pack's others, too."""
+    if config.rope_scaling != "dynamic" or base_context is None:
+        return None
+    return base_context + 1
 
-    def __init__(self, run: RunDir | None, total_steps: int) -> None:
-        self._run = run
-        self._lines: list[str] = []
-        self._total_steps = total_steps
 
-    def write(self, metrics: dict[str, Any]) -> None:
-        if self._run is None:
-            return
-        self._lines.append(json.dumps({**metrics, "total_steps": self._total_steps}))
-        self._run.write_text(METRICS, "\n".join(self._lines) + "\n")
+def _device_name(engine: Engine) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu"
+
+
+def _leave_failure(run: RunDir, message: str) -> None:
+    # A full disk may still make the file, and its name is enough.
+    with contextlib.suppress(OSError), run.fs.open_output_stream(run.path(FAILURE)) as stream:
+        stream.write(message.encode())

@@ -5,11 +5,20 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ochat_ray.errors import UserError
 from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id
-from ochat_ray.train.base_model import add_end_of_turn, load_model, prepare_base
+from ochat_ray.train.base_model import (
+    add_end_of_turn,
+    check_weights,
+    extend_context,
+    fingerprint,
+    load_config,
+    load_model,
+    prepare_base,
+    without_dropout,
+)
 
 
 def base(tokenizer, *, tied, rows=None):
@@ -32,10 +41,13 @@ def test_the_new_row_is_the_exact_mean_of_all_others(tokenizer, tied):
         (model.get_output_embeddings(), "lm_head.weight"),
     ):
         old = before[name].numpy().astype("float64")
-        assert torch.equal(module.weight[:-1], before[name])
+        new = end_of_turn_id(tokenizer)
+        assert torch.equal(module.weight[:new], before[name])
         expected = torch.from_numpy(old.mean(axis=0).astype("float32"))
-        assert torch.equal(module.weight[-1], expected)
-    assert model.config.vocab_size == end_of_turn_id(tokenizer) + 1
+        assert torch.equal(module.weight[new], expected)
+        assert len(module.weight) % 64 == 0
+        assert 0 <= len(module.weight) - new - 1 < 64
+    assert model.config.vocab_size == len(model.lm_head.weight)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
@@ -73,9 +85,98 @@ def test_the_base_is_copied_only_when_it_lacks_the_token(tokenizer, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>").save_pretrained(
         tmp_path / "base"
     )
-    made = prepare_base(str(tmp_path / "base"), tmp_path / "made", "openchat")
+    made = prepare_base(str(tmp_path / "base"), tmp_path / "made")
     assert made == tmp_path / "made"
     again = load_model(str(made), torch.float32)
-    assert again.generation_config.eos_token_id == end_of_turn_id(tokenizer)
-    assert prepare_base(str(made), tmp_path / "other", "openchat") == made
+    assert again.config.vocab_size == len(again.lm_head.weight) > end_of_turn_id(tokenizer)
+    assert prepare_base(str(made), tmp_path / "other") == made
     assert not (tmp_path / "other").exists()
+
+
+def extended(context, **options):
+    config = LlamaConfig(max_position_embeddings=2048)
+    extend_context(config, context, **{"extrapolate": False, "rope_scaling": None} | options)
+    return config.max_position_embeddings, config.rope_parameters
+
+
+def test_a_context_that_fits_changes_nothing():
+    assert extended(2048) == (2048, {"rope_theta": 10000.0, "rope_type": "default"})
+
+
+def test_openchat_8192_extrapolates_as_in_2023():
+    positions, rope = extended(8192, extrapolate=True)
+    assert positions == 8192
+    assert rope["rope_type"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions", "rope"),
+    [
+        ("linear", 8192, {"factor": 4.0}),
+        ("yarn", 8192, {"factor": 4.0, "original_max_position_embeddings": 2048}),
+        ("dynamic", 2048, {"factor": 4.0}),
+    ],
+)
+def test_scalings_are_those_of_transformers(kind, positions, rope):
+    expected = {"rope_theta": 10000.0, "rope_type": kind, **rope}
+    assert extended(8192, rope_scaling=kind) == (positions, expected)
+
+
+def test_a_context_that_cannot_be_is_one_clear_line():
+    with pytest.raises(UserError, match="context of 4,096 tokens, the model one of 2,048; give"):
+        extended(4096)
+    with pytest.raises(UserError, match="--rope-scaling linear has no effect"):
+        extended(1024, rope_scaling="linear")
+    with pytest.raises(UserError, match="1,024 learned positions"):
+        extend_context(
+            GPTBigCodeConfig(n_positions=1024), 8192, extrapolate=True, rope_scaling=None
+        )
+
+
+def test_big_code_trains_without_its_dropout():
+    config = without_dropout(GPTBigCodeConfig(vocab_size=32, n_embd=8, n_layer=1, n_head=2))
+    model = GPTBigCodeForCausalLM(config).train()
+    rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert len(rates) >= 3
+    assert set(rates) == {0.0}
+    ids = torch.arange(20)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def pickled(tokenizer, directory):
+    model = base(tokenizer, tied=True)
+    model.config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    torch.save(model.state_dict(), directory / "pytorch_model.bin")
+    return str(directory)
+
+
+def test_pickled_weights_are_read_only_when_asked_for(tokenizer, tmp_path):
+    path = pickled(tokenizer, tmp_path)
+    with pytest.raises(UserError, match="trust it with --allow-pickle"):
+        check_weights(path, allow_pickle=False)
+    with pytest.raises(UserError, match="cannot open a model"):
+        load_model(path, torch.float32)
+    check_weights(path, allow_pickle=True)
+    made = prepare_base(path, tmp_path / "made", allow_pickle=True)
+    check_weights(str(made), allow_pickle=False)
+    with pytest.raises(UserError, match="--allow-pickle has no effect"):
+        check_weights(str(made), allow_pickle=True)
+
+
+def test_code_in_a_model_directory_is_not_run(tmp_path):
+    (tmp_path / "modeling.py").write_text("raise SystemExit('ran')")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "modeling.Config"}})
+    )
+    with pytest.raises(UserError, match="cannot open a model"):
+        load_config(str(tmp_path))
+
+
+def test_a_fingerprint_tells_models_apart_and_survives_a_move(tokenizer, tmp_path):
+    base(tokenizer, tied=True).save_pretrained(tmp_path / "one")
+    base(tokenizer, tied=False).save_pretrained(tmp_path / "other")
+    one = fingerprint(str(tmp_path / "one"))
+    assert fingerprint(str(tmp_path / "other")) != one
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert fingerprint(str(tmp_path / "moved")) == one

@@ -6,6 +6,7 @@ import torch
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ochat_ray.train.batch import make_batch, trained_weight, weighted_nll
+from ochat_ray.train.forward import logits
 
 
 def conversation(ids, weights):
@@ -34,17 +35,16 @@ def big_code():
     )  # fmt: skip
 
 
-def logits(model, batch):
-    return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
-
-
 def test_targets_stay_within_a_conversation():
     batch = make_batch([ONE, TWO])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 11]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
-    assert batch.weights.tolist() == [[0, 1, 1, 0, 0.5, 1, 0]]
-    weighted = [t for t, w in zip(batch.targets[0].tolist(), batch.weights[0], strict=True) if w]
-    assert weighted == [7, 8, 10, 11]
+    assert batch.borders.tolist() == [0, 4, 7]
+    assert batch.longest == 4
+    # ids 6, 7 predict 7, 8; ids 9, 10 predict 10, 11; nothing predicts 9 from 8.
+    assert batch.predicting.tolist() == [1, 2, 4, 5]
+    assert batch.targets.tolist() == [7, 8, 10, 11]
+    assert batch.weights.tolist() == [1, 1, 0.5, 1]
 
 
 def test_the_trained_weight_is_what_the_batch_weighs():
@@ -54,14 +54,20 @@ def test_the_trained_weight_is_what_the_batch_weighs():
 def test_an_empty_pack_is_one_token_without_weight():
     batch = make_batch([])
     assert batch.input_ids.shape == (1, 1)
-    assert weighted_nll(torch.randn(1, 1, 32), batch) == 0
+    assert weighted_nll(torch.randn(1, 32), batch) == 0
+
+
+def test_a_pack_without_weight_predicts_one_token_of_weight_0():
+    batch = make_batch([conversation([5, 6, 7], [0, 0, 0])])
+    assert batch.weights.tolist() == [0]
+    assert weighted_nll(torch.randn(1, 32), batch) == 0
 
 
 def test_the_loss_is_the_weighted_sum_by_hand():
     batch = make_batch([TWO])
-    scores = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [5.0, 5.0]]])
+    scores = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
     scores = torch.nn.functional.pad(scores, (0, 30), value=-1e9)
-    batch.targets[:] = torch.tensor([1, 0, 0])
+    batch.targets[:] = torch.tensor([1, 0])
     by_hand = 0.5 * np.log1p(np.exp(-1.0)) + 1.0 * np.log1p(np.exp(-2.0))
     assert weighted_nll(scores, batch).item() == pytest.approx(by_hand, rel=1e-6)
 
@@ -73,7 +79,7 @@ def test_a_pack_gives_each_conversation_the_logits_and_gradients_it_has_alone(ma
     model = make()
     model.set_attn_implementation(attention)
     packed = logits(model, make_batch([ONE, TWO]))
-    alone = torch.cat([logits(model, make_batch([c])) for c in (ONE, TWO)], dim=1)
+    alone = torch.cat([logits(model, make_batch([c])) for c in (ONE, TWO)])
     assert torch.allclose(packed, alone, atol=1e-4)
 
     weighted_nll(packed, make_batch([ONE, TWO])).backward()
@@ -83,3 +89,46 @@ def test_a_pack_gives_each_conversation_the_logits_and_gradients_it_has_alone(ma
         weighted_nll(logits(model, make_batch([c])), make_batch([c])).backward()
     for one, parameter in zip(together, model.parameters(), strict=True):
         assert torch.allclose(one, parameter.grad, atol=1e-4)
+
+
+def test_the_logits_are_those_of_the_whole_model_at_the_predicting_positions():
+    torch.manual_seed(0)
+    model, batch = llama(), make_batch([TWO])
+    whole = model(input_ids=batch.input_ids).logits[0]
+    assert torch.allclose(logits(model, batch), whole[:2], atol=1e-5)
+    assert torch.allclose(logits(model, batch, vocabulary=20), whole[:2, :20], atol=1e-5)
+
+
+def test_flash_attention_is_told_the_borders():
+    given = {}
+
+    class Model(torch.nn.Module):
+        config = LlamaConfig(attn_implementation="eager")
+
+        def forward(self, input_ids, position_ids, use_cache, logits_to_keep, **arguments):
+            given.update(arguments)
+            return type("Output", (), {"logits": torch.zeros(1, len(logits_to_keep), 32)})
+
+    model = Model()
+    logits(model, make_batch([ONE, TWO]))
+    assert given == {}
+    model.config._attn_implementation = "flash_attention_2"
+    logits(model, make_batch([ONE, TWO]))
+    assert given["cu_seq_lens_q"].tolist() == given["cu_seq_lens_k"].tolist() == [0, 4, 7]
+    assert given["cu_seq_lens_q"].dtype == torch.int32
+    assert given["max_length_q"] == given["max_length_k"] == 4
+
+
+def test_dynamic_scaling_does_not_remember_the_longest_conversation():
+    """transformers 5.19 would go on with the frequencies of the longest input so far."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, max_position_embeddings=4, initializer_range=0.5,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    six, twelve = (conversation(range(1, n + 1), [0] + [1] * (n - 1)) for n in (6, 12))
+    before = logits(model, make_batch([six]))
+    logits(model, make_batch([twelve]))
+    assert torch.equal(logits(model, make_batch([six])), before)

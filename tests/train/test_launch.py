@@ -13,6 +13,7 @@ from ochat_ray.template import encode
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer, tokenizer_digest
 from ochat_ray.train.batch import make_batch, weighted_nll
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.forward import logits
 from ochat_ray.train.launch import train
 from ochat_ray.train.tokens import TokenTable
 
@@ -80,7 +81,7 @@ def held_out_loss(directory, data):
     with torch.no_grad():
         for index in range(len(table.lengths)):
             batch = make_batch([table.row(index)])
-            nll += weighted_nll(model(input_ids=batch.input_ids).logits, batch).item()
+            nll += weighted_nll(logits(model, batch), batch).item()
             weight += batch.weights.sum().item()
     return nll / weight
 
@@ -122,9 +123,11 @@ def test_metrics_have_one_line_a_step_and_both_evaluations(trained):
     run = RunDir.open(configuration.output)
     with run.fs.open_input_stream(run.path("metrics.jsonl")) as stream:
         lines = [json.loads(line) for line in stream.read().decode().splitlines()]
-    assert [m["step"] for m in lines] == [0, 1, 2, 3, 4, 5, 6, 6]
-    assert all("loss" in m for m in lines[1:-1])
-    assert {m["conversations"] for m in lines[1:-1]} == {8, 4}  # 20 are two steps and a half
+    steps = [m for m in lines if "loss" in m]
+    assert [m["step"] for m in steps] == [1, 2, 3, 4, 5, 6]
+    # 20 conversations are two steps of 8 and one of 4.
+    assert [m["conversations"] for m in steps] == [8, 8, 4, 8, 8, 4]
+    assert [m["step"] for m in lines if "eval_loss" in m] == [0, 3, 6]
 
 
 def test_a_complete_model_is_not_trained_again_nor_lost(trained):

@@ -1,0 +1,147 @@
+"""The checkpoints in a model directory: which are whole, which to go on from, which to keep.
+
+    <output>/checkpoints/step-00000050-1f3a/deepspeed/...   every worker's shards
+                                           /state.json      written last: the checkpoint is whole
+
+A name is never used twice, since Ray Train merges what is written under one name; the part after
+the step is the attempt's. What an attempt left behind without `state.json` does not count.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from ochat_ray.errors import UserError
+from ochat_ray.run_dir import RunDir
+
+FOLDER = "checkpoints"
+_STATE = "state.json"
+_RAYS_OWN = "checkpoint_manager_snapshot.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint.
+
+    `step` and `conversations` are done; `eval_loss` is None where none was measured at this step.
+    `identity` is what the result depends on; `files` are the shards' names and sizes in bytes.
+    """
+
+    name: str
+    step: int
+    conversations: int
+    world_size: int
+    zero_stage: int
+    dtype: str
+    eval_loss: float | None
+    eval_before: dict[str, float]
+    identity: dict[str, Any]
+    files: dict[str, int]
+
+    @property
+    def folder(self) -> str:
+        """Its name in the run directory."""
+        return f"{FOLDER}/{self.name}"
+
+    def needs_conversion(self, *, world_size: int, zero_stage: int) -> bool:
+        """Whether it opens only as a universal checkpoint."""
+        return (self.world_size, self.zero_stage) != (world_size, zero_stage)
+
+
+def directory_name(step: int, attempt: str) -> str:
+    """The name of a step's checkpoint in one attempt at the run."""
+    return f"step-{step:08d}-{attempt}"
+
+
+def shards(run: RunDir, name: str) -> dict[str, int]:
+    """Names and sizes in bytes of a checkpoint's files, state.json aside."""
+    root = run.path(f"{FOLDER}/{name}")
+    found = run.fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    files = {
+        posixpath.relpath(info.path, root): info.size
+        for info in found
+        if info.type == pafs.FileType.File
+    }
+    files.pop(_STATE, None)
+    return dict(sorted(files.items()))
+
+
+def complete(run: RunDir, checkpoint: Checkpoint) -> None:
+    """Declare a checkpoint whole, once all of its shards lie in the run directory."""
+    run.write_json(f"{checkpoint.folder}/{_STATE}", asdict(checkpoint))
+
+
+def whole(run: RunDir) -> list[Checkpoint]:
+    """The whole checkpoints, in the order of their steps."""
+    found = []
+    for name in _folders(run):
+        state = run.read_json(f"{FOLDER}/{name}/{_STATE}")
+        if state is not None and shards(run, name) == state["files"]:
+            found.append(Checkpoint(**state))
+    return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
+
+
+def latest(run: RunDir) -> Checkpoint | None:
+    """The whole checkpoint that went furthest; one that lost a file does not count."""
+    return max(whole(run), key=lambda checkpoint: checkpoint.step, default=None)
+
+
+def to_keep(checkpoints: list[Checkpoint], count: int) -> list[Checkpoint]:
+    """The last `count`, and the one with the lowest held-out loss."""
+    last = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)[-count:]
+    measured = [c for c in checkpoints if c.eval_loss is not None]
+    best = min(measured, key=lambda c: (c.eval_loss, c.step), default=None)
+    return last if best is None or best in last else [best, *last]
+
+
+def prune(run: RunDir, count: int) -> None:
+    """Remove what is not to be kept, and what no attempt finished; only while none is writing."""
+    kept = {checkpoint.name for checkpoint in to_keep(whole(run), count)}
+    for name in _folders(run):
+        if name not in kept:
+            # First what makes it whole: a removal that breaks off leaves nothing that looks so.
+            run.remove(f"{FOLDER}/{name}/{_STATE}")
+            run.remove(f"{FOLDER}/{name}")
+
+
+def forget_ray_train(run: RunDir) -> None:
+    """Remove Ray Train's own list of checkpoints, from which it would restore a run by itself."""
+    run.remove(f"{FOLDER}/{_RAYS_OWN}")
+
+
+def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], where: str) -> None:
+    """Hold a checkpoint against the run that is to go on from it.
+
+    Raises:
+        UserError: it is of another model, other data or other options; the line names the first.
+    """
+    there = checkpoint.identity
+    for key in [*_NAMED, *sorted(set(identity) | set(there))]:
+        if there.get(key) != identity.get(key):
+            what = _NAMED.get(
+                key, f"--{key.replace('_', '-')} {there.get(key)}, not {identity.get(key)}"
+            )
+            raise UserError(
+                f"the checkpoint at step {checkpoint.step} of {where} is of {what}; give the same "
+                "as then, choose another --output, or give it up with --overwrite"
+            )
+
+
+_NAMED = {
+    "model": "another base model",
+    "data_digest": "other data",
+    "step": "another size of a step (--sequences-per-step, --tokens-per-step)",
+}
+
+
+def _folders(run: RunDir) -> list[str]:
+    selector = pafs.FileSelector(run.path(FOLDER), allow_not_found=True)
+    return sorted(
+        info.base_name
+        for info in run.fs.get_file_info(selector)
+        if info.type == pafs.FileType.Directory and info.base_name.startswith("step-")
+    )

@@ -1,0 +1,188 @@
+"""What a model is made of, what training it costs in floating-point operations, and what a device
+could do.
+
+A forward and backward pass takes 6 operations a token for each parameter of a matrix
+multiplication, and for causal attention 12 x layers x attention width x n / 2 more, n being the
+length of the token's own conversation (Kaplan et al., 2020, arXiv:2001.08361, table 1; Chowdhery
+et al., 2022, arXiv:2204.02311, appendix B, which counts attention without the causal half). What
+gradient checkpointing computes again is not counted: this is the work of the model, so that its
+share of a device's peak is the "model FLOPs utilisation" of that appendix.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """The sizes of a causal language model.
+
+    `matmul_parameters` are those that every token is multiplied with: neither looked up (input
+    and position embeddings) nor norms and biases, but the output head, tied or not. `gated` says
+    that the feed-forward part has a gate (SwiGLU) beside its two matrices.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    gated: bool
+    vocabulary: int
+    parameters: int
+    matmul_parameters: int
+    tied: bool
+
+    @property
+    def attention_width(self) -> int:
+        """Heads times head size; equal to `hidden` in most models."""
+        return self.heads * self.head_size
+
+    @classmethod
+    def of(cls, config: Any) -> ModelShape:
+        """The shape of the model that a transformers configuration describes.
+
+        Parameters are counted in the model itself, built on torch's meta device: a fraction of a
+        second and no memory, whatever its size.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()
+        text = config.get_text_config()
+        head = model.get_output_embeddings().weight
+        tied = head is model.get_input_embeddings().weight
+        multiplied = {
+            id(weight): weight.numel()
+            for module in model.modules()
+            if not isinstance(module, torch.nn.Embedding)
+            for weight in module.parameters(recurse=False)
+            if weight.ndim > 1
+        }
+        heads = text.num_attention_heads
+        kv_heads = 1 if getattr(text, "multi_query", False) else heads
+        return cls(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or kv_heads,
+            head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            intermediate=getattr(text, "intermediate_size", None)
+            or getattr(text, "n_inner", None)
+            or 4 * text.hidden_size,
+            gated=any("gate" in name for name, _ in model.named_parameters()),
+            vocabulary=head.shape[0],
+            parameters=sum(p.numel() for p in model.parameters()),
+            matmul_parameters=sum(multiplied.values()),
+            tied=tied,
+        )
+
+
+def flops_per_token(shape: ModelShape, length: float) -> float:
+    """Forward and backward pass of one token, averaged over a conversation of `length` tokens."""
+    return 6.0 * shape.matmul_parameters + 6.0 * shape.layers * shape.attention_width * length
+
+
+def training_flops(shape: ModelShape, lengths: Sequence[int] | np.ndarray) -> float:
+    """Forward and backward pass of whole conversations that do not see each other."""
+    n = np.asarray(lengths, dtype=np.float64)
+    return 6.0 * (
+        shape.matmul_parameters * float(n.sum())
+        + shape.layers * shape.attention_width * float((n * n).sum())
+    )
+
+
+def attention_tokens(shape: ModelShape) -> int:
+    """The length of conversation at which attention costs as much as all else."""
+    return max(1, shape.matmul_parameters // (shape.layers * shape.attention_width))
+
+
+# Dense, with float32 accumulation, at boost clock; makers' figures "with sparsity" are halved.
+# The first name that is part of the device's wins. Sources: NVIDIA's data sheets of B200 (HGX),
+# H200, H100, A100, A10, L4, L40S and V100; whitepapers "NVIDIA Ampere GA102" (3090, A6000), "Ada"
+# (4090) and "RTX Blackwell" (5090), appendices; AWS's page of G5 instances for the A10G.
+_TERAFLOPS = (
+    ("B200", 2250.0),
+    ("H200", 989.4),
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.5),
+    ("H100", 989.4),
+    ("A100", 312.0),
+    ("A10G", 70.0),
+    ("A10", 125.0),
+    ("RTX A6000", 154.8),
+    ("L40S", 362.0),
+    ("L4", 121.0),
+    ("RTX 3090 Ti", 80.0),
+    ("RTX 3090", 71.0),
+    ("RTX 4090", 165.2),
+    ("RTX 5090", 209.5),
+)
+_TERAFLOPS_FLOAT16_ONLY = (("V100-PCIE", 112.0), ("V100", 125.0))
+_NOT_THESE = ("Laptop", "MIG", "4090 D", "5090 D", "GB200")
+
+
+def peak_flops(device_name: str, dtype: str | torch.dtype) -> float | None:
+    """A GPU's peak in operations a second, dense, in bfloat16 or float16; None when unknown.
+
+    `device_name` is as torch.cuda.get_device_name gives it.
+    """
+    kind = str(dtype).removeprefix("torch.")
+    if kind not in ("bfloat16", "float16") or any(name in device_name for name in _NOT_THESE):
+        return None
+    table = _TERAFLOPS + (_TERAFLOPS_FLOAT16_ONLY if kind == "float16" else ())
+    words = f"{device_name} ".replace("-", " ")
+    for name, teraflops in table:
+        if f"{name} ".replace("-", " ") in words:
+            return teraflops * 1e12
+    return None
+
+
+def measured_peak_flops(
+    device: str | torch.device, dtype: str | torch.dtype, seconds: float = 0.4
+) -> float:
+    """The best rate of a few square matrix multiplications, in operations a second.
+
+    For CPUs, with the threads that torch has at the time, and for GPUs that `peak_flops` does not
+    know. The matrices double until the next would not fit into the time.
+    """
+    import torch
+
+    kind: torch.dtype = getattr(torch, str(dtype).removeprefix("torch."))
+    device = torch.device(device)
+
+    def once(matrix: torch.Tensor) -> float:
+        started = time.perf_counter()
+        torch.matmul(matrix, matrix)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    ends = time.perf_counter() + seconds
+    best, size = 0.0, 128
+    while size <= 8192:
+        matrix = torch.ones(size, size, dtype=kind, device=device)
+        once(matrix)  # starts libraries, and threads
+        took = math.inf
+        for _ in range(3):
+            took = min(took, once(matrix))
+            if time.perf_counter() >= ends:
+                break
+        best = max(best, 2.0 * size**3 / took)
+        size *= 2
+        if time.perf_counter() + 4 * 8 * took > ends:
+            break
+    return best

@@ -1,0 +1,72 @@
+"""Following a run from outside: a line for every line that its first worker writes down."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ochat_ray.run_dir import RunDir
+from ochat_ray.train.metrics import read_metrics
+
+_RECENT_STEPS = 20
+
+
+@contextmanager
+def follow_metrics(run: RunDir) -> Iterator[None]:
+    """Print a line for every step that the workers write down, as long as the block lasts."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        printed = len(read_metrics(run))
+        while True:
+            last = ended.wait(1.0)
+            lines = read_metrics(run)
+            if len(lines) < printed:  # an attempt went back to its checkpoint
+                printed = len(lines)
+                print(f"{'train':>10}  workers were lost; going on", file=sys.stderr, flush=True)
+            for number, line in enumerate(lines[printed:], printed):
+                print(progress_line(line, lines[:number]), file=sys.stderr, flush=True)
+            printed = len(lines)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    started = time.monotonic()
+    thread.start()
+    print(f"{'train':>10}  starting workers", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        print(f"{'train':>10}  {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def progress_line(metrics: dict[str, Any], before: Sequence[dict[str, Any]] = ()) -> str:
+    """One line of metrics.jsonl for a person; `before` are the lines before it."""
+    head = f"{'train':>10}  step {metrics['step']} of {metrics['total_steps']}"
+    if "eval_loss" in metrics:
+        return (
+            f"{head} · held-out loss {metrics['eval_loss']:.4f} · end of turn chosen "
+            f"{100 * metrics['eval_end_of_turn']:.0f}% of the time"
+        )
+    recent = [m["seconds"] for m in before[-_RECENT_STEPS:] if "seconds" in m]
+    recent.append(metrics["seconds"])
+    left = (metrics["total_steps"] - metrics["step"]) * sum(recent) / len(recent)
+    rate = metrics["tokens"] / metrics["seconds"] / metrics["world_size"]
+    return (
+        f"{head} · loss {metrics['loss']:.4f} · lr {metrics['learning_rate']:.2e} · grad norm "
+        f"{metrics['grad_norm']:.2f} · {rate:,.0f} tokens/s a device · "
+        f"MFU {100 * metrics['mfu']:.0f}% · {_duration(left)} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{60 * minutes + seconds} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

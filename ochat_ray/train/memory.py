@@ -1,0 +1,159 @@
+"""What a training run needs of every device's memory, by part.
+
+It follows what DeepSpeed 0.19 allocates for this project's configuration: parameters in bfloat16
+or float32, gradients accumulated and reduced in float32, PyTorch's AdamW. Source: its files
+`runtime/zero/stage3.py`, `stage_1_and_2.py`, `runtime/bf16_optimizer.py`, and its memory estimates
+(Rajbhandari et al., 2020, arXiv:1910.02054). The activations of a layer are those that autograd
+was seen to keep for Llama and Qwen2 in transformers 5; GPT-NeoX keeps somewhat less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ochat_ray.train.flops import ModelShape
+
+LIVE_PARAMETERS = 1_000_000_000
+"""DeepSpeed's default of stage3_max_live_parameters, and of sub_group_size."""
+
+REDUCE_BUCKET = 500_000_000
+"""DeepSpeed's default of reduce_bucket_size, in elements; allocated whole for any model."""
+
+USABLE = 0.92
+"""Share of a device's memory that a plan may take: CUDA, NCCL and fragmentation need the rest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPlan:
+    """Bytes on one device; `host` is what offloading moves to the memory of its host, a device.
+
+    `weights`, `gradients` and `optimizer` are there all the time. `communication` (parameters
+    that ZeRO-3 has gathered, buckets of gradients), `activations` and `logits` are those of a
+    forward and backward pass, `update` those of the optimizer's step after it.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    communication: int
+    activations: int
+    logits: int
+    update: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        """The peak on the device."""
+        passing = self.communication + self.activations + self.logits
+        return self.weights + self.gradients + self.optimizer + max(passing, self.update)
+
+
+def fits(plan: MemoryPlan, device_bytes: int) -> bool:
+    """Whether the plan leaves a device the room that it needs for itself."""
+    return plan.total <= USABLE * device_bytes
+
+
+def estimate(
+    shape: ModelShape,
+    *,
+    world_size: int,
+    zero_stage: int,
+    bf16: bool,
+    max_tokens: int,
+    gradient_checkpointing: bool,
+    offload_optimizer: bool = False,
+    offload_parameters: bool = False,
+    attention: Literal["flash_attention_2", "sdpa", "eager"] = "sdpa",
+    supervised_tokens: int | None = None,
+    reduce_bucket: int = REDUCE_BUCKET,
+) -> MemoryPlan:
+    """The memory of one of `world_size` devices.
+
+    `max_tokens` are those of a pack; `supervised_tokens` those of them for which logits are
+    computed, all of them when None; `reduce_bucket` is DeepSpeed's reduce_bucket_size in elements.
+    """
+    parameters = shape.parameters
+    share = -(-parameters // world_size)
+    width = 2 if bf16 else 4
+    whole_bucket = 4 * reduce_bucket  # communication_data_type is fp32
+    if zero_stage == 3:
+        weights, gradients = width * share, 4 * share
+        # In float32 the optimizer works on the parameters themselves, where they are on its device.
+        master = bf16 or offload_optimizer != offload_parameters
+        communication = width * min(parameters, LIVE_PARAMETERS) + whole_bucket
+        # A sub-group at a time: a copy of its gradient, and AdamW's square root.
+        update = 8 * min(share, LIVE_PARAMETERS)
+    elif zero_stage == 2:
+        weights, gradients, master = width * parameters, 4 * share, True
+        communication = 2 * whole_bucket  # two that take turns
+        update = 8 * share
+    else:
+        # In bfloat16 the passes leave gradients of their own beside the float32 ones.
+        weights, gradients, master = width * parameters, (6 if bf16 else 4) * parameters, True
+        communication = min(whole_bucket, 4 * parameters) if bf16 else 2 * whole_bucket
+        update = (4 if bf16 else 8) * share
+    optimizer = (12 if master else 8) * share
+
+    host = 0
+    if offload_optimizer:
+        host += optimizer + 4 * share
+        optimizer = update = 0
+        if zero_stage > 1:
+            host += gradients
+            gradients = 0
+    if offload_parameters:
+        host += weights
+        weights = 0
+
+    logits_of = max_tokens if supervised_tokens is None else supervised_tokens
+    return MemoryPlan(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        communication=communication,
+        activations=max_tokens
+        * _activations_per_token(shape, width, max_tokens, attention, gradient_checkpointing),
+        # The float32 log-probabilities, and two gradients of their size in the backward pass;
+        # in the forward pass no more than that.
+        logits=12 * shape.vocabulary * logits_of,
+        update=update,
+        host=host,
+    )
+
+
+def layer_activations(shape: ModelShape, width: int, tokens: int, attention: str) -> int:
+    """Bytes a token that autograd keeps of one layer, in packs of `tokens`.
+
+    `width` is that of the dtype in bytes. Two norms compute in float32 (8 bytes an element of the
+    hidden state between them); then there are their outputs, queries, keys, values, and what
+    attention and the feed-forward part multiply.
+    """
+    feed_forward = (4 if shape.gated else 2) * shape.intermediate
+    keys_and_values = 2 * shape.kv_heads * shape.head_size
+    return (
+        8 * shape.hidden
+        + width * (6 * shape.hidden + keys_and_values + feed_forward)
+        + _scores(shape, width, tokens, attention)
+    )
+
+
+def _activations_per_token(
+    shape: ModelShape, width: int, tokens: int, attention: str, gradient_checkpointing: bool
+) -> int:
+    layer = layer_activations(shape, width, tokens, attention)
+    # Gradients on their way through the feed-forward part, or through attention's scores.
+    on_the_way = max(
+        width * (3 if shape.gated else 2) * shape.intermediate,
+        _scores(shape, width, tokens, attention),
+    )
+    if gradient_checkpointing:  # the input of each layer, and one layer computed again
+        return shape.layers * width * shape.hidden + layer + on_the_way
+    return shape.layers * layer + on_the_way
+
+
+def _scores(shape: ModelShape, width: int, tokens: int, attention: str) -> int:
+    """Bytes a token that grow with the pack: attention's probabilities, or its mask."""
+    if attention == "eager":  # softmax in float32, and its copy in a narrower dtype
+        return shape.heads * tokens * (4 + (width if width < 4 else 0))
+    return width * tokens if attention == "sdpa" else 0

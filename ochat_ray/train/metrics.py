@@ -1,0 +1,208 @@
+"""Where a run's metrics go: metrics.jsonl and TensorBoard always, W&B and MLflow when asked.
+
+A line is a flat dictionary with its "step": one for every optimizer step, and one with "eval_loss"
+for every evaluation. A resumed run keeps the lines up to its checkpoint and drops the later ones,
+which it writes again; so no step is counted twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from pyarrow import fs as pafs
+
+from ochat_ray.run_dir import RunDir
+from ochat_ray.train.trackers import check_trackers, trackers
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+REWRITE_SECONDS = 10.0
+"""How often metrics.jsonl is written behind a URI, where a file cannot grow."""
+
+Line = dict[str, Any]
+
+
+def read_metrics(run: RunDir) -> list[Line]:
+    """The whole lines of metrics.jsonl; one that is just being written is not there yet."""
+    return [json.loads(line) for line in _whole_lines(run)]
+
+
+class Metrics:
+    """Writes a run's metrics; a context manager. Without a `run`, on all workers but one, nothing.
+
+    Args:
+        run: the output directory.
+        resume_step: the checkpoint's step, of which and before which lines are kept; None starts
+            anew.
+        constants: is added to every line of metrics.jsonl.
+        wandb: project at Weights & Biases.
+        mlflow: experiment of MLflow.
+        config: the run's options, for W&B and MLflow.
+
+    Raises:
+        UserError: a tracker's package is not installed.
+    """
+
+    def __init__(
+        self,
+        run: RunDir | None,
+        *,
+        resume_step: int | None = None,
+        constants: Mapping[str, Any] | None = None,
+        wandb: str | None = None,
+        mlflow: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._constants = dict(constants or {})
+        self._sinks: list[_Sink] = []
+        self._written: set[tuple[int, bool]] = set()
+        self._file: _JsonLines | None = None
+        if run is None:
+            return
+        check_trackers(wandb=wandb, mlflow=mlflow)
+        kept = [] if resume_step is None else _lines_up_to(run, resume_step)
+        self._written = {_key(json.loads(line)) for line in kept}
+        self._file = _JsonLines(run, kept)
+        self._sinks = [
+            _TensorBoard(run, resume_step),
+            *trackers(
+                run,
+                wandb=wandb,
+                mlflow=mlflow,
+                config=config or {},
+                resumed=resume_step is not None,
+            ),
+        ]
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write one line everywhere; what is there already is not written again."""
+        if self._file is None or _key(line) in self._written:
+            return
+        self._written.add(_key(line))
+        self._file.write({**line, **self._constants})
+        values = _scalars(line)
+        for sink in self._sinks:
+            sink.write(int(line["step"]), values)
+
+    def flush(self) -> None:
+        """Make the lines so far outlast this process; call it before a checkpoint counts."""
+        if self._file is not None:
+            self._file.flush()
+            for sink in self._sinks:
+                sink.flush()
+
+    def close(self, *, failed: bool = False) -> None:
+        """Flush, publish TensorBoard's files and take leave of the trackers."""
+        self.flush()
+        sinks, self._sinks, self._file = self._sinks, [], None
+        for sink in sinks:
+            sink.close(failed)
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(failed=kind is not None)
+
+
+class _Sink(Protocol):
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+    def flush(self) -> None: ...
+    def close(self, failed: bool) -> None: ...
+
+
+class _JsonLines:
+    """metrics.jsonl: a local file grows by whole lines, another is rewritten now and then."""
+
+    def __init__(self, run: RunDir, kept: list[str]) -> None:
+        self._run = run
+        self._lines = kept
+        self._appends = isinstance(run.fs, pafs.LocalFileSystem)
+        self._rewrite()
+
+    def write(self, line: Line) -> None:
+        text = json.dumps(line)
+        if self._appends:
+            # Opened for each line: on a shared file system closing is what others see.
+            with open(self._run.path(METRICS), "ab", buffering=0) as file:
+                file.write(f"{text}\n".encode())
+            return
+        self._lines.append(text)
+        if time.monotonic() - self._written >= REWRITE_SECONDS:
+            self._rewrite()
+
+    def flush(self) -> None:
+        if not self._appends:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        self._run.write_text(METRICS, "".join(f"{line}\n" for line in self._lines))
+        self._written = time.monotonic()
+
+
+class _TensorBoard:
+    """Event files in the output directory; behind a URI they arrive there at the end."""
+
+    def __init__(self, run: RunDir, resume_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        if resume_step is None:
+            run.remove(TENSORBOARD)
+        self._run = run
+        self._local = isinstance(run.fs, pafs.LocalFileSystem)
+        self._directory = run.path(TENSORBOARD) if self._local else tempfile.mkdtemp()
+        purge_step = None if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(self._directory, purge_step=purge_step, flush_secs=10)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self, failed: bool) -> None:  # noqa: ARG002
+        self._writer.close()
+        if self._local:
+            return
+        for path in sorted(Path(self._directory).iterdir()):
+            with path.open("rb") as source, self._run.writing(f"{TENSORBOARD}/{path.name}") as to:
+                shutil.copyfileobj(source, to)
+        shutil.rmtree(self._directory)
+
+
+def _whole_lines(run: RunDir) -> list[str]:
+    if not run.exists(METRICS):
+        return []
+    with run.fs.open_input_stream(run.path(METRICS), compression=None) as stream:
+        return stream.read().decode(errors="replace").split("\n")[:-1]
+
+
+def _lines_up_to(run: RunDir, step: int) -> list[str]:
+    return [line for line in _whole_lines(run) if json.loads(line)["step"] <= step]
+
+
+def _key(line: Mapping[str, Any]) -> tuple[int, bool]:
+    return int(line["step"]), "eval_loss" in line
+
+
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The line's finite numbers, as "train/loss" and "eval/loss"."""
+    return {
+        f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}": float(value)
+        for name, value in line.items()
+        if name != "step" and isinstance(value, int | float) and math.isfinite(value)
+    }

@@ -1,0 +1,123 @@
+"""What is found out before anything starts: do data, model, options and output fit?"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from ochat_ray.errors import UserError
+from ochat_ray.recipes import recipe
+from ochat_ray.run_dir import RunDir, Split, read_manifest
+from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
+from ochat_ray.train import checkpoint as checkpoints
+from ochat_ray.train.base_model import check_weights, extend_context, fingerprint, load_config
+from ochat_ray.train.checkpoint import Checkpoint
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.metrics import METRICS
+from ochat_ray.train.tokens import TokenTable
+
+MODEL_MANIFEST = "ochat.json"
+FAILURE = ".failed"
+"""Why training must not start again; Ray Train would try `max_failures` times more."""
+
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".jsonl", ".png")
+
+
+def check_inputs(config: TrainConfig) -> dict[str, Any]:
+    """The manifest of the data, once data, model and recipe are known to fit each other.
+
+    Raises:
+        UserError: they do not.
+    """
+    manifest = read_manifest(config.data)
+    chosen = recipe(config.recipe)
+    if manifest["model_type"] != chosen.model_type:
+        raise UserError(
+            f"{config.data} was prepared with the template {manifest['model_type']}, but recipe "
+            f"{config.recipe} needs {chosen.model_type}; prepare it again with --recipe "
+            f"{config.recipe}"
+        )
+    splits: tuple[Split, ...] = ("train", "eval")
+    for split in splits:
+        if manifest["tokens"][split]["rows"] == 0:
+            raise UserError(
+                f"the {split} split of {config.data} is empty; prepare more conversations, or "
+                "another --eval-ratio"
+            )
+    check_weights(config.model, allow_pickle=config.allow_pickle)
+    tokenizer = load_tokenizer(config.model)
+    if tokenizer_digest(tokenizer) != manifest["tokenizer"]:
+        raise UserError(
+            f"{config.data} was tokenised with another tokenizer ({manifest['tokenizer_path']}) "
+            f"than {config.model} has; prepare it again with --tokenizer {config.model}"
+        )
+    extend_context(
+        load_config(config.model),
+        context_of(config, manifest),
+        extrapolate=chosen.extends_context,
+        rope_scaling=config.rope_scaling,
+    )
+    for split in splits:
+        longest = int(TokenTable(config.data, split, config.max_length).lengths.max())
+        if longest > config.max_tokens:
+            raise UserError(
+                f"a conversation of the {split} split has {longest:,} tokens but a pack holds "
+                f"{config.max_tokens:,}; give --max-tokens {longest} or a smaller --max-length"
+            )
+    return manifest
+
+
+def context_of(config: TrainConfig, manifest: dict[str, Any]) -> int:
+    """Tokens of the longest conversation that there may be."""
+    return min(int(manifest["context_length"]), config.max_length or sys.maxsize)
+
+
+def with_step_size(config: TrainConfig, resumed: Checkpoint | None) -> TrainConfig:
+    """The size of a step, once "one pack a worker" is a number that other workers can keep."""
+    if config.tokens_per_step is not None or config.sequences_per_step is not None:
+        return config
+    packs = config.num_workers
+    if resumed is not None:
+        packs = resumed.identity["step"].get("packs_per_step", packs)
+    return replace(config, tokens_per_step=packs * config.max_tokens)
+
+
+def identity_of(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the result depends on, in the form in which ochat.json gives it back."""
+    identity = config.identity()
+    del identity["data"]
+    return identity | {
+        "model": fingerprint(config.model),
+        "data_digest": manifest["digest"],
+    }
+
+
+def make_way(
+    config: TrainConfig, run: RunDir, resumed: Checkpoint | None, identity: dict[str, Any]
+) -> None:
+    """Clear the output directory of all that this run will not go on from.
+
+    Raises:
+        UserError: that would lose checkpoints that nobody gave up.
+    """
+    if config.resume and resumed is None:
+        print(f"{run.root} has no checkpoint yet; starting at the first step", file=sys.stderr)
+    if resumed is not None:
+        if config.resume:
+            checkpoints.check_same_run(resumed, identity, config.output)
+        elif not config.overwrite:
+            raise UserError(
+                f"{config.output} holds an unfinished run, with a checkpoint at step "
+                f"{resumed.step}; go on with --resume, or give it up with --overwrite"
+            )
+    run.remove(FAILURE)
+    run.remove(MODEL_MANIFEST)
+    keep = METRICS if config.resume and resumed is not None else None
+    for suffix in _MODEL_FILES:
+        for name in run.files("", suffix):
+            if name != keep:
+                run.remove(name)
+    if keep is None:
+        run.remove(checkpoints.FOLDER)
+    checkpoints.forget_ray_train(run)

@@ -1,0 +1,113 @@
+"""Every optimizer step of a run: which conversations, with which learning rate, and what follows.
+
+A step's conversations do not depend on the number of workers, so a run can be resumed on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ochat_ray.train import packing, schedule
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.packing import Pack
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One optimizer step, counted from 1; `packs[rank]` are a worker's. `rate` is a share of 1.
+
+    `evaluates` and `saves` say what follows it.
+    """
+
+    number: int
+    epoch: int
+    packs: list[list[Pack]]
+    rate: float
+    evaluates: bool
+    saves: bool
+
+    @property
+    def conversations(self) -> list[int]:
+        """Indices of the step's conversations, over all workers."""
+        return [index for packs in self.packs for pack in packs for index in pack]
+
+
+class Steps:
+    """All steps of a run over conversations of these lengths (tokens).
+
+    `attention_tokens` is the length at which attention costs as much as everything else;
+    `own_pack_from` the length from which a conversation must not share its pack.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        lengths: np.ndarray,
+        *,
+        attention_tokens: float | None = None,
+        own_pack_from: int | None = None,
+    ) -> None:
+        self._config = config
+        if own_pack_from is not None:
+            lengths = np.where(
+                lengths >= own_pack_from, np.maximum(lengths, config.max_tokens), lengths
+            )
+        self._lengths = lengths
+        self._costs = {} if attention_tokens is None else {"attention_tokens": attention_tokens}
+        self._per_epoch: list[int] = []
+        for epoch in range(config.epochs):
+            left = None if config.max_steps is None else config.max_steps - sum(self._per_epoch)
+            if left == 0:
+                break
+            count = packing.count_steps(self._lengths, **self._arguments(epoch, 1))
+            self._per_epoch.append(count if left is None else min(count, left))
+
+    @property
+    def per_epoch(self) -> list[int]:
+        """Steps of each epoch; the last is shorter where `max_steps` ends it."""
+        return self._per_epoch
+
+    def __len__(self) -> int:
+        return sum(self._per_epoch)
+
+    def after(self, done: int, world_size: int) -> Iterator[Step]:
+        """The steps that follow `done` steps, dealt out to `world_size` workers."""
+        config, total = self._config, len(self)
+        first = 1
+        for epoch, count in enumerate(self._per_epoch):
+            if done < first + count - 1:
+                skipped = max(0, done - first + 1)
+                plans = packing.steps(self._lengths, **self._arguments(epoch, world_size))
+                for position, packs in enumerate(islice(plans, skipped, count), skipped):
+                    number = first + position
+                    ends = position == count - 1
+                    every = config.eval_every
+                    yield Step(
+                        number=number,
+                        epoch=epoch,
+                        packs=packs,
+                        rate=schedule.rate(
+                            number,
+                            total_steps=total,
+                            warmup_ratio=config.warmup_ratio,
+                            from_zero=config.loss == "openchat-2023",
+                        ),
+                        evaluates=ends or (every is not None and number % every == 0),
+                        saves=ends or number % config.checkpoint_every == 0,
+                    )
+            first += count
+
+    def _arguments(self, epoch: int, world_size: int) -> dict[str, Any]:
+        return {
+            "world_size": world_size,
+            "max_tokens": self._config.max_tokens,
+            "seed": self._config.seed,
+            "epoch": epoch,
+            **self._config.step_size,
+            **self._costs,
+        }

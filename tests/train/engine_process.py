@@ -1,0 +1,107 @@
+"""One of the processes of tests/train/test_engine.py: `engine_process.py RANK WORLD_SIZE FOLDER`.
+
+DeepSpeed, gloo and a model's partitioning are one to a process, so the tests start their own.
+Does what FOLDER/task.json says, and writes what came out to FOLDER/result.pt on the first rank.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+task = json.loads((folder / "task.json").read_text())
+os.environ |= {
+    "DS_ACCELERATOR": "cpu",
+    "RANK": str(rank),
+    "LOCAL_RANK": str(rank),
+    "WORLD_SIZE": str(world_size),
+    "LOCAL_SIZE": str(world_size),
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": str(task["port"]),
+}
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import distributed  # noqa: E402
+
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+
+from ochat_ray.train.batch import make_batch, trained_weight  # noqa: E402
+from ochat_ray.train.config import TrainConfig  # noqa: E402
+from ochat_ray.train.engine import Engine, make_universal  # noqa: E402
+from ochat_ray.train.loss import pack_scales  # noqa: E402
+from ochat_ray.train.packing import plan  # noqa: E402
+
+conversations = [
+    (np.array(ids, np.int32), np.array(weights, np.float32))
+    for ids, weights in task["conversations"]
+]
+lengths = [len(ids) for ids, _ in conversations]
+
+
+def parameters(engine):
+    whole = {}
+    for name, parameter in engine.model.named_parameters():
+        with engine.whole(parameter):
+            whole[name] = parameter.detach().float().clone()
+    return whole
+
+
+def packs_of(case):
+    if "packs" in case:
+        return case["packs"]
+    (step,) = plan(
+        lengths,
+        world_size=world_size,
+        max_tokens=case["max_tokens"],
+        sequences_per_step=len(lengths),
+        seed=0,
+        epoch=0,
+    )
+    return step
+
+
+def step(engine, packs, kind):
+    weights = [
+        [sum(trained_weight(conversations[i][1]) for i in pack) for pack in own] for own in packs
+    ]
+    return engine.step(
+        [make_batch([conversations[i] for i in pack]) for pack in packs[rank]],
+        pack_scales(weights, kind)[rank],
+        rate=1.0,
+    )
+
+
+results = []
+for case in task["cases"]:
+    config = TrainConfig(**task["config"] | case.get("config", {}))
+    convert = "universal" in case
+    engine = Engine(config, task["model"], vocabulary=case.get("vocabulary"), universal=convert)
+    if convert:
+        target = Path(case["universal"])
+        if rank == 0 and not target.exists():
+            make_universal(Path(case["load"]), target)
+        distributed.barrier()
+        engine.load(target)
+    elif "load" in case:
+        engine.load(Path(case["load"]))
+    packs = packs_of(case)
+    outcome = {"losses": [], "grad_norms": [], "before": parameters(engine)}
+    own = [make_batch([conversations[i] for i in pack]) for pack in packs[rank]]
+    evaluation = engine.evaluate(own, task["end_of_turn"])
+    outcome["eval_loss"] = evaluation.loss
+    for number in range(1, case.get("steps", 1) + 1):
+        result = step(engine, packs, config.loss)
+        outcome["losses"].append(result.loss)
+        outcome["grad_norms"].append(result.grad_norm)
+        if number == case.get("save_after"):
+            engine.save(Path(case["save"]))
+    outcome["after"] = parameters(engine)
+    results.append(outcome)
+
+if rank == 0:
+    torch.save(results, folder / "result.pt")
+distributed.barrier()
+distributed.destroy_process_group()

@@ -1,0 +1,198 @@
+"""Real DeepSpeed in processes of its own: gradients against plain PyTorch, and checkpoints."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ochat_ray.train.loss import pack_scales
+
+pytestmark = pytest.mark.timeout(600)
+
+PROCESS = Path(__file__).with_name("engine_process.py")
+# With an eps far above any gradient, AdamW's first step is rate / eps x gradient: with both equal
+# the parameters' change is the gradient itself.
+GRADIENT = {"learning_rate": 1e4, "eps": 1e4, "max_grad_norm": 1e9}
+ADAM = {"learning_rate": 1e-2, "eps": 1e-8}
+END = 299
+
+
+def random_conversations():
+    """Seven of 3 to 20 tokens; weights 0, 1 and in between; one has none at all."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number, length in enumerate([3, 20, 7, 11, 5, 13, 4]):
+        weights = rng.choice([0.0, 0.1, 1.0], length)
+        weights[0] = 0.0
+        weights[-1] = 1.0
+        if number == 3:
+            weights[:] = 0.0
+        made.append((rng.integers(1, 290, length).tolist(), weights.tolist()))
+    return made
+
+
+CONVERSATIONS = random_conversations()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, model_directory):
+    """Run cases in a number of processes; what each of them gave."""
+
+    def start(world_size, cases, **config):
+        folder = tmp_path_factory.mktemp("engine")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        task = {
+            "port": port,
+            "model": str(model_directory),
+            "config": {"dtype": "float32", "gradient_checkpointing": False} | config,
+            "conversations": CONVERSATIONS,
+            "end_of_turn": END,
+            "cases": cases,
+        }
+        (folder / "task.json").write_text(json.dumps(task))
+        running = [
+            subprocess.Popen(
+                [sys.executable, PROCESS, str(rank), str(world_size), folder],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        outputs = [process.communicate()[0] for process in running]
+        assert all(process.returncode == 0 for process in running), "\n".join(outputs)[-6000:]
+        return torch.load(folder / "result.pt", weights_only=True)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def reference(model_directory):
+    """Loss, gradient and its norm of all conversations, one at a time, by PyTorch alone."""
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    nll, weight = torch.zeros(()), 0.0
+    for ids, weights in CONVERSATIONS:
+        log_probabilities = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        taken = log_probabilities.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        nll = nll - (taken * torch.tensor(weights[1:])).sum()
+        weight += sum(weights[1:])
+    loss = nll / weight
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
+    return loss.item(), gradients, norm
+
+
+def gradient(outcome):
+    return {name: outcome["before"][name] - outcome["after"][name] for name in outcome["before"]}
+
+
+PACKINGS = [{"max_tokens": 20}, {"max_tokens": 31}, {"max_tokens": 100}]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_loss_and_gradient_are_those_of_plain_pytorch_for_every_packing(
+    start, reference, world_size
+):
+    loss, gradients, norm = reference
+    for outcome in start(world_size, PACKINGS, **GRADIENT):
+        assert outcome["losses"] == [pytest.approx(loss, rel=1e-5)]
+        assert outcome["eval_loss"] == pytest.approx(loss, rel=1e-5)
+        assert outcome["grad_norms"] == [pytest.approx(norm, rel=1e-4)]
+        for name, computed in gradient(outcome).items():
+            assert torch.allclose(computed, gradients[name], atol=2e-4 * norm), name
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_the_other_zero_stages_give_the_same_gradient(start, reference, zero_stage):
+    loss, gradients, norm = reference
+    (outcome,) = start(2, PACKINGS[:1], zero_stage=zero_stage, **GRADIENT)
+    assert outcome["losses"] == [pytest.approx(loss, rel=1e-5)]
+    for name, computed in gradient(outcome).items():
+        assert torch.allclose(computed, gradients[name], atol=2e-4 * norm), name
+
+
+def test_packs_without_weight_or_conversation_add_nothing_and_hang_nobody(start, reference):
+    loss, _, _ = reference
+    rest = [0, 1, 2, 4, 5, 6]
+    # The second worker has the conversation without weight, then nothing.
+    (outcome,) = start(2, [{"packs": [[rest[:3], rest[3:]], [[3], []]]}], **GRADIENT)
+    assert outcome["losses"] == [pytest.approx(loss, rel=1e-5)]
+    (nothing,) = start(2, [{"packs": [[[3]], [[]]]}], **GRADIENT)
+    assert nothing["losses"] == [0.0]
+    assert nothing["grad_norms"] == [0.0]
+    assert all(not change.any() for change in gradient(nothing).values())
+
+
+def test_the_loss_of_2023_is_the_mean_of_the_packs_means(start, model_directory):
+    packs = [[[0, 1]], [[2, 4, 5, 6]]]
+    (outcome,) = start(2, [{"packs": packs}], loss="openchat-2023", **GRADIENT)
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    means = []
+    for (pack,) in packs:
+        nll = weight = 0.0
+        for ids, weights in (CONVERSATIONS[i] for i in pack):
+            with torch.no_grad():
+                scores = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            taken = scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            nll -= (taken * torch.tensor(weights[1:])).sum().item()
+            weight += sum(weights[1:])
+        means.append(nll / weight)
+    assert outcome["losses"] == [pytest.approx(sum(means) / 2, rel=1e-5)]
+
+
+def test_ids_beyond_the_vocabulary_are_left_out_of_the_loss(start, model_directory):
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    nll = weight = 0.0
+    for ids, weights in CONVERSATIONS:
+        with torch.no_grad():
+            scores = model(torch.tensor([ids])).logits[0, :-1, :290].log_softmax(-1)
+        taken = scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        nll -= (taken * torch.tensor(weights[1:])).sum().item()
+        weight += sum(weights[1:])
+    (outcome,) = start(1, [{"max_tokens": 100, "vocabulary": 290}], **GRADIENT)
+    assert outcome["losses"] == [pytest.approx(nll / weight, rel=1e-5)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_restored_run_is_the_same_bit_for_bit(start, tmp_path, dtype):
+    whole = {"max_tokens": 31, "steps": 5, "save_after": 2, "save": str(tmp_path / "c")}
+    (undisturbed,) = start(2, [whole], dtype=dtype, **ADAM)
+    resumed = {"max_tokens": 31, "steps": 3, "load": str(tmp_path / "c")}
+    (restored,) = start(2, [resumed], dtype=dtype, **ADAM)
+    assert restored["losses"] == undisturbed["losses"][2:]
+    assert restored["grad_norms"] == undisturbed["grad_norms"][2:]
+    for name, tensor in undisturbed["after"].items():
+        assert torch.equal(restored["after"][name], tensor), name
+
+
+@pytest.mark.parametrize("zero_stage", [3, 2])
+def test_a_run_goes_on_with_another_number_of_workers(start, tmp_path, zero_stage):
+    config = ADAM | {"zero_stage": zero_stage, "embedding_learning_rate": 3e-2}
+    whole = {"max_tokens": 31, "steps": 5, "save_after": 2, "save": str(tmp_path / "c")}
+    (undisturbed,) = start(2, [whole], **config)
+    for world_size in (1, 3):
+        resumed = {
+            "max_tokens": 31,
+            "steps": 3,
+            "load": str(tmp_path / "c"),
+            "universal": str(tmp_path / f"universal-{world_size}"),
+        }
+        (restored,) = start(world_size, [resumed], **config)
+        assert restored["losses"] == pytest.approx(undisturbed["losses"][2:], rel=1e-4)
+
+
+def test_scales_by_hand():
+    weights = [[2.0, 1.0], [0.0, 1.0]]
+    assert pack_scales(weights) == [[0.25, 0.25], [0.25, 0.25]]
+    assert pack_scales(weights, "openchat-2023") == [[1 / 6, 1 / 3], [0.0, 1 / 3]]
+    assert pack_scales([[0.0], [0.0]]) == [[0.0], [0.0]]
+    assert pack_scales([[0.0], [0.0]], "openchat-2023") == [[0.0], [0.0]]

@@ -1,0 +1,135 @@
+"""metrics.jsonl and TensorBoard, on a disk and behind a URI, in one go and resumed."""
+
+import pytest
+from pyarrow import fs as pafs
+
+from ochat_ray.run_dir import RunDir
+from ochat_ray.train import metrics as module
+from ochat_ray.train.metrics import METRICS, Metrics, read_metrics
+
+
+def local(path):
+    return RunDir.open(str(path))
+
+
+def remote(path):
+    """A file system that is not the local one, as far as anybody can see."""
+    return RunDir(pafs.SubTreeFileSystem(str(path), pafs.LocalFileSystem()), "run")
+
+
+def step(number, loss=1.0):
+    return {"step": number, "loss": loss, "grad_norm": 0.5}
+
+
+def evaluation(number, loss=2.0):
+    return {"step": number, "eval_loss": loss, "eval_end_of_turn": 0.25}
+
+
+def curves(directory):
+    """TensorBoard's own reading: {tag: [(step, value)]}."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory))
+    events.Reload()
+    return {
+        tag: [(e.step, pytest.approx(e.value)) for e in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+@pytest.mark.parametrize("open_run", [local, remote])
+def test_every_line_is_in_the_file_and_in_tensorboard(open_run, tmp_path):
+    run = open_run(tmp_path)
+    with Metrics(run, constants={"total_steps": 2}) as metrics:
+        metrics.write(evaluation(0))
+        metrics.write(step(1))
+        metrics.write(step(2, loss=0.5))
+    assert read_metrics(run) == [
+        {**line, "total_steps": 2} for line in (evaluation(0), step(1), step(2, loss=0.5))
+    ]
+    folder = tmp_path / "tensorboard" if open_run is local else tmp_path / "run/tensorboard"
+    assert curves(folder) == {
+        "train/loss": [(1, 1.0), (2, 0.5)],
+        "train/grad_norm": [(1, 0.5), (2, 0.5)],
+        "eval/loss": [(0, 2.0)],
+        "eval/end_of_turn": [(0, 0.25)],
+    }
+
+
+@pytest.mark.parametrize("open_run", [local, remote])
+def test_a_resumed_run_counts_nothing_twice(open_run, tmp_path):
+    run = open_run(tmp_path)
+    with Metrics(run) as metrics:
+        for line in (evaluation(0), step(1), step(2), evaluation(2), step(3, 9.0), step(4, 9.0)):
+            metrics.write(line)
+    with Metrics(run, resume_step=2) as metrics:
+        assert read_metrics(run) == [evaluation(0), step(1), step(2), evaluation(2)]
+        metrics.write(evaluation(2))  # made again, since a run cannot know
+        metrics.write(step(3))
+        metrics.write(step(4))
+    assert read_metrics(run) == [
+        evaluation(0), step(1), step(2), evaluation(2), step(3), step(4)
+    ]  # fmt: skip
+    folder = tmp_path / "tensorboard" if open_run is local else tmp_path / "run/tensorboard"
+    assert curves(folder)["train/loss"] == [(n, 1.0) for n in (1, 2, 3, 4)]
+    assert curves(folder)["eval/loss"] == [(0, 2.0), (2, 2.0)]
+
+
+def test_a_new_run_begins_with_nothing(tmp_path):
+    with Metrics(local(tmp_path)) as metrics:
+        metrics.write(step(1, loss=9.0))
+    with Metrics(local(tmp_path)) as metrics:
+        metrics.write(step(1))
+    assert read_metrics(local(tmp_path)) == [step(1)]
+    assert curves(tmp_path / "tensorboard")["train/loss"] == [(1, 1.0)]
+
+
+def test_half_a_line_is_no_line(tmp_path):
+    run = local(tmp_path)
+    with Metrics(run) as metrics:
+        metrics.write(step(1))
+        assert read_metrics(run) == [step(1)]  # at once
+    with open(tmp_path / METRICS, "a") as file:
+        file.write('{"step": 2, "loss": 1.0}')  # killed before the line's end
+    assert read_metrics(run) == [step(1)]
+    with Metrics(run, resume_step=5) as metrics:
+        metrics.write(step(2))
+    assert read_metrics(run) == [step(1), step(2)]
+
+
+def test_behind_a_uri_the_file_is_rewritten_now_and_then_and_when_flushed(tmp_path, monkeypatch):
+    run = remote(tmp_path)
+    with Metrics(run) as metrics:
+        metrics.write(step(1))
+        assert read_metrics(run) == []
+        metrics.flush()
+        assert read_metrics(run) == [step(1)]
+        monkeypatch.setattr(module, "REWRITE_SECONDS", 0.0)
+        metrics.write(step(2))
+        assert read_metrics(run) == [step(1), step(2)]
+
+
+def test_the_lines_outlast_an_error(tmp_path):
+    run = remote(tmp_path)
+
+    def fail():
+        with Metrics(run) as metrics:
+            metrics.write(step(1))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert read_metrics(run) == [step(1)]
+
+
+def test_a_value_that_is_not_finite_is_only_in_the_file(tmp_path):
+    with Metrics(local(tmp_path)) as metrics:
+        metrics.write({**evaluation(0), "eval_end_of_turn": float("nan")})
+    assert list(curves(tmp_path / "tensorboard")) == ["eval/loss"]
+
+
+def test_other_workers_write_nothing(tmp_path):
+    with Metrics(None, wandb="absent") as metrics:
+        metrics.write(step(1))
+        metrics.flush()
+    assert list(tmp_path.iterdir()) == []
