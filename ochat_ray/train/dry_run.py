@@ -1,0 +1,220 @@
+"""What a training run would do: its steps, packs and memory, and one pack as the model reads it."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+
+from ochat_ray.train import packing
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.flops import ModelShape, attention_tokens, training_flops
+from ochat_ray.train.memory import MemoryPlan, fits
+from ochat_ray.train.packing import Step
+
+_SUPERVISED, _OTHER, _SPECIAL, _BORDER, _RESET = (
+    "\x1b[32m",
+    "\x1b[2m",
+    "\x1b[7m",
+    "\x1b[36m",
+    "\x1b[0m",
+)
+
+
+def dry_run(
+    config: TrainConfig,
+    *,
+    lengths: np.ndarray,
+    epoch: Sequence[Step],
+    steps_per_epoch: Sequence[int],
+    world_size: int,
+    shape: ModelShape,
+    memory: MemoryPlan,
+    device_bytes: int | None = None,
+    deepspeed: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What is to be known of a run before it starts, in plain JSON values.
+
+    Args:
+        lengths: tokens of every conversation of the training split.
+        epoch: the first epoch's steps, as steps[rank[pack[index]]].
+        steps_per_epoch: steps of every epoch.
+        memory: of one device; `device_bytes` is what it has, None when unknown.
+        deepspeed: the configuration that DeepSpeed would be given.
+
+    `packing.efficiency` is the share of the packs' room that holds tokens, `packing.balance` the
+    share of its time that a rank computes when all wait for the most loaded one, by the operations
+    that its conversations cost.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    costs = packing.cost(lengths, attention_tokens(shape))
+    loads = np.asarray(
+        [[sum(float(costs[pack].sum()) for pack in packs if pack) for packs in s] for s in epoch]
+    ).reshape(-1, world_size)
+    packs = [pack for step in epoch for packs in step for pack in packs]
+    used = [index for pack in packs for index in pack]
+    tokens = int(lengths[used].sum())
+    per_step = [len(step[0]) for step in epoch]
+    total = sum(steps_per_epoch)
+    slowest = float(loads.max(axis=1).sum()) * world_size
+    return {
+        "steps": total,
+        "steps_per_epoch": list(steps_per_epoch),
+        "warmup_steps": math.ceil(config.warmup_ratio * total),
+        "world_size": world_size,
+        "epoch": {
+            "conversations": len(used),
+            "tokens": tokens,
+            "longest": int(lengths[used].max(initial=0)),
+            "flops": training_flops(shape, lengths[used]),
+        },
+        "packing": {
+            "max_tokens": config.max_tokens,
+            "packs": len(packs),
+            "efficiency": tokens / (len(packs) * config.max_tokens) if packs else 0.0,
+            "balance": float(loads.sum()) / slowest if slowest else 0.0,
+            "packs_per_rank_and_step": {
+                "least": min(per_step, default=0),
+                "mean": float(np.mean(per_step)) if per_step else 0.0,
+                "most": max(per_step, default=0),
+            },
+        },
+        "model": asdict(shape),
+        "memory": {
+            **asdict(memory),
+            "total": memory.total,
+            "device": device_bytes,
+            "fits": None if device_bytes is None else fits(memory, device_bytes),
+        },
+        "deepspeed": None if deepspeed is None else dict(deepspeed),
+    }
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """`dry_run`'s result as a page for a terminal."""
+    epoch, packs, memory, model = (result[k] for k in ("epoch", "packing", "memory", "model"))
+    per_rank = packs["packs_per_rank_and_step"]
+    many = result["steps_per_epoch"]
+    steps = f"{result['steps']:,}, of which {result['warmup_steps']:,} warm up"
+    if len(many) > 1:
+        steps += f"; {_range(min(many), max(many))} an epoch, {len(many)} epochs"
+    rows = [
+        ("Run", ""),
+        ("optimizer steps", steps),
+        ("conversations an epoch", f"{epoch['conversations']:,}"),
+        ("tokens an epoch", f"{epoch['tokens']:,}; longest conversation {epoch['longest']:,}"),
+        ("operations an epoch", f"{epoch['flops']:.2e}"),
+        ("Packs", f"{packs['max_tokens']:,} tokens, {result['world_size']} workers"),
+        ("packs an epoch", f"{packs['packs']:,}, {_percent(packs['efficiency'])} full"),
+        (
+            "packs a worker and step",
+            f"{_range(per_rank['least'], per_rank['most'])}, {per_rank['mean']:.1f} on average",
+        ),
+        ("balance of the workers", _percent(packs["balance"])),
+        ("Memory a device", f"model of {model['parameters']:,} parameters"),
+        *((name, _gib(memory[name])) for name in _PARTS if memory[name]),
+        ("at most", f"{_gib(memory['total'])}  {_verdict(memory)}"),
+        *([("host memory a device", _gib(memory["host"]))] if memory["host"] else []),
+    ]
+    return "\n".join(
+        f"\n{name}{f': {value}' if value else ''}" if name[0].isupper() else f"  {name:<26}{value}"
+        for name, value in rows
+    ).lstrip("\n")
+
+
+_PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "communication",
+    "activations",
+    "logits",
+    "update",
+)
+
+
+def _verdict(memory: Mapping[str, Any]) -> str:
+    if memory["device"] is None:
+        return "(the device's memory is not known)"
+    verdict = "fits" if memory["fits"] else "does NOT fit"
+    return f"{verdict} in {_gib(memory['device']).strip()}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:6.2f} GiB"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _range(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def coloured_pack(
+    ids: np.ndarray, weights: np.ndarray, starts: Sequence[int], tokenizer: Any, *, colour: bool
+) -> str:
+    """A pack's text, where a reader sees what the loss counts and what is a special token.
+
+    With colour, supervised tokens are green, others dim and special tokens reversed; without,
+    supervised tokens stand in 「」 and special ones in ⟪⟫. `starts` are the conversations' first
+    positions. Whatever could steer a terminal is written as its escape.
+    """
+    lines = []
+    borders = [*starts, len(ids)]
+    for number, (start, end) in enumerate(pairwise(borders), 1):
+        supervised = int(np.count_nonzero(weights[start:end]))
+        title = (
+            f"── conversation {number} of {len(starts)} · {end - start:,} tokens, "
+            f"{supervised:,} supervised ──"
+        )
+        lines.append(f"{_BORDER}{title}{_RESET}" if colour else title)
+        text = "".join(
+            _painted(escaped(part), weighs=weighs, special=special, colour=colour)
+            for part, weighs, special in _runs(ids[start:end], weights[start:end], tokenizer)
+        )
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """Untrusted text for a terminal: control, format and surrogate characters as escapes.
+
+    A newline, a tab and the joiner of emoji stay.
+    """
+    return "".join(
+        c
+        if c in "\n\t\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
+
+
+def _runs(ids: np.ndarray, weights: np.ndarray, tokenizer: Any) -> Iterator[tuple[str, bool, bool]]:
+    """One conversation as (text, supervised, special): neighbours of one kind are one run."""
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    kinds = [(bool(w), int(i) in special) for i, w in zip(ids, weights, strict=True)]
+    end, before = 0, ""
+    for (weighs, is_special), run in groupby(kinds):
+        end += len(list(run))
+        # From the conversation's start: a decoder may strip the blank at the start of a text.
+        text = tokenizer.decode(
+            ids[:end].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        yield text[len(before) :], weighs, is_special
+        before = text
+
+
+def _painted(text: str, *, weighs: bool, special: bool, colour: bool) -> str:
+    if not colour:
+        text = f"⟪{text}⟫" if special else text
+        return f"「{text}」" if weighs else text
+    code = (_SUPERVISED if weighs else _OTHER) + (_SPECIAL if special else "")
+    # Line by line, since a pager ends a colour at the end of its line.
+    return "\n".join(f"{code}{line}{_RESET}" if line else "" for line in text.split("\n"))

@@ -1,0 +1,164 @@
+"""A plan's figures by hand, and a pack as a terminal gets it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ochat_ray.schema import Turn
+from ochat_ray.template import encode
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.dry_run import coloured_pack, describe, dry_run, escaped
+from ochat_ray.train.flops import ModelShape
+from ochat_ray.train.memory import MemoryPlan
+
+SHAPE = ModelShape(
+    layers=1,
+    hidden=10,
+    heads=1,
+    kv_heads=1,
+    head_size=10,
+    intermediate=20,
+    gated=True,
+    vocabulary=7,
+    parameters=50,
+    matmul_parameters=40,  # attention costs as much as all else at 40 / 10 = 4 tokens
+    tied=False,
+)
+GIB = 2**30
+MEMORY = MemoryPlan(
+    weights=1 * GIB,
+    gradients=2 * GIB,
+    optimizer=6 * GIB,
+    communication=4 * GIB,
+    activations=3 * GIB,
+    logits=1 * GIB,
+    update=2 * GIB,
+    host=0,
+)
+
+
+def result(**changes):
+    arguments = {
+        "lengths": np.array([4, 3, 2, 1]),
+        # Two ranks: 4 and 3 + 1, then 2 and nothing.
+        "epoch": [[[[0]], [[1, 3]]], [[[2]], [[]]]],
+        "steps_per_epoch": [2, 2, 1],
+        "world_size": 2,
+        "shape": SHAPE,
+        "memory": MEMORY,
+        "device_bytes": 20 * GIB,
+    }
+    config = replace(TrainConfig(), max_tokens=5, warmup_ratio=0.25)
+    return dry_run(config, **(arguments | changes))
+
+
+def test_steps_and_packs_by_hand():
+    r = result()
+    assert r["steps"] == 5
+    assert r["warmup_steps"] == 2  # a quarter of 5, rounded up
+    assert r["epoch"] == {
+        "conversations": 4,
+        "tokens": 10,
+        "longest": 4,
+        "flops": 6 * 40 * 10 + 6 * 10 * (16 + 9 + 4 + 1),
+    }
+    assert r["packing"]["packs"] == 4
+    assert r["packing"]["efficiency"] == 10 / 20
+    # A conversation of n costs n (1 + n / 4): 8 against 5.25 + 1.25, then 3 against 0.
+    assert r["packing"]["balance"] == pytest.approx((8 + 6.5 + 3) / (2 * (8 + 3)))
+    assert r["packing"]["packs_per_rank_and_step"] == {"least": 1, "mean": 1.0, "most": 1}
+
+
+def test_memory_and_whether_it_fits():
+    memory = result()["memory"]
+    assert memory["total"] == 17 * GIB  # 1 + 2 + 6, and the larger of 4 + 3 + 1 and 2
+    assert memory["fits"] is True
+    assert result(device_bytes=18 * GIB)["memory"]["fits"] is False
+    assert result(device_bytes=None)["memory"]["fits"] is None
+
+
+def test_the_result_is_json():
+    r = result(deepspeed={"zero_optimization": {"stage": 3}})
+    assert json.loads(json.dumps(r)) == r
+
+
+def test_the_page():
+    page = describe(result())
+    assert "optimizer steps           5, of which 2 warm up; 1 to 2 an epoch, 3 epochs" in page
+    assert "packs an epoch            4, 50.0% full" in page
+    assert "fits in 20.00 GiB" in page
+    assert "does NOT fit in 10.00 GiB" in describe(result(device_bytes=10 * GIB))
+    assert "is not known" in describe(result(device_bytes=None))
+
+
+@pytest.fixture(scope="module")
+def pack(tokenizer):
+    """Two conversations; in the second somebody types a special token and an escape sequence."""
+    one = encode(
+        [Turn(role="user", text="hi"), Turn(role="assistant", text="hello\nthere 🙂")],
+        "openchat",
+        tokenizer,
+    )
+    two = encode(
+        [
+            Turn(role="user", text="<|end_of_turn|>\x1b[31mred"),
+            Turn(role="assistant", text="\x9b no"),
+        ],
+        "openchat",
+        tokenizer,
+    )
+    ids = np.array([*one[0], *two[0]])
+    weights = np.array([*one[1], *two[1]])
+    return ids, weights, [0, len(one[0])]
+
+
+def test_a_pack_without_colour(pack, tokenizer):
+    first, second = coloured_pack(*pack, tokenizer, colour=False).split("── conversation 2")
+    assert first.split("\n", 1)[1] == (
+        "⟪<s>⟫Human: hi⟪<|end_of_turn|>⟫Assistant: 「hello\nthere 🙂」「⟪<|end_of_turn|>⟫」\n"
+    )
+    assert second.split("\n", 1)[1] == (
+        "⟪<s>⟫Human: <|end_of_turn|>\\x1b[31mred⟪<|end_of_turn|>⟫"
+        "Assistant: 「\\x9b no」「⟪<|end_of_turn|>⟫」"
+    )
+
+
+def test_a_pack_in_colour(pack, tokenizer):
+    text = coloured_pack(*pack, tokenizer, colour=True)
+    assert "\x1b[32mhello\x1b[0m\n\x1b[32mthere 🙂\x1b[0m" in text  # supervised, line by line
+    assert "\x1b[2mHuman: hi\x1b[0m" in text
+    assert "\x1b[32m\x1b[7m<|end_of_turn|>\x1b[0m" in text
+    assert "\x1b[31m" not in text
+    assert "\x9b" not in text
+
+
+def test_the_border_counts_tokens(pack, tokenizer):
+    _, weights, starts = pack
+    line = coloured_pack(*pack, tokenizer, colour=False).splitlines()[0]
+    assert line == (
+        f"── conversation 1 of 2 · {starts[1]} tokens, {int(weights[: starts[1]].sum())} "
+        "supervised ──"
+    )
+
+
+def test_what_could_steer_a_terminal_is_escaped():
+    assert escaped("a\x1b]0;title\x07\r\x00\x7f\x85") == "a\\x1b]0;title\\x07\\r\\x00\\x7f\\x85"
+    assert escaped("\u202eevil\u2066\u200b\u2028") == "\\u202eevil\\u2066\\u200b\\u2028"
+    assert escaped("tab\tline\n 👩\u200d👧 你好 naïve") == "tab\tline\n 👩\u200d👧 你好 naïve"
+
+
+def test_a_sentencepiece_decoder_keeps_the_blanks_between_runs():
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"▁Human": 0, ":": 1, "▁": 2, "▁yes": 3}, unk_token=":"))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    llama_like = PreTrainedTokenizerFast(tokenizer_object=backend)
+    text = coloured_pack(
+        np.array([0, 1, 2, 3]), np.array([0.0, 0.0, 0.0, 1.0]), [0], llama_like, colour=False
+    )
+    assert text.split("\n", 1)[1] == "Human: 「 yes」"
