@@ -39,6 +39,17 @@ class Conversation:
     pagers: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelClass:
+    """What C-RLFT makes of the conversations of one model label.
+
+    `weight` multiplies their loss weights; `condition` stands before every role prefix.
+    """
+
+    weight: float = 1.0
+    condition: str = ""
+
+
 class Reason(StrEnum):
     """Why an input was not kept: a closed list, explained in docs/data-format.md."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from html import unescape
 
@@ -29,7 +29,7 @@ def clean(conversation: Conversation, rules: Sequence[Rule]) -> Conversation | D
 
 def rules(
     *,
-    keep_model: str,
+    keep_model: str | Collection[str],
     blocked_words: Sequence[str],
     min_fidelity: float = 0.0,
     questions: Questions | None = None,
@@ -37,7 +37,7 @@ def rules(
     """The rules of a run: those that only need the record come before any conversion.
 
     Args:
-        keep_model: the model label to keep, or "any".
+        keep_model: the model label to keep, or several, or "any".
         blocked_words: words that drop a conversation, whole and in any case.
         min_fidelity: share of blocks that a conversion must give back.
         questions: evaluation questions that no conversation may contain.
@@ -56,12 +56,13 @@ def rules(
     return found if questions is None else [*found, questions_rule(questions)]
 
 
-def keep_model_rule(keep_model: str) -> Rule:
-    """Keep one model's conversations. "Model: GPT-4" and "GPT-4" are one label."""
-    kept = normalize_model(keep_model)
+def keep_model_rule(keep_model: str | Collection[str]) -> Rule:
+    """Keep these models' conversations. "Model: GPT-4" and "GPT-4" are one label."""
+    labels = [keep_model] if isinstance(keep_model, str) else keep_model
+    kept = {normalize_model(label) for label in labels}
 
     def rule(conversation: Conversation) -> Conversation | Drop:
-        if keep_model == "any" or normalize_model(conversation.model) == kept:
+        if keep_model == "any" or normalize_model(conversation.model) in kept:
             return conversation
         return _drop(conversation, Reason.OTHER_MODEL, conversation.model or "no label")
 

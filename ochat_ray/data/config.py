@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,6 +12,7 @@ import tyro
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import open_location
+from ochat_ray.schema import ModelClass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,11 @@ class PrepareConfig:
     """Directory of the base model's tokenizer. The demo recipe has its own."""
     keep_model: str = "GPT-4"
     """Model label to keep, or "any"."""
+    class_weights: str = ""
+    """Model labels to keep instead, and what their loss weights are multiplied by:
+    GPT-4=1.0,GPT-3.5=0.1."""
+    conditions: str = ""
+    """Words before every role of a model label's conversations: GPT-4=GPT4,GPT-3.5=GPT3."""
     blocked_words: tuple[str, ...] = ("openai",)
     """Words that drop a conversation: whole words, in any case, as a reader sees them. @FILE
     reads them from a file, one a line."""
@@ -62,6 +70,51 @@ class PrepareConfig:
             raise UserError(f"--near-duplicates must be in (0, 1), not {self.near_duplicates}")
         if self.resume and self.overwrite:
             raise UserError("--resume goes on with a run and --overwrite replaces it; give one")
+        weights, kept = self._weights(), self.kept_labels()
+        if weights and self.keep_model not in (recipe(self.recipe).keep_model, "any"):
+            raise UserError("--class-weights names the labels to keep; leave out --keep-model")
+        for label in self._conditions():
+            if kept and label not in kept:
+                raise UserError(
+                    f"--conditions names {label}, which is not kept ({', '.join(kept)}); "
+                    "give it a weight with --class-weights, or leave it out"
+                )
+
+    def kept_labels(self) -> list[str]:
+        """The model labels to keep, normalised; none stands for all.
+
+        Raises:
+            UserError: --class-weights cannot be read.
+        """
+        if weights := self._weights():
+            return list(weights)
+        return [] if self.keep_model == "any" else [_normalize_model(self.keep_model)]
+
+    def classes(self) -> dict[str, ModelClass]:
+        """Weight and condition of the normalised model labels that have either.
+
+        Raises:
+            UserError: --class-weights or --conditions cannot be read.
+        """
+        weights, conditions = self._weights(), self._conditions()
+        return {
+            label: ModelClass(weight=weights.get(label, 1.0), condition=conditions.get(label, ""))
+            for label in sorted({*weights, *conditions})
+        }
+
+    def _weights(self) -> dict[str, float]:
+        found = {}
+        for label, text in _pairs(self.class_weights, "--class-weights").items():
+            if not _is_weight(text):
+                raise UserError(
+                    f"--class-weights: the weight of {label} must be a finite number above 0, "
+                    f"not {text!r}"
+                )
+            found[label] = float(text)
+        return found
+
+    def _conditions(self) -> dict[str, str]:
+        return _pairs(self.conditions, "--conditions")
 
     def words(self) -> list[str]:
         """The blocked words, with those of files in place of their names.
@@ -100,7 +153,9 @@ class PrepareConfig:
         return {
             "recipe": self.recipe,
             "input": list(self.input),
-            "keep_model": self.keep_model,
+            "keep_model": None if self.class_weights else self.keep_model,
+            "class_weights": self._weights(),
+            "conditions": self._conditions(),
             "blocked_words": self.words(),
             "min_fidelity": self.min_fidelity,
             "near_duplicates": self.near_duplicates,
@@ -109,3 +164,36 @@ class PrepareConfig:
             "seed": self.seed,
             "max_length": self.max_length,
         }
+
+
+def _pairs(text: str, flag: str) -> dict[str, str]:
+    """ "GPT-4=a,GPT-3.5=b" by normalised model label.
+
+    Raises:
+        UserError: it is not that, or names a label twice.
+    """
+    found: dict[str, str] = {}
+    for pair in text.split(",") if text else []:
+        name, _, value = (part.strip() for part in pair.rpartition("="))
+        label = _normalize_model(name)
+        if not label or not value:
+            raise UserError(f"{flag} is LABEL=VALUE,LABEL=VALUE; {pair.strip()!r} is not of it")
+        if label in found:
+            raise UserError(f"{flag} names {label} twice")
+        found[label] = value
+    return found
+
+
+def _is_weight(text: str) -> bool:
+    """Whether it is a finite number above 0 as a float32, which the tables hold."""
+    try:
+        (weight,) = struct.unpack("<f", struct.pack("<f", float(text)))
+    except (ValueError, OverflowError):
+        return False
+    return 0.0 < weight < math.inf
+
+
+def _normalize_model(label: str) -> str:
+    from ochat_ray.data.clean import normalize_model  # its parsers, so that --help is quick
+
+    return normalize_model(label)

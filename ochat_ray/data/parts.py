@@ -149,6 +149,7 @@ def tokenize_part(
         model_type=model_type,
         tokenizer=tokenizer,
         max_length=config.max_length,
+        classes=config.classes(),
     )
     kept: list[tuple[Split, dict[str, Any], TokenRow]] = []
     for row, token_row in zip(unique, tokens, strict=True):

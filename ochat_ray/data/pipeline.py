@@ -73,7 +73,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         "rensa": version("rensa"),
     }
     rules = clean.rules(
-        keep_model=config.keep_model,
+        keep_model=config.kept_labels() or "any",
         blocked_words=config.words(),
         min_fidelity=config.min_fidelity,
         questions=load_questions(config.decontaminate) if config.decontaminate else None,

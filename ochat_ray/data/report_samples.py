@@ -17,7 +17,7 @@ from ochat_ray.tokenizer import END_OF_TURN
 
 _KEY = (
     "<span class=key>Tokens alternate in shade: <mark><i>learned</i><i> from</i></mark> "
-    "(supervised, weight 1), <i>read</i><i> only</i> (context, weight 0).</span>"
+    "(supervised, weight above 0), <i>read</i><i> only</i> (context, weight 0).</span>"
 )
 
 Token = tuple[str, float]

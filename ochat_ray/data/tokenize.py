@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ochat_ray.data.clean import normalize_model
 from ochat_ray.run_dir import Split
-from ochat_ray.schema import Conversation
+from ochat_ray.schema import Conversation, ModelClass
 from ochat_ray.template import encode_batch
 
 DIGEST_MODULUS = 2**256
@@ -33,22 +34,43 @@ class TokenRow:
 
 
 def tokenize(
-    conversations: Sequence[Conversation], *, model_type: str, tokenizer: Any, max_length: int
+    conversations: Sequence[Conversation],
+    *,
+    model_type: str,
+    tokenizer: Any,
+    max_length: int,
+    classes: Mapping[str, ModelClass] | None = None,
 ) -> list[TokenRow]:
     """Rows in the order of the conversations, each cut at `max_length` tokens.
 
-    A row may have no supervised token left; the caller decides what becomes of it.
+    A row may have no supervised token left; the caller decides what becomes of it. `classes` are
+    by normalised model label; other labels' conversations weigh 1 and have no condition.
     """
-    encoded = encode_batch([c.turns for c in conversations], model_type, tokenizer)
+    found = [
+        (classes or {}).get(normalize_model(conversation.model), ModelClass())
+        for conversation in conversations
+    ]
+    encoded = encode_batch(
+        [conversation.turns for conversation in conversations],
+        model_type,
+        tokenizer,
+        conditions=[of_model.condition for of_model in found],
+    )
     return [
         TokenRow(
             id=conversation.id,
             input_ids=ids[:max_length],
-            loss_weights=weights[:max_length],
+            loss_weights=_times(of_model.weight, weights[:max_length]),
             cut=max(0, len(ids) - max_length),
         )
-        for conversation, (ids, weights) in zip(conversations, encoded, strict=True)
+        for conversation, of_model, (ids, weights) in zip(
+            conversations, found, encoded, strict=True
+        )
     ]
+
+
+def _times(factor: float, weights: list[float]) -> list[float]:
+    return weights if factor == 1.0 else [factor * weight for weight in weights]
 
 
 def table_digest(rows: Iterable[tuple[Split, TokenRow]]) -> int:

@@ -83,6 +83,12 @@ def test_the_model_label_is_normalised(label, kept):
     assert kept or result == Reason.OTHER_MODEL
 
 
+def test_several_models_are_kept():
+    labels = ["Model: GPT-4", "Default (GPT-3.5)", "Claude 2", None]
+    kept = [cleaned("u:q", "a:r", model=m, keep_model=["gpt-4", "GPT-3.5"]) for m in labels]
+    assert kept == [["u:q", "a:r"], ["u:q", "a:r"], Reason.OTHER_MODEL, Reason.OTHER_MODEL]
+
+
 @pytest.mark.parametrize(
     ("label", "model"),
     [

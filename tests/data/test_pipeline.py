@@ -124,6 +124,38 @@ def test_a_human_turn_is_kept_byte_for_byte(tmp_path, tokenizer_directory):
     assert kept["turns"][0]["text"] == typed
 
 
+def test_two_models_have_their_weights_and_conditions_in_the_tables(
+    tmp_path, tokenizer, tokenizer_directory
+):
+    labels = {"four": "Model: GPT-4", "three": "Default (GPT-3.5)", "other": "Claude"}
+    records = [item(id, question=id) | {"model": label} for id, label in labels.items()]
+    write(tmp_path / "in", records, files=1)
+    plain = {"eval_ratio": 0.0, "max_length": 1000, "keep_model": "any"}
+    both = plain | {"class_weights": "GPT-4=1.0, GPT-3.5=0.25", "conditions": "GPT-3.5=GPT3"}
+    manifest = pipeline.prepare(config(tmp_path, tokenizer_directory, **both))
+    assert manifest["counts"] == {"read": 3, "kept": 2, "dropped": {"other_model": 1}}
+    assert manifest["config"]["keep_model"] is None
+    assert manifest["config"]["class_weights"] == {"gpt-4": 1.0, "gpt-3.5": 0.25}
+    assert manifest["config"]["conditions"] == {"gpt-3.5": "GPT3"}
+
+    def segment(text):
+        return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+    rows = {row["id"]: row for row in open_tokens(str(tmp_path / "out"), "train").to_pylist()}
+    end = tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
+    answer = [*segment("fine"), end]
+    for id, before, weight in [("four", "", 1.0), ("three", "GPT3 ", 0.25)]:
+        context = [tokenizer.bos_token_id, *segment(f"{before}Human: "), *segment(id), end]
+        context += segment(f"{before}Assistant: ")
+        assert rows[id]["input_ids"] == [*context, *answer]
+        assert rows[id]["loss_weights"] == [0.0] * len(context) + [weight] * len(answer)
+    assert manifest["tokens"]["train"]["supervised_tokens"] == 2 * len(answer)
+
+    unconditioned = {"class_weights": "GPT-4=1.0,GPT-3.5=0.25", "overwrite": True}
+    other = pipeline.prepare(config(tmp_path, tokenizer_directory, **plain | unconditioned))
+    assert other["digest"] != manifest["digest"]
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [

@@ -1,9 +1,10 @@
 """Rows of the token table and their digest."""
 
+from dataclasses import replace
 from itertools import permutations
 
 from ochat_ray.data.tokenize import DIGEST_MODULUS, TokenRow, table_digest, tokenize
-from ochat_ray.schema import Conversation, Turn
+from ochat_ray.schema import Conversation, ModelClass, Turn
 from ochat_ray.template import encode
 
 
@@ -26,6 +27,28 @@ def test_a_row_is_the_encoding_cut_at_the_context(tokenizer):
         [conversation("fine")], model_type="openchat", tokenizer=tokenizer, max_length=5
     )
     assert (cut.input_ids, cut.cut, cut.supervised) == (ids[:5], len(ids) - 5, 0)
+
+
+def test_a_class_multiplies_the_weights_and_writes_its_condition(tokenizer):
+    classes = {
+        "gpt-4": ModelClass(condition="GPT4"),
+        "gpt-3.5": ModelClass(weight=0.1, condition="GPT3"),
+    }
+    labels = ["Model: GPT-4", "Model: Default (GPT-3.5)", None]
+    rows = tokenize(
+        [replace(conversation("fine"), model=label) for label in labels],
+        model_type="openchat",
+        tokenizer=tokenizer,
+        max_length=1000,
+        classes=classes,
+    )
+    answer = tokenizer.encode("fine", add_special_tokens=False)
+    for row, condition, weight in zip(rows, ["GPT4", "GPT3", ""], [1.0, 0.1, 1.0], strict=True):
+        ids, _ = encode(conversation("fine").turns, "openchat", tokenizer, condition=condition)
+        assert row.input_ids == ids
+        supervised = len(answer) + 1
+        assert row.loss_weights == [0.0] * (len(ids) - supervised) + [weight] * supervised
+        assert row.supervised == supervised
 
 
 def test_the_digest_does_not_depend_on_order_or_parts():
