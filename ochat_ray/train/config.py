@@ -16,8 +16,8 @@ Off = tyro.conf.FlagCreatePairsOff
 
 OPERATIONAL = frozenset(
     """
-    output resume overwrite dry_run json allow_pickle num_workers num_workers_min zero_stage
-    offload_optimizer offload_parameters deepspeed attention gradient_checkpointing
+    output resume overwrite dry_run gpu_memory_gib json allow_pickle num_workers num_workers_min
+    zero_stage offload_optimizer offload_parameters deepspeed attention gradient_checkpointing
     checkpoint_every keep_checkpoints max_failures eval_every wandb mlflow
     """.split()
 )
@@ -54,6 +54,8 @@ class TrainConfig:
     """Give up a finished or unfinished run in the output directory."""
     dry_run: Annotated[bool, Off] = False
     """Print steps, packing, memory a device and one pack; start nothing and load no weights."""
+    gpu_memory_gib: float | None = None
+    """With --dry-run: what a GPU of the cluster has; without it, one of this machine is asked."""
 
     zero_stage: int = 3
     """DeepSpeed ZeRO stage: 1, 2 or 3."""
@@ -133,6 +135,8 @@ class TrainConfig:
                 f"--num-workers-min {self.num_workers_min} has no effect with --num-workers "
                 f"{self.num_workers}; give a smaller one or none"
             )
+        if self.gpu_memory_gib is not None and not self.dry_run:
+            raise UserError("--gpu-memory-gib has no effect without --dry-run; leave it out")
         if self.offload_parameters and self.zero_stage != 3:
             raise UserError("--offload-parameters needs --zero-stage 3")
         if self.resume and self.overwrite:

@@ -158,7 +158,12 @@ def _range(least: int, most: int) -> str:
 
 
 def coloured_pack(
-    ids: np.ndarray, weights: np.ndarray, starts: Sequence[int], tokenizer: Any, *, colour: bool
+    ids: Sequence[int],
+    weights: Sequence[float],
+    starts: Sequence[int],
+    tokenizer: Any,
+    *,
+    colour: bool,
 ) -> str:
     """A pack's text, where a reader sees what the loss counts and what is a special token.
 
@@ -196,7 +201,9 @@ def escaped(text: str) -> str:
     )
 
 
-def _runs(ids: np.ndarray, weights: np.ndarray, tokenizer: Any) -> Iterator[tuple[str, bool, bool]]:
+def _runs(
+    ids: Sequence[int], weights: Sequence[float], tokenizer: Any
+) -> Iterator[tuple[str, bool, bool]]:
     """One conversation as (text, supervised, special): neighbours of one kind are one run."""
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     kinds = [(bool(w), int(i) in special) for i, w in zip(ids, weights, strict=True)]
@@ -205,7 +212,7 @@ def _runs(ids: np.ndarray, weights: np.ndarray, tokenizer: Any) -> Iterator[tupl
         end += len(list(run))
         # From the conversation's start: a decoder may strip the blank at the start of a text.
         text = tokenizer.decode(
-            ids[:end].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         yield text[len(before) :], weighs, is_special
         before = text

@@ -66,6 +66,13 @@ def attention_implementation(name: str) -> str:
     return "sdpa"
 
 
+def device_memory() -> int | None:
+    """Bytes of this worker's GPU; None where it has none."""
+    if not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+
 class Engine:
     """Needs torch.distributed to be up; with world size 1 it is a group of one.
 

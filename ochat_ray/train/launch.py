@@ -26,7 +26,6 @@ from ochat_ray.train.preflight import (
     FAILURE,
     MODEL_MANIFEST,
     check_inputs,
-    context_of,
     identity_of,
     make_way,
     with_step_size,
@@ -68,7 +67,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 "base": absolute(base) if os.path.exists(base) else base,  # or a hub's name
                 "staging": staging,
                 "identity": identity,
-                "context": context_of(config, manifest),
             },
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(

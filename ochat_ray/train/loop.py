@@ -14,39 +14,51 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray.train
+import torch
 from torch import distributed
 
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
-from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import RunDir, open_location, read_manifest
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import packing
-from ochat_ray.train.base_model import (
-    extend_context,
-    load_config,
-    vocabulary_size,
-    without_dropout,
-)
+from ochat_ray.train.base_model import vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.engine import Engine, Evaluation, make_universal
+from ochat_ray.train.engine import (
+    Engine,
+    Evaluation,
+    attention_implementation,
+    compute_dtype,
+    device_memory,
+    make_universal,
+)
 from ochat_ray.train.export import export, publish
 from ochat_ray.train.flops import (
     ModelShape,
-    attention_tokens,
     measured_peak_flops,
     peak_flops,
     training_flops,
 )
 from ochat_ray.train.loss import pack_scales
-from ochat_ray.train.metrics import Metrics
-from ochat_ray.train.preflight import FAILURE, MODEL_MANIFEST
-from ochat_ray.train.steps import Step, Steps
+from ochat_ray.train.memory import check_holds, estimate_run
+from ochat_ray.train.metrics import Metrics, read_metrics
+from ochat_ray.train.plot import write_plot
+from ochat_ray.train.preflight import (
+    FAILURE,
+    MODEL_MANIFEST,
+    extended_config,
+    own_pack_from,
+    steps_of,
+)
+from ochat_ray.train.steps import Step
 from ochat_ray.train.tokens import TokenTable
+
+PLOT = "loss.png"
 
 
 class NonFiniteLossError(UserError):
@@ -70,18 +82,6 @@ def train_worker(settings: dict[str, Any]) -> None:
         raise
 
 
-def steps_of(
-    config: TrainConfig, table: TokenTable, model_config: Any, base_context: int | None
-) -> Steps:
-    """All steps of a run over a table; `base_context` is the model's before it was extended."""
-    return Steps(
-        config,
-        table.lengths,
-        attention_tokens=attention_tokens(ModelShape.of(model_config)),
-        own_pack_from=_own_pack_from(config, base_context),
-    )
-
-
 class _Worker:
     """One worker's part of one attempt."""
 
@@ -98,17 +98,22 @@ class _Worker:
         self.held_out = TokenTable(self.config.data, "eval", self.config.max_length)
         self.resumed = checkpoints.latest(run)
 
-        model_config = without_dropout(load_config(settings["base"]))
-        base_context = getattr(model_config, "max_position_embeddings", None)
-        extend_context(
-            model_config,
-            settings["context"],
-            extrapolate=recipe(self.config.recipe).extends_context,
-            rope_scaling=self.config.rope_scaling,
-        )
-        self.steps = steps_of(self.config, self.table, model_config, base_context)
-        self.own_pack_from = _own_pack_from(self.config, base_context)
+        model_config, context_before = extended_config(self.config, settings["base"], self.manifest)
+        self.steps = steps_of(self.config, self.table, model_config, context_before)
+        self.own_pack_from = own_pack_from(self.config, context_before)
         self.shape = ModelShape.of(model_config)
+        local = context.get_local_world_size()
+        check_holds(
+            estimate_run(
+                self.config,
+                self.shape,
+                world_size=self.world_size,
+                bf16=compute_dtype(self.config.dtype) == torch.bfloat16,
+                attention=attention_implementation(self.config.attention),
+            ),
+            device_memory() or psutil.virtual_memory().total // local,
+            self.world_size,
+        )
         self.engine = self._engine(model_config)
         self.attempt = self._agree(uuid.uuid4().hex[:8])
 
@@ -243,6 +248,11 @@ class _Worker:
             self.metrics.flush()
             checkpoints.complete(self.run, record)
             checkpoints.prune(self.run, self.config.keep_checkpoints)
+            self._plot()
+
+    def _plot(self) -> None:
+        with self.run.writing(PLOT) as stream:
+            stream.write(write_plot(read_metrics(self.run)))
 
     def _export(self, before: Evaluation, after: Evaluation) -> None:
         with self._scratch("export-") as directory:
@@ -250,6 +260,7 @@ class _Worker:
             if self.rank == 0:
                 publish(directory, self.run)
         if self.rank == 0:
+            self._plot()
             self.run.write_json(
                 MODEL_MANIFEST,
                 {
@@ -323,16 +334,7 @@ class _Worker:
         return values[0]
 
 
-def _own_pack_from(config: TrainConfig, base_context: int | None) -> int | None:
-    """With dynamic rotary scaling a long conversation would stretch its pack's others, too."""
-    if config.rope_scaling != "dynamic" or base_context is None:
-        return None
-    return base_context + 1
-
-
 def _device_name(engine: Engine) -> str:
-    import torch
-
     return torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu"
 
 

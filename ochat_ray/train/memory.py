@@ -10,8 +10,9 @@ was seen to keep for Llama and Qwen2 in transformers 5; GPT-NeoX keeps somewhat 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from ochat_ray.errors import UserError
+from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape
 
 LIVE_PARAMETERS = 1_000_000_000
@@ -64,7 +65,7 @@ def estimate(
     gradient_checkpointing: bool,
     offload_optimizer: bool = False,
     offload_parameters: bool = False,
-    attention: Literal["flash_attention_2", "sdpa", "eager"] = "sdpa",
+    attention: str = "sdpa",
     supervised_tokens: int | None = None,
     reduce_bucket: int = REDUCE_BUCKET,
 ) -> MemoryPlan:
@@ -157,3 +158,31 @@ def _scores(shape: ModelShape, width: int, tokens: int, attention: str) -> int:
     if attention == "eager":  # softmax in float32, and its copy in a narrower dtype
         return shape.heads * tokens * (4 + (width if width < 4 else 0))
     return width * tokens if attention == "sdpa" else 0
+
+
+def estimate_run(
+    config: TrainConfig, shape: ModelShape, *, world_size: int, bf16: bool, attention: str
+) -> MemoryPlan:
+    """`estimate` for a training configuration, with its "auto" values resolved."""
+    return estimate(
+        shape,
+        world_size=world_size,
+        zero_stage=config.zero_stage,
+        bf16=bf16,
+        max_tokens=config.max_tokens,
+        gradient_checkpointing=config.gradient_checkpointing,
+        offload_optimizer=config.offload_optimizer,
+        offload_parameters=config.offload_parameters,
+        attention=attention,
+    )
+
+
+def check_holds(plan: MemoryPlan, device_bytes: int, world_size: int) -> None:
+    """Raise a UserError where not even what is always held fits a device; the rest is estimated."""
+    held = plan.weights + plan.gradients + plan.optimizer
+    if held > device_bytes:
+        raise UserError(
+            f"weights, gradients and optimizer take {held / 2**30:,.1f} GiB on each of "
+            f"{world_size} workers, which have {device_bytes / 2**30:,.1f} GiB; use more workers, "
+            "--zero-stage 3 or --offload-optimizer"
+        )

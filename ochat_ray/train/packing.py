@@ -34,6 +34,9 @@ More of it and packs are less full; less, and there are packs of long conversati
 of short ones, whose steps are no random sample.
 """
 
+SPREAD_FILL = 0.999
+"""Share of real tokens that spreading must leave."""
+
 SIMILAR_STEPS = 4
 """Steps whose packs are sorted together by cost, so that those of a step take as long."""
 
@@ -226,7 +229,10 @@ def _full_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[tuple[np.ndarray
         tokens = lengths[indices].astype(np.int64)
         longest_first = np.argsort(-tokens, kind="stable")
         indices, tokens = indices[longest_first], tokens[longest_first]
-        opened = _fill(tokens, max_tokens)
+        opened = _fill(tokens, max_tokens, SPREAD)
+        if tokens.sum() < SPREAD_FILL * max_tokens * (1 + opened.max()):
+            # Few conversations to a pack leave no choice: then best-fit decreasing throughout.
+            opened = min(opened, _fill(tokens, max_tokens, 0.0), key=np.max)
         fill = np.bincount(opened, tokens)
         fullest_first = np.argsort(-fill, kind="stable")
         packs = np.argsort(fullest_first)[opened]
@@ -238,14 +244,14 @@ def _full_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[tuple[np.ndarray
         yield waiting, last
 
 
-def _fill(tokens: np.ndarray, max_tokens: int) -> np.ndarray:
+def _fill(tokens: np.ndarray, max_tokens: int, spread: float) -> np.ndarray:
     """The pack of each conversation, longest first; both of shape (conversations,).
 
-    The long ones go where the most room is left, so that every pack gets its share of them; the
-    rest where they leave the least room.
+    The long ones, which hold that share of the tokens, go where the most room is left, so that
+    every pack gets its share of them; the rest where they leave the least room.
     """
     running = tokens.cumsum()
-    long = int(np.searchsorted(running, SPREAD * running[-1]))
+    long = int(np.searchsorted(running, spread * running[-1])) if spread else 0
     opened = int(running[-1]) // max_tokens
     # Room and pack in one number, room x count + pack, so that the sorted list is one of integers.
     count, shortest = tokens.size, int(tokens[-1]) * tokens.size

@@ -7,15 +7,25 @@ from dataclasses import replace
 from typing import Any
 
 from ochat_ray.errors import UserError
+from ochat_ray.exported_tokenizer import export_tokenizer
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import RunDir, Split, read_manifest
 from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train.base_model import check_weights, extend_context, fingerprint, load_config
+from ochat_ray.train.base_model import (
+    check_weights,
+    extend_context,
+    fingerprint,
+    load_config,
+    without_dropout,
+)
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.metrics import METRICS
+from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
+from ochat_ray.train.trackers import check_trackers
 
 MODEL_MANIFEST = "ochat.json"
 FAILURE = ".failed"
@@ -45,19 +55,16 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
                 f"the {split} split of {config.data} is empty; prepare more conversations, or "
                 "another --eval-ratio"
             )
+    check_trackers(wandb=config.wandb, mlflow=config.mlflow)
     check_weights(config.model, allow_pickle=config.allow_pickle)
     tokenizer = load_tokenizer(config.model)
+    export_tokenizer(tokenizer, chosen.model_type)  # now, and not after days, if it cannot be
     if tokenizer_digest(tokenizer) != manifest["tokenizer"]:
         raise UserError(
             f"{config.data} was tokenised with another tokenizer ({manifest['tokenizer_path']}) "
             f"than {config.model} has; prepare it again with --tokenizer {config.model}"
         )
-    extend_context(
-        load_config(config.model),
-        context_of(config, manifest),
-        extrapolate=chosen.extends_context,
-        rope_scaling=config.rope_scaling,
-    )
+    extended_config(config, config.model, manifest)
     for split in splits:
         longest = int(TokenTable(config.data, split, config.max_length).lengths.max())
         if longest > config.max_tokens:
@@ -68,9 +75,42 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
     return manifest
 
 
-def context_of(config: TrainConfig, manifest: dict[str, Any]) -> int:
-    """Tokens of the longest conversation that there may be."""
-    return min(int(manifest["context_length"]), config.max_length or sys.maxsize)
+def extended_config(
+    config: TrainConfig, model: str, manifest: dict[str, Any]
+) -> tuple[Any, int | None]:
+    """A model's configuration as training uses it, and the context that it had before (tokens).
+
+    Raises:
+        UserError: the model cannot have the data's context.
+    """
+    model_config = without_dropout(load_config(model))
+    before = getattr(model_config, "max_position_embeddings", None)
+    extend_context(
+        model_config,
+        min(int(manifest["context_length"]), config.max_length or sys.maxsize),
+        extrapolate=recipe(config.recipe).extends_context,
+        rope_scaling=config.rope_scaling,
+    )
+    return model_config, before
+
+
+def steps_of(
+    config: TrainConfig, table: TokenTable, model_config: Any, context_before: int | None
+) -> Steps:
+    """All steps of a run over a table; `context_before` is what `extended_config` gave."""
+    return Steps(
+        config,
+        table.lengths,
+        attention_tokens=attention_tokens(ModelShape.of(model_config)),
+        own_pack_from=own_pack_from(config, context_before),
+    )
+
+
+def own_pack_from(config: TrainConfig, context_before: int | None) -> int | None:
+    """With dynamic rotary scaling a long conversation would stretch its pack's others, too."""
+    if config.rope_scaling != "dynamic" or context_before is None:
+        return None
+    return context_before + 1
 
 
 def with_step_size(config: TrainConfig, resumed: Checkpoint | None) -> TrainConfig:

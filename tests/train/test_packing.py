@@ -208,3 +208,14 @@ def test_wrong_use_is_one_clear_line(wrong):
     for function in (plan, steps, count_steps):
         with pytest.raises(UserError, match=r"^[^\n]+$"):
             function([5], **arguments)
+
+
+def test_packs_of_few_conversations_are_as_full_as_best_fit_makes_them():
+    """Spreading long conversations over all packs left 6% of the demo's slots empty."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(20, 321, 2000)
+    packs = [pack for step in plan(lengths, **TWO_RANKS) for packs in step for pack in packs]
+    assert lengths.sum() / (640 * sum(bool(pack) for pack in packs)) > 0.99
+
+
+TWO_RANKS = {"world_size": 2, "max_tokens": 640, "seed": 0, "epoch": 0}

@@ -1,0 +1,67 @@
+"""`jobs/train.py --dry-run`: from a configuration to what the run would do. Starts nothing."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import Any
+
+from ochat_ray.run_dir import RunDir
+from ochat_ray.tokenizer import load_tokenizer
+from ochat_ray.train import checkpoint as checkpoints
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.deepspeed_config import deepspeed_config
+from ochat_ray.train.dry_run import coloured_pack, dry_run
+from ochat_ray.train.engine import attention_implementation, device_memory
+from ochat_ray.train.flops import ModelShape
+from ochat_ray.train.memory import estimate_run
+from ochat_ray.train.preflight import check_inputs, extended_config, steps_of, with_step_size
+from ochat_ray.train.tokens import TokenTable
+
+
+def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
+    """`dry_run`'s result with the first step's first pack, decoded, as "pack".
+
+    Of the model it reads the configuration alone. bfloat16 is assumed unless the configuration
+    says otherwise, since the workers' hardware is not there to be asked.
+
+    Raises:
+        UserError: data, model and options do not fit each other.
+    """
+    config.check()
+    manifest = check_inputs(config)
+    resumed = checkpoints.latest(RunDir.open(config.output)) if config.resume else None
+    config = with_step_size(config, resumed)
+    table = TokenTable(config.data, "train", config.max_length)
+    model_config, context_before = extended_config(config, config.model, manifest)
+    shape = ModelShape.of(model_config)
+    steps = steps_of(config, table, model_config, context_before)
+    bf16 = config.dtype != "float32"
+    epoch = [
+        step.packs
+        for step in takewhile(lambda step: step.epoch == 0, steps.after(0, config.num_workers))
+    ]
+    given = config.gpu_memory_gib
+    result = dry_run(
+        config,
+        lengths=table.lengths,
+        epoch=epoch,
+        steps_per_epoch=steps.per_epoch,
+        world_size=config.num_workers,
+        shape=shape,
+        memory=estimate_run(
+            config,
+            shape,
+            world_size=config.num_workers,
+            bf16=bf16,
+            attention=attention_implementation(config.attention),
+        ),
+        device_bytes=device_memory() if given is None else int(given * 2**30),
+        deepspeed=deepspeed_config(config, world_size=config.num_workers, bf16=bf16, cuda=True),
+    )
+    pack = epoch[0][0][0]
+    rows = [table.row(index) for index in pack]
+    starts = [sum(len(ids) for ids, _ in rows[:n]) for n in range(len(rows))]
+    ids = [int(i) for ids, _ in rows for i in ids]
+    weights = [float(w) for _, weights in rows for w in weights]
+    tokenizer = load_tokenizer(config.model)
+    return result | {"pack": coloured_pack(ids, weights, starts, tokenizer, colour=colour)}
