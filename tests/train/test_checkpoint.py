@@ -1,0 +1,82 @@
+"""Which checkpoints are whole, which is gone on from, and which are kept."""
+
+import pytest
+
+from ochat_ray.errors import UserError
+from ochat_ray.run_dir import RunDir
+from ochat_ray.train import checkpoint as checkpoints
+from ochat_ray.train.checkpoint import Checkpoint, check_same_run, complete, prune, to_keep, whole
+
+
+def made(step, eval_loss=None, attempt="a", files=None, **changes):
+    values = {
+        "name": checkpoints.directory_name(step, attempt), "step": step, "conversations": 8 * step,
+        "world_size": 2, "zero_stage": 3, "dtype": "torch.float32", "eval_loss": eval_loss,
+        "eval_before": {}, "identity": {"seed": 0}, "files": files or {"deepspeed/shard.pt": 5},
+    }  # fmt: skip
+    return Checkpoint(**values | changes)
+
+
+def write(run, checkpoint, shard="12345", finished=True):
+    run.write_text(f"{checkpoint.folder}/deepspeed/shard.pt", shard)
+    if finished:
+        complete(run, checkpoint)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir.open(str(tmp_path))
+
+
+def test_the_last_whole_one_is_gone_on_from(run):
+    assert checkpoints.latest(run) is None
+    for step in (100, 20, 5):
+        write(run, made(step))
+    write(run, made(200), finished=False)
+    write(run, made(300), shard="1234")  # a byte is missing
+    assert checkpoints.latest(run) == made(100)
+    assert [c.step for c in whole(run)] == [5, 20, 100]
+
+
+def test_of_two_attempts_at_a_step_one_counts(run):
+    write(run, made(7, attempt="b"))
+    write(run, made(7, attempt="a"))
+    assert checkpoints.latest(run) in (made(7, attempt="a"), made(7, attempt="b"))
+    assert checkpoints.latest(run) == checkpoints.latest(run)
+
+
+def test_the_last_and_the_best_are_kept():
+    kept = to_keep([made(1, 3.0), made(2, 1.0), made(3), made(4, 2.0), made(5)], 2)
+    assert [c.step for c in kept] == [2, 4, 5]
+    assert [c.step for c in to_keep([made(1), made(2)], 1)] == [2]
+    assert [c.step for c in to_keep([made(1, 2.0), made(2, 1.0)], 1)] == [2]
+
+
+def test_pruning_removes_what_is_not_kept_and_what_was_never_finished(run):
+    for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0)):
+        write(run, made(step, loss))
+    write(run, made(9), finished=False)
+    prune(run, 1)
+    assert [c.step for c in whole(run)] == [2, 4]
+    assert not run.exists(made(9).folder)
+    prune(run, 1)
+    assert [c.step for c in whole(run)] == [2, 4]
+
+
+def test_another_run_is_named_by_what_differs():
+    there = made(7, identity={"model": "m", "data_digest": "d", "step": {}, "seed": 0})
+    check_same_run(there, dict(there.identity), "out")
+    for change, line in (
+        ({"model": "n"}, "of another base model"),
+        ({"data_digest": "e", "seed": 1}, "of other data"),
+        ({"step": {"packs_per_step": 4}}, "another size of a step"),
+        ({"seed": 1}, "of --seed 0, not 1; give the same"),
+    ):
+        with pytest.raises(UserError, match=line):
+            check_same_run(there, there.identity | change, "out")
+
+
+def test_only_another_layout_needs_a_conversion():
+    assert not made(1).needs_conversion(world_size=2, zero_stage=3)
+    assert made(1).needs_conversion(world_size=3, zero_stage=3)
+    assert made(1).needs_conversion(world_size=2, zero_stage=2)

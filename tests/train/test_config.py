@@ -1,0 +1,52 @@
+"""Options that cannot be, or that would have no effect."""
+
+from dataclasses import replace
+
+import pytest
+
+from ochat_ray.errors import UserError
+from ochat_ray.train.config import OPERATIONAL, TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"zero_stage": 4}, "--zero-stage must be 1, 2 or 3"),
+        ({"num_workers": 0}, "--num-workers must be at least 1"),
+        ({"max_failures": -1}, "--max-failures must be at least 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
+        ({"betas": (0.9, 1.0)}, "--betas must be in"),
+        ({"warmup_ratio": 1.5}, "--warmup-ratio must be in"),
+        ({"num_workers_min": 8}, "--num-workers-min 8 has no effect"),
+        ({"offload_parameters": True, "zero_stage": 2}, "needs --zero-stage 3"),
+        ({"resume": True, "overwrite": True}, "give one"),
+        ({"tokens_per_step": 16384, "sequences_per_step": 64}, "exclude each other"),
+        ({"tokens_per_step": 10_000}, "must be a multiple of --max-tokens 8192"),
+        ({"gpu_memory_gib": 80.0}, "no effect without --dry-run"),
+    ],
+)
+def test_wrong_use_is_one_clear_line(changes, line):
+    config = replace(TrainConfig.for_recipe("openchat"), **changes)
+    with pytest.raises(UserError, match=line):
+        config.check()
+
+
+@pytest.mark.parametrize("name", ["demo", "openchat", "openchat_8192", "opencoder"])
+def test_recipes_are_usable(name):
+    TrainConfig.for_recipe(name).check()
+
+
+def test_tokens_per_step_replaces_the_recipes_number_of_conversations():
+    config = replace(TrainConfig.for_recipe("openchat"), tokens_per_step=65536)
+    config.check()
+    assert config.step_size == {"packs_per_step": 8}
+
+
+def test_the_identity_has_what_decides_the_result_and_nothing_else():
+    config = TrainConfig.for_recipe("openchat")
+    same = replace(
+        config, num_workers=3, attention="eager", zero_stage=2, checkpoint_every=1, output="x"
+    )
+    assert same.identity() == config.identity()
+    assert replace(config, seed=1).identity() != config.identity()
+    assert set(TrainConfig.__dataclass_fields__) >= OPERATIONAL

@@ -1,0 +1,67 @@
+"""DeepSpeed's configuration from ours, and a user's own over it."""
+
+import json
+
+import pytest
+
+from ochat_ray.errors import UserError
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.deepspeed_config import deepspeed_config
+
+
+def made(override=None, tmp_path=None, **options):
+    if override is not None:
+        (tmp_path / "ds.json").write_text(
+            override if isinstance(override, str) else json.dumps(override)
+        )
+        options["deepspeed"] = str(tmp_path / "ds.json")
+    return deepspeed_config(TrainConfig(**options), world_size=8, bf16=True, cuda=True)
+
+
+def test_the_batch_is_the_number_of_workers_and_gradients_add_up_in_float32():
+    config = made()
+    assert config["train_batch_size"] == 8
+    assert config["data_types"]["grad_accum_dtype"] == "fp32"
+    assert config["bf16"] == {"enabled": True}
+    assert config["zero_optimization"]["stage"] == 3
+
+
+def test_offload_flags():
+    zero = made(offload_optimizer=True, offload_parameters=True)["zero_optimization"]
+    assert zero["offload_optimizer"]["device"] == zero["offload_param"]["device"] == "cpu"
+    assert "offload_param" not in made(offload_optimizer=True)["zero_optimization"]
+
+
+def test_a_users_json_is_laid_over_ours(tmp_path):
+    override = {
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": 1e8, "overlap_comm": False},
+        "train_batch_size": "auto",
+        "wall_clock_breakdown": True,
+    }
+    config = made(override, tmp_path)
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1e8
+    assert config["zero_optimization"]["overlap_comm"] is False
+    assert config["zero_optimization"]["contiguous_gradients"] is True
+    assert config["wall_clock_breakdown"] is True
+    assert config["train_batch_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ({"zero_optimization": {"stage": 2}}, r"zero_optimization\.stage to 2.*--zero-stage"),
+        ({"gradient_clipping": 0.5}, r"gradient_clipping to 0\.5.*--max-grad-norm"),
+        ({"optimizer": {"type": "SGD"}}, r"optimizer\.type.*--learning-rate"),
+        ({"fp16": {"enabled": True}}, r"fp16\.enabled.*--dtype"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps to 4.*--sequences"),
+        ("[1]", "must hold one JSON object"),
+        ("{", "cannot read"),
+    ],
+)
+def test_a_contradiction_is_one_clear_line(tmp_path, override, line):
+    with pytest.raises(UserError, match=line):
+        made(override, tmp_path)
+
+
+def test_what_agrees_with_an_option_may_be_said_twice(tmp_path):
+    assert made({"gradient_clipping": 1.0, "bf16": {"enabled": True}}, tmp_path) | {} == made()
