@@ -12,6 +12,7 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.memory import REDUCE_BUCKET
 
 _OWNED = {
     "train_batch_size": "--sequences-per-step or --tokens-per-step",
@@ -46,6 +47,7 @@ def deepspeed_config(
         "overlap_comm": cuda,  # needs CUDA streams
         "contiguous_gradients": True,
         "reduce_scatter": True,
+        "reduce_bucket_size": REDUCE_BUCKET,
         "stage3_gather_16bit_weights_on_model_save": False,
     }
     if config.offload_optimizer:

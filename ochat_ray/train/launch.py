@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,7 +17,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, absolute, completed
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train.base_model import prepare_base
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
@@ -53,18 +51,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
     use_gpu = _use_gpu(config)
     make_way(config, run, resumed, identity)
     with _staging_directory(config) as staging, follow_metrics(run):
-        base = str(
-            prepare_base(config.model, Path(staging) / "base", allow_pickle=config.allow_pickle)
-        )
         least = config.num_workers_min
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
                 # A worker has a directory of its own.
                 "config": asdict(
-                    replace(config, data=absolute(config.data), output=absolute(config.output))
+                    replace(
+                        config,
+                        data=absolute(config.data),
+                        output=absolute(config.output),
+                        # or a hub's name
+                        model=absolute(config.model)
+                        if os.path.exists(config.model)
+                        else config.model,
+                    )
                 ),
-                "base": absolute(base) if os.path.exists(base) else base,  # or a hub's name
                 "staging": staging,
                 "identity": identity,
             },

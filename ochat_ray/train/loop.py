@@ -25,7 +25,7 @@ from ochat_ray.run_dir import RunDir, open_location, read_manifest
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import packing
-from ochat_ray.train.base_model import vocabulary_size
+from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
@@ -88,17 +88,18 @@ class _Worker:
     def __init__(self, settings: dict[str, Any], run: RunDir) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.local_rank = context.get_local_rank()
+        self.local_rank, self.node_rank = context.get_local_rank(), context.get_node_rank()
         self.settings = settings
         self.config = TrainConfig(**settings["config"])
         self.run = run
         self.manifest = read_manifest(self.config.data)
-        self.tokenizer = load_tokenizer(settings["base"])
+        self.base = self._prepare_base()
+        self.tokenizer = load_tokenizer(self.base)
         self.table = TokenTable(self.config.data, "train", self.config.max_length)
         self.held_out = TokenTable(self.config.data, "eval", self.config.max_length)
         self.resumed = checkpoints.latest(run)
 
-        model_config, context_before = extended_config(self.config, settings["base"], self.manifest)
+        model_config, context_before = extended_config(self.config, self.base, self.manifest)
         self.steps = steps_of(self.config, self.table, model_config, context_before)
         self.own_pack_from = own_pack_from(self.config, context_before)
         self.shape = ModelShape.of(model_config)
@@ -136,6 +137,15 @@ class _Worker:
         self._export(before, evaluation)
         ray.train.report({"eval_loss": evaluation.loss})
 
+    def _prepare_base(self) -> str:
+        """The base model with the end-of-turn token; one worker a host makes it, where it must."""
+        directory = Path(self.settings["staging"], f"base-{self.node_rank}")
+        if self.local_rank == 0:
+            made = prepare_base(self.config.model, directory, allow_pickle=self.config.allow_pickle)
+            assert str(made) in (self.config.model, str(directory))
+        distributed.barrier()
+        return str(directory) if directory.exists() else self.config.model
+
     def _engine(self, model_config: Any) -> Engine:
         resumed, config = self.resumed, self.config
         convert = resumed is not None and resumed.needs_conversion(
@@ -143,7 +153,7 @@ class _Worker:
         )
         engine = Engine(
             config,
-            self.settings["base"],
+            self.base,
             model_config=model_config,
             vocabulary=vocabulary_size(self.tokenizer),
             universal=convert,
@@ -316,9 +326,7 @@ class _Worker:
                 yield Path(directory)
                 return
             os.makedirs(self.settings["staging"], exist_ok=True)
-            converted = Path(
-                self.settings["staging"], f"universal-{ray.train.get_context().get_node_rank()}"
-            )
+            converted = Path(self.settings["staging"], f"universal-{self.node_rank}")
             if self.local_rank == 0:
                 shutil.rmtree(converted, ignore_errors=True)
                 make_universal(Path(directory), converted)

@@ -18,8 +18,9 @@ from ochat_ray.train.flops import ModelShape
 LIVE_PARAMETERS = 1_000_000_000
 """DeepSpeed's default of stage3_max_live_parameters, and of sub_group_size."""
 
-REDUCE_BUCKET = 500_000_000
-"""DeepSpeed's default of reduce_bucket_size, in elements; allocated whole for any model."""
+REDUCE_BUCKET = 100_000_000
+"""DeepSpeed's reduce_bucket_size in elements, allocated whole for any model. Its default of five
+times as many takes 2 GB, since our gradients travel in float32."""
 
 USABLE = 0.92
 """Share of a device's memory that a plan may take: CUDA, NCCL and fragmentation need the rest."""
