@@ -96,11 +96,19 @@ def flops_per_token(shape: ModelShape, length: float) -> float:
     return 6.0 * shape.matmul_parameters + 6.0 * shape.layers * shape.attention_width * length
 
 
-def training_flops(shape: ModelShape, lengths: Sequence[int] | np.ndarray) -> float:
-    """Forward and backward pass of whole conversations that do not see each other."""
+def training_flops(
+    shape: ModelShape, lengths: Sequence[int] | np.ndarray, *, predicted: int | None = None
+) -> float:
+    """Forward and backward pass of whole conversations that do not see each other.
+
+    `predicted` is the number of tokens for which logits are computed; all of them when None.
+    """
     n = np.asarray(lengths, dtype=np.float64)
+    tokens = float(n.sum())
+    without_logits = 0.0 if predicted is None else tokens - predicted
     return 6.0 * (
-        shape.matmul_parameters * float(n.sum())
+        shape.matmul_parameters * tokens
+        - shape.hidden * shape.vocabulary * without_logits
         + shape.layers * shape.attention_width * float((n * n).sum())
     )
 

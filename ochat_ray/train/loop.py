@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import ray.train
 import torch
@@ -97,7 +98,8 @@ class _Worker:
         self.tokenizer = load_tokenizer(self.base)
         self.table = TokenTable(self.config.data, "train", self.config.max_length)
         self.held_out = TokenTable(self.config.data, "eval", self.config.max_length)
-        self.resumed = checkpoints.latest(run)
+        self.resumed: Checkpoint | None = self._agree(checkpoints.latest(run))
+        self.attempt: str = self._agree(uuid.uuid4().hex[:8])
 
         model_config, context_before = extended_config(self.config, self.base, self.manifest)
         self.steps = steps_of(self.config, self.table, model_config, context_before)
@@ -116,7 +118,6 @@ class _Worker:
             self.world_size,
         )
         self.engine = self._engine(model_config)
-        self.attempt = self._agree(uuid.uuid4().hex[:8])
 
     def train(self) -> None:
         """Everything from the last checkpoint, or from the start, to the exported model."""
@@ -141,8 +142,7 @@ class _Worker:
         """The base model with the end-of-turn token; one worker a host makes it, where it must."""
         directory = Path(self.settings["staging"], f"base-{self.node_rank}")
         if self.local_rank == 0:
-            made = prepare_base(self.config.model, directory, allow_pickle=self.config.allow_pickle)
-            assert str(made) in (self.config.model, str(directory))
+            prepare_base(self.config.model, directory, allow_pickle=self.config.allow_pickle)
         distributed.barrier()
         return str(directory) if directory.exists() else self.config.model
 
@@ -172,8 +172,10 @@ class _Worker:
 
     def _step(self, step: Step) -> dict[str, Any]:
         started = time.monotonic()
+        indices = step.conversations
+        loss_weights = {i: self.table.row(i)[1] for i in indices}
         weights = [
-            [sum(trained_weight(self.table.row(i)[1]) for i in pack) for pack in packs]
+            [sum(trained_weight(loss_weights[i]) for i in pack) for pack in packs]
             for packs in step.packs
         ]
         result = self.engine.step(
@@ -181,7 +183,6 @@ class _Worker:
             pack_scales(weights, self.config.loss)[self.rank],
             rate=step.rate,
         )
-        indices = step.conversations
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             ids = ", ".join(self.table.id(i) for i in indices[:8])
             raise NonFiniteLossError(
@@ -191,7 +192,8 @@ class _Worker:
             )
         seconds = time.monotonic() - started
         lengths = self.table.lengths[indices]
-        flops = training_flops(self.shape, lengths)
+        predicted = sum(int(np.count_nonzero(w[1:])) for w in loss_weights.values())
+        flops = training_flops(self.shape, lengths, predicted=predicted)
         return {
             "step": step.number,
             "epoch": step.epoch,
@@ -335,7 +337,7 @@ class _Worker:
             if self.local_rank == 0:
                 shutil.rmtree(converted, ignore_errors=True)
 
-    def _agree(self, value: str) -> str:
+    def _agree(self, value: Any) -> Any:
         """The first worker's value, on all workers."""
         values = [value]
         distributed.broadcast_object_list(values, src=0)

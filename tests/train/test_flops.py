@@ -187,3 +187,9 @@ def test_an_unknown_device_has_no_peak():
 
 def test_the_measured_peak_is_a_rate_that_a_cpu_can_have():
     assert 1e8 < measured_peak_flops("cpu", "float32", seconds=0.05) < 1e14
+
+
+def test_logits_that_are_not_computed_are_not_counted(tiny):
+    # 10 words x 8 hidden, 6 operations each, for the 7 of 9 tokens that predict nothing.
+    whole = training_flops(tiny, [4, 5])
+    assert whole - training_flops(tiny, [4, 5], predicted=2) == 6 * 10 * 8 * 7
