@@ -132,3 +132,17 @@ def test_dynamic_scaling_does_not_remember_the_longest_conversation():
     before = logits(model, make_batch([six]))
     logits(model, make_batch([twelve]))
     assert torch.equal(logits(model, make_batch([six])), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("make", [llama, big_code])
+def test_flash_attention_keeps_conversations_apart(make):
+    pytest.importorskip("flash_attn")
+    torch.manual_seed(0)
+    model = make().to("cuda", torch.bfloat16)
+    model.set_attn_implementation("flash_attention_2")
+    device = torch.device("cuda")
+    packed = logits(model, make_batch([ONE, TWO]).to(device))
+    alone = torch.cat([logits(model, make_batch([c]).to(device)) for c in (ONE, TWO)])
+    assert torch.allclose(packed, alone, atol=5e-2)

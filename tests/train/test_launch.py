@@ -10,7 +10,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
 from ochat_ray.schema import TOKENS
 from ochat_ray.template import encode
-from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer, tokenizer_digest
+from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id, load_tokenizer, tokenizer_digest
 from ochat_ray.train.batch import make_batch, weighted_nll
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.forward import logits
@@ -20,7 +20,7 @@ from ochat_ray.train.tokens import TokenTable
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
-def write_data(directory, tokenizer, digest, changes=()):
+def write_data(directory, tokenizer, digest, changes=(), model_type="openchat"):
     """Token tables of 24 conversations that all have the same short answer."""
     run = RunDir.open(str(directory))
     tokens = {}
@@ -31,7 +31,7 @@ def write_data(directory, tokenizer, digest, changes=()):
                 {"role": "user", "text": f"{split} {i} {'very ' * (i % 5)}well?"},
                 {"role": "assistant", "text": "fine"},
             ]
-            ids, weights = encode(turns, "openchat", tokenizer)
+            ids, weights = encode(turns, model_type, tokenizer)
             rows.append(
                 {"id": f"{i:02d}", "input_ids": ids, "loss_weights": weights, "length": len(ids)}
             )
@@ -41,7 +41,7 @@ def write_data(directory, tokenizer, digest, changes=()):
             writer.write_table(table)
         tokens[split] = {"rows": count}
     manifest = {
-        "model_type": "openchat", "context_length": 128, "digest": "d", "tokens": tokens,
+        "model_type": model_type, "context_length": 128, "digest": "d", "tokens": tokens,
         "tokenizer": digest, "tokenizer_path": "somewhere",
     }  # fmt: skip
     run.write_json("manifest.json", manifest | dict(changes))
@@ -179,3 +179,50 @@ def test_data_that_does_not_fit_is_one_clear_line(
 def test_more_workers_than_the_cluster_has_is_one_clear_line(data, model_directory, tmp_path):
     with pytest.raises(UserError, match="3 workers need a CPU each, the cluster has 2"):
         train(config(data, model_directory, tmp_path / "model", num_workers=3))
+
+
+def test_big_code_gets_its_token_trains_and_opens(tmp_path, tokenizer):
+    """Tied embeddings, learned positions, no end-of-turn token in the base, no BOS."""
+    from tokenizers import Tokenizer
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GPTBigCodeConfig,
+        GPTBigCodeForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] != END_OF_TURN]
+    base = tmp_path / "base"
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<s>"
+    ).save_pretrained(base)
+    torch.manual_seed(0)
+    rows = end_of_turn_id(tokenizer)
+    model = GPTBigCodeForCausalLM(
+        GPTBigCodeConfig(vocab_size=rows, n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    )
+    model.save_pretrained(base)
+    with_token = load_tokenizer(str(base))
+    data = write_data(
+        tmp_path / "data", with_token, tokenizer_digest(with_token), model_type="opencoder"
+    )
+    result = train(
+        config(data, base, tmp_path / "model", recipe="opencoder", max_steps=2, learning_rate=1e-12)
+    )
+    assert result["eval_after"]["loss"] == pytest.approx(result["eval_before"]["loss"])
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    exported = opened.transformer.wte.weight
+    assert exported.shape == (rows + 1, 32)
+    assert opened.lm_head.weight is exported
+    old = model.transformer.wte.weight.detach()
+    assert torch.equal(exported[:rows], old.bfloat16().float())
+    # In this many steps of nothing the new row is still the mean, to bfloat16's last bit.
+    assert torch.equal(exported[rows], old.double().mean(0).float().bfloat16().float())
+    messages = [{"role": "user", "content": " def f():\n  <|end_of_turn|>"}]
+    ids = AutoTokenizer.from_pretrained(tmp_path / "model").apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    turns = [{"role": "user", "text": messages[0]["content"]}]
+    assert ids == encode(turns, "opencoder", with_token, add_generation_prompt=True)[0]
