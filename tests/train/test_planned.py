@@ -1,0 +1,71 @@
+"""`jobs/train.py --dry-run`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ochat_ray.errors import UserError
+from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.planned import planned
+from tests.train.test_launch import write_data
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, model_directory):
+    tokenizer = load_tokenizer(str(model_directory))
+    return write_data(tmp_path_factory.mktemp("data"), tokenizer, tokenizer_digest(tokenizer))
+
+
+def config(data, model_directory, tmp_path, **changes):
+    values = {
+        "recipe": "demo", "data": data, "model": str(model_directory), "num_workers": 2,
+        "output": str(tmp_path / "model"), "epochs": 3, "sequences_per_step": 8, "max_tokens": 128,
+        "dry_run": True,
+    }  # fmt: skip
+    return TrainConfig(**values | changes)
+
+
+def test_the_plan_counts_what_training_will_do(data, model_directory, tmp_path):
+    result = planned(config(data, model_directory, tmp_path), colour=False)
+    assert result["steps_per_epoch"] == [3, 3, 3]  # 20 conversations, 8 a step
+    assert result["warmup_steps"] == 1
+    assert result["epoch"]["conversations"] == 20
+    # Embeddings in and out, two layers of four attention and three feed-forward matrices, norms.
+    hidden = 64
+    layer = 2 * hidden * hidden + 2 * hidden * 32 + 3 * hidden * 128 + 2 * hidden
+    counted = result["model"]["parameters"] - 2 * layer - hidden
+    assert counted == 2 * 301 * hidden  # 300 and the end-of-turn token
+    assert result["memory"]["fits"] is None
+    assert "「fine" in result["pack"]
+    assert not (tmp_path / "model").exists()
+
+
+def test_whether_it_fits_is_said_of_a_given_gpu(data, model_directory, tmp_path):
+    small = config(data, model_directory, tmp_path, gpu_memory_gib=0.001)
+    large = config(data, model_directory, tmp_path, gpu_memory_gib=80.0)
+    assert planned(small, colour=False)["memory"]["fits"] is False
+    assert planned(large, colour=False)["memory"]["fits"] is True
+
+
+def test_a_conversation_longer_than_a_pack_is_one_clear_line(data, model_directory, tmp_path):
+    with pytest.raises(UserError, match=r"has \d+ tokens but a pack holds 8; give --max-tokens"):
+        planned(config(data, model_directory, tmp_path, max_tokens=8), colour=False)
+
+
+def test_the_job_prints_a_page_and_json_and_starts_no_ray(data, model_directory, tmp_path):
+    command = [
+        *(sys.executable, "jobs/train.py", "--dry-run", "--json", "--data", data),
+        *("--model", str(model_directory), "--output", str(tmp_path / "model")),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    page, last = done.stdout.rsplit("\n", 2)[:2]
+    for title in ("optimizer steps", "Memory a device", '"zero_optimization"', "conversation 1 of"):
+        assert title in page
+    assert json.loads(last)["world_size"] == 2
+    assert not list(tmp_path.iterdir())
