@@ -76,3 +76,30 @@ def local_ray():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A client of a server of S3's protocol, with an empty "bucket", and a Ray that knows it."""
+    import boto3
+    import ray
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    # Workers inherit the environment of the Ray that starts here.
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield client
+    ray.shutdown()
+    server.stop()

@@ -3,7 +3,6 @@
 import json
 
 from ochat_ray import demo
-from ochat_ray.train.launch import progress_line
 
 
 def test_the_summary_is_read_from_the_manifests(tmp_path, monkeypatch):
@@ -50,18 +49,3 @@ def test_stop_without_anything_to_stop_is_one_clear_line(tmp_path, monkeypatch, 
     monkeypatch.setattr(demo, "_PROCESSES", tmp_path / "processes.json")
     assert demo.main(["stop"]) == 2
     assert capsys.readouterr().err == ("demo: nothing to stop: no demo was left up with KEEP=1\n")
-
-
-def test_training_s_progress_lines():
-    step = {
-        "step": 2, "total_steps": 4, "loss": 1.5, "learning_rate": 1e-3, "grad_norm": 2.0,
-        "tokens": 1000, "seconds": 10.0,
-    }  # fmt: skip
-    assert progress_line(step) == (
-        "     train  step 2 of 4 · loss 1.5000 · lr 1.00e-03 · grad norm 2.00 · 100 tokens/s · "
-        "20 s left"
-    )
-    evaluation = {"step": 0, "total_steps": 4, "eval_loss": 2.0, "eval_end_of_turn": 0.25}
-    assert progress_line(evaluation) == (
-        "     train  step 0 of 4 · held-out loss 2.0000 · end of turn chosen 25% of the time"
-    )

@@ -7,18 +7,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 from ochat_ray.train.launch import train
 from tests.train.test_faults import STEPS, configured, lines  # noqa: F401 - a fixture
-from tests.train.test_launch import write_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, model_directory):
-    tokenizer = load_tokenizer(str(model_directory))
-    return write_data(tmp_path_factory.mktemp("data"), tokenizer, tokenizer_digest(tokenizer))
 
 
 def test_training_goes_on_smaller_when_a_host_is_lost(configured, tmp_path):  # noqa: F811

@@ -15,11 +15,9 @@ import ray
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
-from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.launch import train
-from tests.train.test_launch import write_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("three_cpus")]
 
@@ -31,12 +29,6 @@ def three_cpus():
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, model_directory):
-    tokenizer = load_tokenizer(str(model_directory))
-    return write_data(tmp_path_factory.mktemp("data"), tokenizer, tokenizer_digest(tokenizer))
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 
 import json
 
-import pyarrow as pa
 import pytest
 import torch
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
-from ochat_ray.schema import TOKENS
 from ochat_ray.template import encode
 from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id, load_tokenizer, tokenizer_digest
 from ochat_ray.train.batch import make_batch, weighted_nll
@@ -16,43 +14,9 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.forward import logits
 from ochat_ray.train.launch import train
 from ochat_ray.train.tokens import TokenTable
+from tests.token_tables import write_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-
-
-def write_data(directory, tokenizer, digest, changes=(), model_type="openchat"):
-    """Token tables of 24 conversations that all have the same short answer."""
-    run = RunDir.open(str(directory))
-    tokens = {}
-    for split, count in (("train", 20), ("eval", 4)):
-        rows = []
-        for i in range(count):
-            turns = [
-                {"role": "user", "text": f"{split} {i} {'very ' * (i % 5)}well?"},
-                {"role": "assistant", "text": "fine"},
-            ]
-            ids, weights = encode(turns, model_type, tokenizer)
-            rows.append(
-                {"id": f"{i:02d}", "input_ids": ids, "loss_weights": weights, "length": len(ids)}
-            )
-        table = pa.Table.from_pylist(rows, TOKENS)
-        name = f"tokens/{split}/0.arrow"
-        with run.writing(name) as stream, pa.ipc.new_file(stream, TOKENS) as writer:
-            writer.write_table(table)
-        tokens[split] = {"rows": count}
-    manifest = {
-        "model_type": model_type, "context_length": 128, "digest": "d", "tokens": tokens,
-        "tokenizer": digest, "tokenizer_path": "somewhere",
-    }  # fmt: skip
-    run.write_json("manifest.json", manifest | dict(changes))
-    return str(directory)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, model_directory):
-    tokenizer = load_tokenizer(str(model_directory))
-    digest = tokenizer_digest(tokenizer)
-    return write_data(tmp_path_factory.mktemp("data"), tokenizer, digest)
 
 
 def config(data, model_directory, output, **changes):

@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 
 from ochat_ray.errors import UserError
-from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.planned import planned
-from tests.train.test_launch import write_data
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, model_directory):
-    tokenizer = load_tokenizer(str(model_directory))
-    return write_data(tmp_path_factory.mktemp("data"), tokenizer, tokenizer_digest(tokenizer))
 
 
 def config(data, model_directory, tmp_path, **changes):
