@@ -49,7 +49,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Checkpoints to keep, besides the one with the lowest held-out loss."""
     resume: Annotated[bool, Off] = False
-    """Go on from the last checkpoint in the output directory."""
+    """Go on from the last checkpoint in the output directory, as the same run does by itself; for
+    scripts that say so."""
     overwrite: Annotated[bool, Off] = False
     """Give up a finished or unfinished run in the output directory."""
     dry_run: Annotated[bool, Off] = False

@@ -26,6 +26,7 @@ from ochat_ray.train.preflight import (
     check_inputs,
     identity_of,
     make_way,
+    to_go_on_from,
     with_step_size,
 )
 
@@ -41,8 +42,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config.check()
     manifest = check_inputs(config)
     run = RunDir.open(config.output)
-    resumed = checkpoints.latest(run)
-    config = with_step_size(config, resumed if config.resume else None)
+    resumed = to_go_on_from(config)
+    config = with_step_size(config, resumed)
     identity = identity_of(config, manifest)
     if done := completed(run, MODEL_MANIFEST, identity, overwrite=config.overwrite):
         return done

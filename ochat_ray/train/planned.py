@@ -5,16 +5,20 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any
 
-from ochat_ray.run_dir import RunDir
 from ochat_ray.tokenizer import load_tokenizer
-from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.dry_run import coloured_pack, dry_run
 from ochat_ray.train.engine import attention_implementation, device_memory
 from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.memory import estimate_run
-from ochat_ray.train.preflight import check_inputs, extended_config, steps_of, with_step_size
+from ochat_ray.train.preflight import (
+    check_inputs,
+    extended_config,
+    steps_of,
+    to_go_on_from,
+    with_step_size,
+)
 from ochat_ray.train.tokens import TokenTable
 
 
@@ -29,8 +33,7 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     """
     config.check()
     manifest = check_inputs(config)
-    resumed = checkpoints.latest(RunDir.open(config.output)) if config.resume else None
-    config = with_step_size(config, resumed)
+    config = with_step_size(config, to_go_on_from(config))
     table = TokenTable(config.data, "train", config.max_length)
     model_config, context_before = extended_config(config, config.model, manifest)
     shape = ModelShape.of(model_config)

@@ -113,6 +113,11 @@ def own_pack_from(config: TrainConfig, context_before: int | None) -> int | None
     return context_before + 1
 
 
+def to_go_on_from(config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint in the output directory, unless it is given up."""
+    return None if config.overwrite else checkpoints.latest(RunDir.open(config.output))
+
+
 def with_step_size(config: TrainConfig, resumed: Checkpoint | None) -> TrainConfig:
     """The size of a step, once "one pack a worker" is a number that other workers can keep."""
     if config.tokens_per_step is not None or config.sequences_per_step is not None:
@@ -139,25 +144,19 @@ def make_way(
     """Clear the output directory of all that this run will not go on from.
 
     Raises:
-        UserError: that would lose checkpoints that nobody gave up.
+        UserError: there are checkpoints of another run, which nobody gave up.
     """
-    if config.resume and resumed is None:
-        print(f"{run.root} has no checkpoint yet; starting at the first step", file=sys.stderr)
     if resumed is not None:
-        if config.resume:
-            checkpoints.check_same_run(resumed, identity, config.output)
-        elif not config.overwrite:
-            raise UserError(
-                f"{config.output} holds an unfinished run, with a checkpoint at step "
-                f"{resumed.step}; go on with --resume, or give it up with --overwrite"
-            )
+        checkpoints.check_same_run(resumed, identity, config.output)
+        print(f"going on from step {resumed.step}; --overwrite starts anew", file=sys.stderr)
+    elif config.resume:
+        print(f"{config.output} has no checkpoint yet; starting anew", file=sys.stderr)
     run.remove(FAILURE)
     run.remove(MODEL_MANIFEST)
-    keep = METRICS if config.resume and resumed is not None else None
     for suffix in _MODEL_FILES:
         for name in run.files("", suffix):
-            if name != keep:
+            if resumed is None or name != METRICS:
                 run.remove(name)
-    if keep is None:
+    if resumed is None:
         run.remove(checkpoints.FOLDER)
     checkpoints.forget_ray_train(run)

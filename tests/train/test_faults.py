@@ -125,8 +125,8 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(configured, st
     output = tmp_path / "model"
     shutil.copytree(stopped, output)
     before = checkpoints.whole(RunDir.open(str(output)))
-    with pytest.raises(UserError, match=r"checkpoint at step .*; go on with --resume"):
-        train(configured(output))
+    with pytest.raises(UserError, match=r"checkpoint at step .* give it up with --overwrite"):
+        train(configured(output, learning_rate=2e-3))
     with pytest.raises(UserError, match=r"--learning-rate 0\.001, not 0.002"):
         train(configured(output, learning_rate=2e-3, resume=True))
     with pytest.raises(UserError, match="another size of a step"):
@@ -144,14 +144,18 @@ def test_a_checkpoint_of_another_model_is_refused(configured, stopped, model_dir
         train(configured(output, model=str(other), resume=True))
 
 
-def test_a_checkpoint_that_lost_a_file_is_passed_over(configured, undisturbed, stopped, tmp_path):
+def test_the_same_command_passes_over_a_checkpoint_that_lost_a_file(
+    configured, undisturbed, stopped, tmp_path
+):
+    configured, undisturbed, stopped, tmp_path
+):
     output = tmp_path / "model"
     shutil.copytree(stopped, output)
     *_, before, last = checkpoints.whole(RunDir.open(str(output)))
     shard = next((output / last.folder / "deepspeed").glob("*optim_states.pt"))
     shard.write_bytes(shard.read_bytes()[:-100])
     assert checkpoints.latest(RunDir.open(str(output))) == before
-    result = train(configured(output, resume=True))
+    result = train(configured(output))
     expected = undisturbed["eval_after"]["loss"]
     assert result["eval_after"]["loss"] == pytest.approx(expected, abs=1e-6)
 
