@@ -147,8 +147,6 @@ def test_a_checkpoint_of_another_model_is_refused(configured, stopped, model_dir
 def test_the_same_command_passes_over_a_checkpoint_that_lost_a_file(
     configured, undisturbed, stopped, tmp_path
 ):
-    configured, undisturbed, stopped, tmp_path
-):
     output = tmp_path / "model"
     shutil.copytree(stopped, output)
     *_, before, last = checkpoints.whole(RunDir.open(str(output)))
