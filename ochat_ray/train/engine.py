@@ -19,7 +19,7 @@ from ochat_ray.train.base_model import embeddings, load_model
 from ochat_ray.train.batch import Batch, weighted_nll
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
-from ochat_ray.train.forward import logits
+from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 
 _TAG = "deepspeed"
 
@@ -57,14 +57,12 @@ def compute_dtype(name: str) -> torch.dtype:
 
 def attention_implementation(name: str) -> str:
     """The name for transformers of a TrainConfig's `attention`."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
+    if name == "auto" and torch.cuda.is_available():
         with contextlib.suppress(ImportError):
             import flash_attn  # noqa: F401
 
             return "flash_attention_2"
-    return "sdpa"
+    return PACKED_SDPA if name in ("auto", "sdpa") else name
 
 
 def device_memory() -> int | None:
@@ -116,6 +114,7 @@ class Engine:
         self._partition_on_load = (
             HfDeepSpeedConfig(self.settings) if config.zero_stage == 3 else None
         )
+        register_packed_sdpa()
         model = load_model(
             base,
             self.dtype,

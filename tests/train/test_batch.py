@@ -6,7 +6,7 @@ import torch
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ochat_ray.train.batch import make_batch, trained_weight, weighted_nll
-from ochat_ray.train.forward import logits
+from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 
 
 def conversation(ids, weights):
@@ -72,11 +72,12 @@ def test_the_loss_is_the_weighted_sum_by_hand():
     assert weighted_nll(scores, batch).item() == pytest.approx(by_hand, rel=1e-6)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", PACKED_SDPA])
 @pytest.mark.parametrize("make", [llama, big_code])
 def test_a_pack_gives_each_conversation_the_logits_and_gradients_it_has_alone(make, attention):
     torch.manual_seed(0)
     model = make()
+    register_packed_sdpa()
     model.set_attn_implementation(attention)
     packed = logits(model, make_batch([ONE, TWO]))
     alone = torch.cat([logits(model, make_batch([c])) for c in (ONE, TWO)])
