@@ -240,7 +240,7 @@ def padded_batch(conversations: list[tuple[np.ndarray, np.ndarray]]) -> dict[str
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    names = list(arguments.contenders)
+    names = ["ours", *(name for name in arguments.contenders if name != "ours")]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(arguments.rounds):
         first = turn % len(names)
@@ -257,7 +257,7 @@ def compare(arguments: argparse.Namespace) -> None:
         f"{'ours/this':>20}{'by CPU':>20}"
     )
     for name, rows in results.items():
-        pairs = list(zip(rows, results.get("ours", rows), strict=True))
+        pairs = list(zip(rows, results["ours"], strict=True))
         supervised = statistics.median(row["supervised"] / row["wall_s"] for row in rows)
         cpu = statistics.median(row["tokens"] / row["cpu_s"] for row in rows)
         print(
