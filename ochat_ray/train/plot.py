@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,15 +14,8 @@ _INK, _MUTED, _GRID = "#1f2430", "#6b7280", "#e7e9ee"
 _TRAINING, _HELD_OUT, _RATE, _NORM = "#2563eb", "#ea580c", "#0f766e", "#7c3aed"
 
 
-def write_plot(
-    lines: list[dict[str, Any]],
-    to: str | os.PathLike[str] | BinaryIO | None = None,
-    title: str = "Loss",
-) -> bytes:
-    """The lines of metrics.jsonl as a PNG of 2,000 x 1,300 pixels, made to be shown at half that.
-
-    It is written `to` a path or a binary stream, if one is given, and returned.
-    """
+def plot(lines: list[dict[str, Any]]) -> bytes:
+    """The lines of metrics.jsonl as a PNG of 2,000 x 1,300 pixels, to be shown at half that."""
     # Figure and canvas themselves: pyplot keeps every figure of a process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,7 +29,7 @@ def write_plot(
     last = max((line["step"] for line in lines), default=0)
     for axes in (loss, rate, norm):
         _style(axes, last)
-    _loss(loss, steps, held_out, title)
+    _loss(loss, steps, held_out)
     _series(rate, steps, "learning_rate", "learning rate", _RATE)
     rate.yaxis.set_major_formatter(
         lambda value, _: f"{value:.1e}".replace("e-0", "e-") if value else "0"
@@ -46,13 +38,7 @@ def write_plot(
 
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
-    png = picture.getvalue()
-    if isinstance(to, str | os.PathLike):
-        with open(to, "wb") as file:
-            file.write(png)
-    elif to is not None:
-        to.write(png)
-    return png
+    return picture.getvalue()
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -71,12 +57,10 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.where(known > 0, (sums[right] - sums[left]) / np.maximum(known, 1), np.nan)
 
 
-def _loss(
-    axes: Axes, steps: list[dict[str, Any]], held_out: list[dict[str, Any]], title: str
-) -> None:
+def _loss(axes: Axes, steps: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> None:
     from matplotlib.patheffects import withStroke
 
-    axes.set_title(title, loc="left", fontsize=15, fontweight="bold", color=_INK, pad=30)
+    axes.set_title("Loss", loc="left", fontsize=15, fontweight="bold", color=_INK, pad=30)
     x, y = _column(steps, "loss")
     smooth = smoothed(y)
     _raw(axes, x, y, _TRAINING, label="training")
