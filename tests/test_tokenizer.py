@@ -100,7 +100,9 @@ def converted(model, tmp_path_factory):
 
 
 PIECES = ["the", "there", "  ", "    ", "=", "a", "an", "▁", "<s>", "</s>", "<0x0A>", "\r\n", "12"]
-TEXTS = st.text() | st.lists(st.sampled_from(PIECES) | st.characters(), max_size=40).map("".join)
+TEXTS = st.text() | st.lists(
+    st.sampled_from(PIECES) | st.characters(codec="utf-8"), max_size=40
+).map("".join)
 
 
 @settings(deadline=None, max_examples=500)
