@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import subprocess
 import sys
@@ -57,11 +58,8 @@ def compute_dtype(name: str) -> torch.dtype:
 
 def attention_implementation(name: str) -> str:
     """The name for transformers of a TrainConfig's `attention`."""
-    if name == "auto" and torch.cuda.is_available():
-        with contextlib.suppress(ImportError):
-            import flash_attn  # noqa: F401
-
-            return "flash_attention_2"
+    if name == "auto" and torch.cuda.is_available() and importlib.util.find_spec("flash_attn"):
+        return "flash_attention_2"
     return PACKED_SDPA if name in ("auto", "sdpa") else name
 
 

@@ -62,6 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                         config,
                         data=absolute(config.data),
                         output=absolute(config.output),
+                        deepspeed=config.deepspeed and absolute(config.deepspeed),
                         # or a hub's name
                         model=absolute(config.model)
                         if os.path.exists(config.model)

@@ -48,7 +48,7 @@ from ochat_ray.train.flops import (
 from ochat_ray.train.loss import pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
-from ochat_ray.train.plot import write_plot
+from ochat_ray.train.plot import plot
 from ochat_ray.train.preflight import (
     FAILURE,
     MODEL_MANIFEST,
@@ -56,7 +56,7 @@ from ochat_ray.train.preflight import (
     own_pack_from,
     steps_of,
 )
-from ochat_ray.train.steps import Step
+from ochat_ray.train.steps import Step, room_taken
 from ochat_ray.train.tokens import TokenTable
 
 PLOT = "loss.png"
@@ -102,9 +102,9 @@ class _Worker:
         self.attempt: str = self._agree(uuid.uuid4().hex[:8])
 
         model_config, context_before = extended_config(self.config, self.base, self.manifest)
-        self.steps = steps_of(self.config, self.table, model_config, context_before)
-        self.own_pack_from = own_pack_from(self.config, context_before)
         self.shape = ModelShape.of(model_config)
+        self.steps = steps_of(self.config, self.table, self.shape, context_before)
+        self.own_pack_from = own_pack_from(self.config, context_before)
         local = context.get_local_world_size()
         check_holds(
             estimate_run(
@@ -124,7 +124,15 @@ class _Worker:
         done = self.resumed.step if self.resumed else 0
         conversations = self.resumed.conversations if self.resumed else 0
         evaluation: Evaluation | None = None
-        with self._metrics(done) as self.metrics:
+        self.metrics = Metrics(
+            self.run if self.rank == 0 else None,
+            resume_step=done if self.resumed else None,
+            constants={"total_steps": len(self.steps)},
+            wandb=self.config.wandb,
+            mlflow=self.config.mlflow,
+            config=self.settings["identity"],
+        )
+        with self.metrics:
             known = Evaluation(**self.resumed.eval_before) if self.resumed else None
             before = known or self._evaluate(0)
             for step in self.steps.after(done, self.world_size):
@@ -148,6 +156,12 @@ class _Worker:
 
     def _engine(self, model_config: Any) -> Engine:
         resumed, config = self.resumed, self.config
+        if resumed is not None and resumed.dtype != str(compute_dtype(config.dtype)):
+            name = resumed.dtype.removeprefix("torch.")
+            raise UserError(
+                f"the checkpoint was trained in {name}, which this hardware does not take by "
+                f"itself; give --dtype {name}"
+            )
         convert = resumed is not None and resumed.needs_conversion(
             world_size=self.world_size, zero_stage=config.zero_stage
         )
@@ -217,10 +231,7 @@ class _Worker:
     def _held_out_packs(self) -> Iterator[Batch]:
         config, table = self.config, self.held_out
         chosen = table.sample(config.eval_tokens, config.seed)
-        lengths = table.lengths[chosen]
-        if self.own_pack_from is not None:
-            lengths = lengths.copy()
-            lengths[lengths >= self.own_pack_from] = config.max_tokens
+        lengths = room_taken(table.lengths[chosen], config.max_tokens, self.own_pack_from)
         for step in packing.steps(
             lengths,
             world_size=self.world_size,
@@ -264,7 +275,7 @@ class _Worker:
 
     def _plot(self) -> None:
         with self.run.writing(PLOT) as stream:
-            stream.write(write_plot(read_metrics(self.run)))
+            stream.write(plot(read_metrics(self.run)))
 
     def _export(self, before: Evaluation, after: Evaluation) -> None:
         with self._scratch("export-") as directory:
@@ -294,19 +305,6 @@ class _Worker:
                     "identity": self.settings["identity"],
                 },
             )
-
-    @contextlib.contextmanager
-    def _metrics(self, done: int) -> Iterator[Metrics]:
-        config = self.config
-        with Metrics(
-            self.run if self.rank == 0 else None,
-            resume_step=done if self.resumed else None,
-            constants={"total_steps": len(self.steps)},
-            wandb=config.wandb,
-            mlflow=config.mlflow,
-            config=self.settings["identity"],
-        ) as metrics:
-            yield metrics
 
     @contextlib.contextmanager
     def _scratch(self, prefix: str) -> Iterator[Path]:

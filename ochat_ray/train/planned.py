@@ -37,7 +37,7 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     table = TokenTable(config.data, "train", config.max_length)
     model_config, context_before = extended_config(config, config.model, manifest)
     shape = ModelShape.of(model_config)
-    steps = steps_of(config, table, model_config, context_before)
+    steps = steps_of(config, table, shape, context_before)
     bf16 = config.dtype != "float32"
     epoch = [
         step.packs

@@ -21,6 +21,7 @@ from ochat_ray.train.base_model import (
 )
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.metrics import METRICS
 from ochat_ray.train.steps import Steps
@@ -56,6 +57,10 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
                 "another --eval-ratio"
             )
     check_trackers(wandb=config.wandb, mlflow=config.mlflow)
+    # Only for its check of a user's own JSON; what the hardware is, the workers know.
+    deepspeed_config(
+        config, world_size=config.num_workers, bf16=config.dtype != "float32", cuda=True
+    )
     check_weights(config.model, allow_pickle=config.allow_pickle)
     tokenizer = load_tokenizer(config.model)
     export_tokenizer(tokenizer, chosen.model_type)  # now, and not after days, if it cannot be
@@ -95,13 +100,13 @@ def extended_config(
 
 
 def steps_of(
-    config: TrainConfig, table: TokenTable, model_config: Any, context_before: int | None
+    config: TrainConfig, table: TokenTable, shape: ModelShape, context_before: int | None
 ) -> Steps:
     """All steps of a run over a table; `context_before` is what `extended_config` gave."""
     return Steps(
         config,
         table.lengths,
-        attention_tokens=attention_tokens(ModelShape.of(model_config)),
+        attention_tokens=attention_tokens(shape),
         own_pack_from=own_pack_from(config, context_before),
     )
 
@@ -144,8 +149,14 @@ def make_way(
     """Clear the output directory of all that this run will not go on from.
 
     Raises:
-        UserError: there are checkpoints of another run, which nobody gave up.
+        UserError: there are checkpoints of another run, which nobody gave up, or a model that is
+            none of ours.
     """
+    model_files = [name for suffix in _MODEL_FILES for name in run.files("", suffix)]
+    if model_files and not any(run.exists(name) for name in (METRICS, checkpoints.FOLDER)):
+        raise UserError(
+            f"{config.output} holds files that no training wrote; choose another --output"
+        )
     if resumed is not None:
         checkpoints.check_same_run(resumed, identity, config.output)
         print(f"going on from step {resumed.step}; --overwrite starts anew", file=sys.stderr)
@@ -153,10 +164,10 @@ def make_way(
         print(f"{config.output} has no checkpoint yet; starting anew", file=sys.stderr)
     run.remove(FAILURE)
     run.remove(MODEL_MANIFEST)
-    for suffix in _MODEL_FILES:
-        for name in run.files("", suffix):
-            if resumed is None or name != METRICS:
-                run.remove(name)
+    for name in model_files:
+        if name not in (MODEL_MANIFEST, METRICS):
+            run.remove(name)
     if resumed is None:
+        run.remove(METRICS)  # last but one: as long as it is there, the rest is known as ours
         run.remove(checkpoints.FOLDER)
     checkpoints.forget_ray_train(run)

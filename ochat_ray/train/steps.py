@@ -37,6 +37,13 @@ class Step:
         return [index for packs in self.packs for pack in packs for index in pack]
 
 
+def room_taken(lengths: np.ndarray, max_tokens: int, own_pack_from: int | None) -> np.ndarray:
+    """The room in a pack that each conversation takes, in tokens: from a length on, all of it."""
+    if own_pack_from is None:
+        return lengths
+    return np.where(lengths >= own_pack_from, np.maximum(lengths, max_tokens), lengths)
+
+
 class Steps:
     """All steps of a run over conversations of these lengths (tokens).
 
@@ -53,11 +60,7 @@ class Steps:
         own_pack_from: int | None = None,
     ) -> None:
         self._config = config
-        if own_pack_from is not None:
-            lengths = np.where(
-                lengths >= own_pack_from, np.maximum(lengths, config.max_tokens), lengths
-            )
-        self._lengths = lengths
+        self._lengths = room_taken(lengths, config.max_tokens, own_pack_from)
         self._costs = {} if attention_tokens is None else {"attention_tokens": attention_tokens}
         self._per_epoch: list[int] = []
         for epoch in range(config.epochs):

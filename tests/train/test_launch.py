@@ -1,6 +1,7 @@
 """The whole training job: a real local Ray, two ZeRO-3 workers, a tiny random Llama."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -112,6 +113,35 @@ def test_one_worker_gives_the_same_losses_as_two(trained, data, model_directory,
 
     # The schedules differ in their number of steps; the first step's rate does not.
     assert losses(alone.output)[:2] == pytest.approx(losses(configuration.output)[:2], rel=1e-4)
+
+
+def test_a_deepspeed_file_is_found_from_where_the_job_was_started(
+    data, model_directory, tmp_path, monkeypatch
+):
+    """Workers run in directories of their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"sub_group_size": 12345}}')
+    result = train(config(data, model_directory, tmp_path / "m", max_steps=1, deepspeed="ds.json"))
+    assert result["deepspeed"]["zero_optimization"]["sub_group_size"] == 12345
+
+
+def test_a_contradicting_deepspeed_file_is_refused_before_anything_starts(
+    data, model_directory, tmp_path
+):
+    (tmp_path / "ds.json").write_text('{"gradient_clipping": 0.5}')
+    with pytest.raises(UserError, match="decided by --max-grad-norm"):
+        train(config(data, model_directory, tmp_path / "m", deepspeed=str(tmp_path / "ds.json")))
+    assert not (tmp_path / "m").exists()
+
+
+def test_files_that_no_training_wrote_are_not_cleared_away(data, model_directory, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(model_directory, base)
+    before = sorted(path.name for path in base.iterdir())
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="that no training wrote; choose another --output"):
+            train(config(data, base, base, overwrite=overwrite))
+    assert sorted(path.name for path in base.iterdir()) == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
