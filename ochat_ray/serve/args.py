@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
 from ochat_ray.serve.admission import ApiKey, read_keys
+from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.template import template_for
 from ochat_ray.tokenizer import END_OF_TURN
 
@@ -102,6 +104,7 @@ class EngineSettings:
     num_gpus: float
     max_ongoing: int
     max_batch_tokens: int
+    vocabulary: int
     kv_cache_gib: float | None
 
 
@@ -155,6 +158,7 @@ def resolve(args: ServeArgs) -> Settings:
             num_gpus=args.num_gpus,
             max_ongoing=args.max_ongoing,
             max_batch_tokens=args.max_batch_tokens,
+            vocabulary=config["vocab_size"],
             kv_cache_gib=args.kv_cache_gib,
         ),
         ingress=IngressSettings(
@@ -202,11 +206,15 @@ def check_model_directory(directory: Path) -> dict[str, Any]:
 
 
 def _engine(name: str) -> str:
-    if name == "vllm":
-        raise UserError("engine=vllm is not there yet; use engine=transformers")
-    if name not in ("auto", "transformers"):
-        raise UserError(f"unknown engine {name!r}; choose auto or transformers")
-    return "transformers"
+    """The engine itself; "auto" is vLLM where it is installed."""
+    installed = importlib.util.find_spec("vllm") is not None
+    if name == "auto":
+        return "vllm" if installed else "transformers"
+    if name not in UNSUPPORTED:
+        raise UserError(f"unknown engine {name!r}; choose auto, {', '.join(UNSUPPORTED)}")
+    if name == "vllm" and not installed:
+        raise UserError("engine=vllm needs vLLM; pip install 'ochat-ray[gpu]'")
+    return name
 
 
 def _context_length(args: ServeArgs, card: Mapping[str, Any], config: Mapping[str, Any]) -> int:

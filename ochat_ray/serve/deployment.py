@@ -69,8 +69,18 @@ class ModelReplica:
 
 
 def _open_engine(settings: EngineSettings) -> Engine:
-    assert settings.engine == "transformers", "args.resolve lets no other engine pass"
-    from ochat_ray.serve.engines.transformers import TransformersEngine  # imports torch
+    # Imported here: each brings gigabytes of libraries that the others do not need.
+    if settings.engine == "vllm":
+        from ochat_ray.serve.engines.vllm import VllmEngine
+
+        return VllmEngine(settings)
+    if settings.engine == "scripted":
+        from ochat_ray.serve.engines.scripted import ScriptedEngine
+
+        return ScriptedEngine(
+            vocabulary=settings.vocabulary, context_length=settings.context_length
+        )
+    from ochat_ray.serve.engines.transformers import TransformersEngine
 
     return TransformersEngine(settings)
 

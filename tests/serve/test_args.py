@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -58,7 +59,6 @@ def test_a_tokenizer_without_the_end_of_turn_token_is_refused(copy):
     ("fields", "text"),
     [
         ({"model": "/nowhere"}, "no model directory at /nowhere"),
-        ({"engine": "vllm"}, "not there yet"),
         ({"engine": "x"}, "unknown engine 'x'"),
         ({"model_type": "x"}, "unknown model type 'x'"),
         ({"min_replicas": "3", "max_replicas": "2"}, "below min_replicas"),
@@ -70,6 +70,20 @@ def test_an_argument_that_does_not_hold_is_one_line(model_directory, fields, tex
     with pytest.raises(UserError, match=text) as caught:
         resolve(ServeArgs(**({"model": str(model_directory)} | fields)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("installed", "engine"), [(True, "vllm"), (False, "transformers")])
+def test_auto_is_vllm_where_it_is_installed(model_directory, monkeypatch, installed, engine):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (object() if installed else None) if name == "vllm" else find(name),
+    )
+    assert resolve(ServeArgs(model=str(model_directory))).engine.engine == engine
+    if not installed:
+        with pytest.raises(UserError, match="pip install"):
+            resolve(ServeArgs(model=str(model_directory), engine="vllm"))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from ochat_ray.serve.engines.base import (
     EngineUnavailableError,
     RequestRefusedError,
     Sampling,
+    validate,
 )
 from ochat_ray.serve.engines.sampler import PerRequestSampler
 
@@ -124,17 +125,20 @@ class TransformersEngine:
             raise EngineUnavailableError("the generation thread is not running")
 
     def capacity(self) -> Capacity:
-        """See `Engine.capacity`. `running` is the manager's own count, waiting ones included."""
+        """See `Engine.capacity`; the manager's own counts."""
         processor = self._manager.batch_processor
-        scheduler = None if processor is None else processor.scheduler
-        running = 0
-        if scheduler is not None:
-            running = len(scheduler.active_requests) + len(scheduler.waiting_requests)
+        running = waiting = used = 0
+        if processor is not None:
+            running = len(processor.scheduler.active_requests)
+            waiting = len(processor.scheduler.waiting_requests)
+            used = round(self._kv_tokens * (1 - processor.cache.compute_free_capacity()))
         return Capacity(
             context_length=self._context_length,
             kv_tokens=self._kv_tokens,
+            kv_tokens_used=used,
             vocabulary=self._vocabulary,
             running=running,
+            waiting=waiting,
         )
 
     def close(self) -> None:
@@ -145,20 +149,12 @@ class TransformersEngine:
         """Refuse what would end the manager's loop, and with it every other user's request."""
         if request_id in self._queues:
             raise RequestRefusedError(f"request id {request_id} is in use")
-        if not prompt_ids:
-            raise RequestRefusedError("the prompt is empty")
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocabulary:
-            raise RequestRefusedError(
-                f"the prompt has a token id outside the model's {self._vocabulary} tokens"
-            )
-        if sampling.max_tokens < 1:
-            raise RequestRefusedError("max_tokens is below 1")
-        total = len(prompt_ids) + sampling.max_tokens
-        if total > self._context_length:
-            raise RequestRefusedError(
-                f"prompt and answer of {total} tokens are above the context of "
-                f"{self._context_length}"
-            )
+        validate(
+            prompt_ids,
+            sampling,
+            context_length=self._context_length,
+            vocabulary=self._vocabulary,
+        )
 
     async def _next_output(self, queue: asyncio.Queue[GenerationOutput]) -> GenerationOutput:
         """The newest output; each holds all tokens so far, so those before it can be skipped."""

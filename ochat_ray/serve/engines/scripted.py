@@ -1,0 +1,114 @@
+"""An engine without a model, instant and deterministic: tests and measures what is around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from ochat_ray.serve.engines.base import (
+    Capacity,
+    Delta,
+    EngineUnavailableError,
+    FinishReason,
+    RequestRefusedError,
+    Sampling,
+    TokenLogprobs,
+    validate,
+)
+
+LOGPROB = -0.25
+"""What every token's log-probability is said to be."""
+
+
+class ScriptedEngine:
+    """Says its script, one token a delta, then the first of the request's stop ids.
+
+    A script of None repeats the prompt for as long as it may. `pause_s` is slept before every
+    delta; even 0 lets other requests have their turn.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        context_length: int,
+        script: Sequence[int] | None = None,
+        pause_s: float = 0.0,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._context_length = context_length
+        self._script = script
+        self._pause_s = pause_s
+        self._cancelled: dict[str, bool] = {}
+        self._closed = False
+
+    async def submit(
+        self, request_id: str, prompt_ids: list[int], sampling: Sampling
+    ) -> AsyncGenerator[Delta, None]:
+        """See `Engine.submit`."""
+        validate(
+            prompt_ids,
+            sampling,
+            context_length=self._context_length,
+            vocabulary=self._vocabulary,
+        )
+        if request_id in self._cancelled:
+            raise RequestRefusedError(f"request id {request_id} is in use")
+        self._cancelled[request_id] = False
+        try:
+            for count in range(1, sampling.max_tokens + 1):
+                await asyncio.sleep(self._pause_s)
+                self.check_health()
+                if self._cancelled[request_id]:
+                    return
+                token_id = self._token(count - 1, prompt_ids, sampling)
+                reason: FinishReason | None = None
+                if token_id in sampling.stop_ids:
+                    reason = "stop"
+                elif count == sampling.max_tokens:
+                    reason = "length"
+                yield _delta(token_id, reason, sampling)
+                if reason is not None:
+                    return
+        finally:
+            del self._cancelled[request_id]
+
+    def cancel(self, request_id: str) -> None:
+        """See `Engine.cancel`."""
+        if request_id in self._cancelled:
+            self._cancelled[request_id] = True
+
+    def check_health(self) -> None:
+        """See `Engine.check_health`."""
+        if self._closed:
+            raise EngineUnavailableError("the engine is closed")
+
+    def capacity(self) -> Capacity:
+        """See `Engine.capacity`."""
+        return Capacity(
+            context_length=self._context_length,
+            kv_tokens=self._context_length,
+            kv_tokens_used=0,
+            vocabulary=self._vocabulary,
+            running=len(self._cancelled),
+            waiting=0,
+        )
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._closed = True
+
+    def _token(self, index: int, prompt_ids: list[int], sampling: Sampling) -> int:
+        if self._script is None:
+            return prompt_ids[index % len(prompt_ids)]
+        if index < len(self._script) or not sampling.stop_ids:
+            return self._script[index % len(self._script)]
+        return sampling.stop_ids[0]
+
+
+def _delta(token_id: int, reason: FinishReason | None, sampling: Sampling) -> Delta:
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if sampling.top_logprobs is not None:
+        top = ((token_id, LOGPROB),)[: sampling.top_logprobs]
+        logprobs = (TokenLogprobs(token_id=token_id, logprob=LOGPROB, top=top),)
+    return Delta(token_ids=(token_id,), finish_reason=reason, logprobs=logprobs)
