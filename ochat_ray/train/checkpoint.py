@@ -9,8 +9,12 @@ the step is the attempt's. What an attempt left behind without `state.json` does
 
 from __future__ import annotations
 
+import errno
+import os
 import posixpath
+import zipfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -68,6 +72,17 @@ def shards(run: RunDir, name: str) -> dict[str, int]:
     }
     files.pop(_STATE, None)
     return dict(sorted(files.items()))
+
+
+def check_written(directory: Path) -> None:
+    """Raise OSError (no space left) for a torch file that lacks its end.
+
+    On a full disk torch.save has returned without an error and without the last block of its
+    zip archive, where the archive's directory stands.
+    """
+    for path in sorted(directory.rglob("*.pt")):
+        if not zipfile.is_zipfile(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def complete(run: RunDir, checkpoint: Checkpoint) -> None:

@@ -249,6 +249,7 @@ class _Worker:
         loss = evaluation.loss if evaluation else None
         with self._scratch("checkpoint-") as directory:
             self.engine.save(directory)
+            checkpoints.check_written(directory)
             ray.train.report(
                 {"step": step.number, "eval_loss": loss},
                 checkpoint=ray.train.Checkpoint.from_directory(str(directory)),

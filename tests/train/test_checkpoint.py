@@ -1,6 +1,7 @@
 """Which checkpoints are whole, which is gone on from, and which are kept."""
 
 import pytest
+import torch
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
@@ -79,3 +80,12 @@ def test_only_another_layout_needs_a_conversion():
     assert not made(1).needs_conversion(world_size=2, zero_stage=3)
     assert made(1).needs_conversion(world_size=3, zero_stage=3)
     assert made(1).needs_conversion(world_size=2, zero_stage=2)
+
+
+def test_a_torch_file_without_its_end_is_a_full_disk(tmp_path):
+    torch.save({"weight": torch.zeros(1000)}, tmp_path / "shard.pt")
+    checkpoints.check_written(tmp_path)
+    with open(tmp_path / "shard.pt", "r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.check_written(tmp_path)
