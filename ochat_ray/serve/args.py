@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from pydantic import (
 from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.admission import ApiKey, read_keys
 from ochat_ray.serve.engines.base import UNSUPPORTED
+from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
+from ochat_ray.serve.responses import Training
 from ochat_ray.template import template_for
 from ochat_ray.tokenizer import END_OF_TURN
 
@@ -57,7 +59,8 @@ class ServeArgs(BaseModel):
     """Tokens of prompt and answer together; default: what ochat.json says, else the model's."""
     dtype: Dtype = "auto"
 
-    min_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=0)
+    """0 lets the last replica go when nobody asks; the next request waits for a new one."""
     max_replicas: int | None = Field(None, ge=1)
     """Default: 2, or min_replicas if that is more."""
     num_cpus: float = Field(1, gt=0)
@@ -73,9 +76,41 @@ class ServeArgs(BaseModel):
     kv_cache_gib: float | None = Field(None, gt=0)
     """Memory for keys and values; default: what max_ongoing full contexts need, within limits."""
 
+    routing: Literal["balanced", "session"] = "balanced"
+    """Which replica answers: the one with less to do, or always the same one for a conversation,
+    whose cache then still holds its beginning. A client's `x-session-id` names a session."""
+    upscale_delay_s: float = Field(3, ge=0)
+    downscale_delay_s: float = Field(60, ge=0)
+    max_surge_percent: int = Field(100, ge=0, le=100)
+    """Replicas of a new version that start before old ones stop; on a cluster without the room
+    for them they wait, and 0 stops old ones first."""
+    ingress_replicas: int = Field(1, ge=1)
+    """Limits a minute are counted by each of them for itself."""
+
     keys: str | None = None
-    """A file of API keys, one `key` or `name:key` a line; default: none, loopback peers only."""
+    """A file of API keys, one `key`, `name:key` or `name:sha256:DIGEST` a line, read again when it
+    changes; or env:NAME, an environment variable with such lines. Default: none, and only this
+    machine is answered."""
+    insecure_open: bool = False
+    """Answer everyone without keys."""
+    cors_origins: str | None = None
+    """Origins, separated by commas, whose pages may ask; default: none."""
+    strict: bool = True
+    """Refuse unknown fields of a request; otherwise they are named in a header of the response."""
+    ui: bool | None = None
+    """The chat page at /ui; default: where gradio is installed and ingress_replicas is 1."""
+
     max_body_bytes: int = Field(2 * 2**20, ge=1024)
+    max_messages: int = Field(1024, ge=1)
+    requests_per_minute: int | None = Field(None, ge=1)
+    """For each key."""
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """For each key, of prompts and answers."""
+    request_timeout_s: float = Field(600, gt=0)
+    keep_alive_s: float = Field(10, gt=0)
+    """How long a stream may be silent before a comment keeps its connection alive."""
+    log_text: bool = False
+    """Write prompts and answers into the log of requests."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -113,13 +148,26 @@ class IngressSettings:
     """What an ingress replica needs to know. `created` is in seconds since the epoch."""
 
     directory: str
+    engine: str
     served_model_name: str
     model_type: str
     context_length: int
-    created: int
-    keys: tuple[ApiKey, ...]
-    max_body_bytes: int
     vocabulary: int
+    created: int
+    training: Training | None = None
+    keys: tuple[ApiKey, ...] = ()
+    keys_path: str | None = None
+    insecure_open: bool = False
+    cors_origins: tuple[str, ...] = ()
+    strict: bool = True
+    ui: bool = False
+    max_body_bytes: int
+    max_messages: int
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    request_timeout_s: float
+    keep_alive_s: float
+    log_text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +179,11 @@ class Settings:
     min_replicas: int
     max_replicas: int
     max_queued: int
+    upscale_delay_s: float
+    downscale_delay_s: float
+    routing: Literal["balanced", "session"]
+    ingress_replicas: int
+    max_surge_percent: int
 
 
 def resolve(args: ServeArgs) -> Settings:
@@ -148,6 +201,7 @@ def resolve(args: ServeArgs) -> Settings:
     if max_replicas < args.min_replicas:
         raise UserError(f"max_replicas={max_replicas} is below min_replicas={args.min_replicas}")
     context_length = _context_length(args, card, config)
+    keys, keys_path = _keys(args)
     return Settings(
         engine=EngineSettings(
             directory=str(directory),
@@ -163,17 +217,35 @@ def resolve(args: ServeArgs) -> Settings:
         ),
         ingress=IngressSettings(
             directory=str(directory),
+            engine=_engine(args.engine),
             served_model_name=args.served_model_name or card.get("recipe") or directory.name,
             model_type=model_type,
             context_length=context_length,
-            created=int((directory / "config.json").stat().st_mtime),
-            keys=read_keys(Path(args.keys).expanduser()) if args.keys else (),
-            max_body_bytes=args.max_body_bytes,
             vocabulary=config["vocab_size"],
+            created=int((directory / "config.json").stat().st_mtime),
+            training=_training(card),
+            keys=keys,
+            keys_path=keys_path,
+            insecure_open=args.insecure_open,
+            cors_origins=tuple(filter(None, (args.cors_origins or "").split(","))),
+            strict=args.strict,
+            ui=_ui(args),
+            max_body_bytes=args.max_body_bytes,
+            max_messages=args.max_messages,
+            requests_per_minute=args.requests_per_minute,
+            tokens_per_minute=args.tokens_per_minute,
+            request_timeout_s=args.request_timeout_s,
+            keep_alive_s=args.keep_alive_s,
+            log_text=args.log_text,
         ),
         min_replicas=args.min_replicas,
         max_replicas=max_replicas,
         max_queued=args.max_queued,
+        upscale_delay_s=args.upscale_delay_s,
+        downscale_delay_s=args.downscale_delay_s,
+        routing=args.routing,
+        ingress_replicas=args.ingress_replicas,
+        max_surge_percent=args.max_surge_percent,
     )
 
 
@@ -215,6 +287,43 @@ def _engine(name: str) -> str:
     if name == "vllm" and not installed:
         raise UserError("engine=vllm needs vLLM; pip install 'ochat-ray[gpu]'")
     return name
+
+
+def _keys(args: ServeArgs) -> tuple[tuple[ApiKey, ...], str | None]:
+    """The API keys, and the file to look at for new ones."""
+    if args.keys is None:
+        if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not args.insecure_open:
+            raise UserError(
+                "behind HAProxy every client seems to be this machine, so an open server cannot "
+                "keep others out; give keys=FILE, or insecure_open=true to answer everyone"
+            )
+        return (), None
+    if args.insecure_open:
+        raise UserError("keys and insecure_open=true contradict each other; give one of them")
+    if args.keys.startswith("env:"):
+        name = args.keys.removeprefix("env:")
+        if name not in os.environ:
+            raise UserError(f"keys={args.keys}: there is no environment variable {name}")
+        return parse_keys(os.environ[name], f"environment variable {name}"), None
+    path = Path(args.keys).expanduser().absolute()
+    return read_keys(path), str(path)
+
+
+def _ui(args: ServeArgs) -> bool:
+    installed = importlib.util.find_spec("gradio") is not None
+    if args.ui and not installed:
+        raise UserError("ui=true needs gradio; pip install 'ochat-ray[ui]'")
+    if args.ui and args.ingress_replicas > 1:
+        raise UserError("ui=true needs ingress_replicas=1: its sessions live in one process")
+    return installed and args.ingress_replicas == 1 if args.ui is None else args.ui
+
+
+def _training(card: Mapping[str, Any]) -> Training | None:
+    known = {name: card[name] for name in Training.model_fields if name in card}
+    try:
+        return Training.model_validate(known) if known else None
+    except ValidationError:
+        raise UserError("ochat.json does not hold what train writes; train again") from None
 
 
 def _context_length(args: ServeArgs, card: Mapping[str, Any], config: Mapping[str, Any]) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -18,7 +21,9 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from ochat_ray.serve.args import EngineSettings, IngressSettings, Settings
+from ochat_ray.serve.backend import Accepted
 from ochat_ray.serve.engines.base import (
+    Capacity,
     Delta,
     Engine,
     EngineOverloadedError,
@@ -37,16 +42,25 @@ DRAIN_S = 60
 """How long a replica that is to stop may finish the requests it has."""
 
 
+RETRIES = 3
+"""How often an answer that has not begun is asked for again when its replica dies."""
+
+READY_FOR_S = 1.0
+"""How long an answer of Serve's controller about the replicas is believed."""
+
+
 class ModelReplica:
     """One engine. Serve starts more of these as requests queue up."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._engine = _open_engine(settings)
+        self._name = serve.get_replica_context().replica_id.unique_id
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
-    ) -> AsyncGenerator[Delta, None]:
+    ) -> AsyncGenerator[Accepted | Delta, None]:
         """The engine's deltas; Serve cancels this when the caller goes away."""
+        yield Accepted(replica=self._name)
         stream = self._engine.submit(request_id, prompt_ids, sampling)
         try:
             async for delta in stream:
@@ -54,9 +68,9 @@ class ModelReplica:
         finally:
             await stream.aclose()
 
-    async def running(self) -> int:
-        """Requests that the engine holds now."""
-        return self._engine.capacity().running
+    async def load(self) -> tuple[str, Capacity]:
+        """This replica's name, and what its engine holds now."""
+        return self._name, self._engine.capacity()
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose engine is dead."""
@@ -88,26 +102,51 @@ def _open_engine(settings: EngineSettings) -> Engine:
 class HandleBackend:
     """The model replicas, as the ingress sees them."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle.options(method_name="generate", stream=True)
+    def __init__(self, handle: DeploymentHandle, *, may_sleep: bool) -> None:
+        self._handle = handle
+        self._generate = handle.options(method_name="generate", stream=True)
+        self._may_sleep = may_sleep
+        self._ready, self._asked = False, -READY_FOR_S
 
     async def generate(
-        self, request_id: str, prompt_ids: list[int], sampling: Sampling
-    ) -> AsyncGenerator[Delta, None]:
+        self, request_id: str, prompt_ids: list[int], sampling: Sampling, *, session: str
+    ) -> AsyncGenerator[Accepted | Delta, None]:
         """Deltas from one replica; closing the generator cancels the request there.
+
+        An answer that has not begun when its replica dies is asked for again.
 
         Raises:
             EngineOverloadedError: the queue is full.
             EngineUnavailableError: the replica died, or none can be had.
             EngineError: the engine failed.
         """
-        response = self._handle.remote(request_id, prompt_ids, sampling)
+        begun = False
+        for attempt in range(RETRIES + 1):
+            stream = self._once(f"{request_id}.{attempt}", prompt_ids, sampling, session)
+            try:
+                async with aclosing(stream):
+                    async for item in stream:
+                        begun = begun or isinstance(item, Delta)
+                        yield item
+                return
+            except EngineUnavailableError:
+                if begun or attempt == RETRIES:
+                    raise
+            await asyncio.sleep(2**attempt / 10)
+
+    async def _once(
+        self, request_id: str, prompt_ids: list[int], sampling: Sampling, session: str
+    ) -> AsyncGenerator[Accepted | Delta, None]:
+        handle = self._generate.options(session_id=session)
+        response = handle.remote(request_id, prompt_ids, sampling)
         assert isinstance(response, DeploymentResponseGenerator)
         try:
-            async for delta in response:
-                yield delta
+            async for item in response:
+                yield item
         except BackPressureError as error:
-            raise EngineOverloadedError(str(error)) from error
+            if await self.ready():
+                raise EngineOverloadedError(str(error)) from error
+            raise EngineUnavailableError(str(error)) from error
         except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
             raise EngineUnavailableError(str(error)) from error
         except (GeneratorExit, asyncio.CancelledError):
@@ -116,20 +155,40 @@ class HandleBackend:
             raise
 
     async def ready(self) -> bool:
-        """Whether a model replica runs, as Serve's controller sees it."""
-        name = serve.get_replica_context().app_name
-        status = await asyncio.to_thread(serve.status)
-        states = status.applications[name].deployments[MODEL].replica_states
-        # Serve's states are strings, of an enum that it does not export.
-        return any(state == "RUNNING" and count > 0 for state, count in states.items())
+        """Whether a model replica runs, as Serve's controller sees it, or sleeps until asked."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._asked >= READY_FOR_S:
+            self._asked = loop.time()
+            self._ready = await asyncio.to_thread(_running, self._may_sleep)
+        return self._ready
+
+    async def loads(self) -> dict[str, Capacity]:
+        """The load of every replica that answers within two seconds."""
+        response = self._handle.broadcast("load")
+        try:
+            found = await response.results_async(timeout_s=2, return_exceptions=True)
+        except (TimeoutError, DeploymentUnavailableError):
+            return {}
+        return dict(item for item in found if not isinstance(item, BaseException))
+
+
+def _running(may_sleep: bool) -> bool:
+    name = serve.get_replica_context().app_name
+    status = serve.status().applications[name]
+    states = status.deployments[MODEL].replica_states
+    # Serve's states are strings, of an enum that it does not export.
+    if any(state == "RUNNING" and count > 0 for state, count in states.items()):
+        return True
+    return may_sleep and status.status == "RUNNING"
 
 
 class IngressReplica:
     """The HTTP side. Serve calls `__serve_build_asgi_app__` once the constructor is done."""
 
-    def __init__(self, settings: IngressSettings, model: DeploymentHandle) -> None:
+    def __init__(self, settings: IngressSettings, model: DeploymentHandle, may_sleep: bool) -> None:
         self._settings = settings
-        self._backend = HandleBackend(model)
+        self._backend = HandleBackend(model, may_sleep=may_sleep)
+        _show_log()
 
     def __serve_build_asgi_app__(self) -> Any:
         from ochat_ray.serve.ingress import build_app
@@ -139,9 +198,30 @@ class IngressReplica:
         return build_app(self._settings, tokenizer, self._backend)
 
 
+def _show_log() -> None:
+    """Let this package's INFO lines reach the replica's output; Ray shows warnings alone."""
+    logger = logging.getLogger("ochat_ray.serve")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
 def build(settings: Settings) -> Application:
-    """The application: an ingress replica in front of autoscaled model replicas."""
+    """The application: ingress replicas in front of autoscaled model replicas."""
     engine = settings.engine
+    shared: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": DRAIN_S,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "max_surge_percent": settings.max_surge_percent,
+    }
+    router = RequestRouterConfig()
+    if settings.routing == "session":
+        router = RequestRouterConfig(
+            request_router_class="ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"  # type: ignore[arg-type]
+        )
     model = serve.deployment(
         name=MODEL,
         ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus},
@@ -156,20 +236,19 @@ def build(settings: Settings) -> Application:
             # Serve's defaults look back over 30 s; an answer is often shorter.
             metrics_interval_s=1,
             look_back_period_s=5,
-            upscale_delay_s=3,
-            downscale_delay_s=60,
+            upscale_delay_s=settings.upscale_delay_s,
+            downscale_delay_s=settings.downscale_delay_s,
         ),
         health_check_period_s=3,
         health_check_timeout_s=10,
-        graceful_shutdown_timeout_s=DRAIN_S,
-        graceful_shutdown_wait_loop_s=0.5,
+        **shared,
+        request_router_config=router,
     )(ModelReplica)
     ingress = serve.deployment(
         name=INGRESS,
-        num_replicas=1,
+        num_replicas=settings.ingress_replicas,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=INGRESS_ONGOING,
-        graceful_shutdown_timeout_s=DRAIN_S,
-        graceful_shutdown_wait_loop_s=0.5,
+        **shared,
     )(serve.ingress()(IngressReplica))
-    return ingress.bind(settings.ingress, model.bind(engine))
+    return ingress.bind(settings.ingress, model.bind(engine), settings.min_replicas == 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ochat_ray.errors import UserError
@@ -13,7 +13,7 @@ from ochat_ray.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The UTF-8 bytes of every token id; special tokens are not text and are absent.
+    """The UTF-8 bytes of every token id; special tokens are not text, only names.
 
     Some tokenizers (SentencePiece's) write a blank before the first word; `strip_first_blank`
     says that it is not part of the text.
@@ -21,6 +21,11 @@ class Vocabulary:
 
     token_bytes: Mapping[int, bytes]
     strip_first_blank: bool
+    special_names: Mapping[int, bytes] = field(default_factory=dict)
+
+    def spelling(self, token_id: int) -> bytes:
+        """The bytes of a token, or a special token's name; nothing for an id without a token."""
+        return self.token_bytes.get(token_id) or self.special_names.get(token_id, b"")
 
 
 class Detokenizer:
@@ -114,7 +119,10 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
         for token_id, token in added.items()
         if not token["special"]
     }
-    return Vocabulary(token_bytes=token_bytes, strip_first_blank=strip)
+    special_names = {
+        token_id: token["content"].encode() for token_id, token in added.items() if token["special"]
+    }
+    return Vocabulary(token_bytes=token_bytes, strip_first_blank=strip, special_names=special_names)
 
 
 def _decoder_steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

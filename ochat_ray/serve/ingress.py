@@ -1,123 +1,143 @@
 """The HTTP side: OpenAI's routes as a FastAPI app over a backend that generates. No Ray here."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: FastAPI reads the routes' annotations as classes.
 
-import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
-from dataclasses import dataclass
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
-import orjson
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from ochat_ray.errors import UserError
+from ochat_ray.schema import Turn
 from ochat_ray.serve.admission import Admission
 from ochat_ray.serve.args import IngressSettings
-from ochat_ray.serve.detokenize import Detokenizer, StopStrings, Vocabulary, vocabulary_of
-from ochat_ray.serve.engines.base import Delta, EngineError, FinishReason, Sampling
-from ochat_ray.serve.protocol import (
+from ochat_ray.serve.backend import Backend
+from ochat_ray.serve.detokenize import vocabulary_of
+from ochat_ray.serve.engines.base import EngineError
+from ochat_ray.serve.errors import (
     ApiError,
-    AssistantMessage,
-    ChatCompletion,
-    ChatRequest,
-    Choice,
-    Model,
-    ModelList,
-    Usage,
-    chunk,
+    ErrorBody,
     error_response,
     to_api_error,
     validation_error,
 )
-from ochat_ray.template import encode
-from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.serve.formats import ChatFormat, Format, TextFormat
+from ochat_ray.serve.generation import Generation, Prompt
+from ochat_ray.serve.keys import KeyRing
+from ochat_ray.serve.limits import Limits
+from ochat_ray.serve.metrics import Metrics, Record
+from ochat_ray.serve.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    SamplingRequest,
+    TokenizeRequest,
+    check_size,
+    check_supported,
+    lenient,
+)
+from ochat_ray.serve.responses import (
+    ChatCompletion,
+    Health,
+    Model,
+    ModelList,
+    TextCompletion,
+    Tokens,
+    Version,
+)
+from ochat_ray.template import encode, template_for
+from ochat_ray.tokenizer import encode_texts, end_of_turn_id
 
+IGNORED_HEADER = "x-ochat-ray-ignored"
+"""Names the fields that a lenient server took out of a request."""
 
-class Backend(Protocol):
-    """Where answers come from: replicas behind a Serve handle, or a script in a test."""
+LONG_TEXT = 4096
+"""Characters from which text is tokenised on a thread, so that other streams do not wait."""
 
-    def generate(
-        self, request_id: str, prompt_ids: list[int], sampling: Sampling
-    ) -> AsyncGenerator[Delta, None]:
-        """Deltas of one request; closing the generator cancels it. Raises EngineError."""
-        ...
+ROUTES = (
+    "/v1/chat/completions", "/v1/completions", "/tokenize", "/v1/models", "/version", "/metrics",
+    "/openapi.json",
+)  # fmt: skip
 
-    async def ready(self) -> bool:
-        """Whether some replica can answer now."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
-    """A piece of an answer's text; the last piece has a reason. `tokens` counts from the start."""
-
-    text: str
-    tokens: int
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What every event of one answer repeats."""
-
-    id: str
-    created: int
-    model: str
-    prompt_tokens: int
-
-
-async def pieces(
-    deltas: AsyncIterator[Delta], vocabulary: Vocabulary, stops: tuple[str, ...]
-) -> AsyncGenerator[Piece, None]:
-    """Text of a stream of deltas, cut before the first stop string."""
-    detokenizer, watcher, tokens = Detokenizer(vocabulary), StopStrings(stops), 0
-    async for delta in deltas:
-        tokens += len(delta.token_ids)
-        text, stopped = watcher.push(detokenizer.push(delta.token_ids))
-        if stopped:
-            yield Piece(text=text, tokens=tokens, finish_reason="stop")
-            return
-        if delta.finish_reason is not None:
-            text += watcher.flush()
-            yield Piece(text=text, tokens=tokens, finish_reason=delta.finish_reason)
-            return
-        if text:
-            yield Piece(text=text, tokens=tokens)
-    raise ApiError(500, "the engine ended without a finish reason", code="engine_error")
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "What is wrong with the request, or with its key"},
+    "5XX": {"model": ErrorBody, "description": "The server failed, or cannot answer now"},
+}
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> FastAPI:
     """The ASGI application of one ingress replica."""
     vocabulary = vocabulary_of(tokenizer)
     stop_ids = (end_of_turn_id(tokenizer),)
+    bos = [tokenizer.bos_token_id] if template_for(settings.model_type).bos else []
     card = Model(
         id=settings.served_model_name,
         created=settings.created,
-        context_length=settings.context_length,
+        max_model_len=settings.context_length,
+        training=settings.training,
     )
+    metrics = Metrics()
+    limits = Limits(
+        requests_per_minute=settings.requests_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
+    )
+    keys = KeyRing(settings.keys, settings.keys_path)
     # No docs pages: they load scripts from other hosts. The OpenAPI document is there.
-    app = FastAPI(title="ochat_ray", version=version("ochat-ray"), docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="ochat_ray",
+        version=version("ochat-ray"),
+        docs_url=None,
+        redoc_url=None,
+        responses=_ERRORS,
+    )
     _add_error_handlers(app)
-    app.add_middleware(Admission, keys=settings.keys, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Admission,
+        keys=keys,
+        limits=limits,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        insecure_open=settings.insecure_open,
+        routes=ROUTES,
+        own_login="/ui" if settings.ui else None,
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["x-request-id", IGNORED_HEADER],
+        )
+    chat_request: Any = ChatRequest if settings.strict else lenient(ChatRequest)
+    completion_request: Any = CompletionRequest if settings.strict else lenient(CompletionRequest)
 
-    @app.get("/health")
-    async def health() -> JSONResponse:
+    @app.get("/health", responses={503: {"model": Health}})
+    async def health() -> Response:
         """200 once a model replica can answer, 503 until then."""
         if await backend.ready():
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready"}, status_code=503, headers={"Retry-After": "2"})
 
     @app.get("/version")
-    async def version_() -> dict[str, str]:
-        """Of this package."""
-        return {"version": app.version}
+    async def version_() -> Version:
+        """Of this package, and the engine's name."""
+        return Version(version=app.version, engine=settings.engine)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics_() -> Response:
+        """Prometheus' text format."""
+        return Response(
+            metrics.expose(settings.served_model_name, await backend.loads()),
+            media_type="text/plain; version=0.0.4",
+        )
 
     @app.get("/v1/models")
     async def models() -> ModelList:
@@ -130,34 +150,128 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         check_model(name)
         return card
 
-    @app.post("/v1/chat/completions", response_model=ChatCompletion)
-    async def chat_completions(request: Annotated[ChatRequest, Body()]) -> Response:
+    @app.post("/tokenize")
+    async def tokenize(request: Annotated[TokenizeRequest, Body()]) -> Tokens:
+        """The ids that a prompt or a conversation comes to, as the model would read them."""
+        if request.model is not None:
+            check_model(request.model)
+        if request.messages is not None:
+            check_size(request.messages, settings.max_messages)
+            turns = [message.turn() for message in request.messages]
+            ids = await encoded(turns, request.condition, request.add_generation_prompt)
+        else:
+            ids = await text_ids(request.prompt or "")
+        return Tokens(count=len(ids), max_model_len=settings.context_length, tokens=ids)
+
+    @app.post(
+        "/v1/chat/completions", response_model=ChatCompletion, responses={200: {"content": _STREAM}}
+    )
+    async def chat_completions(
+        http: Request,
+        request: chat_request,
+    ) -> Response:
         """Answer a conversation, at once or as server-sent events."""
+        assert isinstance(request, ChatRequest)
         check_model(request.model)
+        check_size(request.messages, settings.max_messages)
         turns = [message.turn() for message in request.messages]
-        prompt_ids, _ = encode(turns, settings.model_type, tokenizer, add_generation_prompt=True)
-        sampling = request.sampling(
-            prompt_tokens=len(prompt_ids),
-            context_length=settings.context_length,
-            vocabulary=settings.vocabulary,
-            stop_ids=stop_ids,
-        )
-        answer = Answer(
-            id=f"chatcmpl-{uuid.uuid4().hex}",
-            created=int(time.time()),
+        ids = await encoded(turns, request.condition, True)
+        form = ChatFormat(vocabulary, logprobs=bool(request.logprobs))
+        # Later turns of a conversation open alike: they find its cache where the first one went.
+        opening = next((n for n, turn in enumerate(turns, 1) if turn.role == "user"), len(turns))
+        session = "\n".join(turn.text for turn in turns[:opening])
+        return await respond(http, request, [ids], form, session)
+
+    @app.post(
+        "/v1/completions", response_model=TextCompletion, responses={200: {"content": _STREAM}}
+    )
+    async def completions(
+        http: Request,
+        request: completion_request,
+    ) -> Response:
+        """Go on with text or token ids, at once or as server-sent events."""
+        assert isinstance(request, CompletionRequest)
+        check_model(request.model)
+        prompts = [
+            await text_ids(prompt) if isinstance(prompt, str) else checked(prompt)
+            for prompt in request.prompts
+        ]
+        form = TextFormat(vocabulary, logprobs=request.logprobs is not None)
+        return await respond(http, request, prompts, form, str(prompts[0][:256]))
+
+    async def respond(
+        http: Request,
+        request: SamplingRequest,
+        prompts: Sequence[list[int]],
+        form: Format,
+        session: str,
+    ) -> Response:
+        check_supported(request, settings.engine)
+        record: Record = http.state.record
+        record.model = settings.served_model_name
+        record.stream = bool(request.stream)
+        record.ignored = sorted(request.model_extra or {})
+        if settings.log_text:
+            record.prompt = request.model_dump(include={request.prompt_field})
+        generation = Generation(
+            backend=backend,
+            vocabulary=vocabulary,
+            limits=limits,
+            format=form,
             model=settings.served_model_name,
-            prompt_tokens=len(prompt_ids),
+            prompts=[
+                Prompt(
+                    ids=ids,
+                    sampling=request.sampling(
+                        prompt_tokens=len(ids),
+                        context_length=settings.context_length,
+                        vocabulary=settings.vocabulary,
+                        stop_ids=stop_ids,
+                    ),
+                )
+                for ids in prompts
+            ],
+            choices=request.choices,
+            stops=request.stops,
+            session=http.headers.get("x-session-id")
+            or hashlib.sha256(session.encode()).hexdigest(),
+            keep_alive_s=settings.keep_alive_s,
+            timeout_s=settings.request_timeout_s,
+            log_text=settings.log_text,
         )
-        stream = _answer_pieces(backend, answer.id, prompt_ids, sampling, vocabulary, request.stops)
-        if not request.stream:
-            return JSONResponse((await _whole(answer, stream)).model_dump())
-        # The first piece is awaited here, so that a refusal still is a status and not an event.
-        first = await _first(stream)
-        return _ClosingStream(
-            _events(answer, first, stream, request.include_usage),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        response = await generation.respond(
+            http, stream=record.stream, include_usage=request.include_usage
         )
+        if record.ignored:
+            response.headers[IGNORED_HEADER] = ", ".join(record.ignored)
+        return response
+
+    async def encoded(
+        turns: list[Turn], condition: str | None, add_generation_prompt: bool
+    ) -> list[int]:
+        def work() -> list[int]:
+            return encode(
+                turns,
+                settings.model_type,
+                tokenizer,
+                condition=condition or "",
+                add_generation_prompt=add_generation_prompt,
+            )[0]
+
+        return await _off_the_loop(work, sum(len(turn.text) for turn in turns))
+
+    async def text_ids(text: str) -> list[int]:
+        return await _off_the_loop(lambda: bos + encode_texts([text], tokenizer)[0], len(text))
+
+    def checked(ids: list[int]) -> list[int]:
+        if max(ids) >= settings.vocabulary:
+            raise ApiError(
+                400,
+                f"prompt: this model's token ids are below {settings.vocabulary}",
+                code="invalid_value",
+                param="prompt",
+            )
+        return ids
 
     def check_model(name: str) -> None:
         if name != settings.served_model_name:
@@ -171,105 +285,37 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
     return app
 
 
-async def _answer_pieces(
-    backend: Backend,
-    request_id: str,
-    prompt_ids: list[int],
-    sampling: Sampling,
-    vocabulary: Vocabulary,
-    stops: tuple[str, ...],
-) -> AsyncGenerator[Piece, None]:
-    # aclosing: a stop string, an error or a client that left must free the engine's slot at
-    # once, not when the generator is collected.
-    async with (
-        aclosing(backend.generate(request_id, prompt_ids, sampling)) as deltas,
-        aclosing(pieces(deltas, vocabulary, stops)) as stream,
-    ):
-        async for piece in stream:
-            yield piece
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def _whole(answer: Answer, stream: AsyncGenerator[Piece, None]) -> ChatCompletion:
-    texts = []
-    async with aclosing(stream):
-        async for piece in stream:
-            texts.append(piece.text)
-    assert piece.finish_reason is not None
-    return ChatCompletion(
-        id=answer.id,
-        created=answer.created,
-        model=answer.model,
-        choices=[
-            Choice(
-                message=AssistantMessage(content="".join(texts)),
-                finish_reason=piece.finish_reason,
-            )
-        ],
-        usage=Usage.of(answer.prompt_tokens, piece.tokens),
-    )
-
-
-async def _first(stream: AsyncGenerator[Piece, None]) -> Piece:
-    try:
-        return await anext(stream)
-    except BaseException:
-        await stream.aclose()
-        raise
-
-
-async def _events(
-    answer: Answer, first: Piece, stream: AsyncGenerator[Piece, None], include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    head = (answer.id, answer.created, answer.model)
-    piece: Piece | None = first
-    async with aclosing(stream):
-        try:
-            yield _event(chunk(*head, delta={"role": "assistant", "content": ""}))
-            while piece is not None:
-                if piece.text:
-                    yield _event(chunk(*head, delta={"content": piece.text}))
-                if piece.finish_reason is not None:
-                    yield _event(chunk(*head, finish_reason=piece.finish_reason))
-                    if include_usage:
-                        usage = Usage.of(answer.prompt_tokens, piece.tokens)
-                        yield _event(chunk(*head, usage=usage))
-                piece = await anext(stream, None)
-        except Exception as error:  # noqa: BLE001 - the status is sent; an event is all that is left
-            yield _event(to_api_error(error).body())
-            return
-        yield b"data: [DONE]\n\n"
-
-
-class _ClosingStream(StreamingResponse):
-    """Closes its iterator however it ends; Starlette leaves that to the garbage collector."""
-
-    body_iterator: AsyncGenerator[bytes, None]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.body_iterator):
-            await super().__call__(scope, receive, send)
-
-
-def _event(body: dict[str, object]) -> bytes:
-    return b"data: " + orjson.dumps(body) + b"\n\n"
+async def _off_the_loop(work: Callable[[], list[int]], characters: int) -> list[int]:
+    return work() if characters < LONG_TEXT else await asyncio.to_thread(work)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return error_response(validation_error(error.errors()))
+    def told(request: Request, error: ApiError) -> Response:
+        record = getattr(request.state, "record", None)
+        if record is not None:
+            record.code = error.code
+        return error_response(error)
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return told(request, validation_error(error.errors()))
+
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        return error_response(
-            ApiError(error.status_code, str(error.detail), code=code, headers=error.headers)
+        return told(
+            request,
+            ApiError(error.status_code, str(error.detail), code=code, headers=error.headers),
         )
 
-    async def other(_: Request, error: Exception) -> Response:
-        return error_response(to_api_error(error))
+    async def other(request: Request, error: Exception) -> Response:
+        return told(request, to_api_error(error))
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (ApiError, EngineError, UserError, Exception):
+    for kind in (ApiError, EngineError, UserError, TimeoutError, Exception):
         app.add_exception_handler(kind, other)

@@ -1,147 +1,74 @@
-"""OpenAI's chat protocol: what a request may say, what a response looks like, what an error is.
+"""What a client may ask, and what it comes to for an engine.
 
-Requests are strict: a field that is not here is refused by name, never ignored.
+Requests are strict: a field that is not here is refused by name, or, where the server is told to
+be lenient, taken out and named in a header of the response; never ignored in silence.
+
+Source: OpenAI's API reference for chat/completions and completions; `top_k`, `min_p`,
+`repetition_penalty` and /tokenize as in vLLM; `condition`, `conversation` and
+`max_generated_tokens` from OpenChat's server of 2023 and its successors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from starlette.responses import JSONResponse
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ochat_ray.errors import UserError
 from ochat_ray.schema import Turn
-from ochat_ray.serve.engines.base import (
-    EngineError,
-    EngineOverloadedError,
-    EngineUnavailableError,
-    FinishReason,
-    RequestRefusedError,
-    Sampling,
-)
+from ochat_ray.serve.engines.base import UNSUPPORTED, Sampling
+from ochat_ray.serve.errors import ApiError
 
-# ------------------------------------------------------------------------------------- errors
+MAX_CHOICES = 128
+"""Answers to one request, over all of its prompts; OpenAI's limit for `n`."""
 
-_TYPES: Mapping[int, str] = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
+JSON_OBJECT = '{"type":"object"}'
 
 
-class ApiError(Exception):
-    """An error as OpenAI's clients read it: `{"error": {message, type, param, code}}`."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.param = param
-        self.headers = dict(headers or {})
-
-    def body(self) -> dict[str, object]:
-        """The JSON body, also of the event that ends a broken stream."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {
-            "error": {
-                "message": self.message,
-                "type": _TYPES.get(self.status, kind),
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+def _utf8(text: str) -> str:
+    # JSON can spell half a surrogate pair, which is no character and has no UTF-8.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("has half of a surrogate pair, which is no character") from None
+    return text
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """The error as an HTTP response."""
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+def _json(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        orjson.dumps(value)
+    except TypeError as error:
+        raise ValueError(f"cannot be written as JSON again: {error}") from None
+    return value
 
 
-def to_api_error(error: BaseException) -> ApiError:
-    """The one map from what can go wrong to what a client is told.
-
-    An unknown exception becomes a 500 without its text, which may hold what is not the client's.
-    """
-    match error:
-        case ApiError():
-            return error
-        case EngineOverloadedError():
-            return ApiError(
-                429,
-                "the server is at capacity; try again later",
-                code="overloaded",
-                headers={"Retry-After": "1"},
-            )
-        case EngineUnavailableError():
-            return ApiError(
-                503,
-                "no model replica is ready; try again later",
-                code="not_ready",
-                headers={"Retry-After": "2"},
-            )
-        case RequestRefusedError() | UserError():
-            return ApiError(400, str(error), code="invalid_request")
-        case EngineError():
-            return ApiError(500, str(error), code="engine_error")
-        case _:
-            return ApiError(500, "internal error", code="internal_error")
-
-
-def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's errors on a request body, as a 400 that names the field."""
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, "the request body is not valid JSON", code="invalid_json")
-    path = [str(part) for part in first["loc"] if part != "body" and not _union_tag(part)]
-    param = ".".join(path) or None
-    if first["type"] == "extra_forbidden":
-        return ApiError(
-            400, f"unsupported field: {param!r}", code="unsupported_parameter", param=param
-        )
-    message = str(first["msg"]).removeprefix("Value error, ")
-    # A rule over several fields names its own, as "field: text".
-    if first["type"] == "value_error" and param is None and ": " in message:
-        param, _, message = message.partition(": ")
-    return ApiError(400, f"{param or 'request body'}: {message}", code="invalid_value", param=param)
-
-
-def _union_tag(part: object) -> bool:
-    # pydantic puts the branch of a union that it tried into the path: "str", "list[TextPart]".
-    return isinstance(part, str) and (part in ("str", "float", "int") or "[" in part)
-
-
-# ----------------------------------------------------------------------------------- requests
+Text = Annotated[str, AfterValidator(_utf8)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class TextPart(_Strict):
     """One part of a message's content; only text is supported."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Strict):
-    """One message. `refusal` is there because clients send answers back as they came."""
+    """One message. The fields that must be null are there because clients send answers back."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
     refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
     def turn(self) -> Turn:
         """The message as the template knows it: parts are joined, a developer is the system."""
@@ -159,32 +86,64 @@ class StreamOptions(_Strict):
     include_usage: bool | None = None
 
 
-class ChatRequest(_Strict):
-    """The body of POST /v1/chat/completions. null stands for a field that is not given."""
+class TextFormat(_Strict):
+    """Any text."""
 
-    model: str
-    messages: list[Message] = Field(min_length=1)
+    type: Literal["text"]
+
+
+class JsonObjectFormat(_Strict):
+    """A JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(_Strict):
+    """A JSON Schema with a name. It is always kept to, whatever `strict` says."""
+
+    name: Text
+    description: Text | None = None
+    schema_: Annotated[dict[str, Any], AfterValidator(_json)] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(_Strict):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class SamplingRequest(_Strict):
+    """What chat and text completions share. null stands for a field that is not given."""
+
+    model: Text
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="0 and -1 choose among all tokens")
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=1024, description="token ids, as strings, and what is added to each"
+    )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    user: str | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    user: Text | None = None
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> ChatRequest:
+    def _shared_fields_agree(self) -> SamplingRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only with stream=true")
         if not all(1 <= len(stop) <= 256 for stop in self.stops) or len(self.stops) > 4:
             raise ValueError("stop: up to 4 strings of 1 to 256 characters")
-        limits = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(limits) > 1:
-            raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
+        if not all(key.isascii() and key.isdecimal() for key in self.logit_bias or ()):
+            raise ValueError("logit_bias: keys are token ids, such as '42'")
         return self
 
     @property
@@ -197,6 +156,26 @@ class ChatRequest(_Strict):
         """Whether a stream ends with a chunk that holds the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens that each answer may have; None: what is left of the context."""
+        return self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """The likeliest tokens to report in each token's place; None reports nothing."""
+        raise NotImplementedError
+
+    @property
+    def grammar(self) -> str | None:
+        """The JSON Schema that the answer must match."""
+        return None
+
     def sampling(
         self, *, prompt_tokens: int, context_length: int, vocabulary: int, stop_ids: tuple[int, ...]
     ) -> Sampling:
@@ -205,114 +184,215 @@ class ChatRequest(_Strict):
         Without a limit the answer may fill the context.
 
         Raises:
-            ApiError: prompt and answer do not fit the context.
+            ApiError: prompt and answer do not fit the context, or an id is none of the model's.
         """
-        limit = self.max_completion_tokens or self.max_tokens
         room = context_length - prompt_tokens
-        if room < (limit or 1):
-            asked = f" and {limit} are asked for the answer" if limit else ""
+        if room < (self.limit or 1):
+            asked = f" and {self.limit} are asked for the answer" if self.limit else ""
             raise ApiError(
                 400,
-                f"this model's context is {context_length} tokens, but the messages take "
+                f"this model's context is {context_length} tokens; the prompt has "
                 f"{prompt_tokens}{asked}",
                 code="context_length_exceeded",
-                param="messages" if room < 1 else "max_tokens",
+                param=self.prompt_field if room < 1 else "max_tokens",
+            )
+        bias = tuple((int(key), value) for key, value in (self.logit_bias or {}).items())
+        if any(token_id >= vocabulary for token_id, _ in bias):
+            raise ApiError(
+                400,
+                f"logit_bias: this model's token ids are below {vocabulary}",
+                code="invalid_value",
+                param="logit_bias",
             )
         top_k = max(self.top_k or 0, 0)
         return Sampling(
-            max_tokens=limit or room,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            max_tokens=self.limit or room,
+            temperature=_given(self.temperature, 1.0),
+            top_p=_given(self.top_p, 1.0),
             # The k most likely of all tokens are all tokens; engines die on more than there are.
             top_k=0 if top_k >= vocabulary else top_k,
+            min_p=_given(self.min_p, 0.0),
+            repetition_penalty=_given(self.repetition_penalty, 1.0),
+            presence_penalty=_given(self.presence_penalty, 0.0),
+            frequency_penalty=_given(self.frequency_penalty, 0.0),
+            logit_bias=bias,
+            json_schema=self.grammar,
+            top_logprobs=self.wanted_logprobs,
             seed=self.seed,
             stop_ids=stop_ids,
         )
 
+    @property
+    def prompt_field(self) -> str:
+        """The name of the field that holds what is to be answered."""
+        raise NotImplementedError
 
-# ---------------------------------------------------------------------------------- responses
 
+class ChatRequest(SamplingRequest):
+    """The body of POST /v1/chat/completions."""
 
-class Usage(BaseModel):
-    """Tokens that went in and that were generated; the end-of-turn token counts as generated."""
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: (
+        Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+        | None
+    ) = None
+    condition: Text | None = Field(None, max_length=64, description="C-RLFT's class of answer")
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
-        """Usage with its sum."""
-        return cls(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            total_tokens=prompt_tokens + completion_tokens,
+    def _names_of_2023(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        data = dict(data)
+        for old, new in _NAMES_OF_2023.items():
+            if old not in data:
+                continue
+            value = data.pop(old)
+            if value is None:
+                continue
+            if data.get(new) is not None:
+                raise ValueError(f"{old}: is another name of {new}; give one of them")
+            data[new] = value
+        return data
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ChatRequest:
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: only with logprobs=true")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """See `SamplingRequest.limit`."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """See `SamplingRequest.wanted_logprobs`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def grammar(self) -> str | None:
+        """See `SamplingRequest.grammar`."""
+        if isinstance(self.response_format, JsonSchemaFormat):
+            return orjson.dumps(self.response_format.json_schema.schema_).decode()
+        return JSON_OBJECT if isinstance(self.response_format, JsonObjectFormat) else None
+
+    @property
+    def prompt_field(self) -> str:
+        """See `SamplingRequest.prompt_field`."""
+        return "messages"
+
+
+_NAMES_OF_2023 = {"conversation": "messages", "max_generated_tokens": "max_tokens"}
+
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class CompletionRequest(SamplingRequest):
+    """The body of POST /v1/completions: text or token ids to go on with, no template."""
+
+    prompt: Text | _Ids | Annotated[list[Text | _Ids], Field(min_length=1, max_length=MAX_CHOICES)]
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: Literal[False] | None = None
+    best_of: None = None
+    suffix: None = None
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> CompletionRequest:
+        if len(self.prompts) * self.choices > MAX_CHOICES:
+            raise ValueError(f"n: above {MAX_CHOICES} answers over all prompts")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each as text or as ids."""
+        if isinstance(self.prompt, str) or all(isinstance(item, int) for item in self.prompt):
+            return [self.prompt]  # type: ignore[list-item]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+    @property
+    def limit(self) -> int | None:
+        """See `SamplingRequest.limit`; 16, as OpenAI's, where none is given."""
+        return self.max_tokens or 16
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """See `SamplingRequest.wanted_logprobs`."""
+        return self.logprobs
+
+    @property
+    def prompt_field(self) -> str:
+        """See `SamplingRequest.prompt_field`."""
+        return "prompt"
+
+
+class TokenizeRequest(_Strict):
+    """The body of POST /tokenize: either a prompt or messages."""
+
+    model: Text | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    condition: Text | None = Field(None, max_length=64)
+    add_generation_prompt: bool = True
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: give either prompt or messages")
+        return self
+
+
+def check_supported(request: SamplingRequest, engine: str) -> None:
+    """Refuse what this engine cannot do.
+
+    Raises:
+        ApiError: 400 that names the field and the engines that can.
+    """
+    for field in sorted(UNSUPPORTED[engine] & request.model_fields_set):
+        if getattr(request, field, None) is not None:
+            able = [name for name, fields in UNSUPPORTED.items() if field not in fields]
+            raise ApiError(
+                400,
+                f"the {engine} engine of this server cannot do {field!r}; {_and(able)} can",
+                code="unsupported_parameter",
+                param=field,
+            )
+
+
+def check_size(messages: Collection[Message], max_messages: int) -> None:
+    """Refuse a conversation of more messages than this server takes.
+
+    Raises:
+        ApiError: 400 with the numbers.
+    """
+    if len(messages) > max_messages:
+        raise ApiError(
+            400,
+            f"{len(messages)} messages are above this server's limit of {max_messages}",
+            code="too_many_messages",
+            param="messages",
         )
 
 
-class AssistantMessage(BaseModel):
-    """The answer."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    """The one choice of a completion."""
-
-    index: Literal[0] = 0
-    message: AssistantMessage
-    logprobs: None = None
-    finish_reason: FinishReason
+def lenient(request_type: type[SamplingRequest]) -> type[SamplingRequest]:
+    """The same request, which keeps unknown fields in `model_extra` instead of refusing them."""
+    return type(
+        f"Lenient{request_type.__name__}",
+        (request_type,),
+        {"model_config": ConfigDict(extra="allow"), "__module__": __name__},
+    )
 
 
-class ChatCompletion(BaseModel):
-    """The response to a request without streaming."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: Usage
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
-def chunk(
-    id: str,
-    created: int,
-    model: str,
-    *,
-    delta: Mapping[str, str] | None = None,
-    finish_reason: FinishReason | None = None,
-    usage: Usage | None = None,
-) -> dict[str, object]:
-    """One event of a stream: a delta, the finish reason (an empty delta), or the usage."""
-    body: dict[str, object] = {
-        "id": id,
-        "object": "chat.completion.chunk",
-        "created": created,
-        "model": model,
-        "choices": [],
-    }
-    if usage is not None:
-        return body | {"usage": usage.model_dump()}
-    choice = {"index": 0, "delta": dict(delta or {}), "logprobs": None}
-    return body | {"choices": [choice | {"finish_reason": finish_reason}]}
-
-
-class Model(BaseModel):
-    """One entry of /v1/models. `created` is in seconds since the epoch."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "ochat_ray"
-    context_length: int
-
-
-class ModelList(BaseModel):
-    """The response of /v1/models."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
+def _and(names: list[str]) -> str:
+    return " and ".join(names) if names else "none"

@@ -1,13 +1,29 @@
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from ochat_ray.errors import UserError
-from ochat_ray.serve.admission import Admission, read_keys
+from ochat_ray.serve.admission import Admission
+from ochat_ray.serve.keys import KeyRing, read_keys
+from ochat_ray.serve.limits import Limits
+from ochat_ray.serve.metrics import Metrics
 
 KEYS = "# ours\nalice:secret-of-alice\n\nsecret-of-nobody\n"
+
+
+def admission(keys=(), **options):
+    defaults = {
+        "keys": KeyRing(keys),
+        "limits": Limits(requests_per_minute=None, tokens_per_minute=None),
+        "metrics": Metrics(),
+        "max_body_bytes": 100,
+        "insecure_open": False,
+        "routes": ("/v1/models",),
+    }
+    return Admission(echo, **(defaults | options))
 
 
 async def echo(scope, receive, send):
@@ -39,7 +55,7 @@ def bearer(key):
 
 @pytest.mark.parametrize("key", ["secret-of-alice", "secret-of-nobody"])
 def test_a_key_of_the_file_opens_from_anywhere(keys, key):
-    app = Admission(echo, keys=keys, max_body_bytes=100)
+    app = admission(keys)
     assert ask(app, peer="10.0.0.9", headers=bearer(key)).status_code == 200
 
 
@@ -48,7 +64,7 @@ def test_a_key_of_the_file_opens_from_anywhere(keys, key):
     [{}, bearer("wrong"), bearer(""), {"Authorization": "secret-of-alice"}, bearer("alice")],
 )
 def test_any_other_key_is_401_with_an_openai_body(keys, headers):
-    response = ask(Admission(echo, keys=keys, max_body_bytes=100), headers=headers)
+    response = ask(admission(keys), headers=headers)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     assert response.json()["error"]["code"] == "invalid_api_key"
@@ -57,23 +73,23 @@ def test_any_other_key_is_401_with_an_openai_body(keys, headers):
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
 def test_without_keys_this_machine_is_answered(peer):
-    assert ask(Admission(echo, keys=(), max_body_bytes=100), peer=peer).status_code == 200
+    assert ask(admission(), peer=peer).status_code == 200
 
 
 @pytest.mark.parametrize("peer", ["10.0.0.9", "::ffff:10.0.0.9", "fe80::1", "unix", ""])
 def test_without_keys_nobody_else_is(peer):
-    response = ask(Admission(echo, keys=(), max_body_bytes=100), peer=peer)
+    response = ask(admission(), peer=peer)
     assert response.status_code == 403
     assert response.json()["error"]["code"] == "loopback_only"
 
 
 def test_without_keys_a_proxy_on_this_machine_speaks_for_others():
-    app = Admission(echo, keys=(), max_body_bytes=100)
+    app = admission()
     assert ask(app, headers={"X-Forwarded-For": "10.0.0.9"}).status_code == 403
 
 
 def test_health_needs_no_key(keys):
-    app = Admission(echo, keys=keys, max_body_bytes=100)
+    app = admission(keys)
     assert ask(app, "/health", peer="10.0.0.9").status_code == 200
 
 
@@ -84,9 +100,7 @@ def test_body_limit_with_and_without_content_length(size, status, announced):
         for _ in range(size):
             yield b"x"
 
-    response = ask(
-        Admission(echo, keys=(), max_body_bytes=100), content=b"x" * size if announced else parts()
-    )
+    response = ask(admission(), content=b"x" * size if announced else parts())
     assert response.status_code == status
     if status == 200:
         assert response.text == "/v1/models 100"
@@ -94,16 +108,44 @@ def test_body_limit_with_and_without_content_length(size, status, announced):
         assert response.json()["error"]["code"] == "request_too_large"
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "alice:\n", "two words\n", "a: b c\n"])
-def test_a_key_file_that_does_not_hold_is_one_line_without_the_key(tmp_path, text):
-    path = tmp_path / "keys"
-    path.write_text(text)
-    with pytest.raises(UserError) as caught:
-        read_keys(path)
-    assert "\n" not in str(caught.value)
-    assert "two words" not in str(caught.value)
+def test_insecure_open_answers_everyone():
+    assert ask(admission(insecure_open=True), peer="10.0.0.9").status_code == 200
 
 
-def test_keys_are_kept_as_digests_only(keys):
-    assert [key.name for key in keys] == ["alice", "line 4"]
-    assert "secret" not in repr(keys)
+def test_what_has_a_login_of_its_own_is_passed_on_only_where_there_are_keys(keys):
+    app = admission(keys, own_login="/ui")
+    assert ask(app, "/ui", peer="10.0.0.9").status_code == 200
+    assert ask(app, "/ui/queue/join", peer="10.0.0.9").status_code == 200
+    assert ask(app, "/uix", peer="10.0.0.9").status_code == 401
+    assert ask(admission(own_login="/ui"), "/ui", peer="10.0.0.9").status_code == 403
+
+
+def test_limits_are_each_keys_own_and_told_in_headers(keys):
+    limits = Limits(requests_per_minute=2, tokens_per_minute=None)
+    app = admission(keys, limits=limits)
+    first, second, third = (ask(app, headers=bearer("secret-of-alice")) for _ in range(3))
+    assert [r.status_code for r in (first, second, third)] == [200, 200, 429]
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert third.headers["retry-after"] == "30"
+    assert third.json()["error"]["code"] == "rate_limit_exceeded"
+    assert ask(app, headers=bearer("secret-of-nobody")).status_code == 200
+
+
+def test_a_request_is_recorded_without_its_key(keys, caplog):
+    metrics = Metrics()
+    with caplog.at_level("INFO", logger="ochat_ray.serve.requests"):
+        app = admission(keys, metrics=metrics)
+        ask(app, headers=bearer("secret-of-alice") | {"x-request-id": "r7"})
+        ask(app, "/x", headers=bearer("secret-of-mallory"))
+        ask(app, "/health")
+    lines = [json.loads(record.message) for record in caplog.records]
+    assert [(line["route"], line["status"]) for line in lines] == [
+        ("/v1/models", 200), ("other", 401),
+    ]  # fmt: skip
+    assert (lines[0]["request_id"], lines[0]["key"]) == ("r7", "alice")
+    assert lines[1]["code"] == "invalid_api_key"
+    assert "secret" not in caplog.text
+    counted = metrics.expose("m", {}).decode()
+    assert 'route="other",status="401"} 1.0' in counted
+    assert "ochat_ray_requests_in_flight 0.0" in counted

@@ -9,57 +9,11 @@ import httpx
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from ochat_ray.serve.args import IngressSettings
-from ochat_ray.serve.engines.base import (
-    Delta,
-    EngineError,
-    EngineOverloadedError,
-    EngineUnavailableError,
-)
-from ochat_ray.serve.ingress import build_app
+from ochat_ray.serve.engines.base import EngineError, EngineOverloadedError, EngineUnavailableError
 from ochat_ray.template import encode
+from tests.serve.script import Script, app_for
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-
-
-class Script:
-    """A backend that says what it was told to, one token a delta, and remembers what it saw."""
-
-    def __init__(
-        self, tokenizer, text="Hello 🙂 there", *, error=None, fail_after=None, hang=False
-    ):
-        self.ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        self.end_of_turn = tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
-        self.error, self.fail_after, self.hang = error, fail_after, hang
-        self.seen, self.open, self.is_ready = [], 0, True
-
-    async def generate(self, request_id, prompt_ids, sampling):
-        self.seen.append((prompt_ids, sampling))
-        self.open += 1
-        try:
-            if self.error is not None and self.fail_after is None:
-                raise self.error
-            for count, token_id in enumerate(self.ids[: sampling.max_tokens], start=1):
-                if self.fail_after is not None and count > self.fail_after:
-                    raise self.error
-                reason = "length" if count == sampling.max_tokens else None
-                yield Delta(token_ids=(token_id,), finish_reason=reason)
-                await asyncio.sleep(3600 if self.hang else 0)
-            yield Delta(token_ids=(self.end_of_turn,), finish_reason="stop")
-        finally:
-            self.open -= 1
-
-    async def ready(self):
-        return self.is_ready
-
-
-def app_for(tokenizer, backend, **settings):
-    defaults = {
-        "directory": "", "served_model_name": "tiny", "model_type": "openchat",
-        "context_length": 64, "created": 5, "keys": (), "max_body_bytes": 10_000,
-        "vocabulary": 300,
-    }  # fmt: skip
-    return build_app(IngressSettings(**(defaults | settings)), tokenizer, backend)
 
 
 def ask(app, method="POST", path="/v1/chat/completions", **request):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -11,7 +13,14 @@ from ochat_ray.serve.engines.base import (
     RequestRefusedError,
     Sampling,
 )
-from ochat_ray.serve.protocol import ApiError, ChatRequest, to_api_error, validation_error
+from ochat_ray.serve.errors import ApiError, to_api_error, validation_error
+from ochat_ray.serve.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    TokenizeRequest,
+    check_supported,
+    lenient,
+)
 
 
 def body(**fields):
@@ -28,11 +37,25 @@ def refusal(**fields):
     ("fields", "param"),
     [
         ({"tools": []}, "tools"),
-        ({"logprobs": True}, "logprobs"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"nonsense": None}, "nonsense"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": -2.5}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"conversation": []}, "conversation"),
+        ({"max_tokens": 5, "max_generated_tokens": 5}, "max_generated_tokens"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"user": "\ud800"}, "user"),
+        ({"messages": [{"role": "user", "content": "\udfff"}]}, "messages.0.content"),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": "0.5"}, "temperature"),
         ({"top_p": -0.1}, "top_p"),
@@ -83,6 +106,109 @@ def test_text_parts_are_joined_and_a_developer_is_the_system():
     ]
 
 
+def test_an_answer_can_be_sent_back_as_the_client_holds_it():
+    from openai.types.chat import ChatCompletionMessage
+
+    answer = ChatCompletionMessage(role="assistant", content="c").model_dump()
+    request = ChatRequest.model_validate(body(messages=[answer]))
+    assert request.messages[0].turn() == Turn(role="assistant", text="c")
+
+
+def test_names_of_2023():
+    old = {"model": "m", "conversation": [{"role": "user", "content": "hi"}], "condition": "GPT4"}
+    request = ChatRequest.model_validate(old | {"max_generated_tokens": 5, "max_tokens": None})
+    assert (request.messages[0].content, request.limit, request.condition) == ("hi", 5, "GPT4")
+
+
+def test_every_rule_reaches_the_engine():
+    request = ChatRequest.model_validate(
+        body(
+            temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, repetition_penalty=1.2,
+            presence_penalty=0.3, frequency_penalty=0.4, logit_bias={"7": -100}, seed=1,
+            max_completion_tokens=5, logprobs=True, top_logprobs=2,
+            response_format={"type": "json_object"},
+        )
+    )  # fmt: skip
+    assert sampling(request) == Sampling(
+        max_tokens=5, temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, repetition_penalty=1.2,
+        presence_penalty=0.3, frequency_penalty=0.4, logit_bias=((7, -100.0),), seed=1,
+        top_logprobs=2, json_schema='{"type":"object"}', stop_ids=(7,),
+    )  # fmt: skip
+
+
+def test_a_schema_is_passed_on_as_it_is():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    request = ChatRequest.model_validate(body(response_format=form))
+    assert json.loads(sampling(request).json_schema) == schema
+    assert sampling(ChatRequest.model_validate(body(response_format={"type": "text"}))) == (
+        sampling(ChatRequest.model_validate(body()))
+    )
+
+
+def test_a_bias_outside_the_vocabulary_is_refused():
+    with pytest.raises(ApiError, match="below 50") as caught:
+        sampling(ChatRequest.model_validate(body(logit_bias={"50": 1})))
+    assert caught.value.param == "logit_bias"
+
+
+def test_what_this_engine_cannot_do_is_refused_and_says_which_can():
+    request = ChatRequest.model_validate(body(seed=5, min_p=None))
+    check_supported(request, "transformers")
+    with pytest.raises(ApiError, match="transformers and vllm can") as caught:
+        check_supported(request, "scripted")
+    assert (caught.value.status, caught.value.param) == (400, "seed")
+    check_supported(ChatRequest.model_validate(body(seed=None)), "scripted")
+
+
+def test_a_lenient_server_keeps_unknown_fields_apart_and_checks_the_rest():
+    request = lenient(ChatRequest).model_validate(body(tools=[], top_k=3))
+    assert request.model_extra == {"tools": []}
+    assert request.top_k == 3
+    with pytest.raises(ValidationError):
+        lenient(ChatRequest).model_validate(body(top_k="3"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2]], [[1], [2]])],
+)
+def test_prompts_of_a_text_completion(prompt, prompts):
+    request = CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+    assert request.prompts == prompts
+    assert request.limit == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"echo": True}, "echo"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"prompt": ["a", "b"], "n": 65}, "n"),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+)
+def test_what_a_text_completion_cannot_do_is_refused_by_name(fields, param):
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate({"model": "m", "prompt": "a"} | fields)
+    assert validation_error(caught.value.errors()).param == param
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [-1], [1.5], {}, None])
+def test_a_prompt_that_is_none_is_refused(prompt):
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+    assert validation_error(caught.value.errors()).param.startswith("prompt")
+
+
+def test_tokenize_takes_one_of_two():
+    TokenizeRequest.model_validate({"prompt": "a"})
+    for fields in ({}, {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}):
+        with pytest.raises(ValidationError):
+            TokenizeRequest.model_validate(fields)
+
+
 def sampling(request, prompt_tokens=10, context_length=100):
     return request.sampling(
         prompt_tokens=prompt_tokens, context_length=context_length, vocabulary=50, stop_ids=(7,)
@@ -129,6 +255,7 @@ def test_prompt_and_limit_above_the_context_are_refused():
         (EngineUnavailableError("x"), 503, "server_error"),
         (RequestRefusedError("x"), 400, "invalid_request_error"),
         (EngineError("x"), 500, "server_error"),
+        (TimeoutError(), 503, "server_error"),
         (KeyError("secret"), 500, "server_error"),
     ],
 )

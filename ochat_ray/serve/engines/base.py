@@ -35,7 +35,15 @@ class RequestRefusedError(EngineError):
     """The request is one that the engine must not run. The ingress checks first, so this is rare.
 
     Some engines end for every user on such a request, so each engine validates before it submits.
+    `param` names the request's field where it is one.
     """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+    def __reduce__(self) -> tuple[type[RequestRefusedError], tuple[str, str | None]]:
+        return type(self), (str(self), self.param)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

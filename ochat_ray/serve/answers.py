@@ -1,0 +1,151 @@
+"""From an engine's deltas to pieces of text: whole characters, cut before a stop string."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from ochat_ray.serve.detokenize import Detokenizer, StopStrings, Vocabulary
+from ochat_ray.serve.engines.base import Delta, EngineError, FinishReason, TokenLogprobs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """A piece of an answer's text; the last piece has a reason. `tokens` counts from the start.
+
+    `logprobs` holds what was asked for of the tokens that the text is made of, each with the
+    place in the answer, in characters, where its text begins; stop tokens are left out.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
+
+
+async def pieces(
+    deltas: AsyncIterator[Delta],
+    vocabulary: Vocabulary,
+    stops: Sequence[str],
+    stop_ids: Sequence[int] = (),
+) -> AsyncGenerator[Piece, None]:
+    """Text of a stream of deltas, cut before the first stop string.
+
+    Raises:
+        EngineError: the engine failed, or its stream ended without a reason.
+    """
+    detokenizer, watcher = Detokenizer(vocabulary), StopStrings(stops)
+    tokens = read = shown = 0
+    waiting: list[tuple[int, TokenLogprobs]] = []
+    async for delta in deltas:
+        text, stopped = "", False
+        if delta.logprobs:
+            for entry in delta.logprobs:
+                if entry.token_id not in stop_ids:
+                    waiting.append((read, entry))
+                new = detokenizer.push((entry.token_id,))
+                read += len(new)
+                tokens += 1
+                safe, stopped = watcher.push(new)
+                text += safe
+                if stopped:
+                    break
+        else:
+            tokens += len(delta.token_ids)
+            text, stopped = watcher.push(detokenizer.push(delta.token_ids))
+        reason = "stop" if stopped else delta.finish_reason
+        if reason is not None and not stopped:
+            text += watcher.flush()
+        shown += len(text)
+        # What starts behind the text is still held back, or, after a stop string, never shown.
+        ready = [entry for entry in waiting if entry[0] < shown]
+        if reason is not None and not stopped:
+            ready = waiting
+        if text or ready or reason is not None:
+            yield Piece(text=text, tokens=tokens, finish_reason=reason, logprobs=tuple(ready))
+        if reason is not None:
+            return
+        waiting = waiting[len(ready) :]
+    raise EngineError("the engine ended without a finish reason")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """The next piece of the choice `index`."""
+
+    index: int
+    piece: Piece
+
+
+async def merge(
+    streams: Sequence[AsyncGenerator[Piece, None]], *, quiet_s: float, timeout_s: float
+) -> AsyncGenerator[Event | None, None]:
+    """The pieces of several answers as they come. Closing it closes all, an error of one, too.
+
+    What has piled up while the reader was busy is joined: one event a choice. None says that
+    nothing came for `quiet_s`.
+
+    Raises:
+        TimeoutError: the answers were not whole after `timeout_s`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    ready: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+    open_streams = len(streams)
+
+    async def pump(index: int, stream: AsyncGenerator[Piece, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for piece in stream:
+                    ready.put_nowait(Event(index=index, piece=piece))
+        except Exception as error:  # noqa: BLE001 - it is raised where the pieces are read
+            ready.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(*numbered)) for numbered in enumerate(streams)]
+    try:
+        while open_streams:
+            try:
+                async with asyncio.timeout_at(min(deadline, loop.time() + quiet_s)):
+                    backlog = [await ready.get()]
+            except TimeoutError:
+                if loop.time() >= deadline:
+                    raise
+                yield None
+                continue
+            while not ready.empty():
+                backlog.append(ready.get_nowait())
+            for item in _joined(backlog):
+                if isinstance(item, BaseException):
+                    raise item
+                open_streams -= item.piece.finish_reason is not None
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _joined(backlog: list[Event | BaseException]) -> list[Event | BaseException]:
+    """Consecutive pieces of a choice as one; an error stays behind what came before it."""
+    joined: list[Event | BaseException] = []
+    last: dict[int, int] = {}
+    for item in backlog:
+        if isinstance(item, Event) and item.index in last:
+            before = joined[last[item.index]]
+            assert isinstance(before, Event)
+            joined[last[item.index]] = Event(
+                index=item.index,
+                piece=Piece(
+                    text=before.piece.text + item.piece.text,
+                    tokens=item.piece.tokens,
+                    finish_reason=item.piece.finish_reason,
+                    logprobs=before.piece.logprobs + item.piece.logprobs,
+                ),
+            )
+            continue
+        if isinstance(item, Event):
+            last[item.index] = len(joined)
+        joined.append(item)
+    return joined

@@ -1,0 +1,147 @@
+"""What can go wrong, as OpenAI's clients read it: `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from ochat_ray.errors import UserError
+from ochat_ray.serve.engines.base import (
+    EngineError,
+    EngineOverloadedError,
+    EngineUnavailableError,
+    RequestRefusedError,
+)
+
+ErrorType = Literal[
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+    "rate_limit_error",
+    "server_error",
+]
+
+_TYPES: Mapping[int, ErrorType] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong. `param` names the field, `code` is for programs."""
+
+    message: str
+    type: ErrorType
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every response that is not a success."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An error with the HTTP status that it has, unless a stream has begun."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, object]:
+        """The JSON body, also of the event that ends a broken stream."""
+        kind: ErrorType = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The error as an HTTP response."""
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+def to_api_error(error: BaseException) -> ApiError:
+    """The one map from what can go wrong to what a client is told.
+
+    An unknown exception becomes a 500 without its text, which may hold what is not the client's.
+    """
+    match error:
+        case ApiError():
+            return error
+        case EngineOverloadedError():
+            return ApiError(
+                429,
+                "the server is at capacity; try again later",
+                code="overloaded",
+                headers={"Retry-After": "1"},
+            )
+        case EngineUnavailableError():
+            return ApiError(
+                503,
+                "no model replica is ready; try again later",
+                code="not_ready",
+                headers={"Retry-After": "2"},
+            )
+        case TimeoutError():
+            return ApiError(
+                503,
+                "the answer took longer than this server allows",
+                code="deadline_exceeded",
+                headers={"Retry-After": "1"},
+            )
+        case RequestRefusedError():
+            return ApiError(400, str(error), code="invalid_request", param=error.param)
+        case UserError():
+            return ApiError(400, str(error), code="invalid_request")
+        case EngineError():
+            return ApiError(500, str(error), code="engine_error")
+        case _:
+            return ApiError(500, "internal error", code="internal_error")
+
+
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's errors on a request body, as a 400 that names the field."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the request body is not valid JSON", code="invalid_json")
+    path = [str(part) for part in first["loc"] if part != "body" and not _union_tag(part)]
+    param = ".".join(path) or None
+    if first["type"] == "extra_forbidden":
+        return ApiError(
+            400, f"unsupported field: {param!r}", code="unsupported_parameter", param=param
+        )
+    message = str(first["msg"]).removeprefix("Value error, ")
+    # A rule over several fields names its own, as "field: text".
+    if first["type"] == "value_error" and param is None and ": " in message:
+        param, _, message = message.partition(": ")
+    return ApiError(400, f"{param or 'request body'}: {message}", code="invalid_value", param=param)
+
+
+def _union_tag(part: object) -> bool:
+    # pydantic puts the branch of a union that it tried into the path: "str", "list[TextPart]".
+    return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)

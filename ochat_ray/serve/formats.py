@@ -1,0 +1,180 @@
+"""How answers are written: as chat or as text, whole or as the events of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ochat_ray.serve.answers import Event, Piece
+from ochat_ray.serve.detokenize import Vocabulary
+from ochat_ray.serve.responses import (
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChoiceLogprobs,
+    ContentLogprob,
+    TextChoice,
+    TextCompletion,
+    TextLogprobs,
+    TopLogprob,
+    Usage,
+    chat_chunk,
+    text_chunk,
+)
+
+
+class Format(Protocol):
+    """One of the two forms that an answer can have."""
+
+    id_prefix: str
+    chunk_object: str
+
+    def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> Any:
+        """The response without streaming."""
+        ...
+
+    def opening(self, head: Mapping[str, Any], choices: int) -> list[dict[str, Any]]:
+        """The events before any text."""
+        ...
+
+    def events(self, head: Mapping[str, Any], event: Event) -> list[dict[str, Any]]:
+        """The events of one piece."""
+        ...
+
+
+class ChatFormat:
+    """chat.completion and chat.completion.chunk: role first, the reason in a chunk of its own."""
+
+    id_prefix = "chatcmpl-"
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(self, vocabulary: Vocabulary, *, logprobs: bool) -> None:
+        self._vocabulary = vocabulary
+        self._logprobs = logprobs
+
+    def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> ChatCompletion:
+        """See `Format.whole`."""
+        choices = []
+        for index, answer in enumerate(answers):
+            assert answer.finish_reason is not None
+            choices.append(
+                ChatChoice(
+                    index=index,
+                    message=AssistantMessage(content=answer.text),
+                    logprobs=self._content(answer),
+                    finish_reason=answer.finish_reason,
+                )
+            )
+        return ChatCompletion(choices=choices, usage=usage, **head)
+
+    def opening(self, head: Mapping[str, Any], choices: int) -> list[dict[str, Any]]:
+        """See `Format.opening`."""
+        delta = {"role": "assistant", "content": ""}
+        return [chat_chunk(head, index, delta=delta) for index in range(choices)]
+
+    def events(self, head: Mapping[str, Any], event: Event) -> list[dict[str, Any]]:
+        """See `Format.events`."""
+        piece, written = event.piece, []
+        if piece.text or piece.logprobs:
+            written.append(
+                chat_chunk(
+                    head,
+                    event.index,
+                    delta={"content": piece.text},
+                    logprobs=self._content(piece),
+                )
+            )
+        if piece.finish_reason is not None:
+            written.append(
+                chat_chunk(head, event.index, delta={}, finish_reason=piece.finish_reason)
+            )
+        return written
+
+    def _content(self, piece: Piece) -> ChoiceLogprobs | None:
+        if not self._logprobs:
+            return None
+        content = [
+            ContentLogprob(
+                **_named(self._vocabulary, entry.token_id),
+                logprob=entry.logprob,
+                top_logprobs=[
+                    TopLogprob(**_named(self._vocabulary, token_id), logprob=logprob)
+                    for token_id, logprob in entry.top
+                ],
+            )
+            for _, entry in piece.logprobs
+        ]
+        return ChoiceLogprobs(content=content)
+
+
+class TextFormat:
+    """text_completion, whole and as chunks, which are of the same kind."""
+
+    id_prefix = "cmpl-"
+    chunk_object = "text_completion"
+
+    def __init__(self, vocabulary: Vocabulary, *, logprobs: bool) -> None:
+        self._vocabulary = vocabulary
+        self._logprobs = logprobs
+
+    def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> TextCompletion:
+        """See `Format.whole`."""
+        choices = []
+        for index, answer in enumerate(answers):
+            assert answer.finish_reason is not None
+            choices.append(
+                TextChoice(
+                    index=index,
+                    text=answer.text,
+                    logprobs=self._texts(answer),
+                    finish_reason=answer.finish_reason,
+                )
+            )
+        return TextCompletion(choices=choices, usage=usage, **head)
+
+    def opening(self, head: Mapping[str, Any], choices: int) -> list[dict[str, Any]]:  # noqa: ARG002
+        """See `Format.opening`: nothing."""
+        return []
+
+    def events(self, head: Mapping[str, Any], event: Event) -> list[dict[str, Any]]:
+        """See `Format.events`."""
+        piece = event.piece
+        return [
+            text_chunk(
+                head,
+                event.index,
+                text=piece.text,
+                logprobs=self._texts(piece),
+                finish_reason=piece.finish_reason,
+            )
+        ]
+
+    def _texts(self, piece: Piece) -> TextLogprobs | None:
+        if not self._logprobs:
+            return None
+        entries = [entry for _, entry in piece.logprobs]
+        return TextLogprobs(
+            tokens=[self._text(entry.token_id) for entry in entries],
+            token_logprobs=[entry.logprob for entry in entries],
+            top_logprobs=[
+                {self._text(token_id): logprob for token_id, logprob in entry.top}
+                for entry in entries
+            ],
+            text_offset=[offset for offset, _ in piece.logprobs],
+        )
+
+    def _text(self, token_id: int) -> str:
+        return _shown(self._vocabulary.spelling(token_id))
+
+
+def _named(vocabulary: Vocabulary, token_id: int) -> dict[str, Any]:
+    spelling = vocabulary.spelling(token_id)
+    return {"token": _shown(spelling), "bytes": list(spelling)}
+
+
+def _shown(spelling: bytes) -> str:
+    """A token's text; half a character is spelt out, as OpenAI does."""
+    try:
+        return spelling.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelling)

@@ -1,0 +1,245 @@
+"""One request's answers from the backend: recorded, within the deadline, whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from ochat_ray.serve.answers import Event, Piece, merge, pieces
+from ochat_ray.serve.backend import Accepted, Backend
+from ochat_ray.serve.detokenize import Vocabulary
+from ochat_ray.serve.engines.base import Delta, Sampling
+from ochat_ray.serve.errors import ApiError, to_api_error
+from ochat_ray.serve.formats import Format
+from ochat_ray.serve.limits import Limits
+from ochat_ray.serve.metrics import Record
+from ochat_ray.serve.responses import Usage, usage_chunk
+
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Token ids to answer and how; every prompt of a request has the same rules but its length."""
+
+    ids: list[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One request, checked and ready to be answered."""
+
+    backend: Backend
+    vocabulary: Vocabulary
+    limits: Limits
+    format: Format
+    model: str
+    prompts: Sequence[Prompt]
+    choices: int
+    stops: tuple[str, ...]
+    session: str
+    keep_alive_s: float
+    timeout_s: float
+    log_text: bool
+
+    async def respond(self, request: Request, *, stream: bool, include_usage: bool) -> Response:
+        """The response, whose head is sent once the first token is there.
+
+        Raises:
+            ApiError, EngineError, TimeoutError: before anything was sent.
+        """
+        record: Record = request.state.record
+        answering = _Answering(self, record)
+        if not stream:
+            return await _unless_gone(request, answering.whole())
+        first = await answering.first()
+        return _ClosingStream(
+            answering.events(first, include_usage),
+            media_type="text/event-stream",
+            headers=_STREAM_HEADERS,
+        )
+
+
+class _Answering:
+    """The answers of one generation under way."""
+
+    def __init__(self, generation: Generation, record: Record) -> None:
+        self._g = generation
+        self._record = record
+        id = generation.format.id_prefix + uuid.uuid4().hex
+        self._head: dict[str, Any] = {
+            "id": id,
+            "created": int(time.time()),
+            "model": generation.model,
+        }
+        prompts = [
+            (prompt, number)
+            for prompt in generation.prompts
+            for number in range(generation.choices)
+        ]
+        self._count = len(prompts)
+        self._tokens = [0] * self._count
+        record.choices = self._count
+        record.prompt_tokens = sum(len(prompt.ids) for prompt in generation.prompts)
+        generation.limits.take_tokens(record.key, record.prompt_tokens)
+        self._stream = merge(
+            [
+                self._pieces(f"{id}-{index}", prompt, number)
+                for index, (prompt, number) in enumerate(prompts)
+            ],
+            quiet_s=generation.keep_alive_s,
+            timeout_s=generation.timeout_s,
+        )
+
+    async def whole(self) -> Response:
+        """The response without streaming."""
+        gathered: list[list[Piece]] = [[] for _ in range(self._count)]
+        async with aclosing(self._stream):
+            async for event in self._stream:
+                if event is not None:
+                    self._note(event)
+                    gathered[event.index].append(event.piece)
+        answers = [
+            Piece(
+                text="".join(piece.text for piece in found),
+                tokens=found[-1].tokens,
+                finish_reason=found[-1].finish_reason,
+                logprobs=tuple(entry for piece in found for entry in piece.logprobs),
+            )
+            for found in gathered
+        ]
+        if self._g.log_text:
+            self._record.answer = [answer.text for answer in answers]
+        body = self._g.format.whole(self._head, answers, self._usage())
+        return Response(body.model_dump_json(), media_type="application/json")
+
+    async def first(self) -> Event | None:
+        """The first event, or None once the client should hear that it waits.
+
+        It is awaited before the head is sent, so that a refusal is a status and not an event.
+        """
+        try:
+            event = await anext(self._stream)
+        except BaseException:
+            await self._stream.aclose()
+            raise
+        return event
+
+    async def events(self, first: Event | None, include_usage: bool) -> AsyncGenerator[bytes, None]:
+        """The stream's bytes, an error event at the end if it breaks."""
+        written, head = self._g.format, {**self._head, "object": self._g.format.chunk_object}
+        event: Event | None = first
+        async with aclosing(self._stream):
+            try:
+                yield _sse(written.opening(head, self._count))
+                while True:
+                    if event is None:
+                        yield b": waiting\n\n"
+                    else:
+                        self._note(event)
+                        yield _sse(written.events(head, event))
+                    try:
+                        event = await anext(self._stream)
+                    except StopAsyncIteration:
+                        break
+                end = [usage_chunk(head, self._usage())] if include_usage else []
+                yield _sse(end) + b"data: [DONE]\n\n"
+            except Exception as error:  # noqa: BLE001 - the status is sent; an event is all that is left
+                told = to_api_error(error)
+                self._record.code = told.code
+                yield _sse([told.body()])
+            except (GeneratorExit, asyncio.CancelledError):
+                self._record.code = "client_gone"
+                raise
+
+    async def _pieces(self, id: str, prompt: Prompt, number: int) -> AsyncGenerator[Piece, None]:
+        g = self._g
+        # aclosing: a stop string, an error or a client that left must free the engine's slot at
+        # once, not when the generator is collected.
+        async with (
+            aclosing(
+                g.backend.generate(
+                    id, prompt.ids, _seeded(prompt.sampling, number), session=g.session
+                )
+            ) as items,
+            aclosing(self._deltas(items)) as deltas,
+            aclosing(pieces(deltas, g.vocabulary, g.stops, prompt.sampling.stop_ids)) as found,
+        ):
+            async for piece in found:
+                yield piece
+
+    async def _deltas(
+        self, items: AsyncGenerator[Accepted | Delta, None]
+    ) -> AsyncGenerator[Delta, None]:
+        record = self._record
+        async for item in items:
+            if isinstance(item, Accepted):
+                record.replica = item.replica
+                record.queue_s = record.elapsed_s()
+                continue
+            if record.ttft_s is None:
+                record.ttft_s = record.elapsed_s()
+            yield item
+
+    def _note(self, event: Event) -> None:
+        new = event.piece.tokens - self._tokens[event.index]
+        self._tokens[event.index] = event.piece.tokens
+        self._record.completion_tokens += new
+        self._g.limits.take_tokens(self._record.key, new)
+        if event.piece.finish_reason is not None:
+            self._record.finish_reasons.append(event.piece.finish_reason)
+
+    def _usage(self) -> Usage:
+        return Usage.of(self._record.prompt_tokens, self._record.completion_tokens)
+
+
+def _seeded(sampling: Sampling, number: int) -> Sampling:
+    """The rules of the choice with that number: with one seed for all, all would be the same."""
+    if sampling.seed is None or number == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + number) % 2**63)
+
+
+async def _unless_gone(request: Request, answer: Any) -> Response:
+    """The answer; it is given up where the client goes away first."""
+    answering = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        raise ApiError(499, "the client went away", code="client_gone")
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _ClosingStream(StreamingResponse):
+    """Closes its iterator however it ends; Starlette leaves that to the garbage collector."""
+
+    body_iterator: AsyncGenerator[bytes, None]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self.body_iterator):
+            await super().__call__(scope, receive, send)
+
+
+def _sse(bodies: list[dict[str, Any]]) -> bytes:
+    return b"".join(b"data: " + orjson.dumps(body) + b"\n\n" for body in bodies)
