@@ -7,6 +7,8 @@ import json
 
 import httpx
 import pytest
+from openai.types import Completion
+from openai.types import Model as OpenAIModel
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from ochat_ray.serve.engines.base import EngineError, EngineOverloadedError, EngineUnavailableError
@@ -197,3 +199,212 @@ def test_a_client_that_leaves_a_stream_frees_the_engine(tokenizer):
 
     asyncio.run(leave())
     assert script.open == 0
+
+
+def test_n_answers_have_indices_and_their_tokens_add_up(tokenizer):
+    script = Script(tokenizer)
+    app = app_for(tokenizer, script)
+    one = ask(app, json=ASK).json()["usage"]
+    whole = ChatCompletion.model_validate(ask(app, json=ASK | {"n": 3, "seed": 5}).json())
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in whole.choices} == {"Hello 🙂 there"}
+    assert whole.usage.prompt_tokens == one["prompt_tokens"]
+    assert whole.usage.completion_tokens == 3 * one["completion_tokens"]
+    # A seed of its own each, or three answers would always be one.
+    assert [sampling.seed for _, sampling in script.seen[1:]] == [5, 6, 7]
+
+    parts = chunks(ask(app, json=ASK | {"n": 3, "stream": True}))
+    for index in range(3):
+        own = [part.choices[0] for part in parts if part.choices[0].index == index]
+        assert own[0].delta.role == "assistant"
+        assert "".join(choice.delta.content or "" for choice in own) == "Hello 🙂 there"
+        assert [choice.finish_reason for choice in own if choice.finish_reason] == ["stop"]
+        assert own[-1].finish_reason == "stop"
+    assert script.open == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_are_of_the_tokens_that_are_shown(tokenizer, stream):
+    app = app_for(tokenizer, Script(tokenizer, "naïve one two three"))
+    fields = {"logprobs": True, "top_logprobs": 1, "stop": " thr", "stream": stream}
+    response = ask(app, json=ASK | fields)
+    if stream:
+        found = [part.choices[0] for part in chunks(response)]
+        text = "".join(choice.delta.content or "" for choice in found)
+        content = [e for choice in found if choice.logprobs for e in choice.logprobs.content]
+    else:
+        choice = ChatCompletion.model_validate(response.json(), strict=True).choices[0]
+        text, content = choice.message.content, choice.logprobs.content
+    assert text == "naïve one two"
+    assert b"".join(bytes(entry.bytes) for entry in content).decode() == text
+    assert {entry.logprob for entry in content} == {-0.25}
+    assert all(entry.top_logprobs[0].token == entry.token for entry in content)
+    # A token that begins or ends within a character is spelt in bytes.
+    halves = [entry for entry in content if entry.token.startswith("bytes:")]
+    assert [bytes(entry.bytes) for entry in halves] == [b"na\xc3", b"\xafve"]
+    assert halves[0].token == "bytes:\\x6e\\x61\\xc3"
+
+
+def test_completions_go_on_with_text_and_ids_without_the_template(tokenizer):
+    script = Script(tokenizer)
+    app = app_for(tokenizer, script)
+    body = {"model": "tiny", "prompt": ["hi", "<s>"], "n": 2, "max_tokens": 30, "logprobs": 0}
+    whole = Completion.model_validate(ask(app, path="/v1/completions", json=body).json())
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    assert {choice.text for choice in whole.choices} == {"Hello 🙂 there"}
+    logprobs = whole.choices[0].logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(script.ids)
+    assert logprobs.text_offset[0] == 0
+    assert logprobs.text_offset[-1] < len("Hello 🙂 there")
+    text_ids = tokenizer("hi", add_special_tokens=False)["input_ids"]
+    assert script.seen[0][0] == [tokenizer.bos_token_id, *text_ids]
+    # Typed, a special token's name is text.
+    assert tokenizer.bos_token_id not in script.seen[2][0][1:]
+
+    ids = {"model": "tiny", "prompt": [5, 6], "stream": True}
+    parts = [json.loads(e) for e in events(ask(app, path="/v1/completions", json=ids))[:-1]]
+    assert {part["object"] for part in parts} == {"text_completion"}
+    assert "".join(part["choices"][0]["text"] for part in parts) == "Hello 🙂 there"
+    assert [part["choices"][0]["finish_reason"] for part in parts][-1] == "stop"
+    assert script.seen[-1][0] == [5, 6]
+    bad = ask(app, path="/v1/completions", json={"model": "tiny", "prompt": [301]})
+    assert error_of(bad, 400)["param"] == "prompt"
+
+
+def test_tokenize_says_what_the_model_reads(tokenizer):
+    app = app_for(tokenizer, Script(tokenizer))
+    messages = [{"role": "user", "content": "hi"}]
+    wanted, _ = encode(
+        [{"role": "user", "text": "hi"}], "openchat", tokenizer,
+        condition="GPT4", add_generation_prompt=True,
+    )  # fmt: skip
+    answer = ask(app, path="/tokenize", json={"messages": messages, "condition": "GPT4"}).json()
+    assert answer == {"count": len(wanted), "max_model_len": 64, "tokens": wanted}
+    assert ask(app, path="/tokenize", json={"prompt": ""}).json()["tokens"] == [0]
+
+
+def test_a_condition_is_put_before_the_roles(tokenizer):
+    script = Script(tokenizer)
+    ask(app_for(tokenizer, script), json=ASK | {"condition": "GPT4"})
+    plain = Script(tokenizer)
+    ask(app_for(tokenizer, plain), json=ASK)
+    assert len(script.seen[0][0]) > len(plain.seen[0][0])
+
+
+def test_a_lenient_server_names_what_it_left_out(tokenizer):
+    body = ASK | {"tools": [], "store": False}
+    response = ask(app_for(tokenizer, Script(tokenizer), strict=False), json=body)
+    assert response.status_code == 200
+    assert response.headers["x-ochat-ray-ignored"] == "store, tools"
+    assert error_of(ask(app_for(tokenizer, Script(tokenizer)), json=body), 400)
+
+
+def test_a_field_that_the_engine_cannot_do_is_refused(tokenizer):
+    app = app_for(tokenizer, Script(tokenizer), engine="scripted")
+    error = error_of(ask(app, json=ASK | {"logit_bias": {"5": 1}}), 400)
+    assert (error["param"], error["code"]) == ("logit_bias", "unsupported_parameter")
+
+
+def test_a_stream_that_waits_for_its_first_token_is_kept_alive(tokenizer):
+    app = app_for(tokenizer, Script(tokenizer, late_s=0.2), keep_alive_s=0.05)
+    response = ask(app, json=ASK | {"stream": True})
+    assert response.text.startswith("data: ")
+    assert response.text.count(": waiting\n\n") >= 2
+    kept = [line for line in response.text.split("\n\n") if line.startswith("data: {")]
+    parts = [ChatCompletionChunk.model_validate_json(line[6:]) for line in kept]
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == "Hello 🙂 there"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_has_a_deadline(tokenizer, stream):
+    script = Script(tokenizer, hang=True)
+    app = app_for(tokenizer, script, request_timeout_s=0.1)
+    response = ask(app, json=ASK | {"stream": stream})
+    error = json.loads(events(response)[-1])["error"] if stream else error_of(response, 503)
+    assert error["code"] == "deadline_exceeded"
+    assert script.open == 0
+
+
+def test_a_client_that_leaves_without_a_stream_frees_the_engine(tokenizer):
+    script = Script(tokenizer, hang=True)
+    app = app_for(tokenizer, script)
+
+    async def leave():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            task = asyncio.create_task(client.post("/v1/chat/completions", json=ASK))
+            while not script.open:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.wait([task])
+
+    asyncio.run(leave())
+    assert script.open == 0
+
+
+def test_one_of_two_answers_that_fails_ends_both(tokenizer):
+    script = Script(tokenizer, error=EngineError("it broke"), fail_after=2)
+    app = app_for(tokenizer, script)
+    *_, last = events(ask(app, json=ASK | {"stream": True, "n": 2}))
+    assert json.loads(last)["error"]["message"] == "it broke"
+    assert script.open == 0
+
+
+def test_a_conversation_is_one_session_from_turn_to_turn(tokenizer):
+    script = Script(tokenizer)
+    app = app_for(tokenizer, script)
+    later = [*ASK["messages"], {"role": "assistant", "content": "a"}, ASK["messages"][0]]
+    ask(app, json=ASK)
+    ask(app, json=ASK | {"messages": later})
+    ask(app, json=ASK | {"messages": [{"role": "user", "content": "other"}]})
+    ask(app, json=ASK, headers={"x-session-id": "mine"})
+    assert script.sessions[0] == script.sessions[1] != script.sessions[2]
+    assert script.sessions[3] == "mine"
+
+
+def test_metrics_tell_what_happened(tokenizer):
+    app = app_for(tokenizer, Script(tokenizer))
+    usage = ask(app, json=ASK).json()["usage"]
+    ask(app, json=ASK | {"stream": True})
+    ask(app, json=ASK | {"model": "other"})
+    text = ask(app, "GET", "/metrics").text
+    of = '{model="tiny",replica="r1"}'
+    assert f"ochat_ray_generated_tokens_total{of} {2.0 * usage['completion_tokens']}" in text
+    assert f"ochat_ray_prompt_tokens_total{of} {2.0 * usage['prompt_tokens']}" in text
+    assert f"ochat_ray_time_to_first_token_seconds_count{of} 2.0" in text
+    assert f"ochat_ray_time_per_output_token_seconds_count{of} 2.0" in text
+    assert f"ochat_ray_running_requests{of} 0.0" in text
+    assert 'code="model_not_found"' in text
+    assert 'status="404"} 1.0' in text
+    # A name that a client made up makes no series of its own.
+    assert '"other"' not in text.replace('route="other"', "")
+
+
+def test_the_request_log_holds_text_only_if_asked(tokenizer, caplog):
+    with caplog.at_level("INFO", logger="ochat_ray.serve.requests"):
+        ask(app_for(tokenizer, Script(tokenizer)), json=ASK)
+        ask(app_for(tokenizer, Script(tokenizer), log_text=True), json=ASK)
+    silent, talkative = (json.loads(record.message) for record in caplog.records)
+    assert silent["finish_reasons"] == ["stop"]
+    assert silent["completion_tokens"] > 0
+    assert silent["ttft_s"] <= silent["seconds"]
+    assert not {"prompt", "answer"} & set(silent)
+    assert talkative["answer"] == ["Hello 🙂 there"]
+    assert talkative["prompt"]["messages"][0]["content"] == "hi"
+
+
+def test_cors_is_off_unless_origins_are_given(tokenizer):
+    headers = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    closed = ask(app_for(tokenizer, Script(tokenizer)), "OPTIONS", headers=headers)
+    assert "access-control-allow-origin" not in closed.headers
+    app = app_for(tokenizer, Script(tokenizer), cors_origins=("https://a.example",))
+    opened = ask(app, "OPTIONS", headers=headers)
+    assert opened.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_a_model_card_says_where_the_model_comes_from(tokenizer):
+    training = {"recipe": "demo", "data_digest": "abc", "step": 5}
+    app = app_for(tokenizer, Script(tokenizer), training=training)
+    card = ask(app, "GET", "/v1/models/tiny").json()
+    assert OpenAIModel.model_validate(card, strict=True).owned_by == "ochat_ray"
+    assert (card["training"]["data_digest"], card["training"]["step"]) == ("abc", 5)

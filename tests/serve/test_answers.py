@@ -1,0 +1,145 @@
+"""Pieces of text out of deltas, and several answers side by side."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ochat_ray.serve.answers import Piece, merge, pieces
+from ochat_ray.serve.detokenize import Vocabulary
+from ochat_ray.serve.engines.base import Delta, EngineError, TokenLogprobs
+
+BYTES = Vocabulary(token_bytes={i: bytes([i]) for i in range(256)}, strip_first_blank=False)
+STOP_ID = 256
+
+
+def deltas_of(ids, cuts, *, logprobs, reason):
+    """The ids in deltas that end at `cuts`, each with entries where they are wanted."""
+    borders = sorted({*(cut for cut in cuts if 0 < cut < len(ids)), len(ids)})
+    begin, found = 0, []
+    for end in borders:
+        part = tuple(ids[begin:end])
+        entries = tuple(TokenLogprobs(token_id=i, logprob=-1.0) for i in part)
+        found.append(
+            Delta(
+                token_ids=part,
+                finish_reason=reason if end == len(ids) else None,
+                logprobs=entries if logprobs else (),
+            )
+        )
+        begin = end
+    return found
+
+
+async def collect(deltas, stops=()):
+    async def source():
+        for delta in deltas:
+            yield delta
+
+    return [piece async for piece in pieces(source(), BYTES, stops, (STOP_ID,))]
+
+
+@given(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=30),
+    st.lists(st.integers(0, 60), max_size=8),
+    st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=3), max_size=3),
+)
+def test_entries_are_those_of_the_shown_text_however_it_is_cut(text, cuts, stops):
+    ids = [*text.encode(), STOP_ID]
+    shown = [
+        asyncio.run(collect(deltas_of(ids, c, logprobs=True, reason="stop"), stops))
+        for c in (cuts, [], range(60))
+    ]
+    # The stop string that is complete first cuts; of those, the one that begins first.
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    first = min(ends)[1] if ends else len(text)
+    for found in shown:
+        assert "".join(piece.text for piece in found) == text[:first]
+        entries = [entry for piece in found for entry in piece.logprobs]
+        assert bytes(entry.token_id for _, entry in entries) == text[:first].encode()
+        assert [piece.finish_reason for piece in found][-1] == "stop"
+        # Each entry's place is where its character begins.
+        assert [at for at, _ in entries] == [
+            at for at, character in enumerate(text[:first]) for _ in character.encode()
+        ]
+
+
+def test_a_stream_without_an_end_is_an_error():
+    deltas = deltas_of([65, 66], [1], logprobs=False, reason=None)
+    with pytest.raises(EngineError, match="without a finish reason"):
+        asyncio.run(collect(deltas))
+
+
+def test_tokens_are_counted_up_to_the_stop_string():
+    deltas = deltas_of(list(b"abcdef"), range(9), logprobs=False, reason="length")
+    found = asyncio.run(collect(deltas, ("cd",)))
+    assert (found[-1].tokens, found[-1].finish_reason) == (4, "stop")
+
+
+async def said(texts, *, log, pause_s=0.0, error=None):
+    try:
+        for number, text in enumerate(texts, 1):
+            await asyncio.sleep(pause_s)
+            last = number == len(texts)
+            yield Piece(
+                text=text, tokens=number, finish_reason="stop" if last and not error else None
+            )
+        if error:
+            raise error
+    finally:
+        log.append("closed")
+
+
+def merged(streams, *, quiet_s=9.0, timeout_s=9.0, read=None):
+    async def run():
+        found = []
+        stream = merge(streams, quiet_s=quiet_s, timeout_s=timeout_s)
+        try:
+            async for event in stream:
+                found.append(event)
+                if read is not None and len(found) == read:
+                    break
+        except (EngineError, TimeoutError) as raised:
+            found.append(raised)
+        finally:
+            await stream.aclose()
+        return found
+
+    return asyncio.run(run())
+
+
+def test_every_answer_comes_whole_and_in_its_order():
+    log = []
+    found = merged([said("abc", log=log), said("xy", log=log)])
+    for index, text in enumerate(("abc", "xy")):
+        own = [event.piece for event in found if event.index == index]
+        assert "".join(piece.text for piece in own) == text
+        assert own[-1].finish_reason == "stop"
+        assert own[-1].tokens == len(text)
+    assert log == ["closed"] * 2
+
+
+def test_silence_is_said_and_the_deadline_ends_it():
+    log = []
+    found = merged([said("ab", log=log, pause_s=0.2)], quiet_s=0.05, timeout_s=0.3)
+    assert found[0] is None
+    assert isinstance(found[-1], TimeoutError)
+    assert log == ["closed"]
+
+
+def test_an_error_comes_after_what_was_said_and_closes_all():
+    log = []
+    slow = said("xyz", log=log, pause_s=5)
+    found = merged([slow, said("ab", log=log, error=EngineError("broke"))])
+    assert "".join(event.piece.text for event in found[:-1]) == "ab"
+    assert str(found[-1]) == "broke"
+    assert log == ["closed"] * 2
+
+
+def test_a_reader_that_leaves_closes_all():
+    log = []
+    merged([said("abc", log=log, pause_s=0.01), said("xyz", log=log, pause_s=5)], read=1)
+    assert log == ["closed"] * 2
