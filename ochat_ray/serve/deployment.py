@@ -53,7 +53,7 @@ class ModelReplica:
     """One engine. Serve starts more of these as requests queue up."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._engine = _open_engine(settings)
+        self._engine = open_engine(settings)
         self._name = serve.get_replica_context().replica_id.unique_id
 
     async def generate(
@@ -82,7 +82,8 @@ class ModelReplica:
             self._engine.close()
 
 
-def _open_engine(settings: EngineSettings) -> Engine:
+def open_engine(settings: EngineSettings) -> Engine:
+    """The engine that the settings name, with its model."""
     # Imported here: each brings gigabytes of libraries that the others do not need.
     if settings.engine == "vllm":
         from ochat_ray.serve.engines.vllm import VllmEngine

@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 
 import httpx
 import openai
 import pytest
 
+from tests.serve.application import deploy, replicas, running, wait_until
+
 pytestmark = pytest.mark.ray
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello 🙂"}]
 ASK = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 40}
 KEY = "key-for-the-test"
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    import ray
-    from ray import serve
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
-    ray.shutdown()
-
-
-def deploy(model_directory, name, **args):
-    from ray import serve
-
-    from ochat_ray.serve import ServeArgs, app
-
-    arguments = {
-        "model": str(model_directory), "context_length": 2048, "max_replicas": 1,
-        "dtype": "float32", **args,
-    }  # fmt: skip
-    serve.run(app(ServeArgs.model_validate(arguments)), name=name, route_prefix=f"/{name}")
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +38,6 @@ def http(url):
 @pytest.fixture(scope="module")
 def client(url):
     return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
-
-
-def running(name="app"):
-    from ray import serve
-
-    handle = serve.get_deployment_handle("Model", name)
-    loads = handle.broadcast("load").results(timeout_s=10)
-    return sum(load.running + load.waiting for _, load in loads)
 
 
 def test_the_official_client_and_a_plain_post_get_the_same_answer(client, http, model_directory):
@@ -130,13 +96,6 @@ def test_errors_are_the_clients_own_classes(client, url):
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(**ASK | {"max_tokens": 5000})
     assert long.value.code == "context_length_exceeded"
-
-
-def wait_until(condition, timeout_s=20.0):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 LONG = ASK | {"max_tokens": 1900, "temperature": 1, "seed": 1}
@@ -201,16 +160,14 @@ def test_over_the_queue_is_429_at_once(url):
     assert refused.json()["error"]["code"] == "overloaded"
 
 
-def test_load_brings_a_second_replica(cluster, model_directory):
+def test_load_brings_a_second_replica_and_its_end_takes_it_away(cluster, model_directory):
     from ray import serve
 
-    deploy(model_directory, "scaled", num_cpus=0.5, max_ongoing=2, max_replicas=2)
-
-    def replicas():
-        states = serve.status().applications["scaled"].deployments["Model"].replica_states
-        return states.get("RUNNING", 0)
-
-    assert replicas() == 1
+    deploy(
+        model_directory, "scaled", num_cpus=0.5, max_ongoing=2, max_replicas=2,
+        upscale_delay_s=1, downscale_delay_s=2,
+    )  # fmt: skip
+    assert replicas("scaled") == 1
 
     async def load():
         async with httpx.AsyncClient(base_url=f"{cluster}/scaled", timeout=300) as client:
@@ -218,13 +175,37 @@ def test_load_brings_a_second_replica(cluster, model_directory):
                 asyncio.create_task(client.post("/v1/chat/completions", json=LONG))
                 for _ in range(30)
             ]
-            await asyncio.to_thread(wait_until, lambda: replicas() == 2, 60)
+            await asyncio.to_thread(wait_until, lambda: replicas("scaled") == 2, 60)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
 
     asyncio.run(load())
+    wait_until(lambda: replicas("scaled") == 1, 60)
+    assert httpx.post(f"{cluster}/scaled/v1/chat/completions", json=ASK, timeout=60).is_success
     serve.delete("scaled")
+
+
+def test_the_last_replica_may_sleep_until_somebody_asks(cluster, model_directory):
+    from ray import serve
+
+    deploy(
+        model_directory, "sleepy", num_cpus=0.5, min_replicas=0, max_replicas=1,
+        upscale_delay_s=0, downscale_delay_s=1,
+    )  # fmt: skip
+    wait_until(lambda: replicas("sleepy") == 0, 60)
+    assert httpx.get(f"{cluster}/sleepy/health").status_code == 200
+    assert httpx.post(f"{cluster}/sleepy/v1/chat/completions", json=ASK, timeout=120).is_success
+    serve.delete("sleepy")
+
+
+def test_metrics_have_the_load_of_every_replica(http):
+    http.post("/v1/chat/completions", json=ASK).raise_for_status()
+    text = http.get("/metrics").text
+    (line,) = [row for row in text.splitlines() if row.startswith("ochat_ray_running_requests{")]
+    assert line.endswith(" 0.0")
+    replica = line.split('replica="')[1].split('"')[0]
+    assert f'ochat_ray_generated_tokens_total{{model="tiny",replica="{replica}"}}' in text
 
 
 def test_without_keys_this_machine_is_answered_and_no_proxy(cluster, model_directory):
