@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+import psutil
 
 CONTENDERS = ["bare", "endpoint", "endpoint+throughput", "endpoint+haproxy", "2023"]
 MODES = {
@@ -75,7 +76,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="runs/demo/model")
-    parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm", "scripted"])
+    parser.add_argument(
+        "--engine", default="transformers", choices=["transformers", "vllm", "scripted"]
+    )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--tokens", type=int, default=96, help="of an answer")
     parser.add_argument("--questions", type=int, default=2, help="that each client asks")
@@ -179,8 +182,11 @@ async def ceiling(arguments: argparse.Namespace) -> None:
         try:
             contender.start()
             await contender.measure(4, 2, 16)
+            before = contender.cpu_s()
             chunks = await contender.measure(16, 4, 200)
+            between = contender.cpu_s()
             whole = await contender.measure(16, 40, 1)
+            after = contender.cpu_s()
         finally:
             contender.stop()
         requests = whole.tokens_a_second  # one token each
@@ -188,7 +194,9 @@ async def ceiling(arguments: argparse.Namespace) -> None:
         print(
             f"{name}: {chunks.tokens_a_second:.0f} tokens/s in 16 streams of 200 tokens; "
             f"{requests:.0f} requests/s of one token, "
-            f"TTFT p50 {1e3 * percentile(first, 0.5):.1f} ms"
+            f"TTFT p50 {1e3 * percentile(first, 0.5):.1f} ms; CPU of the server's processes: "
+            f"{1e3 * (between - before) / 12800:.2f} ms a token in streams, "
+            f"{1e3 * (after - between) / 640:.1f} ms a request of one"
         )
 
 
@@ -223,6 +231,12 @@ class Contender:
             assert self.process.stdin is not None
             self.process.stdin.close()
             self.process.wait(60)
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far of the process and of what it started."""
+        assert self.process is not None
+        root = psutil.Process(self.process.pid)
+        return sum(sum(p.cpu_times()[:2]) for p in [root, *root.children(recursive=True)])
 
     async def measure(self, streams: int, questions: int, limit: int) -> Measured:
         """Ask with that many clients at once."""

@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from ochat_ray.serve.args import EngineSettings, IngressSettings, Settings
 from ochat_ray.serve.backend import Accepted
+from ochat_ray.serve.coalesce import coalesce, pause_s
 from ochat_ray.serve.engines.base import (
     Capacity,
     Delta,
@@ -42,6 +43,15 @@ DRAIN_S = 60
 """How long a replica that is to stop may finish the requests it has."""
 
 
+REPLICA_ENVIRONMENT = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""Three of the settings of Ray Serve's throughput-optimised mode, for our replicas alone. A token
+on its way through Serve's object references and two more threads costs more than twice as much
+(benchmarks/serve_speed.py --ceiling)."""
+
 RETRIES = 3
 """How often an answer that has not begun is asked for again when its replica dies."""
 
@@ -54,6 +64,7 @@ class ModelReplica:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._engine = open_engine(settings)
+        self._streams = 0
         self._name = serve.get_replica_context().replica_id.unique_id
 
     async def generate(
@@ -61,12 +72,14 @@ class ModelReplica:
     ) -> AsyncGenerator[Accepted | Delta, None]:
         """The engine's deltas; Serve cancels this when the caller goes away."""
         yield Accepted(replica=self._name)
-        stream = self._engine.submit(request_id, prompt_ids, sampling)
+        self._streams += 1
+        deltas = self._engine.submit(request_id, prompt_ids, sampling)
         try:
-            async for delta in stream:
-                yield delta
+            async with aclosing(coalesce(deltas, lambda: pause_s(self._streams))) as stream:
+                async for delta in stream:
+                    yield delta
         finally:
-            await stream.aclose()
+            self._streams -= 1
 
     async def load(self) -> tuple[str, Capacity]:
         """This replica's name, and what its engine holds now."""
@@ -225,7 +238,11 @@ def build(settings: Settings) -> Application:
         )
     model = serve.deployment(
         name=MODEL,
-        ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus},
+        ray_actor_options={
+            "num_cpus": engine.num_cpus,
+            "num_gpus": engine.num_gpus,
+            "runtime_env": {"env_vars": REPLICA_ENVIRONMENT},
+        },
         max_ongoing_requests=engine.max_ongoing,
         max_queued_requests=settings.max_queued,
         autoscaling_config=AutoscalingConfig(
@@ -248,7 +265,7 @@ def build(settings: Settings) -> Application:
     ingress = serve.deployment(
         name=INGRESS,
         num_replicas=settings.ingress_replicas,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": REPLICA_ENVIRONMENT}},
         max_ongoing_requests=INGRESS_ONGOING,
         **shared,
     )(serve.ingress()(IngressReplica))
