@@ -1,0 +1,43 @@
+"""Whatever is sent: no 5xx, and every response as the OpenAPI document says."""
+
+from __future__ import annotations
+
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.serve.script import Script, app_for
+
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+)
+
+
+def test_no_request_breaks_the_server_or_its_word(tokenizer):
+    app = app_for(tokenizer, Script(tokenizer, "ab"), context_length=4096, insecure_open=True)
+    document = schemathesis.openapi.from_asgi("/openapi.json", app)
+    operations = [found.ok() for found in document.get_all_operations()]
+    assert len(operations) >= 8
+    answered = set()
+    for operation in operations:
+
+        @given(case=operation.as_strategy(), known=st.booleans())
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        def ask(case, known):
+            # A made-up model is 404 before anything else is looked at.
+            if known and isinstance(case.body, dict) and "model" in case.body:
+                case.body["model"] = "tiny"
+            if case.call_and_validate(checks=CHECKS).status_code == 200:
+                answered.add(case.operation.path)
+
+        ask()
+    assert {"/v1/chat/completions", "/v1/completions", "/tokenize"} <= answered
