@@ -29,10 +29,10 @@ MAX_SESSIONS = 10_000
 
 _READ = re.compile(
     r"/|/theme\.css|/(?:assets|static)/.+"
-    r"|/gradio_api/(?:heartbeat/\w+|queue/data|app_id|info|startup-events)"
+    r"|/gradio_api/(?:heartbeat/\w+|queue/data|app_id)"
 )
 _RUN = "/gradio_api/queue/join"
-_WRITE = frozenset({_RUN, "/gradio_api/cancel", "/gradio_api/reset"})
+_WRITE = frozenset({_RUN, "/gradio_api/cancel"})
 
 # The page's answers are a stranger's text: even Markdown may only name what is on this server, or
 # an image's address would carry a conversation away. gradio makes functions of strings ("eval"),
@@ -182,7 +182,7 @@ class Gate:
             await send(head)
             await send({"type": "http.response.body", "body": page})
 
-        await self.app(request.scope | {"headers": headers}, receive, rewrite)
+        await self.app({**request.scope, "headers": headers}, receive, rewrite)
 
 
 def _redirect(request: Request) -> Response:
@@ -197,7 +197,9 @@ def _text_only(body: bytes) -> bool:
     """
     try:
         arguments = orjson.loads(body)["data"]
-        return all(not isinstance(value, dict | list) for value in arguments)
+        return isinstance(arguments, list) and all(
+            not isinstance(value, dict | list) for value in arguments
+        )
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return False
 

@@ -51,13 +51,15 @@ window.ochat = (() => {
     write([{ ...old, id: current, system: system ?? old.system ?? "", messages: list }, ...others]);
   };
 
+  // What is no number is sent as it is: the endpoint says what is wrong with it.
+  const number = (text) => /^-?\d{1,15}$/.test(text.trim()) ? Number(text) : text;
   const ask = (list, [model, system, temperature, top_p, limit, seed]) => {
     save(list, system);
     answering = current;
     const body = { model, temperature, top_p,
       messages: [...(system.trim() ? [{ role: "system", content: system }] : []), ...list] };
-    if (limit) body.max_tokens = limit;
-    if (seed !== null && seed !== undefined && seed !== "") body.seed = seed;
+    if (limit.trim()) body.max_tokens = number(limit);
+    if (seed.trim()) body.seed = number(seed);
     return [update({ value: "", submit_btn: false, stop_btn: true }), shown(list),
       JSON.stringify(body)];
   };

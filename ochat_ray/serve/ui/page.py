@@ -126,8 +126,11 @@ class Page:
                 system = gr.Textbox(label="System prompt", lines=4, elem_id="system")
                 temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature", elem_id="temp")
                 top_p = gr.Slider(0, 1, 1, step=0.01, label="Top p", elem_id="top_p")
-                limit = gr.Number(None, precision=0, label="Max tokens", elem_id="limit")
-                seed = gr.Number(None, precision=0, label="Seed", elem_id="seed")
+                # Not gr.Number: an empty one shows 0.
+                limit = gr.Textbox(
+                    label="Max tokens", placeholder="what the context holds", elem_id="limit"
+                )
+                seed = gr.Textbox(label="Seed", placeholder="a new one each time", elem_id="seed")
             chat = gr.Chatbot(
                 label="Conversation",
                 show_label=False,
@@ -183,9 +186,9 @@ class Page:
             )
             then_answer(chat.retry(None, [chat, *settings], [text, chat, asked], js=_js("retry")))
             then_answer(
-                chat.edit(
-                    _edited, None, edited, queue=False, api_visibility="undocumented"
-                ).then(None, [edited, chat, *settings], [text, chat, asked], js=_js("edit"))
+                chat.edit(_edited, None, edited, queue=False, api_visibility="undocumented").then(
+                    None, [edited, chat, *settings], [text, chat, asked], js=_js("edit")
+                )
             )
             chat.undo(None, chat, [text, chat, saved], js=_js("undo"))
             # Each ends the answer that is being written, if one is.
@@ -219,9 +222,8 @@ def _message(role: str, text: str, *, title: str | None = None) -> dict[str, Any
 
 
 def _mounted(host: FastAPI) -> App:
-    return next(
-        route.app for route in host.routes if isinstance(getattr(route, "app", None), App)
-    )
+    apps = [getattr(route, "app", None) for route in host.routes]
+    return next(app for app in apps if isinstance(app, App))
 
 
 def _js(name: str) -> str:

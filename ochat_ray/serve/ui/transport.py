@@ -40,7 +40,8 @@ class StreamingTransport(httpx.AsyncBaseTransport):
     def _scope(self, request: httpx.Request) -> Scope:
         return {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            # Before 2.4 an app listens for http.disconnect; from it on, `send` must raise.
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": request.method,
             "scheme": request.url.scheme,
@@ -110,6 +111,7 @@ class _Exchange(httpx.AsyncByteStream):
             await asyncio.wait({self._task}, timeout=LEAVE_S)
         finally:
             self._task.cancel()
+            await asyncio.wait({self._task}, timeout=LEAVE_S)
         # Retrieved, and not raised: the response that the client saw is what counts.
         if self._task.done() and not self._task.cancelled():
             self._task.exception()
