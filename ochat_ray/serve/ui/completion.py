@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -49,6 +50,40 @@ async def complete(
         yield Progress(text=text, problem="the answer broke off")
     except httpx.HTTPError:
         yield Progress(text=text, problem="the server failed to answer")
+
+
+async def newest(
+    source: AsyncGenerator[Progress, None], *, every_s: float, readers: set[asyncio.Task[None]]
+) -> AsyncGenerator[Progress, None]:
+    """The newest of what a source yields, at most once every `every_s`, and always the last.
+
+    The task that reads the source is in `readers` meanwhile; cancelling it ends the answer.
+    """
+    waiting: list[Progress] = []
+    news = asyncio.Event()
+
+    async def read() -> None:
+        async with aclosing(source):
+            async for progress in source:
+                waiting[:] = [progress]
+                news.set()
+
+    task = asyncio.create_task(read())
+    task.add_done_callback(lambda _: news.set())
+    readers.add(task)
+    try:
+        while not (task.done() and not waiting):
+            await news.wait()
+            news.clear()
+            if waiting:
+                yield waiting.pop()
+            await asyncio.wait({task}, timeout=every_s)
+        if not task.cancelled():
+            task.result()
+    finally:
+        readers.discard(task)
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:

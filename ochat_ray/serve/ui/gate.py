@@ -31,6 +31,7 @@ _READ = re.compile(
     r"/|/theme\.css|/(?:assets|static)/.+"
     r"|/gradio_api/(?:heartbeat/\w+|queue/data|app_id)"
 )
+_EVENTS = "/gradio_api/queue/data"
 _RUN = "/gradio_api/queue/join"
 _WRITE = frozenset({_RUN, "/gradio_api/cancel"})
 
@@ -57,11 +58,18 @@ class Session:
 
 
 class Gate:
-    """ASGI middleware around gradio's app. Without `check_key` there is no login."""
+    """ASGI middleware around gradio's app. Without `check_key` there is no login.
 
-    def __init__(self, app: ASGIApp, *, check_key: CheckKey | None) -> None:
+    `on_left` is called with an opened page's id once nobody reads its events. gradio itself looks
+    only when there is something to send, so that an answer nobody waits for would be generated.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, check_key: CheckKey | None, on_left: Callable[[str], None]
+    ) -> None:
         self.app = app
         self.check_key = check_key
+        self.on_left = on_left
         self._sessions: dict[str, Session] = {}
         self._login_page = files(__package__).joinpath("login.html").read_text(encoding="utf-8")
 
@@ -156,7 +164,11 @@ class Gate:
         if path == "/" and request.method == "GET":
             await self._page(request, receive, send)
             return
-        await self.app(request.scope, receive, send)
+        try:
+            await self.app(request.scope, receive, send)
+        finally:
+            if path == _EVENTS:
+                self.on_left(request.query_params.get("session_hash", ""))
 
     async def _page(self, request: Request, receive: Receive, send: Send) -> None:
         """The page itself: under the policy, which its own scripts pass by a nonce."""

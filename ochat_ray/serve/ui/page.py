@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from importlib.resources import files
@@ -16,7 +16,7 @@ from gradio.routes import App
 from starlette.requests import Request
 
 from ochat_ray.serve.admission import FORWARDING_HEADERS
-from ochat_ray.serve.ui.completion import complete
+from ochat_ray.serve.ui.completion import complete, newest
 from ochat_ray.serve.ui.gate import CheckKey, Gate
 from ochat_ray.serve.ui.transport import StreamingTransport
 
@@ -37,6 +37,7 @@ class Page:
         self, app: FastAPI, *, served_models: Sequence[str], check_key: CheckKey | None
     ) -> None:
         self._app = app
+        self._readers: dict[str, set[asyncio.Task[None]]] = {}
         self._blocks = self._build(served_models)
         # A host for gradio's mount, which prepares the Blocks; only what it mounts is used.
         host = FastAPI()
@@ -57,7 +58,7 @@ class Page:
             pwa=False,
         )
         self._lifespan = host.router.lifespan_context
-        self.gate = Gate(_mounted(host), check_key=check_key)
+        self.gate = Gate(_mounted(host), check_key=check_key, on_left=self._end_answers)
 
     def join_lifespan(self, app: FastAPI) -> None:
         """Start and end gradio's queue with the app."""
@@ -73,6 +74,10 @@ class Page:
     def _user(self, request: Request) -> str | None:
         session = self.gate.session(request)
         return session.name if session else None
+
+    def _end_answers(self, page: str) -> None:
+        for reader in self._readers.pop(page, ()):
+            reader.cancel()
 
     async def _answer(self, asked: str, request: gr.Request) -> AsyncGenerator[Shown, None]:
         """Ask the endpoint what the page wrote; yields the chat as it grows."""
@@ -90,20 +95,15 @@ class Page:
         transport = StreamingTransport(self._app, client=peer)
         before = [_message(m["role"], m["content"]) for m in body["messages"]]
         before = [message for message in before if message["role"] != "system"]
-        drawn = 0.0
-        async with aclosing(complete(transport, body, headers)) as answer:
-            async for progress in answer:
-                now = time.monotonic()
-                shown = [*before, _message("assistant", progress.text)]
+        answer = complete(transport, body, headers)
+        readers = self._readers.setdefault(request.session_hash or "", set())
+        async with aclosing(newest(answer, every_s=REFRESH_S, readers=readers)) as drawn:
+            async for progress in drawn:
+                shown = [*before, _message("assistant", progress.text)] if progress.text else before
                 if progress.problem is not None:
                     # The title marks it as no part of the conversation: page.js leaves it out.
-                    shown = shown if progress.text else before
-                    yield [*shown, _message("assistant", "", title=progress.problem)]
-                elif now - drawn >= REFRESH_S:
-                    drawn = now
-                    yield shown
-        if progress.problem is None:
-            yield shown
+                    shown = [*shown, _message("assistant", "", title=progress.problem)]
+                yield shown
 
     def _build(self, served_models: Sequence[str]) -> gr.Blocks:
         models = list(served_models)
@@ -186,7 +186,7 @@ class Page:
             )
             then_answer(chat.retry(None, [chat, *settings], [text, chat, asked], js=_js("retry")))
             then_answer(
-                chat.edit(_edited, None, edited, queue=False, api_visibility="undocumented").then(
+                chat.edit(_edited, None, edited, api_visibility="undocumented").then(
                     None, [edited, chat, *settings], [text, chat, asked], js=_js("edit")
                 )
             )

@@ -1,4 +1,4 @@
-"""HTTP to an ASGI app in this process, as it streams: httpx's own transport reads to the end first."""
+"""HTTP to an ASGI app in this process, as it streams; httpx's own transport reads to the end."""
 
 from __future__ import annotations
 

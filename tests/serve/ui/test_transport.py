@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.responses import StreamingResponse
 
-from ochat_ray.serve.ui.completion import complete
+from ochat_ray.serve.ui.completion import complete, newest
 from ochat_ray.serve.ui.transport import StreamingTransport
 
 ASK = {"model": "m", "messages": []}
@@ -195,3 +195,52 @@ def test_a_refusal_is_its_one_line():
         await send({"type": "http.response.body", "body": body})
 
     assert told(refuses) == [("", "at capacity")]
+
+
+def test_drawing_skips_what_is_outdated_and_never_the_last():
+    async def burst():
+        for number in range(100):
+            yield number
+        await asyncio.sleep(0.1)
+        yield 100
+
+    async def draw():
+        return [number async for number in newest(burst(), every_s=0.01, readers=set())]
+
+    drawn = run(draw())
+    assert drawn == [99, 100]
+
+
+def test_drawing_that_is_given_up_closes_its_source():
+    closed = []
+
+    async def endless():
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0.01)
+        finally:
+            closed.append(True)
+
+    async def give_up():
+        async with aclosing(newest(endless(), every_s=0.01, readers=set())) as drawn:
+            await anext(drawn)
+        return list(closed)
+
+    assert run(give_up()) == [True]
+
+
+def test_drawing_ends_when_its_reader_is_cancelled():
+    async def silent():
+        yield 1
+        await asyncio.sleep(3600)
+
+    async def cancel():
+        readers = set()
+        drawn = []
+        async for number in newest(silent(), every_s=0.01, readers=readers):
+            drawn.append(number)
+            asyncio.get_running_loop().call_later(0.02, next(iter(readers)).cancel)
+        return drawn, readers
+
+    assert run(cancel()) == ([1], set())
