@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 
 import httpx
 import pytest
 
 from ochat_ray.serve.engines.base import EngineError
-from tests.serve.ui.conftest import KEY, KEYS, Led, page_app, page_behind_keys, serve, wait_until
+from tests.serve.ui.conftest import KEY, KEYS, Led, page_app, page_behind_keys, serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -85,6 +84,14 @@ class Chat:
     def shows(self, *texts):
         expect(self.messages).to_have_text(list(texts))
 
+    def wait_until(self, condition):
+        # Not time.sleep: the browser's requests wait for this thread to let them through.
+        for _ in range(500):
+            if condition():
+                return
+            self.browser.wait_for_timeout(20)
+        raise AssertionError("waited in vain")
+
     def button(self, name):
         return self.browser.locator("#chat").get_by_role("button", name=name)
 
@@ -127,7 +134,7 @@ def test_stop_ends_the_generation(open_chat):
     chat.say("Tell me a story")
     chat.shows("Tell me a story", "Once upon")
     chat.browser.locator("#text .stop-button").click()
-    wait_until(lambda: backend.open == 0)
+    chat.wait_until(lambda: backend.open == 0)
     chat.done()
     chat.shows("Tell me a story", "Once upon")
     # What was written until then is part of the conversation.
@@ -141,7 +148,7 @@ def test_a_page_that_is_closed_ends_the_generation(open_chat):
     chat.say("Tell me a story")
     chat.shows("Tell me a story", "Once upon")
     chat.browser.goto("about:blank")
-    wait_until(lambda: backend.open == 0)
+    chat.wait_until(lambda: backend.open == 0)
 
 
 def test_another_conversation_ends_the_generation_and_stays_clean(open_chat):
@@ -149,7 +156,7 @@ def test_another_conversation_ends_the_generation_and_stays_clean(open_chat):
     chat.say("Tell me a story")
     chat.shows("Tell me a story", "Once upon")
     chat.browser.locator("#new").click()
-    wait_until(lambda: backend.open == 0)
+    chat.wait_until(lambda: backend.open == 0)
     chat.shows()
     chat.say("Are you there?")
     chat.shows("Are you there?", "Yes.")
@@ -209,7 +216,7 @@ def test_the_settings_reach_the_engine(open_chat):
         field.fill(value)
         field.press("Tab")
     chat.say("Again")
-    wait_until(lambda: len(backend.samplings) == 2)
+    chat.wait_until(lambda: len(backend.samplings) == 2)
     sampling = backend.samplings[1]
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (0.25, 0.5, 0)
     assert sampling.max_tokens == 7
@@ -268,7 +275,7 @@ def test_nothing_that_a_model_or_a_person_writes_runs(open_chat):
         assert "javascript" not in (link.get_attribute("href") or "")
     chat.browser.reload()
     expect(chat.messages.nth(1)).to_contain_text("done")
-    time.sleep(0.5)
+    chat.browser.wait_for_timeout(500)
     assert chat.browser.title() == "ochat_ray"
     rendered = chat.browser.locator("#chat .message-wrap").inner_html()
     for mark in ("<script", 'onerror="', 'onload="', "<iframe"):
