@@ -348,3 +348,6 @@ def test_a_key_is_asked_for_and_goes_with_each_request(open_chat, browser, page_
     assert httpx.get(f"{url}/v1/models").status_code == 401
     kept = browser.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])")
     assert KEY not in kept + browser.content()
+    browser.locator("#settings .toggle-button").click()
+    browser.get_by_role("button", name="Log out").click()
+    expect(browser.get_by_label("API key")).to_be_visible()

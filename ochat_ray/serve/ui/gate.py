@@ -33,7 +33,7 @@ _READ = re.compile(
 )
 _EVENTS = "/gradio_api/queue/data"
 _RUN = "/gradio_api/queue/join"
-_WRITE = frozenset({_RUN, "/gradio_api/cancel"})
+_WRITE = frozenset({_RUN, "/gradio_api/cancel", "/gradio_api/reset"})
 
 # The page's answers are a stranger's text: even Markdown may only name what is on this server, or
 # an image's address would carry a conversation away. gradio makes functions of strings ("eval"),

@@ -121,6 +121,11 @@ window.ochat = (() => {
       return [undefined, buttons(false), list()];
     },
     list,
+    logOut: async () => {
+      await fetch("./logout", { method: "POST" });
+      location.reload();
+      return [];
+    },
     exportJson: (chat, system) => download("conversation.json", "application/json",
       JSON.stringify({ messages: conversation(chat, system) }, null, 2)),
     exportMarkdown: (chat, system) => download("conversation.md", "text/markdown",

@@ -38,7 +38,7 @@ class Page:
     ) -> None:
         self._app = app
         self._readers: dict[str, set[asyncio.Task[None]]] = {}
-        self._blocks = self._build(served_models)
+        self._blocks = self._build(served_models, log_out=check_key is not None)
         # A host for gradio's mount, which prepares the Blocks; only what it mounts is used.
         host = FastAPI()
         gr.mount_gradio_app(
@@ -105,7 +105,7 @@ class Page:
                     shown = [*shown, _message("assistant", "", title=progress.problem)]
                 yield shown
 
-    def _build(self, served_models: Sequence[str]) -> gr.Blocks:
+    def _build(self, served_models: Sequence[str], *, log_out: bool) -> gr.Blocks:
         models = list(served_models)
         with gr.Blocks(
             title="ochat_ray", analytics_enabled=False, fill_height=True, fill_width=True
@@ -131,6 +131,7 @@ class Page:
                     label="Max tokens", placeholder="what the context holds", elem_id="limit"
                 )
                 seed = gr.Textbox(label="Seed", placeholder="a new one each time", elem_id="seed")
+                leave = gr.Button("Log out", size="sm", visible=log_out, elem_id="leave")
             chat = gr.Chatbot(
                 label="Conversation",
                 show_label=False,
@@ -199,6 +200,7 @@ class Page:
             saved.input(None, saved, to_other, js=_js("open"), cancels=answers)
             new.click(None, None, to_other, js=_js("start"), cancels=answers)
             delete.click(None, None, to_other, js=_js("remove"), cancels=answers)
+            leave.click(None, None, None, js=_js("logOut"))
             as_json.click(None, [chat, system], None, js=_js("exportJson"))
             as_markdown.click(None, [chat, system], None, js=_js("exportMarkdown"))
         return blocks

@@ -93,6 +93,7 @@ def test_with_a_key_only_what_the_page_needs_is_reached(app, routes, reached):
     assert set(reached) == {
         "/", "/theme.css", "/assets/etc", "/static/etc", "/gradio_api/queue/data",
         "/gradio_api/cancel", "/gradio_api/heartbeat/etc", "/gradio_api/app_id",
+        "/gradio_api/reset",
     }  # fmt: skip
 
 
