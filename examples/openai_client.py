@@ -41,7 +41,7 @@ def stream() -> None:
 
 
 def several() -> None:
-    """Several answers to one prompt, which is read once."""
+    """Several answers to one prompt."""
     answers = client.chat.completions.create(
         model=MODEL, messages=[QUESTION], max_tokens=60, n=3, temperature=1, seed=1
     )

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ochat_ray.serve.admission import ApiKey, hash_key
-from ochat_ray.serve.args import IngressSettings
 from ochat_ray.serve.engines.base import EngineOverloadedError
-from ochat_ray.serve.ingress import build_app
-from tests.serve.test_ingress import Script
+from ochat_ray.serve.keys import ApiKey, hash_key
+from tests.serve.script import Script, app_for
 from tests.serve.ui.conftest import serve
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -24,18 +22,14 @@ ANSWER = "The sea is a lot of salt water."
 
 
 @pytest.fixture
-def backend(tokenizer):
-    return Script(tokenizer, ANSWER)
+def backend(tokenizer, request):
+    return Script(tokenizer, getattr(request, "param", ANSWER))
 
 
 @pytest.fixture
 def environment(tokenizer, backend):
-    settings = IngressSettings(
-        directory="", served_model_name="tiny", model_type="openchat", context_length=512,
-        created=5, keys=(ApiKey(name="a", digest=hash_key(KEY)),), max_body_bytes=10_000,
-        vocabulary=300,
-    )  # fmt: skip
-    with serve(build_app(settings, tokenizer, backend)) as url:
+    keys = (ApiKey(name="a", digest=hash_key(KEY)),)
+    with serve(app_for(tokenizer, backend, keys=keys, context_length=512)) as url:
         yield os.environ | {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": KEY}
 
 
@@ -59,13 +53,21 @@ def test_curl(environment):
     assert out.rstrip().endswith("data: [DONE]")
 
 
+@pytest.mark.parametrize("backend", ['{"name": "Oslo", "inhabitants": 5}'], indirect=True)
+def test_openai_client_with_a_schema(environment, backend):
+    output = python(environment, "openai_client.py", "schema")
+    assert output == "--- schema\n{'name': 'Oslo', 'inhabitants': 5}\n"
+    assert '"inhabitants"' in backend.seen[0][1].json_schema
+
+
 def test_openai_client(environment, backend):
-    # The server is to learn two more: "several" (n above 1) and "schema" (response_format).
-    steps = ["chat", "stream", "errors"]
-    chat, stream, errors = python(environment, "openai_client.py", *steps).split("---")[1:]
+    steps = ["chat", "stream", "several", "errors"]
+    output = python(environment, "openai_client.py", *steps)
+    chat, stream, several, errors = output.split("---")[1:]
     tokens = len(backend.ids) + 1
     assert chat == f" chat\n{ANSWER}\n{tokens} tokens, stop\n"
     assert stream == f" stream\n{ANSWER}\n{tokens} tokens\n"
+    assert several == " several\n" + "".join(f"{index}: {ANSWER}\n" for index in range(3))
     assert "404 model_not_found: there is no model 'no-such-model' here" in errors
     assert "400 temperature: " in errors
 
@@ -77,10 +79,10 @@ def test_httpx_client(environment):
 def test_httpx_client_comes_back_when_it_is_told_to(environment, backend):
     generate, refusals = backend.generate, [EngineOverloadedError()]
 
-    async def at_capacity_once(*arguments):
+    async def at_capacity_once(*arguments, **options):
         if refusals:
             raise refusals.pop()
-        async for delta in generate(*arguments):
+        async for delta in generate(*arguments, **options):
             yield delta
 
     backend.generate = at_capacity_once

@@ -155,13 +155,22 @@ class Admission:
 def from_loopback(scope: Scope, headers: Headers) -> bool:
     """Whether the request comes from this machine, as far as the connection can tell.
 
-    A forwarding header means that a proxy on this machine speaks for someone else.
+    A forwarding header means that a proxy on this machine speaks for someone else. A `Host` that
+    is another's name means that a page of that name asks through this machine's browser (DNS
+    rebinding).
     """
     client = scope.get("client")
     if not client or any(name in headers for name in FORWARDING_HEADERS):
         return False
+    host = headers.get("host", "").rpartition("@")[2]
+    name = host.partition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
+    return is_loopback(client[0]) and (name in ("", "localhost") or is_loopback(name))
+
+
+def is_loopback(text: str) -> bool:
+    """Whether that is an address of loopback; a name is none."""
     try:
-        address = ipaddress.ip_address(client[0])
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)

@@ -279,7 +279,7 @@ def check_model_directory(directory: Path) -> dict[str, Any]:
 
 def _engine(name: str) -> str:
     """The engine itself; "auto" is vLLM where it is installed."""
-    installed = importlib.util.find_spec("vllm") is not None
+    installed = _installed("vllm")
     if name == "auto":
         return "vllm" if installed else "transformers"
     if name not in UNSUPPORTED:
@@ -310,7 +310,7 @@ def _keys(args: ServeArgs) -> tuple[tuple[ApiKey, ...], str | None]:
 
 
 def _ui(args: ServeArgs) -> bool:
-    installed = importlib.util.find_spec("gradio") is not None
+    installed = _installed("gradio")
     if args.ui and not installed:
         raise UserError("ui=true needs gradio; pip install 'ochat-ray[ui]'")
     if args.ui and args.ingress_replicas > 1:
@@ -324,6 +324,12 @@ def _training(card: Mapping[str, Any]) -> Training | None:
         return Training.model_validate(known) if known else None
     except ValidationError:
         raise UserError("ochat.json does not hold what train writes; train again") from None
+
+
+def _installed(name: str) -> bool:
+    # A mere folder of that name is a namespace package, without an origin.
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _context_length(args: ServeArgs, card: Mapping[str, Any], config: Mapping[str, Any]) -> int:

@@ -282,6 +282,15 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
                 param="model",
             )
 
+    if settings.ui:
+        from ochat_ray.serve.ui import mount_ui
+
+        def key_name(key: str) -> str | None:
+            found = keys.find(f"Bearer {key}")
+            return found.name if found else None
+
+        served = [settings.served_model_name]
+        mount_ui(app, served_models=served, check_key=key_name if keys else None)
     return app
 
 

@@ -12,7 +12,7 @@ def deploy(model_directory, name="app", **args):
 
     arguments = {
         "model": str(model_directory), "context_length": 2048, "max_replicas": 1,
-        "dtype": "float32", "engine": "transformers", **args,
+        "dtype": "float32", "engine": "transformers", "ui": False, **args,
     }  # fmt: skip
     serve.run(app(ServeArgs.model_validate(arguments)), name=name, route_prefix=f"/{name}")
 

@@ -38,12 +38,12 @@ def keys(tmp_path):
     return read_keys(path)
 
 
-def ask(app, path="/v1/models", *, peer="127.0.0.1", **request):
+def ask(app, path="/v1/models", *, peer="127.0.0.1", host="127.0.0.1", **request):
     import asyncio
 
     async def send():
         transport = httpx.ASGITransport(app=app, client=(peer, 1234))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
             return await client.request("POST", path, **request)
 
     return asyncio.run(send())
@@ -86,6 +86,19 @@ def test_without_keys_nobody_else_is(peer):
 def test_without_keys_a_proxy_on_this_machine_speaks_for_others():
     app = admission()
     assert ask(app, headers={"X-Forwarded-For": "10.0.0.9"}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000"])
+def test_without_keys_this_machine_may_be_called_by_its_names(host):
+    assert ask(admission(), host=host).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "10.0.0.9", "localhost.evil.example"]
+)
+def test_without_keys_a_page_of_another_name_is_kept_out(keys, host):
+    assert ask(admission(), host=host).status_code == 403
+    assert ask(admission(keys), host=host, headers=bearer("secret-of-alice")).status_code == 200
 
 
 def test_health_needs_no_key(keys):

@@ -78,7 +78,7 @@ def test_auto_is_vllm_where_it_is_installed(model_directory, monkeypatch, instal
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
-        lambda name: (object() if installed else None) if name == "vllm" else find(name),
+        lambda name: (find("json") if installed else None) if name == "vllm" else find(name),
     )
     assert resolve(ServeArgs(model=str(model_directory))).engine.engine == engine
     if not installed:

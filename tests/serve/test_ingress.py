@@ -21,7 +21,7 @@ ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 def ask(app, method="POST", path="/v1/chat/completions", **request):
     async def send():
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.request(method, path, **request)
 
     return asyncio.run(send())
@@ -331,7 +331,7 @@ def test_a_client_that_leaves_without_a_stream_frees_the_engine(tokenizer):
 
     async def leave():
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             task = asyncio.create_task(client.post("/v1/chat/completions", json=ASK))
             while not script.open:
                 await asyncio.sleep(0.01)

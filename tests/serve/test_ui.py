@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ochat_ray.serve.engines.base import EngineError
-from tests.serve.ui.conftest import KEY, KEYS, Led, page_app, page_behind_keys, serve
+from tests.serve.ui.conftest import KEY, KEYS, Led, page_app, serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -21,7 +21,6 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 expect = sync_api.expect
 expect.set_options(timeout=15_000)
-__all__ = ["page_behind_keys"]
 
 ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
@@ -332,7 +331,7 @@ def test_a_conversation_can_be_taken_away(open_chat):
     assert taken["conversation.md"] == expected
 
 
-def test_a_key_is_asked_for_and_goes_with_each_request(open_chat, browser, page_behind_keys):
+def test_a_key_is_asked_for_and_goes_with_each_request(open_chat, browser):
     with pytest.raises(AssertionError):
         open_chat("Hello, Ada.", keys=KEYS)  # no box to write in: the login form is there
     browser.get_by_label("API key").fill("wrong")

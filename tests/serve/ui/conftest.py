@@ -8,15 +8,12 @@ import threading
 import time
 from contextlib import contextmanager
 
-import pytest
-
-from ochat_ray.serve import admission
-from ochat_ray.serve.args import IngressSettings
 from ochat_ray.serve.engines.base import Delta
-from ochat_ray.serve.ingress import build_app
+from ochat_ray.serve.keys import ApiKey, hash_key
+from tests.serve.script import app_for
 
 KEY = "a-key-for-the-page"
-KEYS = (admission.ApiKey(name="ada", digest=admission.hash_key(KEY)),)
+KEYS = (ApiKey(name="ada", digest=hash_key(KEY)),)
 
 
 class Led:
@@ -32,7 +29,7 @@ class Led:
         self.prompts, self.samplings = [], []
         self.open, self.go = 0, threading.Semaphore(0)
 
-    async def generate(self, request_id, prompt_ids, sampling):
+    async def generate(self, request_id, prompt_ids, sampling, *, session):
         self.prompts.append(self.tokenizer.decode(prompt_ids))
         self.samplings.append(sampling)
         self.open += 1
@@ -51,22 +48,14 @@ class Led:
     async def ready(self):
         return True
 
-
-def check_key(key):
-    found = admission.find_key(KEYS, f"Bearer {key}")
-    return found.name if found else None
+    async def loads(self):
+        return {}
 
 
-def page_app(tokenizer, backend, *, keys=(), **settings):
-    """The endpoint with the page, as the ingress puts them together."""
-    from ochat_ray.serve.ui import mount_ui
-
-    defaults = {
-        "directory": "", "served_model_name": "tiny", "model_type": "openchat",
-        "context_length": 2048, "created": 5, "max_body_bytes": 100_000, "vocabulary": 300,
-    }  # fmt: skip
-    app = build_app(IngressSettings(keys=keys, **(defaults | settings)), tokenizer, backend)
-    return mount_ui(app, served_models=["tiny"], check_key=check_key if keys else None)
+def page_app(tokenizer, backend, **settings):
+    """The endpoint with the page."""
+    defaults = {"ui": True, "context_length": 2048, "max_body_bytes": 100_000}
+    return app_for(tokenizer, backend, **(defaults | settings))
 
 
 @contextmanager
@@ -93,14 +82,3 @@ def wait_until(condition, timeout_s=20.0):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
-
-
-@pytest.fixture
-def page_behind_keys(monkeypatch):
-    """What the middleware in front is to do with /ui where there are keys: let it through."""
-
-    class Open(frozenset):
-        def __contains__(self, path):
-            return super().__contains__(path) or f"{path}/".startswith("/ui/")
-
-    monkeypatch.setattr(admission, "OPEN_PATHS", Open({"/health"}), raising=False)

@@ -32,7 +32,7 @@ class Recorder:
 
 
 @pytest.fixture
-def app(tokenizer, page_behind_keys):
+def app(tokenizer):
     return page_app(tokenizer, Led(tokenizer), keys=KEYS)
 
 
@@ -53,7 +53,7 @@ def requests(app, *calls, client=("127.0.0.1", 1)):
 
     async def send():
         transport = httpx.ASGITransport(app=app, client=client)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             return [
                 await http.request(method, path, **dict(arguments))
                 for method, path, arguments in calls
@@ -191,7 +191,7 @@ def test_a_prefix_is_kept(app):
     assert (to_page.status_code, to_page.headers["location"]) == (307, "/chat/ui/")
     assert login.headers["location"] == "/chat/ui/"
     assert "Path=/chat/ui" in login.headers["set-cookie"]
-    assert '"root":"http://server/chat/ui"' in page.text
+    assert '"root":"http://127.0.0.1/chat/ui"' in page.text
 
 
 def test_without_keys_the_page_is_open_where_the_api_is(tokenizer):

@@ -17,7 +17,7 @@ ASK = {"model": "m", "messages": []}
 
 def client(app):
     transport = StreamingTransport(app, client=("10.1.2.3", 4))
-    return httpx.AsyncClient(transport=transport, base_url="http://server")
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
 
 def streaming(generator):
