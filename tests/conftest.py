@@ -55,6 +55,7 @@ def model_directory(tokenizer, tmp_path_factory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=32,  # the least that vLLM has on a CPU
         max_position_embeddings=4096,
         bos_token_id=0,
         eos_token_id=end_of_turn,
