@@ -263,8 +263,8 @@ def test_capacity_is_the_models_and_the_load_is_real(engine, run, name):
 
     before, during = engine.capacity(), run(look())
     assert (before.context_length, before.vocabulary) == (CONTEXT, VOCABULARY)
-    assert (before.running, before.waiting, before.kv_tokens_used) == (0, 0, 0)
-    assert before.kv_tokens >= CONTEXT
+    assert (before.running, before.waiting) == (0, 0)
+    assert before.kv_tokens_used < CONTEXT <= before.kv_tokens
     assert (during.running, during.waiting) == (1, 0)
     if name != "scripted":
         assert 0 < during.kv_tokens_used < during.kv_tokens
