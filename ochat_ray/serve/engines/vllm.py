@@ -1,13 +1,11 @@
 """vLLM, on GPUs; and on CPUs where the CPU build of vLLM is what is installed.
 
-AsyncLLM keeps the model in a process of its own, the engine core, and speaks to it over sockets.
-Written against vLLM 0.32.
+vLLM 0.32's AsyncLLM keeps the model in a process of its own, the engine core.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import multiprocessing
 import os
 import secrets
@@ -22,6 +20,7 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.inputs.engine import tokens_input
+from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -45,8 +44,6 @@ from ochat_ray.serve.engines.base import (
     validate,
 )
 
-logger = logging.getLogger(__name__)
-
 CPU_MEMORY_SHARE = 0.1
 """Share of the free memory that the cache may take by default on a CPU. On a GPU vLLM measures."""
 
@@ -69,6 +66,8 @@ class VllmEngine:
         _set_environment(settings)
         try:
             self._llm = _open(settings, self._load)
+        except UserError:
+            raise
         except (OSError, ValueError, RuntimeError, VLLMError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"cannot open the model at {settings.directory}: {reason}") from error
@@ -76,12 +75,6 @@ class VllmEngine:
         self._vocabulary = config.model_config.get_vocab_size()
         self._kv_tokens = config.cache_config.kv_cache_size_tokens
         self._eos = self._llm.renderer.get_eos_token_id()
-        logger.info(
-            "engine: %s on %s, %d tokens of key-value cache",
-            config.model_config.dtype,
-            current_platform.device_type,
-            self._kv_tokens,
-        )
 
     async def submit(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
@@ -89,12 +82,8 @@ class VllmEngine:
         """See `Engine.submit`."""
         if request_id in self._requests:
             raise RequestRefusedError(f"request id {request_id} is in use")
-        validate(
-            prompt_ids,
-            sampling,
-            context_length=self._context_length,
-            vocabulary=self._vocabulary,
-        )
+        limits = {"context_length": self._context_length, "vocabulary": self._vocabulary}
+        validate(prompt_ids, sampling, **limits)
         self.check_health()
         self._requests.add(request_id)
         try:
@@ -131,11 +120,7 @@ class VllmEngine:
             raise EngineUnavailableError("the engine core is dead")
 
     def capacity(self) -> Capacity:
-        """See `Engine.capacity`.
-
-        The engine core tells its load after each step, so what it told last stands for nothing
-        once its last request has left: requests are counted here.
-        """
+        """See `Engine.capacity`; the engine core tells its load only after a step that it makes."""
         stats, requests = self._load.stats, len(self._requests)
         running = min(stats.num_running_reqs, requests) if stats else 0
         usage = stats.kv_cache_usage if stats and requests else 0.0
@@ -165,39 +150,35 @@ class _Load(StatLoggerBase):
     def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
         self.stats = scheduler_stats or self.stats
 
-    def log_engine_initialized(self) -> None:
-        pass
+    def log_engine_initialized(self) -> None: ...
 
 
 class _Leash:
-    """Ends the engine core when the process that opened it is killed; vLLM would leave it there,
-    and its GPU taken. Executors live in the engine core."""
+    """Of an executor, in the engine core: ends that when the process that opened it is killed."""
 
     def _init_executor(self) -> None:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=self._end_with_parent, daemon=True).start()
         super()._init_executor()  # type: ignore[misc]
 
+    @staticmethod
+    def _end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
 
-class _UniProcExecutor(_Leash, UniProcExecutor):
-    pass
+
+class _UniProcExecutor(_Leash, UniProcExecutor): ...
 
 
-class _MultiprocExecutor(_Leash, MultiprocExecutor):
-    pass
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+class _MultiprocExecutor(_Leash, MultiprocExecutor): ...
 
 
 def _set_environment(settings: EngineSettings) -> None:
-    """What vLLM and its processes read from the environment; the user's own settings stay."""
+    """What vLLM and its processes read from the environment."""
     threads = max(1, min(int(settings.num_cpus), os.cpu_count() or 1))
-    defaults = {"VLLM_LOGGING_LEVEL": "WARNING"}
-    fixed = {
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ |= {
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads already
@@ -205,7 +186,6 @@ def _set_environment(settings: EngineSettings) -> None:
         # vLLM would bind its threads to the first cores, those of every replica to the same ones.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    os.environ.update({**defaults, **os.environ, **fixed})
 
 
 def _open(settings: EngineSettings, load: _Load) -> AsyncLLM:
@@ -216,9 +196,10 @@ def _open(settings: EngineSettings, load: _Load) -> AsyncLLM:
     # A CPU reads every prompt in one piece: after the first of several, vLLM's runner winds the
     # request's generator back, which a seeded one on a CPU answers by ending the engine core.
     whole = settings.context_length if on_cpu else 0
+    emulated = on_cpu and not torch.cpu._is_avx512_bf16_supported()  # vLLM would not mind
     config = AsyncEngineArgs(
         model=settings.directory,
-        dtype=_dtype(settings, on_cpu),
+        dtype="float32" if settings.dtype == "auto" and emulated else settings.dtype,
         seed=secrets.randbits(31),
         generation_config="vllm",  # nothing from generation_config.json
         max_model_len=settings.context_length,
@@ -246,35 +227,28 @@ def _open(settings: EngineSettings, load: _Load) -> AsyncLLM:
     )
 
 
-def _dtype(settings: EngineSettings, on_cpu: bool) -> str:
-    """As for transformers: vLLM's "auto" is bfloat16 also on a CPU that has to emulate it."""
-    if settings.dtype == "auto" and on_cpu and not torch.cpu._is_avx512_bf16_supported():
-        return "float32"
-    return settings.dtype
-
-
 def _cache_bytes(config: Any, settings: EngineSettings, on_cpu: bool) -> int | None:
-    """Bytes of key-value cache on each device; None lets vLLM take what is free on the GPU.
+    """Bytes of cache on each device; None lets vLLM take what is free on the GPU.
 
-    On a CPU: enough for full contexts of all requests, if memory allows.
+    On a CPU the default is full contexts of all requests, if memory allows.
     """
+    if settings.kv_cache_gib is None and not on_cpu:
+        return None
     model, parallel = config.model_config, config.parallel_config
     heads, width = model.get_num_kv_heads(parallel), model.get_head_size()
     token_bytes = 2 * model.get_num_layers(parallel) * heads * width * model.dtype.itemsize
-    block = config.cache_config.block_size
+    block = config.cache_config.block_size or 16  # on a GPU vLLM settles it later
     # One block more than the tokens need: vLLM keeps one for itself.
     context_bytes = (-(-settings.context_length // block) + 1) * block * token_bytes
-    if settings.kv_cache_gib is not None:
-        budget = int(settings.kv_cache_gib * 2**30)
-    elif on_cpu:
+    if settings.kv_cache_gib is None:
         share = int(CPU_MEMORY_SHARE * psutil.virtual_memory().available)
         budget = min(share, settings.max_ongoing * context_bytes)
     else:
-        return None
+        budget = int(settings.kv_cache_gib * 2**30)
     if budget < context_bytes:
+        needed = f"{context_bytes / 2**30:.2f} GiB of key-value cache"
         raise UserError(
-            f"one context of {settings.context_length} tokens needs "
-            f"{context_bytes / 2**30:.2f} GiB of key-value cache, and there are "
+            f"one context of {settings.context_length} tokens needs {needed}, and there are "
             f"{budget / 2**30:.2f}; lower context_length or raise kv_cache_gib"
         )
     return budget
@@ -308,21 +282,18 @@ def _sampling_params(sampling: Sampling, eos: int | None) -> SamplingParams:
 
 
 def _delta(completion: CompletionOutput, sampling: Sampling) -> Delta:
-    reason = completion.finish_reason
-    if reason not in (None, "stop", "length"):
-        raise EngineError(f"generation ended with {reason}")
+    if completion.finish_reason not in (None, "stop", "length"):
+        raise EngineError(f"generation ended with {completion.finish_reason}")
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if sampling.top_logprobs is not None:
+        pairs = zip(completion.token_ids, completion.logprobs, strict=True)
+        logprobs = tuple(_token_logprobs(i, entries, sampling.top_logprobs) for i, entries in pairs)
     token_ids = tuple(completion.token_ids)
-    entries = completion.logprobs if sampling.top_logprobs is not None else ()
-    logprobs = tuple(
-        _token_logprobs(token_id, {i: entry.logprob for i, entry in likeliest.items()}, sampling)
-        for token_id, likeliest in zip(token_ids, entries, strict=bool(entries))
-    )
-    return Delta(token_ids=token_ids, finish_reason=reason, logprobs=logprobs)
+    return Delta(token_ids=token_ids, finish_reason=completion.finish_reason, logprobs=logprobs)
 
 
-def _token_logprobs(token_id: int, logprobs: dict[int, float], sampling: Sampling) -> TokenLogprobs:
-    """`logprobs` has the chosen token and the likeliest; what a grammar rules out has -inf."""
-    possible = [(i, value) for i, value in logprobs.items() if value > -float("inf")]
-    possible.sort(key=lambda pair: -pair[1])
-    top = tuple(possible[: sampling.top_logprobs])
-    return TokenLogprobs(token_id=token_id, logprob=logprobs[token_id], top=top)
+def _token_logprobs(token_id: int, entries: dict[int, Logprob], count: int) -> TokenLogprobs:
+    """`entries` are the chosen token and the likeliest; what a grammar rules out has -inf."""
+    values = [(i, entry.logprob) for i, entry in entries.items() if entry.logprob > -float("inf")]
+    top = tuple(sorted(values, key=lambda pair: -pair[1])[:count])
+    return TokenLogprobs(token_id=token_id, logprob=entries[token_id].logprob, top=top)
