@@ -140,7 +140,7 @@ def test_no_process_outlives_the_engine(model_directory, tmp_path, how):
 
 
 def test_a_cache_without_room_for_one_context_is_refused(model_directory):
-    with pytest.raises(UserError, match="^one context of .* lower context_length"):
+    with pytest.raises(UserError, match=r"^one context of .* lower context_length"):
         open_engine(model_directory, kv_cache_gib=0.0001)
 
 
