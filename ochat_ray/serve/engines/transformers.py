@@ -32,6 +32,8 @@ from ochat_ray.serve.engines.base import (
 )
 from ochat_ray.serve.engines.batch_sampler import BatchSampler, RequestSampler
 from ochat_ray.serve.engines.grammar import Grammars
+from ochat_ray.serve.engines.packed_linear import pack_linears
+from ochat_ray.serve.engines.paged_attention import PAGED_SDPA, register_paged_sdpa, suits
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +243,10 @@ def _load(settings: EngineSettings, device: torch.device) -> Any:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot open the model at {settings.directory}: {error}") from error
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if device.type == "cpu":
+        pack_linears(model)
+    return model
 
 
 def _cache_pages(model: Any, settings: EngineSettings, device: torch.device) -> int:
@@ -292,4 +297,9 @@ def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:
     )
     processors.tensors_required = 1  # counted only for processors that it converts itself
     manager.logit_processor = processors
+    if model.device.type == "cpu" and suits(model.config.get_text_config()):
+        # Only now: the manager refuses names that it does not know. Its thread, which asks by name
+        # whether a mask must be built, has not started.
+        register_paged_sdpa()
+        model.set_attn_implementation(PAGED_SDPA)
     return manager
