@@ -1,100 +1,137 @@
-"""Chooses the next token of every row of a batch, each by its own request's rules."""
+"""Chooses a request's next token from its row of logits, by the request's own rules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 
+import numpy as np
 import torch
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
-)
-from transformers.generation.continuous_batching.requests import FutureRequestState
 
-from ochat_ray.serve.engines.base import Sampling
+from ochat_ray.serve.engines.base import Sampling, TokenLogprobs
+
+UNLIKELY = 1e-4
+"""Tokens of a smaller probability race as one; see `choose`."""
+
+
+def adjust(
+    scores: torch.Tensor,
+    sampling: Sampling,
+    *,
+    prompt_ids: torch.Tensor,
+    answer_counts: Mapping[int, int],
+    allowed: np.ndarray | None = None,
+) -> None:
+    """Apply, in place, the rules that look at what has been said: bias, grammar, penalties.
+
+    `scores` are float32 logits, [vocabulary]; `prompt_ids` the prompt's, each once;
+    `answer_counts` how often each id is in the answer so far; `allowed` a bool for every id.
+    """
+    if sampling.logit_bias:
+        ids, biases = zip(*sampling.logit_bias, strict=True)
+        bias = torch.tensor(biases, dtype=scores.dtype, device=scores.device)
+        scores.index_add_(0, torch.tensor(ids, device=scores.device), bias)
+    if allowed is not None:
+        scores.masked_fill_(torch.from_numpy(~allowed).to(scores.device), -torch.inf)
+    answer_ids = torch.tensor(list(answer_counts), dtype=torch.long, device=scores.device)
+    if sampling.repetition_penalty != 1:
+        seen = torch.cat([prompt_ids.to(scores.device), answer_ids]).unique()
+        penalty, before = sampling.repetition_penalty, scores[seen]
+        scores[seen] = torch.where(before > 0, before / penalty, before * penalty)
+    if answer_counts and (sampling.presence_penalty or sampling.frequency_penalty):
+        counts = torch.tensor(list(answer_counts.values()), device=scores.device)
+        scores[answer_ids] -= sampling.frequency_penalty * counts + sampling.presence_penalty
 
 
 def choose(scores: torch.Tensor, sampling: Sampling, *, seed: int, position: int) -> int:
     """One token id, drawn from the logits `scores` of shape [vocabulary].
 
-    Order and meaning of the filters are transformers': temperature, then the `top_k` most
-    likely, then the fewest of those whose probabilities sum to at least `top_p`. The draw
-    depends on (seed, position) and the scores alone, so it is the same in any batch.
+    Temperature, `min_p`, then the `top_k` most likely, then the fewest of those whose
+    probabilities sum to at least `top_p`. The draw depends on (seed, position) and the scores
+    alone, so it is the same in any batch.
+
+    Tokens race: each one's exponential noise, divided by its probability, is when it comes in, and
+    the first one is drawn with just that probability. Every id has noise of its own, so a draw
+    survives the small differences that another batch makes to the logits.
+
+    Raises:
+        ValueError: no token is possible, or the logits are not numbers.
     """
+    if not math.isfinite(scores.max()):
+        raise ValueError("the model's logits are not numbers, or no token is possible")
     if sampling.greedy:
         return int(scores.argmax())
     scores = scores.float() / sampling.temperature
-    ids = None
+    if sampling.min_p > 0:
+        scores = scores.masked_fill(scores < scores.max() + math.log(sampling.min_p), -torch.inf)
+    key = _mix(seed, position)
     if 0 < sampling.top_k < scores.numel():
         scores, ids = scores.topk(sampling.top_k)
-    elif sampling.top_p < 1:
-        scores, ids = scores.sort(descending=True)
-    probabilities = scores.softmax(-1)
+        probabilities = scores.softmax(-1)
+        kept = _within(probabilities, sampling.top_p)
+        return _first(_array(probabilities[kept]), _array(ids[kept]), key)
+    likely_first = scores.softmax(-1)
     if sampling.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0)
-    # The exponential race: dividing by Exp(1) noise and taking the largest draws from the
-    # (unnormalised) distribution.
-    generator = torch.Generator(device=scores.device).manual_seed(_mix(seed, position))
-    noise = torch.empty_like(probabilities).exponential_(generator=generator)
-    index = (probabilities / noise).argmax()
-    return int(index if ids is None else ids[index])
+        for width in (256, 4096, scores.numel()):  # nearly always 256, and sorting all is slow
+            probabilities, ids = likely_first.topk(min(width, scores.numel()))
+            kept = _within(probabilities, sampling.top_p)
+            if not kept[-1]:
+                break
+        return _first(_array(probabilities[kept]), _array(ids[kept]), key)
+    # Most of a vocabulary is so unlikely that one of it hardly ever wins. They race as one, and
+    # among each other only if that one wins; that is the same distribution for less noise.
+    everything = _array(likely_first)
+    likely = everything >= UNLIKELY
+    common, rare = np.flatnonzero(likely), np.flatnonzero(~likely)
+    rest, all_rare = everything[rare].sum(), everything.size
+    winner = _first(np.append(everything[common], rest), np.append(common, all_rare), key)
+    return _first(everything[rare], rare, key) if winner == all_rare else winner
+
+
+def log_probabilities(logs: torch.Tensor, token_id: int, top: int) -> TokenLogprobs:
+    """The chosen token's entry of `logs`, [vocabulary], and the `top` highest."""
+    values, ids = logs.topk(min(top, logs.numel()))
+    return TokenLogprobs(
+        token_id=token_id,
+        logprob=float(logs[token_id]),
+        top=tuple(zip(ids.tolist(), values.tolist(), strict=True)),
+    )
+
+
+def _within(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Which of the probabilities, sorted downwards, are needed for a sum of at least `top_p`."""
+    return probabilities.cumsum(-1) - probabilities < top_p
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.cpu().numpy()
+    return array
+
+
+def _first(probabilities: np.ndarray, ids: np.ndarray, key: int) -> int:
+    return int(ids[(probabilities / _exponentials(key, ids)).argmax()])
+
+
+def _exponentials(key: int, ids: np.ndarray) -> np.ndarray:
+    """Noise of the exponential distribution with mean 1: SplitMix64's stream `key` at `ids`."""
+    value = np.uint64(key) + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(_FIRST)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(_SECOND)
+    value ^= value >> np.uint64(31)
+    # 52 bits and a half: neither 0 nor 1 after rounding.
+    uniform = ((value >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return -np.log(uniform)
 
 
 def _mix(seed: int, position: int) -> int:
-    """A seed of its own for every position: SplitMix64's finaliser over both."""
+    """A stream of its own for every position: SplitMix64's finaliser over both."""
     mask = 2**64 - 1
-    value = (seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03) & mask
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
-    return (value ^ (value >> 31)) - 2**63
+    value = (seed * _GOLDEN + position * 0xD1B54A32D192ED03) & mask
+    value = ((value ^ (value >> 30)) * _FIRST) & mask
+    value = ((value ^ (value >> 27)) * _SECOND) & mask
+    return value ^ (value >> 31)
 
 
-class PerRequestSampler(ContinuousBatchingLogitsProcessor):
-    """Gives the manager, which then takes the argmax, rows in which one token is left.
-
-    transformers' own per-request processors sort the whole vocabulary twice for every row, cannot
-    do temperature 0 or a seed, and leave ties of a greedy row to chance. Greedy rows pass as they
-    are.
-
-    A processor gets one int32 a row, which is not enough for a request's rules; they are kept
-    from `prepare_tensor_args`, which the manager's thread calls right before the forward pass.
-    That holds without async batching and CUDA graphs, so the engine turns both off.
-    """
-
-    supported_kwargs = {"sampling": Sampling, "seed": int}  # noqa: RUF012 - the base class's
-    ignored_kwargs = ()
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[Sampling, int, int]] = []
-
-    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
-        """Nothing is read from the tensor."""
-        int32_tensor.zero_()
-
-    def prepare_tensor_args(
-        self, requests_with_new_token: Sequence[FutureRequestState]
-    ) -> torch.Tensor:
-        """Remember whose rows come next."""
-        self._rows = []
-        for request in requests_with_new_token:
-            state, rules = request.state, request.state.logit_processor_kwargs
-            # Unlike the count of generated tokens, this survives the manager's taking a request
-            # out of a full cache and starting it again with its answer so far as prompt.
-            position = len(state.initial_tokens) + len(state.generated_tokens)
-            self._rows.append((rules["sampling"], rules["seed"], position))
-        return torch.zeros(len(self._rows), dtype=torch.int32)
-
-    def __call__(  # type: ignore[override]  # the base class means any float tensor
-        self,
-        scores: torch.Tensor,
-        tensor_arg: torch.Tensor,  # noqa: ARG002
-    ) -> torch.Tensor:
-        """Logits of shape [rows, vocabulary] in, and out with the draws made."""
-        # A prompt that is read in several passes has a row too, after all others and unread.
-        assert len(self._rows) <= len(scores), "rows of another batch"
-        for row, (sampling, seed, position) in zip(scores, self._rows, strict=False):
-            if not sampling.greedy:
-                token_id = choose(row, sampling, seed=seed, position=position)
-                row.fill_(-torch.inf)
-                row[token_id] = 0
-        return scores
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB

@@ -30,7 +30,10 @@ from ochat_ray.serve.engines.base import (
     Sampling,
     validate,
 )
-from ochat_ray.serve.engines.sampler import PerRequestSampler
+from ochat_ray.serve.engines.batch_sampler import BatchSampler, RequestSampler
+from ochat_ray.serve.engines.grammar import Grammars
+from ochat_ray.serve.engines.packed_linear import pack_linears
+from ochat_ray.serve.engines.paged_attention import PAGED_SDPA, register_paged_sdpa, suits
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,8 @@ class TransformersEngine:
         self._vocabulary = self._model.get_input_embeddings().weight.shape[0]
         pages = _cache_pages(self._model, settings, self._device)
         self._kv_tokens = pages * PAGE_TOKENS
-        self._queues: dict[str, asyncio.Queue[GenerationOutput]] = {}
+        self._grammars = Grammars(settings.directory, self._vocabulary)
+        self._queues: dict[str, asyncio.Queue[GenerationOutput | None]] = {}
         self._manager = _manager(self._model, settings, pages)
         self._manager.start()
         logger.info(
@@ -76,9 +80,12 @@ class TransformersEngine:
         """See `Engine.submit`."""
         self._validate(request_id, prompt_ids, sampling)
         self.check_health()
-        queue: asyncio.Queue[GenerationOutput] = asyncio.Queue()
+        queue: asyncio.Queue[GenerationOutput | None] = asyncio.Queue()
         self._queues[request_id] = queue
         try:
+            sampler = await self._sampler(prompt_ids, sampling)
+            if not queue.empty():
+                return  # cancelled while its schema was compiled
             # The handler first: an answer that comes before it would land in the manager's
             # shared queue, where nobody looks.
             self._manager.register_result_handler(request_id, queue.put_nowait)
@@ -88,32 +95,42 @@ class TransformersEngine:
                 max_new_tokens=sampling.max_tokens,
                 streaming=True,
                 eos_token_id=list(sampling.stop_ids),
-                sampling=sampling,
-                seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+                sampler=sampler,
             )
             if accepted is None:
                 raise EngineUnavailableError("the engine is stopping")
             sent = 0
             while True:
                 output = await self._next_output(queue)
+                if output is None:
+                    return
                 if output.error is not None:
                     raise EngineError(f"generation failed: {output.error}")
+                if sampler.error is not None:
+                    raise EngineError(f"sampling failed: {sampler.error}")
                 token_ids = tuple(output.generated_tokens[sent:])
+                logprobs = tuple(sampler.logprobs[sent : sent + len(token_ids)])
                 sent += len(token_ids)
                 if output.is_finished():
                     stopped = bool(token_ids) and token_ids[-1] in sampling.stop_ids
                     self._forget(request_id)
-                    yield Delta(token_ids=token_ids, finish_reason="stop" if stopped else "length")
+                    yield Delta(
+                        token_ids=token_ids,
+                        finish_reason="stop" if stopped else "length",
+                        logprobs=logprobs,
+                    )
                     return
                 if token_ids:
-                    yield Delta(token_ids=token_ids)
+                    yield Delta(token_ids=token_ids, logprobs=logprobs)
         finally:
-            self.cancel(request_id)
+            if self._queues.get(request_id) is queue:
+                self.cancel(request_id)
 
     def cancel(self, request_id: str) -> None:
         """See `Engine.cancel`."""
         if request_id in self._queues:
             self._manager.cancel_request(request_id)
+            self._queues[request_id].put_nowait(None)
             self._forget(request_id)
 
     def check_health(self) -> None:
@@ -155,18 +172,33 @@ class TransformersEngine:
             context_length=self._context_length,
             vocabulary=self._vocabulary,
         )
+        if sampling.json_schema is not None and not sampling.stop_ids:
+            raise RequestRefusedError("json_schema needs a stop id, to end the answer with")
 
-    async def _next_output(self, queue: asyncio.Queue[GenerationOutput]) -> GenerationOutput:
-        """The newest output; each holds all tokens so far, so those before it can be skipped."""
+    async def _sampler(self, prompt_ids: list[int], sampling: Sampling) -> RequestSampler:
+        grammar = None
+        if sampling.json_schema is not None:
+            grammar = await asyncio.to_thread(self._grammars.grammar, sampling.json_schema)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        return RequestSampler(prompt_ids, sampling, seed, grammar)
+
+    async def _next_output(
+        self, queue: asyncio.Queue[GenerationOutput | None]
+    ) -> GenerationOutput | None:
+        """The newest output, or None once the request is cancelled.
+
+        Each holds all tokens so far, so those before it can be skipped.
+        """
         while True:
             try:
-                output = await asyncio.wait_for(queue.get(), LIVENESS_S)
+                async with asyncio.timeout(LIVENESS_S):
+                    outputs = [await queue.get()]
                 break
             except TimeoutError:
                 self.check_health()
         while not queue.empty():
-            output = queue.get_nowait()
-        return output
+            outputs.append(queue.get_nowait())
+        return None if None in outputs else outputs[-1]
 
     def _forget(self, request_id: str) -> None:
         del self._queues[request_id]
@@ -211,7 +243,10 @@ def _load(settings: EngineSettings, device: torch.device) -> Any:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot open the model at {settings.directory}: {error}") from error
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if device.type == "cpu":
+        pack_linears(model)
+    return model
 
 
 def _cache_pages(model: Any, settings: EngineSettings, device: torch.device) -> int:
@@ -243,7 +278,7 @@ def _cache_pages(model: Any, settings: EngineSettings, device: torch.device) -> 
 
 
 def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:
-    # do_sample=False: the manager takes the argmax of what PerRequestSampler leaves.
+    # do_sample=False: the manager takes the argmax of what BatchSampler leaves.
     generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
     batching = ContinuousBatchingConfig(
         page_size=PAGE_TOKENS,
@@ -258,8 +293,13 @@ def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:
         generation_config=generation, continuous_batching_config=batching
     )
     processors = ContinuousBatchingLogitsProcessorList(
-        LogitsProcessorList([PerRequestSampler()]), per_request_processors=True
+        LogitsProcessorList([BatchSampler()]), per_request_processors=True
     )
     processors.tensors_required = 1  # counted only for processors that it converts itself
     manager.logit_processor = processors
+    if model.device.type == "cpu" and suits(model.config.get_text_config()):
+        # Only now: the manager refuses names that it does not know. Its thread, which asks by name
+        # whether a mask must be built, has not started.
+        register_paged_sdpa()
+        model.set_attn_implementation(PAGED_SDPA)
     return manager

@@ -1,0 +1,131 @@
+"""Puts the requests' own samplers where transformers' continuous batching calls a sampler."""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessor,
+)
+from transformers.generation.continuous_batching.requests import FutureRequestState
+
+from ochat_ray.serve.engines.base import Sampling, TokenLogprobs
+from ochat_ray.serve.engines.grammar import Grammar
+from ochat_ray.serve.engines.sampler import adjust, choose, log_probabilities
+
+logger = logging.getLogger(__name__)
+
+
+class RequestSampler:
+    """One request's rules, and what it has drawn so far.
+
+    Attributes:
+        logprobs: one entry a token drawn, if they were asked for.
+        error: what went wrong; from then on the tokens mean nothing.
+    """
+
+    def __init__(
+        self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, grammar: Grammar | None
+    ) -> None:
+        self.logprobs: list[TokenLogprobs] = []
+        self.error: Exception | None = None
+        self._sampling = sampling
+        self._seed = seed
+        self._grammar = grammar
+        self._position = len(prompt_ids)
+        self._prompt_ids = torch.tensor(sorted(set(prompt_ids)))
+        self._counts: collections.Counter[int] = collections.Counter()
+        self._adjusts = grammar is not None or bool(
+            sampling.logit_bias
+            or sampling.repetition_penalty != 1
+            or sampling.presence_penalty
+            or sampling.frequency_penalty
+        )
+
+    def __deepcopy__(self, memo: Any) -> RequestSampler:
+        """Itself: the manager copies a request that it takes out of a full cache, to start anew
+        with the answer so far as prompt. To the rules that is the same answer."""
+        return self
+
+    def draw(self, scores: torch.Tensor) -> int:
+        """The next token for a row of logits, [vocabulary], which may be changed; never raises."""
+        if self.error is not None:
+            return 0
+        try:
+            return self._draw(scores)
+        except Exception as error:
+            logger.exception("sampling failed for one request")
+            self.error = error
+            return 0
+
+    def _draw(self, scores: torch.Tensor) -> int:
+        sampling, top = self._sampling, self._sampling.top_logprobs
+        logs = None if top is None else scores.log_softmax(-1)
+        if self._adjusts:
+            allowed = None if self._grammar is None else self._grammar.allowed(sampling.stop_ids)
+            adjust(
+                scores,
+                sampling,
+                prompt_ids=self._prompt_ids,
+                answer_counts=self._counts,
+                allowed=allowed,
+            )
+        token_id = choose(scores, sampling, seed=self._seed, position=self._position)
+        if self._grammar is not None and token_id not in sampling.stop_ids:
+            self._grammar.advance(token_id)
+        if logs is not None and top is not None:
+            self.logprobs.append(log_probabilities(logs, token_id, top))
+        self._counts[token_id] += 1
+        self._position += 1
+        return token_id
+
+
+class BatchSampler(ContinuousBatchingLogitsProcessor):
+    """Gives the manager, which then takes the argmax, rows in which the drawn token is on top.
+
+    transformers' own per-request processors sort the whole vocabulary twice for every row, cannot
+    do temperature 0 or a seed, and leave ties of a greedy row to chance.
+
+    A processor gets one int32 a row, which is not enough for a request's rules; they are kept
+    from `prepare_tensor_args`, which the manager's thread calls right before the forward pass.
+    That holds without async batching and CUDA graphs, so the engine turns both off.
+    """
+
+    supported_kwargs = {"sampler": RequestSampler}  # noqa: RUF012 - the base class's
+    ignored_kwargs = ()
+
+    def __init__(self) -> None:
+        self._rows: list[RequestSampler] = []
+
+    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
+        """Nothing is read from the tensor."""
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(
+        self, requests_with_new_token: Sequence[FutureRequestState]
+    ) -> torch.Tensor:
+        """Remember whose rows come next."""
+        self._rows = [
+            request.state.logit_processor_kwargs["sampler"] for request in requests_with_new_token
+        ]
+        return torch.zeros(len(self._rows), dtype=torch.int32)
+
+    def __call__(  # type: ignore[override]  # the base class means any float tensor
+        self,
+        scores: torch.Tensor,
+        tensor_arg: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """Logits of shape [rows, vocabulary] in, and out with the draws made."""
+        # A prompt that is read in several passes has a row too, after all others and unread.
+        assert len(self._rows) <= len(scores), "rows of another batch"
+        drawn = [row.draw(scores[index]) for index, row in enumerate(self._rows)]
+        # What is not a number counts as the largest, so failed rows are cleared.
+        for index, row in enumerate(self._rows):
+            if row.error is not None:
+                scores[index] = 0
+        scores[range(len(drawn)), drawn] = torch.inf
+        return scores

@@ -1,0 +1,97 @@
+"""Which tokens a schema leaves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ochat_ray.serve.engines import grammar as grammar_module
+from ochat_ray.serve.engines.base import RequestRefusedError
+from ochat_ray.serve.engines.grammar import Grammars
+
+YES_OR_NO = json.dumps({"enum": ["yes", "no"]})
+
+
+@pytest.fixture
+def grammars(tokenizer, tokenizer_directory):
+    """For a model that has 11 ids more than its tokenizer."""
+    return Grammars(tokenizer_directory, len(tokenizer) + 11)
+
+
+def follow(grammar, tokenizer, text):
+    for token_id in tokenizer.encode(text, add_special_tokens=False):
+        assert grammar.allowed(())[token_id]
+        grammar.advance(token_id)
+
+
+def test_only_what_the_schema_can_begin_with_is_allowed(grammars, tokenizer):
+    allowed = grammars.grammar(YES_OR_NO).allowed((5,))
+    quotes = {i for i in range(len(tokenizer)) if tokenizer.decode([i]).startswith('"')}
+    assert set(np.flatnonzero(allowed)) == {i for i in quotes if tokenizer.decode([i]) == '"'}
+
+
+def test_a_stop_id_is_possible_only_where_the_text_is_complete(grammars, tokenizer):
+    grammar = grammars.grammar(YES_OR_NO)
+    end, plain = tokenizer.convert_tokens_to_ids("<|end_of_turn|>"), tokenizer.encode("y")[0]
+    follow(grammar, tokenizer, '"')
+    assert not grammar.allowed((end, plain))[[end, plain]].any()
+    assert grammar.allowed((end,))[plain]
+    follow(grammar, tokenizer, 'yes"')
+    assert np.flatnonzero(grammar.allowed((end, plain))).tolist() == sorted([end, plain])
+    # The end-of-turn token is none of these requests' stop ids.
+    assert np.flatnonzero(grammar.allowed((plain,))).tolist() == [plain]
+
+
+def test_padded_and_special_ids_are_never_allowed(grammars, tokenizer):
+    grammar = grammars.grammar(json.dumps({"type": "string"}))
+    follow(grammar, tokenizer, '"a')
+    allowed = grammar.allowed(())
+    assert allowed.shape == (len(tokenizer) + 11,)
+    assert allowed.sum() > 100
+    assert not allowed[len(tokenizer) :].any()
+    assert not allowed[tokenizer.all_special_ids].any()
+
+
+def test_two_answers_of_one_schema_do_not_meet(grammars, tokenizer):
+    first, second = grammars.grammar(YES_OR_NO), grammars.grammar(YES_OR_NO)
+    follow(first, tokenizer, '"yes"')
+    follow(second, tokenizer, '"no"')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "{",
+        '{"type": "number?"}',
+        '{"$ref": "http://localhost/x"}',
+        '{"type": "string", "pattern": "(?=a)"}',
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(grammars, schema):
+    with pytest.raises(RequestRefusedError, match="json_schema"):
+        grammars.grammar(schema)
+    grammars.grammar(YES_OR_NO)
+
+
+def test_compiled_schemas_are_kept_and_bounded(grammars, monkeypatch):
+    compiled = []
+    compile_ = grammars._compile
+    monkeypatch.setattr(grammar_module, "COMPILED", 2)
+    monkeypatch.setattr(grammars, "_compile", lambda s: compiled.append(s) or compile_(s))
+    a, b, c = (json.dumps({"const": i}) for i in range(3))
+    for schema in (a, b, a, c, a, b):
+        grammars.grammar(schema)
+    assert compiled == [a, b, c, b]
+    assert len(grammars._compiled) == 2
+
+
+def test_a_token_that_was_not_allowed_is_an_error(grammars, tokenizer):
+    with pytest.raises(ValueError, match="schema"):
+        grammars.grammar(YES_OR_NO).advance(tokenizer.encode("n")[0])
+
+
+def test_a_model_without_a_tokenizer_refuses(tmp_path):
+    with pytest.raises(RequestRefusedError, match="tokenizer"):
+        Grammars(str(tmp_path), 300).grammar(YES_OR_NO)
