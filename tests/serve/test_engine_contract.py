@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from ochat_ray.serve.args import ServeArgs, resolve
-from ochat_ray.serve.deployment import _open_engine
+from ochat_ray.serve.deployment import open_engine
 from ochat_ray.serve.engines.base import (
     UNSUPPORTED,
     EngineError,
@@ -59,7 +59,7 @@ def run():
 @pytest.fixture(scope="module")
 def engine(settings, run):
     async def open_engine():  # in a running loop, as Serve does
-        return _open_engine(settings)
+        return open_engine(settings)
 
     engine = run(open_engine())
     yield engine
@@ -469,7 +469,7 @@ def test_requests_with_and_without_a_schema_share_a_batch(engine, run, needs):
 
 
 def test_a_dead_engine_fails_health_and_the_request_in_flight(settings, run):
-    engine = _open_engine(settings)  # no loop runs here
+    engine = open_engine(settings)  # no loop runs here
 
     async def die():
         stream = engine.submit("r", PROMPTS[0], Sampling(max_tokens=500))

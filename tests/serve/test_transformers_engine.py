@@ -8,7 +8,9 @@ import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.serve.args import ServeArgs, resolve
-from ochat_ray.serve.engines.base import Sampling
+from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
+
+PROMPTS = [[0, 40, 41, 42], [0, *list(range(60, 90))], [0, 7]]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,23 @@ def engine(settings):
     engine.close()
 
 
+async def answer(engine, prompt, name="r", **sampling):
+    deltas = [d async for d in engine.submit(name, prompt, Sampling(**sampling))]
+    return [i for delta in deltas for i in delta.token_ids], deltas[-1].finish_reason
+
+
+def answers(engine, prompts, **sampling):
+    async def gather():
+        return await asyncio.gather(
+            *[answer(engine, p, f"r{i}", **sampling) for i, p in enumerate(prompts)]
+        )
+
+    return asyncio.run(gather())
+
+
 def test_leaving_frees_the_slot(engine):
     async def leave():
-        stream = engine.submit("gone", [0, 40, 41, 42], Sampling(max_tokens=500))
+        stream = engine.submit("gone", PROMPTS[0], Sampling(max_tokens=500))
         await anext(stream)
         assert engine.capacity().running == 1
         await stream.aclose()

@@ -174,10 +174,12 @@ def test_retry_asks_again(open_chat):
 
 def test_an_edited_message_is_asked_in_the_place_of_what_followed(open_chat):
     chat, backend = open_chat("One.", "Two.", "Three.")
-    for text in ("First", "Second"):
-        chat.say(text)
-        chat.done()
+    chat.say("First")
+    chat.shows("First", "One.")
+    chat.done()
+    chat.say("Second")
     chat.shows("First", "One.", "Second", "Two.")
+    chat.done()
     chat.button("Edit").first.click()
     chat.browser.locator("#chat textarea").fill("Other")
     chat.button("Submit").click()
@@ -244,8 +246,8 @@ def test_an_answer_that_breaks_keeps_what_there_is(open_chat):
     chat, backend = open_chat("Half|", "Whole.")
     backend.generate, generate = None, backend.generate
 
-    async def breaks(*arguments):
-        async for delta in generate(*arguments):
+    async def breaks(*arguments, **options):
+        async for delta in generate(*arguments, **options):
             yield delta
             break
         raise EngineError("the engine broke")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 import orjson
 
-URL = "http://ochat-ray/v1/chat/completions"
+URL = "http://localhost/v1/chat/completions"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
