@@ -40,9 +40,8 @@ def tokenizer_directory(tokenizer, tmp_path_factory) -> str:
     return str(directory)
 
 
-@pytest.fixture(scope="session")
-def model_directory(tokenizer, tmp_path_factory) -> Path:
-    """A two-layer Llama, float32, as train would write it."""
+def write_tiny_llama(tokenizer, directory: Path, heads: int) -> Path:
+    """A two-layer Llama, float32, as train would write it; half as many key-value heads."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,9 +52,8 @@ def model_directory(tokenizer, tmp_path_factory) -> Path:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        # Heads of 32: the least that vLLM has on a CPU.
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=4096,
         bos_token_id=0,
         eos_token_id=end_of_turn,
@@ -63,10 +61,20 @@ def model_directory(tokenizer, tmp_path_factory) -> Path:
         initializer_range=0.5,
         tie_word_embeddings=False,
     )
-    directory = tmp_path_factory.mktemp("served") / "tiny"
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def model_directory(tokenizer, tmp_path_factory) -> Path:
+    return write_tiny_llama(tokenizer, tmp_path_factory.mktemp("served") / "tiny", heads=4)
+
+
+@pytest.fixture(scope="session")
+def two_headed_model(tokenizer, tmp_path_factory) -> Path:
+    """Its heads are 32 wide, the least that vLLM has on a CPU."""
+    return write_tiny_llama(tokenizer, tmp_path_factory.mktemp("two-headed") / "tiny", heads=2)
 
 
 @pytest.fixture(scope="module")

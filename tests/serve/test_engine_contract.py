@@ -37,9 +37,9 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def settings(name, model_directory):
+def settings(name, two_headed_model):
     args = ServeArgs(
-        model=str(model_directory),
+        model=str(two_headed_model),
         engine=name,
         context_length=CONTEXT,
         max_ongoing=SLOTS,
@@ -77,14 +77,14 @@ def needs(name):
 
 
 @pytest.fixture(scope="module")
-def model(name, model_directory):
+def model(name, two_headed_model):
     """The model itself, to compare with."""
     if name == "scripted":
         pytest.skip("the scripted engine has no model")
     import torch
     from transformers import LlamaForCausalLM
 
-    return LlamaForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
+    return LlamaForCausalLM.from_pretrained(two_headed_model, dtype=torch.float32).eval()
 
 
 def logits(model, ids):

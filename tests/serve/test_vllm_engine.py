@@ -44,8 +44,8 @@ def open_engine(directory, **args):
 
 
 @pytest.fixture
-def copy(model_directory, tmp_path):
-    return shutil.copytree(model_directory, tmp_path / "copy")
+def copy(two_headed_model, tmp_path):
+    return shutil.copytree(two_headed_model, tmp_path / "copy")
 
 
 def wait_until(condition, timeout_s=30.0):
@@ -112,14 +112,14 @@ END = {
 
 
 @pytest.mark.parametrize("how", END)
-def test_no_process_outlives_the_engine(model_directory, tmp_path, how):
+def test_no_process_outlives_the_engine(two_headed_model, tmp_path, how):
     script = tmp_path / "open.py"  # a file: spawned processes read it again
     script.write_text(
         "import gc, os, signal, time\n"
         "from ochat_ray.serve.args import ServeArgs, resolve\n"
         "if __name__ == '__main__':\n"
         "    from ochat_ray.serve.engines.vllm import VllmEngine\n"
-        f"    args = dict(model={str(model_directory)!r}, engine='vllm', context_length=512)\n"
+        f"    args = dict(model={str(two_headed_model)!r}, engine='vllm', context_length=512)\n"
         "    engine = VllmEngine(resolve(ServeArgs(**args)).engine)\n"
         "    print('open', flush=True)\n"
         "    input()\n"
@@ -139,9 +139,9 @@ def test_no_process_outlives_the_engine(model_directory, tmp_path, how):
         process.kill()
 
 
-def test_a_cache_without_room_for_one_context_is_refused(model_directory):
+def test_a_cache_without_room_for_one_context_is_refused(two_headed_model):
     with pytest.raises(UserError, match=r"^one context of .* lower context_length"):
-        open_engine(model_directory, kv_cache_gib=0.0001)
+        open_engine(two_headed_model, kv_cache_gib=0.0001)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -157,7 +157,7 @@ def test_a_model_that_cannot_be_opened_is_one_line(copy, name):
 
 
 @pytest.mark.ray
-def test_serve_answers_over_http_and_leaves_no_process(model_directory):
+def test_serve_answers_over_http_and_leaves_no_process(two_headed_model):
     import ray
     import torch
     from ray import serve
@@ -173,7 +173,7 @@ def test_serve_answers_over_http_and_leaves_no_process(model_directory):
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         args = ServeArgs(
-            model=str(model_directory),
+            model=str(two_headed_model),
             engine="vllm",
             context_length=2048,
             max_replicas=1,
@@ -198,10 +198,10 @@ def test_serve_answers_over_http_and_leaves_no_process(model_directory):
         ray.shutdown()
     wait_until(lambda: not any(map(alive, pids)))
 
-    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    tokenizer = AutoTokenizer.from_pretrained(two_headed_model)
     turns = [{"role": "user", "text": "hello 🙂"}]
     ids, _ = encode(turns, "openchat", tokenizer, add_generation_prompt=True)
-    model = LlamaForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(two_headed_model, dtype=torch.float32)
     out = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)[0, len(ids) :]
     assert answer["usage"]["completion_tokens"] == len(out)
     whole = tokenizer.decode(out, skip_special_tokens=True)
