@@ -106,7 +106,10 @@ def open_engine(settings: EngineSettings) -> Engine:
         from ochat_ray.serve.engines.scripted import ScriptedEngine
 
         return ScriptedEngine(
-            vocabulary=settings.vocabulary, context_length=settings.context_length
+            vocabulary=settings.vocabulary,
+            context_length=settings.context_length,
+            # Single bytes, in the vocabularies that are served here; the ids below are special.
+            script=range(3, min(259, settings.vocabulary - 1)),
         )
     from ochat_ray.serve.engines.transformers import TransformersEngine
 

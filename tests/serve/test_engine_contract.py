@@ -58,10 +58,10 @@ def run():
 
 @pytest.fixture(scope="module")
 def engine(settings, run):
-    async def open_engine():  # in a running loop, as Serve does
+    async def opened():  # in a running loop, as Serve does
         return open_engine(settings)
 
-    engine = run(open_engine())
+    engine = run(opened())
     yield engine
     engine.close()
 

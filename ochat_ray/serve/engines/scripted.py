@@ -23,8 +23,8 @@ LOGPROB = -0.25
 class ScriptedEngine:
     """Says its script, one token a delta, then the first of the request's stop ids.
 
-    A script of None repeats the prompt, stop ids left out, for as long as it may. `pause_s` is
-    slept before every delta; even 0 lets other requests have their turn.
+    A script of None repeats the prompt. `pause_s` is slept before every delta; even 0 lets other
+    requests have their turn.
     """
 
     def __init__(
@@ -100,8 +100,7 @@ class ScriptedEngine:
 
     def _token(self, index: int, prompt_ids: list[int], sampling: Sampling) -> int:
         if self._script is None:
-            words = [i for i in prompt_ids if i not in sampling.stop_ids] or prompt_ids
-            return words[index % len(words)]
+            return prompt_ids[index % len(prompt_ids)]
         if index < len(self._script) or not sampling.stop_ids:
             return self._script[index % len(self._script)]
         return sampling.stop_ids[0]
