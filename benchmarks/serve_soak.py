@@ -1,0 +1,248 @@
+"""Does serving hold up under twice the load it can carry, with clients and replicas that fail?
+
+    python benchmarks/serve_soak.py --model runs/demo/model --minutes 10
+
+A Ray of its own, two replicas of eight requests each with a short queue, and thirty-two clients at
+once: streams and whole answers, clients that vanish in the middle, malformed bodies, and a model
+replica killed (SIGKILL) every minute. Every response must be 200, a documented 4xx, 429 or 503;
+every answer whole or ended with an error event. At the end no slot may be held, and the memory of
+ingress and proxy is compared with what it was after the first minute. Exit status 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+CLIENTS = 32
+ALLOWED = {200, 400, 401, 404, 405, 413, 429, 503}
+KEY = "key-for-the-soak"
+QUESTION = "What is a soak test, and what does it find that others do not?"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="runs/demo/model")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    url = deploy(arguments.model)
+    soak = Soak(url, random.Random(arguments.seed), arguments.minutes * 60)
+    try:
+        asyncio.run(soak.run())
+        sys.exit(soak.report())
+    finally:
+        shut_down()
+
+
+def deploy(model: str) -> str:
+    """The application on a local Ray, and its address."""
+    import ray
+    from ray import serve
+
+    from benchmarks.serve_speed import free_port
+    from ochat_ray.serve import ServeArgs, app
+
+    port = free_port()
+    with tempfile.NamedTemporaryFile("w", delete=False) as keys:
+        keys.write(f"soak:{KEY}\n")
+    fields = {
+        "model": model, "served_model_name": "soak", "engine": "transformers", "num_cpus": 0.5,
+        "min_replicas": 2, "max_replicas": 2, "max_ongoing": 8, "max_queued": 8, "keys": keys.name,
+        "context_length": 1024, "ui": False, "request_timeout_s": 120,
+    }  # fmt: skip
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app(ServeArgs.model_validate(fields)), name="soak")
+    return f"http://127.0.0.1:{port}"
+
+
+def shut_down() -> None:
+    """End Serve and the Ray."""
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    ray.shutdown()
+
+
+class Soak:
+    """The clients, the killer, and what they saw."""
+
+    def __init__(self, url: str, draw: random.Random, seconds: float) -> None:
+        self.url = url
+        self.draw = draw
+        self.end = time.monotonic() + seconds
+        self.statuses: Counter[int | str] = Counter()
+        self.wrong: list[str] = []
+        self.kills = 0
+        self.memory: list[tuple[float, float]] = []
+
+    async def run(self) -> None:
+        """Load until the time is up, then quiet."""
+        headers = {"Authorization": f"Bearer {KEY}"}
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+            self.session = session
+            killer = asyncio.create_task(self.kill_every_minute())
+            await asyncio.gather(*[self.client() for _ in range(CLIENTS)])
+            killer.cancel()
+            await asyncio.gather(killer, return_exceptions=True)
+            await asyncio.sleep(15)
+            self.memory.append((time.monotonic(), memory_mib()))
+            self.held = await self.slots()
+
+    async def client(self) -> None:
+        """One request after the other, each of a kind drawn by lot."""
+        kinds = [self.stream, self.whole, self.vanish, self.malformed]
+        while time.monotonic() < self.end:
+            kind = self.draw.choices(kinds, weights=[4, 3, 2, 1])[0]
+            try:
+                await kind()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                self.wrong.append(f"{kind.__name__}: {type(error).__name__}: {error}")
+            await asyncio.sleep(self.draw.random() / 5)
+
+    def body(self, **fields: Any) -> dict[str, Any]:
+        """A question of some length, for an answer of some length."""
+        text = QUESTION * self.draw.randint(1, 8)
+        limit = self.draw.randint(1, 120)
+        return {
+            "model": "soak", "messages": [{"role": "user", "content": text}],
+            "max_tokens": limit, **fields,
+        }  # fmt: skip
+
+    async def stream(self) -> None:
+        """A stream must end with [DONE] or with an error event."""
+        async with self.session.post(self.path(), json=self.body(stream=True)) as response:
+            self.count(response.status)
+            text = await response.text()
+            if response.status != 200:
+                self.check_error(text)
+                return
+            last = [event for event in text.split("\n\n") if event][-1].removeprefix("data: ")
+            if last == "[DONE]":
+                self.statuses["streams, whole"] += 1
+            elif "error" in json.loads(last):
+                self.statuses["streams, ended by an error event"] += 1
+            else:
+                self.wrong.append(f"a stream ended with {last[:80]}")
+
+    async def whole(self) -> None:
+        """An answer at once, sometimes two."""
+        body = self.body(n=self.draw.randint(1, 2))
+        async with self.session.post(self.path(), json=body) as response:
+            self.count(response.status)
+            text = await response.text()
+            if response.status != 200:
+                self.check_error(text)
+            elif json.loads(text)["usage"]["completion_tokens"] < 1:
+                self.wrong.append("an answer without a token")
+
+    async def vanish(self) -> None:
+        """A client that leaves in the middle."""
+        body = self.body(stream=self.draw.random() < 0.5, max_tokens=400)
+        try:
+            async with asyncio.timeout(self.draw.uniform(0.05, 2)):
+                async with self.session.post(self.path(), json=body) as response:
+                    await response.read()
+        except TimeoutError:
+            self.statuses["clients that left"] += 1
+
+    async def malformed(self) -> None:
+        """What no server should take."""
+        bodies = [self.body(temperature=99), self.body(tools=[]), self.body(max_tokens=10**9)]
+        content = self.draw.choice(
+            [
+                *(json.dumps(body).encode() for body in bodies),
+                b"{", b"", b"\xff\xfe", b"[]", b'{"model": "soak"}',
+                b'{"model": "x", "messages": []}', b"x" * (3 * 2**20),
+            ]
+        )  # fmt: skip
+        headers = {"Content-Type": "application/json"}
+        if self.draw.random() < 0.2:
+            headers["Authorization"] = "Bearer wrong"
+        async with self.session.post(self.path(), data=content, headers=headers) as response:
+            self.count(response.status)
+            self.check_error(await response.text())
+            if response.status == 200:
+                self.wrong.append("a malformed body was answered")
+
+    async def kill_every_minute(self) -> None:
+        """SIGKILL for one model replica, in the middle of every minute."""
+        await asyncio.sleep(30)
+        while True:
+            if len(self.memory) < 1:
+                self.memory.append((time.monotonic(), memory_mib()))
+            pids = processes("ray::ServeReplica:soak:Model")
+            os.kill(self.draw.choice(pids).pid, signal.SIGKILL)
+            self.kills += 1
+            await asyncio.sleep(60)
+
+    async def slots(self) -> int:
+        """Requests that the engines hold, by their own count."""
+        async with self.session.get(f"{self.url}/metrics") as response:
+            lines = (await response.text()).splitlines()
+        held = ("ochat_ray_running_requests{", "ochat_ray_waiting_requests{")
+        return int(sum(float(line.split()[-1]) for line in lines if line.startswith(held)))
+
+    def path(self) -> str:
+        return f"{self.url}/v1/chat/completions"
+
+    def count(self, status: int) -> None:
+        self.statuses[status] += 1
+        if status not in ALLOWED:
+            self.wrong.append(f"status {status}")
+
+    def check_error(self, text: str) -> None:
+        try:
+            error = json.loads(text)["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+        except (ValueError, KeyError, TypeError, AssertionError):
+            self.wrong.append(f"an error without OpenAI's body: {text[:80]}")
+
+    def report(self) -> int:
+        """Print what happened; the exit status."""
+        for name, count in sorted(self.statuses.items(), key=str):
+            print(f"{name}: {count}")
+        print(f"replicas killed: {self.kills}; requests held at the end: {self.held}")
+        before, after = self.memory[0][1], self.memory[-1][1]
+        print(f"ingress and proxy: {before:.0f} MiB after half a minute, {after:.0f} at the end")
+        for text, count in Counter(self.wrong).most_common(10):
+            print(f"WRONG, {count} times: {text}")
+        return 1 if self.wrong or self.held or after > 1.25 * before + 50 else 0
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """Processes whose title holds that."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if name in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def memory_mib() -> float:
+    """Private memory of the ingress and the proxy."""
+    found = [*processes("ray::ServeReplica:soak:Ingress"), *processes("ray::ProxyActor")]
+    return sum(process.memory_full_info().uss for process in found) / 2**20
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    main()
