@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -54,8 +53,8 @@ def deploy(model: str) -> str:
     """The application on a local Ray, and its address."""
     import ray
     from ray import serve
+    from serve_speed import free_port
 
-    from benchmarks.serve_speed import free_port
     from ochat_ray.serve import ServeArgs, app
 
     port = free_port()
@@ -244,5 +243,4 @@ def memory_mib() -> float:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     main()

@@ -4,7 +4,7 @@
     python benchmarks/serve_speed.py --model runs/demo/model --engine vllm     (where vLLM is)
     python benchmarks/serve_speed.py --model runs/demo/model --ceiling
 
-Contenders, each in processes of its own, measured in turn, in an order that rotates:
+Contenders, each in processes of its own and alone on the machine, in an order that rotates:
 
 - bare: the engine in a process, asked through the engine protocol;
 - endpoint: the same engine with the same threads behind `serve run`'s application, asked over
@@ -30,7 +30,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -84,6 +83,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2, help="that each client asks")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpus", type=int, default=1, help="threads of the engine")
+    parser.add_argument("--gpus", type=float, default=0, help="of the engine")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--json", action="store_true", help="the result as JSON on the last line")
@@ -105,29 +105,25 @@ def main() -> None:
 
 
 async def compare(arguments: argparse.Namespace) -> None:
-    """Start all, measure in turn, print medians."""
-    contenders = {name: Contender(name, arguments) for name in arguments.contenders}
+    """Measure in turn, each alone on the machine, and print medians."""
     found: dict[tuple[str, int], list[Measured]] = {}
-    try:
-        for contender in contenders.values():
-            contender.start()
-        for contender in contenders.values():
-            await contender.measure(2, 1, 16)
-        for number in range(arguments.rounds):
-            for streams in arguments.streams:
-                names = list(contenders)
-                names = names[number % len(names) :] + names[: number % len(names)]
-                for name in names:
+    names = list(arguments.contenders)
+    for number in range(arguments.rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            contender = Contender(name, arguments)
+            try:
+                contender.start()
+                await contender.measure(2, 1, 16)
+                for streams in arguments.streams:
                     # One at a time takes as long again for every stream; a few tell it all.
                     questions = 1 if name == "2023" else arguments.questions
                     limit = arguments.tokens // (4 if name == "2023" and streams > 4 else 1)
-                    result = await contenders[name].measure(streams, questions, limit)
+                    result = await contender.measure(streams, questions, limit)
                     found.setdefault((name, streams), []).append(result)
                     print(f"round {number + 1}: {name}, {streams} streams, "
                           f"{result.tokens_a_second:.1f} tokens/s", file=sys.stderr)  # fmt: skip
-    finally:
-        for contender in contenders.values():
-            contender.stop()
+            finally:
+                contender.stop()
     rows = [summary(name, streams, results) for (name, streams), results in found.items()]
     report(rows, found)
     if arguments.json:
@@ -208,6 +204,7 @@ class Contender:
         self.command = [
             sys.executable, __file__, "--contender", name, "--model", arguments.model,
             "--engine", arguments.engine, "--cpus", str(arguments.cpus),
+            "--gpus", str(arguments.gpus),
         ]  # fmt: skip
         self.process: subprocess.Popen[str] | None = None
         self.address = ""
@@ -316,8 +313,9 @@ def settings_of(arguments: argparse.Namespace) -> Any:
 
     fields = {
         "model": arguments.model, "engine": arguments.engine, "served_model_name": "bench",
-        "num_cpus": arguments.cpus, "min_replicas": 1, "max_replicas": 1, "max_ongoing": 32,
-        "max_queued": 4096, "context_length": 1024, "ui": False,
+        "num_cpus": arguments.cpus, "num_gpus": arguments.gpus, "min_replicas": 1,
+        "max_replicas": 1, "max_ongoing": 32, "max_queued": 4096, "context_length": 1024,
+        "ui": False,
         # Behind HAProxy all clients look alike, so a server without keys has to be told.
         "insecure_open": arguments.contender == "endpoint+haproxy",
     }  # fmt: skip
@@ -365,7 +363,9 @@ def serve_endpoint(arguments: argparse.Namespace) -> None:
     from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 
     port = free_port()
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        num_cpus=8, num_gpus=arguments.gpus or None, include_dashboard=False, log_to_driver=False
+    )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     args = settings_of(arguments)
     serve.run(app(args), name="bench")
@@ -441,5 +441,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     main()

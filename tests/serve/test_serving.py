@@ -214,3 +214,29 @@ def test_without_keys_this_machine_is_answered_and_no_proxy(cluster, model_direc
     assert answer.status_code == 200
     headers = {"X-Forwarded-For": "10.0.0.9"}
     assert httpx.get(f"{cluster}/open/v1/models", headers=headers).status_code == 403
+
+
+def test_a_conversation_stays_with_the_replica_that_has_its_beginning(cluster, model_directory):
+    from ray import serve
+
+    deploy(
+        model_directory, "faithful", num_cpus=0.5, min_replicas=2, max_replicas=2,
+        routing="session",
+    )  # fmt: skip
+    url = f"{cluster}/faithful"
+
+    def used():
+        text = httpx.get(f"{url}/metrics").text
+        rows = [row for row in text.splitlines() if row.startswith("ochat_ray_prompt_tokens_total")]
+        return {row.split('replica="')[1].split('"')[0] for row in rows}
+
+    later = [*MESSAGES, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "and?"}]
+    for messages in (MESSAGES, later) * 3:
+        body = ASK | {"messages": messages, "max_tokens": 2}
+        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status()
+    assert len(used()) == 1
+    for number in range(12):
+        body = ASK | {"messages": [{"role": "user", "content": str(number)}], "max_tokens": 2}
+        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status()
+    assert len(used()) == 2
+    serve.delete("faithful")
