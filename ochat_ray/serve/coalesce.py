@@ -13,8 +13,8 @@ from contextlib import aclosing
 
 from ochat_ray.serve.engines.base import Delta
 
-DELTAS_A_SECOND = 100
-LONGEST_PAUSE_S = 0.1
+DELTAS_A_SECOND = 80
+LONGEST_PAUSE_S = 0.2
 
 
 def pause_s(streams: int) -> float:

@@ -75,6 +75,6 @@ def test_a_reader_that_leaves_closes_the_source():
 
 
 def test_a_lone_stream_hardly_waits_and_many_are_bounded():
-    assert pause_s(1) == 0.01
-    assert pause_s(5) == 0.05
-    assert pause_s(1000) == 0.1
+    assert pause_s(1) == 1 / 80
+    assert pause_s(8) == 0.1
+    assert pause_s(1000) == 0.2
