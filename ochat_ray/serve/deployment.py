@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
@@ -59,17 +61,32 @@ READY_FOR_S = 1.0
 """How long an answer of Serve's controller about the replicas is believed."""
 
 
+LOAD_EVERY_S = 1.0
+"""How often a busy replica says on its streams what it holds: full, it takes no other call."""
+
+LOAD_LASTS_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """What a replica's engine holds, in between the items of a stream."""
+
+    replica: str
+    capacity: Capacity
+
+
 class ModelReplica:
     """One engine. Serve starts more of these as requests queue up."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._engine = open_engine(settings)
         self._streams = 0
+        self._said_load = 0.0
         self._name = serve.get_replica_context().replica_id.unique_id
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
-    ) -> AsyncGenerator[Accepted | Delta, None]:
+    ) -> AsyncGenerator[Accepted | Delta | Load, None]:
         """The engine's deltas; Serve cancels this when the caller goes away."""
         yield Accepted(replica=self._name)
         self._streams += 1
@@ -77,13 +94,16 @@ class ModelReplica:
         try:
             async with aclosing(coalesce(deltas, lambda: pause_s(self._streams))) as stream:
                 async for delta in stream:
+                    if time.monotonic() - self._said_load >= LOAD_EVERY_S:
+                        self._said_load = time.monotonic()
+                        yield await self.load()
                     yield delta
         finally:
             self._streams -= 1
 
-    async def load(self) -> tuple[str, Capacity]:
-        """This replica's name, and what its engine holds now."""
-        return self._name, self._engine.capacity()
+    async def load(self) -> Load:
+        """What the engine holds now."""
+        return Load(replica=self._name, capacity=self._engine.capacity())
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose engine is dead."""
@@ -124,6 +144,7 @@ class HandleBackend:
         self._generate = handle.options(method_name="generate", stream=True)
         self._may_sleep = may_sleep
         self._ready, self._asked = False, -READY_FOR_S
+        self._loads: dict[str, tuple[float, Capacity]] = {}
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, *, session: str
@@ -159,7 +180,10 @@ class HandleBackend:
         assert isinstance(response, DeploymentResponseGenerator)
         try:
             async for item in response:
-                yield item
+                if isinstance(item, Load):
+                    self._loads[item.replica] = (time.monotonic(), item.capacity)
+                else:
+                    yield item
         except BackPressureError as error:
             if await self.ready():
                 raise EngineOverloadedError(str(error)) from error
@@ -180,13 +204,22 @@ class HandleBackend:
         return self._ready
 
     async def loads(self) -> dict[str, Capacity]:
-        """The load of every replica that answers within two seconds."""
+        """The load of every replica: as it says now, or, where it is full, as it said last."""
         response = self._handle.broadcast("load")
         try:
-            found = await response.results_async(timeout_s=2, return_exceptions=True)
+            found = await response.results_async(timeout_s=1, return_exceptions=True)
         except (TimeoutError, DeploymentUnavailableError):
-            return {}
-        return dict(item for item in found if not isinstance(item, BaseException))
+            found = []
+        now = time.monotonic()
+        for load in found:
+            if isinstance(load, Load):
+                self._loads[load.replica] = (now, load.capacity)
+        self._loads = {
+            name: (said, load)
+            for name, (said, load) in self._loads.items()
+            if now - said < LOAD_LASTS_S
+        }
+        return {name: load for name, (_, load) in self._loads.items()}
 
 
 def _running(may_sleep: bool) -> bool:

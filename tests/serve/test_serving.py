@@ -23,7 +23,10 @@ def url(cluster, model_directory, tmp_path_factory):
     """The application with keys, room for one request and one in the queue."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"test:{KEY}\n")
-    deploy(model_directory, "app", keys=str(keys), max_ongoing=1, max_queued=1, num_cpus=1)
+    deploy(
+        model_directory, keys=str(keys), max_ongoing=1, max_queued=1, num_cpus=1,
+        context_length=4096,
+    )  # fmt: skip
     return f"{cluster}/app"
 
 
@@ -98,7 +101,8 @@ def test_errors_are_the_clients_own_classes(client, url):
     assert long.value.code == "context_length_exceeded"
 
 
-LONG = ASK | {"max_tokens": 1900, "temperature": 1, "seed": 1}
+# Seconds, also of a model this small: no end of the turn, and the likeliest tokens with each one.
+LONG = ASK | {"max_tokens": 3900, "logit_bias": {"300": -100}, "logprobs": True, "top_logprobs": 20}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -106,20 +110,18 @@ def test_a_client_that_leaves_frees_the_slot(url, stream):
     headers = {"Authorization": f"Bearer {KEY}"}
 
     async def leave():
-        async with httpx.AsyncClient(base_url=url, headers=headers) as client:
-            body = LONG | {"stream": stream, "max_tokens": 1900}
-            try:
-                async with asyncio.timeout(1.0):
-                    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-                        async for _ in response.aiter_lines():
-                            pass
-            except TimeoutError:
-                return
-        raise AssertionError("the answer was done before the client left; make it longer")
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+            task = asyncio.create_task(
+                client.post("/v1/chat/completions", json=LONG | {"stream": stream})
+            )
+            await asyncio.to_thread(wait_until, lambda: running(url, KEY) == 1)
+            assert not task.done(), "the answer was done before the client left; make it longer"
+            task.cancel()
+            await asyncio.wait([task])
 
     asyncio.run(leave())
     started = time.monotonic()
-    wait_until(lambda: running() == 0)
+    wait_until(lambda: running(url, KEY) == 0)
     print(f"free after {time.monotonic() - started:.2f} s")
 
 
@@ -138,7 +140,7 @@ def test_a_client_that_leaves_the_queue_never_runs(url, http):
             await asyncio.wait([first, second])
 
     asyncio.run(queue_and_leave())
-    wait_until(lambda: running() == 0)
+    wait_until(lambda: running(url, KEY) == 0)
     assert http.post("/v1/chat/completions", json=ASK).status_code == 200
 
 
@@ -164,7 +166,7 @@ def test_load_brings_a_second_replica_and_its_end_takes_it_away(cluster, model_d
     from ray import serve
 
     deploy(
-        model_directory, "scaled", num_cpus=0.5, max_ongoing=2, max_replicas=2,
+        model_directory, "scaled", num_cpus=0.5, max_ongoing=2, max_replicas=2, context_length=4096,
         upscale_delay_s=1, downscale_delay_s=2,
     )  # fmt: skip
     assert replicas("scaled") == 1
@@ -209,11 +211,14 @@ def test_metrics_have_the_load_of_every_replica(http):
 
 
 def test_without_keys_this_machine_is_answered_and_no_proxy(cluster, model_directory):
+    from ray import serve
+
     deploy(model_directory, "open", num_cpus=0.5)
     answer = httpx.post(f"{cluster}/open/v1/chat/completions", json=ASK, timeout=60)
     assert answer.status_code == 200
     headers = {"X-Forwarded-For": "10.0.0.9"}
     assert httpx.get(f"{cluster}/open/v1/models", headers=headers).status_code == 403
+    serve.delete("open")
 
 
 def test_a_conversation_stays_with_the_replica_that_has_its_beginning(cluster, model_directory):

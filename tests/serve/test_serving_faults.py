@@ -16,7 +16,8 @@ from tests.serve.application import deploy, replicas, running, wait_until
 pytestmark = pytest.mark.ray
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 40}
-LONG = ASK | {"max_tokens": 1900, "temperature": 1, "seed": 1}
+# Seconds, also of a model this small: no end of the turn, and the likeliest tokens with each one.
+LONG = ASK | {"max_tokens": 3900, "logit_bias": {"300": -100}, "logprobs": True, "top_logprobs": 20}
 PATH = "/v1/chat/completions"
 
 
@@ -29,7 +30,7 @@ def replica_pids(name):
 
 
 def test_a_killed_replica_costs_time_and_only_the_streams_that_had_begun(cluster, model_directory):
-    deploy(model_directory, "killed", max_ongoing=1, num_cpus=0.5, max_replicas=1)
+    deploy(model_directory, "killed", max_ongoing=1, num_cpus=0.5, context_length=4096)
 
     async def ask():
         async with httpx.AsyncClient(base_url=f"{cluster}/killed", timeout=120) as client:
@@ -90,7 +91,7 @@ def test_a_new_version_under_load_loses_nothing(cluster, model_directory):
     models = httpx.get(f"{cluster}/renewed/v1/models").json()
     assert models["data"][0]["max_model_len"] == 1024
     wait_until(lambda: not set(old) & set(replica_pids("renewed")), 60)
-    assert running("renewed") == 0
+    assert running(f"{cluster}/renewed") == 0
 
 
 def test_ten_times_what_it_holds_is_refused_at_once_and_forgotten(cluster, model_directory):
@@ -112,4 +113,4 @@ def test_ten_times_what_it_holds_is_refused_at_once_and_forgotten(cluster, model
         assert {body["error"]["code"] for status, body in answers if status == 429} == {
             "overloaded"
         }
-    assert running("flooded") == 0
+    assert running(f"{cluster}/flooded") == 0
