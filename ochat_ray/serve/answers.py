@@ -80,10 +80,16 @@ class Event:
 
 
 async def merge(
-    streams: Sequence[AsyncGenerator[Piece, None]], *, quiet_s: float, timeout_s: float
+    streams: Sequence[AsyncGenerator[Piece, None]],
+    *,
+    quiet_s: float,
+    timeout_s: float,
+    at_once: int,
 ) -> AsyncGenerator[Event | None, None]:
     """The pieces of several answers as they come. Closing it closes all, an error of one, too.
 
+    `at_once` of them are asked for at a time, so that one request neither fills the queue nor
+    takes a replica for itself.
     What has piled up while the reader was busy is joined: one event a choice. None says that
     nothing came for `quiet_s`.
 
@@ -93,11 +99,12 @@ async def merge(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     ready: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+    turns = asyncio.Semaphore(at_once)
     open_streams = len(streams)
 
     async def pump(index: int, stream: AsyncGenerator[Piece, None]) -> None:
         try:
-            async with aclosing(stream):
+            async with turns, aclosing(stream):
                 async for piece in stream:
                     ready.put_nowait(Event(index=index, piece=piece))
         except Exception as error:  # noqa: BLE001 - it is raised where the pieces are read

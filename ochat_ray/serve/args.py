@@ -163,6 +163,7 @@ class IngressSettings:
     ui: bool = False
     max_body_bytes: int
     max_messages: int
+    choices_at_once: int
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     request_timeout_s: float
@@ -232,6 +233,7 @@ def resolve(args: ServeArgs) -> Settings:
             ui=_ui(args),
             max_body_bytes=args.max_body_bytes,
             max_messages=args.max_messages,
+            choices_at_once=max(1, args.max_ongoing // 2),
             requests_per_minute=args.requests_per_minute,
             tokens_per_minute=args.tokens_per_minute,
             request_timeout_s=args.request_timeout_s,

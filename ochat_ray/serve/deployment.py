@@ -29,6 +29,7 @@ from ochat_ray.serve.engines.base import (
     Capacity,
     Delta,
     Engine,
+    EngineError,
     EngineOverloadedError,
     EngineUnavailableError,
     Sampling,
@@ -190,6 +191,9 @@ class HandleBackend:
             raise EngineUnavailableError(str(error)) from error
         except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
             raise EngineUnavailableError(str(error)) from error
+        except EngineError as error:
+            # Ray may hand it on as a type of its own, whose text is the replica's traceback.
+            raise getattr(error, "cause", error) from None
         except (GeneratorExit, asyncio.CancelledError):
             # Only here: cancelling a response that failed raises its error again.
             response.cancel()

@@ -47,6 +47,7 @@ class Generation:
     model: str
     prompts: Sequence[Prompt]
     choices: int
+    at_once: int
     stops: tuple[str, ...]
     session: str
     keep_alive_s: float
@@ -100,6 +101,7 @@ class _Answering:
             ],
             quiet_s=generation.keep_alive_s,
             timeout_s=generation.timeout_s,
+            at_once=generation.at_once,
         )
 
     async def whole(self) -> Response:

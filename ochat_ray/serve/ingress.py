@@ -232,6 +232,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
                 for ids in prompts
             ],
             choices=request.choices,
+            at_once=settings.choices_at_once,
             stops=request.stops,
             session=http.headers.get("x-session-id")
             or hashlib.sha256(session.encode()).hexdigest(),

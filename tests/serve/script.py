@@ -69,5 +69,6 @@ def app_for(tokenizer, backend, **settings):
         "directory": "", "engine": "transformers", "served_model_name": "tiny",
         "model_type": "openchat", "context_length": 64, "vocabulary": 301, "created": 5,
         "max_body_bytes": 10_000, "max_messages": 8, "request_timeout_s": 60, "keep_alive_s": 60,
+        "choices_at_once": 8,
     }  # fmt: skip
     return build_app(IngressSettings(**(defaults | settings)), tokenizer, backend)

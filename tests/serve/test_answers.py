@@ -93,10 +93,10 @@ async def said(texts, *, log, pause_s=0.0, error=None):
         log.append("closed")
 
 
-def merged(streams, *, quiet_s=9.0, timeout_s=9.0, read=None):
+def merged(streams, *, quiet_s=9.0, timeout_s=9.0, at_once=9, read=None):
     async def run():
         found = []
-        stream = merge(streams, quiet_s=quiet_s, timeout_s=timeout_s)
+        stream = merge(streams, quiet_s=quiet_s, timeout_s=timeout_s, at_once=at_once)
         try:
             async for event in stream:
                 found.append(event)
@@ -119,6 +119,15 @@ def test_every_answer_comes_whole_and_in_its_order():
         assert "".join(piece.text for piece in own) == text
         assert own[-1].finish_reason == "stop"
         assert own[-1].tokens == len(text)
+    assert log == ["closed"] * 2
+
+
+def test_one_at_a_time_is_one_after_the_other():
+    log = []
+    found = merged([said("abc", log=log, pause_s=0.01), said("xy", log=log)], at_once=1)
+    indices = [event.index for event in found]
+    assert indices == sorted(indices)
+    assert set(indices) == {0, 1}
     assert log == ["closed"] * 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import httpx
@@ -85,6 +86,35 @@ def test_health_models_and_request_ids(http, url):
     assert models.headers["x-request-id"]
     assert "," not in models.headers["x-request-id"]
     assert "version" in http.get("/version").json()
+
+
+def test_what_the_engine_refuses_is_one_line_that_names_the_field(client):
+    schema = {"name": "n", "schema": {"type": "no such type"}}
+    form = {"type": "json_schema", "json_schema": schema}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as bad:
+            client.chat.completions.create(**ASK, response_format=form, stream=stream)
+        assert bad.value.param == "response_format"
+        assert "\n" not in bad.value.body["message"]
+        assert "Traceback" not in bad.value.body["message"]
+
+
+def test_the_official_clients_other_fields(client):
+    answers = client.chat.completions.create(
+        **ASK | {"max_tokens": 5}, n=2, logprobs=True, top_logprobs=3, stop=["zzz"]
+    )
+    first, second = answers.choices
+    # Greedy, both are the same.
+    assert first.message.content == second.message.content
+    assert len(first.logprobs.content[0].top_logprobs) == 3
+    assert first.logprobs.content[0].token == first.logprobs.content[0].top_logprobs[0].token
+    forced = client.chat.completions.create(
+        **ASK | {"max_tokens": 300}, response_format={"type": "json_object"}, seed=1
+    )
+    if forced.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(forced.choices[0].message.content), dict)
+    text = client.completions.create(model="tiny", prompt="hello", max_tokens=5, temperature=0)
+    assert text.usage.completion_tokens <= 5
 
 
 def test_errors_are_the_clients_own_classes(client, url):

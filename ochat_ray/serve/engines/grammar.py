@@ -17,6 +17,8 @@ from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 COMPILED = 64
 """Schemas that stay compiled, the most recently used."""
 
+PARAM = "response_format"
+
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """What may stand between two JSON tokens. Without a bound a small model can go on for ever."""
 
@@ -93,16 +95,19 @@ class Grammars:
                 self._end_id = end_of_turn_id(tokenizer)
                 self._tokenizer = from_tokenizer(tokenizer, eos_token=self._end_id)
             except (UserError, ValueError) as error:
-                raise RequestRefusedError(f"this model cannot follow a schema: {error}") from error
+                raise RequestRefusedError(
+                    f"this model cannot follow a schema: {error}", PARAM
+                ) from error
         try:
             source = LLMatcher.grammar_from_json_schema(
                 schema, overrides={"whitespace_pattern": WHITESPACE}
             )
         except ValueError as error:
-            raise RequestRefusedError(f"json_schema is not JSON: {error}") from error
+            raise RequestRefusedError(f"json_schema is not JSON: {error}", PARAM) from error
         matcher = LLMatcher(self._tokenizer, source, log_level=0)
         if matcher.is_error():
-            raise RequestRefusedError(f"json_schema cannot be compiled: {_first_line(matcher)}")
+            problem = f"json_schema cannot be compiled: {_first_line(matcher)}"
+            raise RequestRefusedError(problem, PARAM)
         return matcher
 
 
