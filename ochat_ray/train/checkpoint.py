@@ -74,15 +74,37 @@ def shards(run: RunDir, name: str) -> dict[str, int]:
     return dict(sorted(files.items()))
 
 
-def check_written(directory: Path) -> None:
-    """Raise OSError (no space left) for a torch file that lacks its end.
+def sizes(directory: Path) -> dict[str, int]:
+    """Names and sizes in bytes of the files in a directory of this machine.
 
-    On a full disk torch.save has returned without an error and without the last block of its
-    zip archive, where the archive's directory stands.
+    Raises:
+        OSError: no space left: a torch file lacks its end. On a full disk torch.save has returned
+            without an error and without the last block of its zip archive.
     """
-    for path in sorted(directory.rglob("*.pt")):
-        if not zipfile.is_zipfile(path):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    for path in paths:
+        if path.suffix == ".pt" and not zipfile.is_zipfile(path):
+            raise no_space(path)
+    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in paths}
+
+
+def check_arrived(run: RunDir, name: str, files: dict[str, int]) -> None:
+    """Compare what lies in the run directory with what the workers sent there.
+
+    On a full disk Ray Train's copy has come to its end without an error and with an empty file.
+
+    Raises:
+        OSError: no space left: a file is missing or shorter.
+    """
+    arrived = shards(run, name)
+    for path, size in files.items():
+        if arrived.get(path) != size:
+            raise no_space(run.path(f"{FOLDER}/{name}/{path}"))
+
+
+def no_space(path: str | Path) -> OSError:
+    """What the system says of a full disk."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def complete(run: RunDir, checkpoint: Checkpoint) -> None:

@@ -249,7 +249,7 @@ class _Worker:
         loss = evaluation.loss if evaluation else None
         with self._scratch("checkpoint-") as directory:
             self.engine.save(directory)
-            checkpoints.check_written(directory)
+            files = self._joined(checkpoints.sizes(directory))
             ray.train.report(
                 {"step": step.number, "eval_loss": loss},
                 checkpoint=ray.train.Checkpoint.from_directory(str(directory)),
@@ -257,6 +257,7 @@ class _Worker:
             )
         # Here every worker's shards have arrived: report is a barrier.
         if self.rank == 0:
+            checkpoints.check_arrived(self.run, name, files)
             record = Checkpoint(
                 name=name,
                 step=step.number,
@@ -267,7 +268,7 @@ class _Worker:
                 eval_loss=loss,
                 eval_before=asdict(before),
                 identity=self.settings["identity"],
-                files=checkpoints.shards(self.run, name),
+                files=files,
             )
             self.metrics.flush()
             checkpoints.complete(self.run, record)
@@ -335,6 +336,12 @@ class _Worker:
             yield converted
             if self.local_rank == 0:
                 shutil.rmtree(converted, ignore_errors=True)
+
+    def _joined(self, files: dict[str, int]) -> dict[str, int]:
+        """All workers' files."""
+        found: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(found, files)
+        return {path: size for part in found for path, size in sorted(part.items())}
 
     def _agree(self, value: Any) -> Any:
         """The first worker's value, on all workers."""

@@ -21,7 +21,7 @@ def deploy(model_directory, name="app", **args):
 
 def running(url, key=""):
     """Requests that the engines of an application hold, by their own count."""
-    headers = {"Authorization": f"Bearer {key}"}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     rows = httpx.get(f"{url}/metrics", headers=headers, timeout=30).text.splitlines()
     held = ("ochat_ray_running_requests{", "ochat_ray_waiting_requests{")
     found = [float(row.split()[-1]) for row in rows if row.startswith(held)]
