@@ -63,14 +63,18 @@ def user_message(error: BaseException) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, UserError) and not hasattr(cause, "cause"):
             return str(cause)
-        # Libraries written in Rust raise types of their own with the system's text.
         full = isinstance(cause, OSError) and cause.errno == errno.ENOSPC
-        if full or "No space left on device" in str(cause):
+        if full or any(text in str(cause) for text in _FULL_DISK):
             return "no space left on the device; free some, or choose another --output"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS):
             first = str(cause).splitlines()[0]
             return f"cannot write ({first}); choose another --output"
     return None
+
+
+# Libraries written in Rust raise types of their own with the system's text; torch.save's writer in
+# C++ says only that less was written than it gave, or nothing.
+_FULL_DISK = ("No space left on device", "inline_container.cc", "iostream error")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
@@ -35,6 +36,13 @@ def test_a_user_error_that_a_worker_raised_is_found():
 
 def test_no_space_left_is_the_users_to_mend():
     assert "no space left" in user_message(OSError(errno.ENOSPC, "No space left on device", "/x"))
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_no_space_left_for_a_torch_file_is_the_users_to_mend(size):
+    with pytest.raises(RuntimeError) as error:
+        torch.save(torch.zeros(size), "/dev/full")
+    assert "no space left" in user_message(error.value)
 
 
 def test_other_errors_are_ours():

@@ -9,10 +9,7 @@ the step is the attempt's. What an attempt left behind without `state.json` does
 
 from __future__ import annotations
 
-import errno
-import os
 import posixpath
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,36 +72,12 @@ def shards(run: RunDir, name: str) -> dict[str, int]:
 
 
 def sizes(directory: Path) -> dict[str, int]:
-    """Names and sizes in bytes of the files in a directory of this machine.
-
-    Raises:
-        OSError: no space left: a torch file lacks its end. On a full disk torch.save has returned
-            without an error and without the last block of its zip archive.
-    """
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    for path in paths:
-        if path.suffix == ".pt" and not zipfile.is_zipfile(path):
-            raise no_space(path)
-    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in paths}
-
-
-def check_arrived(run: RunDir, name: str, files: dict[str, int]) -> None:
-    """Compare what lies in the run directory with what the workers sent there.
-
-    On a full disk Ray Train's copy has come to its end without an error and with an empty file.
-
-    Raises:
-        OSError: no space left: a file is missing or shorter.
-    """
-    arrived = shards(run, name)
-    for path, size in files.items():
-        if arrived.get(path) != size:
-            raise no_space(run.path(f"{FOLDER}/{name}/{path}"))
-
-
-def no_space(path: str | Path) -> OSError:
-    """What the system says of a full disk."""
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    """Names and sizes in bytes of the files in a directory of this machine."""
+    return {
+        path.relative_to(directory).as_posix(): path.stat().st_size
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def complete(run: RunDir, checkpoint: Checkpoint) -> None:

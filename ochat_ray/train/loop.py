@@ -249,15 +249,15 @@ class _Worker:
         loss = evaluation.loss if evaluation else None
         with self._scratch("checkpoint-") as directory:
             self.engine.save(directory)
-            files = self._joined(checkpoints.sizes(directory))
+            own_files = checkpoints.sizes(directory)
             ray.train.report(
                 {"step": step.number, "eval_loss": loss},
                 checkpoint=ray.train.Checkpoint.from_directory(str(directory)),
                 checkpoint_dir_name=name,
             )
-        # Here every worker's shards have arrived: report is a barrier.
+        # It also waits for them: report() does so before it sends, not until they have sent.
+        files = self._joined(own_files)
         if self.rank == 0:
-            checkpoints.check_arrived(self.run, name, files)
             record = Checkpoint(
                 name=name,
                 step=step.number,
@@ -337,11 +337,11 @@ class _Worker:
             if self.local_rank == 0:
                 shutil.rmtree(converted, ignore_errors=True)
 
-    def _joined(self, files: dict[str, int]) -> dict[str, int]:
-        """All workers' files."""
+    def _joined(self, own_files: dict[str, int]) -> dict[str, int]:
+        """All workers' files, once all of them are here."""
         found: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(found, files)
-        return {path: size for part in found for path, size in sorted(part.items())}
+        distributed.all_gather_object(found, own_files)
+        return dict(sorted(item for files in found for item in files.items()))
 
     def _agree(self, value: Any) -> Any:
         """The first worker's value, on all workers."""
