@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
@@ -24,6 +24,8 @@ from ochat_ray.serve.formats import Format
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Record
 from ochat_ray.serve.responses import Usage, usage_chunk
+
+T = TypeVar("T")
 
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -64,12 +66,8 @@ class Generation:
         answering = _Answering(self, record)
         if not stream:
             return await _unless_gone(request, answering.whole())
-        first = await answering.first()
-        return _ClosingStream(
-            answering.events(first, include_usage),
-            media_type="text/event-stream",
-            headers=_STREAM_HEADERS,
-        )
+        first = await _unless_gone(request, answering.first())
+        return _ClosingStream(answering.events(first, include_usage), answering.stream)
 
 
 class _Answering:
@@ -94,7 +92,7 @@ class _Answering:
         record.choices = self._count
         record.prompt_tokens = sum(len(prompt.ids) for prompt in generation.prompts)
         generation.limits.take_tokens(record.key, record.prompt_tokens)
-        self._stream = merge(
+        self.stream = merge(
             [
                 self._pieces(f"{id}-{index}", prompt, number)
                 for index, (prompt, number) in enumerate(prompts)
@@ -107,8 +105,8 @@ class _Answering:
     async def whole(self) -> Response:
         """The response without streaming."""
         gathered: list[list[Piece]] = [[] for _ in range(self._count)]
-        async with aclosing(self._stream):
-            async for event in self._stream:
+        async with aclosing(self.stream):
+            async for event in self.stream:
                 if event is not None:
                     self._note(event)
                     gathered[event.index].append(event.piece)
@@ -131,39 +129,33 @@ class _Answering:
 
         It is awaited before the head is sent, so that a refusal is a status and not an event.
         """
-        try:
-            event = await anext(self._stream)
-        except BaseException:
-            await self._stream.aclose()
-            raise
-        return event
+        return await anext(self.stream)
 
     async def events(self, first: Event | None, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """The stream's bytes, an error event at the end if it breaks."""
         written, head = self._g.format, {**self._head, "object": self._g.format.chunk_object}
         event: Event | None = first
-        async with aclosing(self._stream):
-            try:
-                yield _sse(written.opening(head, self._count))
-                while True:
-                    if event is None:
-                        yield b": waiting\n\n"
-                    else:
-                        self._note(event)
-                        yield _sse(written.events(head, event))
-                    try:
-                        event = await anext(self._stream)
-                    except StopAsyncIteration:
-                        break
-                end = [usage_chunk(head, self._usage())] if include_usage else []
-                yield _sse(end) + b"data: [DONE]\n\n"
-            except Exception as error:  # noqa: BLE001 - the status is sent; an event is all that is left
-                told = to_api_error(error)
-                self._record.code = told.code
-                yield _sse([told.body()])
-            except (GeneratorExit, asyncio.CancelledError):
-                self._record.code = "client_gone"
-                raise
+        try:
+            yield _sse(written.opening(head, self._count))
+            while True:
+                if event is None:
+                    yield b": waiting\n\n"
+                else:
+                    self._note(event)
+                    yield _sse(written.events(head, event))
+                try:
+                    event = await anext(self.stream)
+                except StopAsyncIteration:
+                    break
+            end = [usage_chunk(head, self._usage())] if include_usage else []
+            yield _sse(end) + b"data: [DONE]\n\n"
+        except Exception as error:  # noqa: BLE001 - the status is sent; an event is all that is left
+            told = to_api_error(error)
+            self._record.code = told.code
+            yield _sse([told.body()])
+        except (GeneratorExit, asyncio.CancelledError):
+            self._record.code = "client_gone"
+            raise
 
     async def _pieces(self, id: str, prompt: Prompt, number: int) -> AsyncGenerator[Piece, None]:
         g = self._g
@@ -213,7 +205,7 @@ def _seeded(sampling: Sampling, number: int) -> Sampling:
     return replace(sampling, seed=(sampling.seed + number) % 2**63)
 
 
-async def _unless_gone(request: Request, answer: Any) -> Response:
+async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
     """The answer; it is given up where the client goes away first."""
     answering = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(_gone(request))
@@ -234,12 +226,17 @@ async def _gone(request: Request) -> None:
 
 
 class _ClosingStream(StreamingResponse):
-    """Closes its iterator however it ends; Starlette leaves that to the garbage collector."""
+    """Closes its body, and what that reads, however it ends; Starlette leaves it to the collector.
 
-    body_iterator: AsyncGenerator[bytes, None]
+    Where the client is gone already, the body never begins, and would close nothing.
+    """
+
+    def __init__(self, body: AsyncGenerator[bytes, None], source: AsyncGenerator[Any, None]):
+        super().__init__(body, media_type="text/event-stream", headers=_STREAM_HEADERS)
+        self._body, self._source = body, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.body_iterator):
+        async with aclosing(self._source), aclosing(self._body):
             await super().__call__(scope, receive, send)
 
 
