@@ -115,7 +115,7 @@ class Metrics:
             record.model, record.route, str(record.status), record.code or ""
         ).inc()
         self._seconds.labels(record.model, record.replica).observe(record.seconds)
-        if record.choices:
+        if record.replica:
             self._prompt.labels(record.model, record.replica).inc(record.prompt_tokens)
             self._generated.labels(record.model, record.replica).inc(record.completion_tokens)
         for histogram, value in (

@@ -17,7 +17,7 @@ LOAD = Capacity(
 def ended(**fields):
     metrics = Metrics()
     metrics.begin()
-    record = Record(request_id="r", route="/v1/models", model="m", replica="a", **fields)
+    record = Record(request_id="r", route="/v1/models", model="m", **{"replica": "a"} | fields)
     metrics.end(record)
     return metrics, record
 
@@ -60,8 +60,8 @@ def test_time_per_output_token_is_of_those_after_the_first():
     assert record.tpot_s is None
 
 
-def test_a_request_that_nobody_answered_counts_no_tokens():
-    metrics, _ = ended(status=404, code="model_not_found")
+def test_a_request_that_no_replica_took_counts_no_tokens():
+    metrics, _ = ended(replica="", status=429, code="overloaded", choices=1, prompt_tokens=5)
     text = metrics.expose("m", {}).decode()
-    assert 'code="model_not_found"' in text
-    assert "ochat_ray_generated_tokens_total{" not in text
+    assert 'code="overloaded"' in text
+    assert "tokens_total{" not in text
