@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import psutil
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -34,6 +32,7 @@ from ochat_ray.serve.engines.batch_sampler import BatchSampler, RequestSampler
 from ochat_ray.serve.engines.grammar import Grammars
 from ochat_ray.serve.engines.packed_linear import pack_linears
 from ochat_ray.serve.engines.paged_attention import PAGED_SDPA, register_paged_sdpa, suits
+from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, default_cache_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +42,8 @@ PAGE_TOKENS = 128
 LIVENESS_S = 1.0
 """How often a request that waits for a token looks whether the engine still lives."""
 
-CPU_MEMORY_SHARE = 0.1
 GPU_MEMORY_SHARE = 0.7
-"""Shares of the memory that is free after loading which the cache may take by default."""
+"""Share of the GPU's memory, free after loading, that the cache may take by default."""
 
 
 class TransformersEngine:
@@ -211,11 +209,6 @@ class TransformersEngine:
             router.output_queue.get_nowait()
 
 
-def cpu_threads(num_cpus: float) -> int:
-    """Threads for PyTorch in a replica with that many CPUs: at least one, at most the machine's."""
-    return max(1, min(int(num_cpus), os.cpu_count() or 1))
-
-
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The number format of weights and cache.
 
@@ -266,15 +259,9 @@ def _cache_pages(model: Any, settings: EngineSettings, device: torch.device) -> 
     elif device.type == "cuda":
         budget = GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
     else:
-        budget = CPU_MEMORY_SHARE * psutil.virtual_memory().available
-    pages = min(int(budget // page_bytes), settings.max_ongoing * context_pages)
-    if pages < context_pages:
-        raise UserError(
-            f"one context of {settings.context_length} tokens needs "
-            f"{context_pages * page_bytes / 2**30:.2f} GiB of key-value cache, and there are "
-            f"{budget / 2**30:.2f}; lower context_length or raise kv_cache_gib"
-        )
-    return pages
+        budget = default_cache_bytes()
+    check_context_fits(settings.context_length, context_pages * page_bytes, budget)
+    return min(int(budget // page_bytes), settings.max_ongoing * context_pages)
 
 
 def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:

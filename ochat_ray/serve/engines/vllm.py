@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-import psutil
 import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -43,9 +42,7 @@ from ochat_ray.serve.engines.base import (
     TokenLogprobs,
     validate,
 )
-
-CPU_MEMORY_SHARE = 0.1
-"""Share of the free memory that the cache may take by default on a CPU. On a GPU vLLM measures."""
+from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, default_cache_bytes
 
 
 class VllmEngine:
@@ -176,7 +173,7 @@ class _MultiprocExecutor(_Leash, MultiprocExecutor): ...
 
 def _set_environment(settings: EngineSettings) -> None:
     """What vLLM and its processes read from the environment."""
-    threads = max(1, min(int(settings.num_cpus), os.cpu_count() or 1))
+    threads = cpu_threads(settings.num_cpus)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ |= {
         "VLLM_NO_USAGE_STATS": "1",
@@ -241,16 +238,10 @@ def _cache_bytes(config: Any, settings: EngineSettings, on_cpu: bool) -> int | N
     # One block more than the tokens need: vLLM keeps one for itself.
     context_bytes = (-(-settings.context_length // block) + 1) * block * token_bytes
     if settings.kv_cache_gib is None:
-        share = int(CPU_MEMORY_SHARE * psutil.virtual_memory().available)
-        budget = min(share, settings.max_ongoing * context_bytes)
+        budget = min(default_cache_bytes(), settings.max_ongoing * context_bytes)
     else:
         budget = int(settings.kv_cache_gib * 2**30)
-    if budget < context_bytes:
-        needed = f"{context_bytes / 2**30:.2f} GiB of key-value cache"
-        raise UserError(
-            f"one context of {settings.context_length} tokens needs {needed}, and there are "
-            f"{budget / 2**30:.2f}; lower context_length or raise kv_cache_gib"
-        )
+    check_context_fits(settings.context_length, context_bytes, budget)
     return budget
 
 
