@@ -52,7 +52,7 @@ REPLICA_ENVIRONMENT = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
 """Three of the settings of Ray Serve's throughput-optimised mode, for our replicas alone. A token
-on its way through Serve's object references and two more threads costs more than twice as much
+on its way through Serve's object references and two more threads costs about half as much again
 (benchmarks/serve_speed.py --ceiling)."""
 
 RETRIES = 3
@@ -156,7 +156,7 @@ class HandleBackend:
 
         Raises:
             EngineOverloadedError: the queue is full.
-            EngineUnavailableError: the replica died, or none can be had.
+            EngineUnavailableError: the replica died, or none is there and the queue is full.
             EngineError: the engine failed.
         """
         begun = False
@@ -168,6 +168,10 @@ class HandleBackend:
                         begun = begun or isinstance(item, Delta)
                         yield item
                 return
+            except BackPressureError as error:
+                # Another attempt would only join the same queue, and a refusal comes at once.
+                kind = EngineOverloadedError if await self.ready() else EngineUnavailableError
+                raise kind(str(error)) from error
             except EngineUnavailableError:
                 if begun or attempt == RETRIES:
                     raise
@@ -185,10 +189,6 @@ class HandleBackend:
                     self._loads[item.replica] = (time.monotonic(), item.capacity)
                 else:
                     yield item
-        except BackPressureError as error:
-            if await self.ready():
-                raise EngineOverloadedError(str(error)) from error
-            raise EngineUnavailableError(str(error)) from error
         except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
             raise EngineUnavailableError(str(error)) from error
         except EngineError as error:
