@@ -234,8 +234,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             choices=request.choices,
             at_once=settings.choices_at_once,
             stops=request.stops,
-            session=http.headers.get("x-session-id")
-            or hashlib.sha256(session.encode()).hexdigest(),
+            session=http.headers.get("x-session-id") or _digest(session),
             keep_alive_s=settings.keep_alive_s,
             timeout_s=settings.request_timeout_s,
             log_text=settings.log_text,

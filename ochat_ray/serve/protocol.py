@@ -10,6 +10,7 @@ Source: OpenAI's API reference for chat/completions and completions; `top_k`, `m
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
@@ -167,9 +168,9 @@ class SamplingRequest(_Strict):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def wanted_logprobs(self) -> int | None:
         """The likeliest tokens to report in each token's place; None reports nothing."""
-        raise NotImplementedError
 
     @property
     def grammar(self) -> str | None:
@@ -223,9 +224,9 @@ class SamplingRequest(_Strict):
         )
 
     @property
+    @abstractmethod
     def prompt_field(self) -> str:
         """The name of the field that holds what is to be answered."""
-        raise NotImplementedError
 
 
 class ChatRequest(SamplingRequest):

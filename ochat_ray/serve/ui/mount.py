@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from ochat_ray.errors import UserError
 from ochat_ray.serve.ui.gate import CheckKey
 
 PATH = "/ui"
@@ -21,12 +19,7 @@ def mount_ui(app: FastAPI, *, served_models: Sequence[str], check_key: CheckKey 
     `check_key` gives the name of an API key, or None for a wrong one; without it, there is no
     login. Whoever may reach `/ui` is decided in front of the app: with keys anyone (the page's own
     gate asks for one), without keys whoever may reach the API.
-
-    Raises:
-        UserError: gradio is not installed.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("the chat page needs gradio; pip install 'ochat-ray[ui]'")
     from ochat_ray.serve.ui.page import build_page  # imports gradio
 
     page = build_page(app, served_models=served_models, check_key=check_key)
