@@ -50,7 +50,7 @@ def main() -> None:
         command = [
             sys.executable, str(Path(__file__).with_name("serve_speed.py")), "--model", model,
             "--engine", arguments.engine, "--rounds", str(arguments.rounds),
-            "--gpus", "0" if arguments.smoke else "1", "--contenders", *contenders,
+            "--gpus", "0" if arguments.smoke else "0.4", "--contenders", *contenders,
             "--streams", *map(str, arguments.streams),
         ]  # fmt: skip
         device = "CPU" if arguments.smoke else torch.cuda.get_device_name()

@@ -53,7 +53,7 @@ def deploy(model: str) -> str:
     """The application on a local Ray, and its address."""
     import ray
     from ray import serve
-    from serve_speed import free_port
+    from serve_contenders import free_port
 
     from ochat_ray.serve import ServeArgs, app
 

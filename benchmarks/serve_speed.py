@@ -4,12 +4,16 @@
     python benchmarks/serve_speed.py --model runs/demo/model --engine vllm     (where vLLM is)
     python benchmarks/serve_speed.py --model runs/demo/model --ceiling
 
-Contenders, each in processes of its own and alone on the machine, in an order that rotates:
+Contenders, each in processes of its own:
 
 - bare: the engine in a process, asked through the engine protocol;
 - endpoint: the same engine with the same threads behind `serve run`'s application, asked over
   HTTP as streams; with +throughput and +haproxy in those modes of Ray Serve;
 - 2023: one request after the other, `model.generate` behind a lock, streamed over HTTP.
+
+Machines are noisy, so each of the others is compared with the bare engine alone: both are there,
+and are asked in turns, either one first every other time. The ratios are of neighbours. "bare"
+as a contender is a second one, and says how much of a difference is noise.
 
 All answer the same prompts greedily with as many tokens each; a bias keeps the end of the turn
 away. As many clients as there are streams each ask one question after the other. Tokens a second
@@ -23,51 +27,22 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
+from serve_load import Measured, Request, load
 
 CONTENDERS = ["bare", "endpoint", "endpoint+throughput", "endpoint+haproxy", "2023"]
 MODES = {
     "endpoint+throughput": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
     "endpoint+haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
 }
-QUESTIONS = [
-    "How does a suspension bridge carry its load to the ground?",
-    "Write a short story about a lighthouse keeper who finds a letter.",
-    "What is the difference between a list and a tuple in Python, and when would you use each?",
-    "Explain photosynthesis to a child of ten.",
-    "Give me a recipe for lentil soup with what most kitchens have.",
-    "Why did the Roman Republic fall? Name three causes and weigh them.",
-    "Compose an email to a landlord about a broken heater.",
-    "What should I look at when I buy a used bicycle?",
-]
-
-
-class Request(NamedTuple):
-    """Seconds from the question to the first and to the last token, and how many came."""
-
-    first: float
-    last: float
-    tokens: int
-
-
-class Measured(NamedTuple):
-    """One contender at one number of streams."""
-
-    tokens_a_second: float
-    requests: list[Request]
-
-
-Ask = Callable[[str, int], AsyncIterator[int]]  # question, limit -> tokens that came, as they come
 
 
 def main() -> None:
@@ -80,68 +55,78 @@ def main() -> None:
     )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--tokens", type=int, default=96, help="of an answer")
-    parser.add_argument("--questions", type=int, default=2, help="that each client asks")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=1, help="that each client asks")
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--cpus", type=int, default=1, help="threads of the engine")
-    parser.add_argument("--gpus", type=float, default=0, help="of the engine")
+    parser.add_argument("--gpus", type=float, default=0, help="of the engine; two run at a time")
+    parser.add_argument("--kv-cache-gib", type=float, default=1)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--json", action="store_true", help="the result as JSON on the last line")
-    parser.add_argument("--contender", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.contender == "bare":
-        asyncio.run(serve_bare(arguments))
-    elif arguments.contender == "2023":
-        serve_one_at_a_time(arguments)
-    elif arguments.contender:
-        serve_endpoint(arguments)
-    elif arguments.ceiling:
+    if arguments.ceiling:
         asyncio.run(ceiling(arguments))
     else:
         asyncio.run(compare(arguments))
 
 
-# ----------------------------------------------------------------------------------- the parent
-
-
 async def compare(arguments: argparse.Namespace) -> None:
-    """Measure in turn, each alone on the machine, and print medians."""
-    found: dict[tuple[str, int], list[Measured]] = {}
-    names = list(arguments.contenders)
-    for number in range(arguments.rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            contender = Contender(name, arguments)
+    """Measure every contender in turns with the bare engine, and print medians."""
+    bare, rows = Contender("bare", arguments), []
+    try:
+        bare.start()
+        await bare.measure(2, 1, 16)
+        for name in arguments.contenders:
+            other = Contender(name, arguments)
             try:
-                contender.start()
-                await contender.measure(2, 1, 16)
+                other.start()
+                await other.measure(2, 1, 16)
                 for streams in arguments.streams:
-                    # One at a time takes as long again for every stream; a few tell it all.
-                    questions = 1 if name == "2023" else arguments.questions
-                    limit = arguments.tokens // (4 if name == "2023" and streams > 4 else 1)
-                    result = await contender.measure(streams, questions, limit)
-                    found.setdefault((name, streams), []).append(result)
-                    print(f"round {number + 1}: {name}, {streams} streams, "
-                          f"{result.tokens_a_second:.1f} tokens/s", file=sys.stderr)  # fmt: skip
+                    pairs = await measure_pairs(bare, other, streams, arguments)
+                    rows.append(summary(name, streams, pairs))
+                    print(row_of(rows[-1]), file=sys.stderr)
             finally:
-                contender.stop()
-    rows = [summary(name, streams, results) for (name, streams), results in found.items()]
-    report(rows, found)
+                other.stop()
+    finally:
+        bare.stop()
+    print(HEAD, *map(row_of, sorted(rows, key=lambda row: row["streams"])), sep="\n")
     if arguments.json:
         print(json.dumps(rows))
 
 
-def summary(name: str, streams: int, results: list[Measured]) -> dict[str, Any]:
-    """Medians over the rounds; percentiles over all requests."""
-    requests = [request for result in results for request in result.requests]
-    speeds = [result.tokens_a_second for result in results]
-    first = sorted(request.first for request in requests)
-    each = sorted((r.last - r.first) / (r.tokens - 1) for r in requests if r.tokens > 1)
-    return {
-        "contender": name, "streams": streams, "tokens_a_second": statistics.median(speeds),
-        "slowest": min(speeds), "fastest": max(speeds),
-        "ttft_p50_ms": 1e3 * percentile(first, 0.5), "ttft_p99_ms": 1e3 * percentile(first, 0.99),
-        "tpot_p50_ms": 1e3 * percentile(each, 0.5), "tpot_p99_ms": 1e3 * percentile(each, 0.99),
+async def measure_pairs(
+    bare: Contender, other: Contender, streams: int, arguments: argparse.Namespace
+) -> list[tuple[Measured, Measured]]:
+    """The bare engine and the other at that many streams, round by round."""
+    pairs = []
+    for number in range(arguments.rounds):
+        found = {}
+        for contender in (bare, other) if number % 2 else (other, bare):
+            # One at a time takes as long again for every stream; a few tokens tell it all.
+            few = contender.name == "2023" and streams > 4
+            limit = arguments.tokens // 4 if few else arguments.tokens
+            found[contender] = await contender.measure(streams, arguments.questions, limit)
+        pairs.append((found[bare], found[other]))
+    return pairs
+
+
+def summary(name: str, streams: int, pairs: list[tuple[Measured, Measured]]) -> dict[str, Any]:
+    """Medians over the rounds, of the ratios too; percentiles over all requests, in ms."""
+    ratios = [other.tokens_a_second / bare.tokens_a_second for bare, other in pairs]
+    row: dict[str, Any] = {
+        "contender": name, "streams": streams, "ratio": statistics.median(ratios),
+        "least": min(ratios), "most": max(ratios),
     }  # fmt: skip
+    for whose, results in zip(("bare", "own"), zip(*pairs, strict=True), strict=True):
+        requests = [request for result in results for request in result.requests]
+        first = sorted(1e3 * request.first for request in requests)
+        each = sorted(1e3 * (r.last - r.first) / (r.tokens - 1) for r in requests if r.tokens > 1)
+        row |= {
+            f"{whose}_tokens_a_second": statistics.median(r.tokens_a_second for r in results),
+            f"{whose}_ttft_ms": [percentile(first, share) for share in (0.5, 0.99)],
+            f"{whose}_tpot_ms": [percentile(each, share) for share in (0.5, 0.99)],
+        }
+    return row
 
 
 def percentile(ordered: list[float], share: float) -> float:
@@ -149,24 +134,26 @@ def percentile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
 
 
-def report(rows: list[dict[str, Any]], found: dict[tuple[str, int], list[Measured]]) -> None:
-    """A table, with the median over rounds of each round's ratio to the bare engine."""
-    print("| streams | contender | tokens/s (slowest to fastest) | of bare | TTFT p50, p99, ms "
-          "| TPOT p50, p99, ms |\n| --- | --- | --- | --- | --- | --- |")  # fmt: skip
-    for row in sorted(rows, key=lambda row: (row["streams"], CONTENDERS.index(row["contender"]))):
-        bare = found.get(("bare", row["streams"]))
-        own = found[row["contender"], row["streams"]]
-        ratio = "-"
-        if bare:
-            pairs = zip(own, bare, strict=True)
-            ratios = [a.tokens_a_second / b.tokens_a_second for a, b in pairs]
-            ratio = f"{statistics.median(ratios):.1%}"
-        print(
-            f"| {row['streams']} | {row['contender']} | {row['tokens_a_second']:.1f} "
-            f"({row['slowest']:.1f} to {row['fastest']:.1f}) | {ratio} "
-            f"| {row['ttft_p50_ms']:.0f}, {row['ttft_p99_ms']:.0f} "
-            f"| {row['tpot_p50_ms']:.1f}, {row['tpot_p99_ms']:.1f} |"
-        )
+HEAD = (
+    "| streams | contender | tokens/s: bare, own | own / bare (least to most) "
+    "| TTFT p50, p99 ms: bare; own | TPOT p50, p99 ms: bare; own |\n"
+    "| --- | --- | --- | --- | --- | --- |"
+)
+
+
+def row_of(row: dict[str, Any]) -> str:
+    """A line of the table."""
+
+    def times(name: str, digits: int) -> str:
+        both = (row[f"bare_{name}_ms"], row[f"own_{name}_ms"])
+        return "; ".join(", ".join(f"{ms:.{digits}f}" for ms in found) for found in both)
+
+    return (
+        f"| {row['streams']} | {row['contender']} "
+        f"| {row['bare_tokens_a_second']:.1f}, {row['own_tokens_a_second']:.1f} "
+        f"| {row['ratio']:.1%} ({row['least']:.1%} to {row['most']:.1%}) "
+        f"| {times('ttft', 0)} | {times('tpot', 1)} |"
+    )
 
 
 async def ceiling(arguments: argparse.Namespace) -> None:
@@ -202,9 +189,9 @@ class Contender:
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         self.name = name
         self.command = [
-            sys.executable, __file__, "--contender", name, "--model", arguments.model,
-            "--engine", arguments.engine, "--cpus", str(arguments.cpus),
-            "--gpus", str(arguments.gpus),
+            sys.executable, str(Path(__file__).with_name("serve_contenders.py")), name,
+            "--model", arguments.model, "--engine", arguments.engine, "--cpus", str(arguments.cpus),
+            "--gpus", str(arguments.gpus), "--kv-cache-gib", str(arguments.kv_cache_gib),
         ]  # fmt: skip
         self.process: subprocess.Popen[str] | None = None
         self.address = ""
@@ -250,29 +237,6 @@ class Contender:
                               streams, questions, limit)  # fmt: skip
 
 
-async def load(ask: Ask, streams: int, questions: int, limit: int) -> Measured:
-    """As many clients as streams, each with its questions, one after the other."""
-
-    async def client(number: int) -> list[Request]:
-        found = []
-        for index in range(questions):
-            begin = time.perf_counter()
-            first, tokens = 0.0, 0
-            question = f"{QUESTIONS[(number + index) % len(QUESTIONS)]} ({number}, {index})"
-            async for new in ask(question, limit):
-                first = first or time.perf_counter() - begin
-                tokens += new
-            assert tokens == limit, f"{tokens} tokens instead of {limit}"
-            found.append(Request(first, time.perf_counter() - begin, tokens))
-        return found
-
-    begin = time.perf_counter()
-    clients = await asyncio.gather(*[client(number) for number in range(streams)])
-    seconds = time.perf_counter() - begin
-    requests = [request for found in clients for request in found]
-    return Measured(sum(request.tokens for request in requests) / seconds, requests)
-
-
 async def over_http(
     session: aiohttp.ClientSession, address: str, question: str, limit: int
 ) -> AsyncIterator[int]:
@@ -303,141 +267,6 @@ def rules(address: str) -> dict[str, Any]:
     if end_of_turn == "none":
         return {}
     return {"temperature": 0, "logit_bias": {end_of_turn: -100}}
-
-
-# -------------------------------------------------------------------------------- the contenders
-
-
-def settings_of(arguments: argparse.Namespace) -> Any:
-    from ochat_ray.serve.args import ServeArgs
-
-    fields = {
-        "model": arguments.model, "engine": arguments.engine, "served_model_name": "bench",
-        "num_cpus": arguments.cpus, "num_gpus": arguments.gpus, "min_replicas": 1,
-        "max_replicas": 1, "max_ongoing": 32, "max_queued": 4096, "context_length": 1024,
-        "ui": False,
-        # Behind HAProxy all clients look alike, so a server without keys has to be told.
-        "insecure_open": arguments.contender == "endpoint+haproxy",
-    }  # fmt: skip
-    return ServeArgs.model_validate(fields)
-
-
-async def serve_bare(arguments: argparse.Namespace) -> None:
-    """The engine in this process; questions come as JSON lines."""
-    from ochat_ray.serve.args import resolve
-    from ochat_ray.serve.deployment import open_engine
-    from ochat_ray.serve.engines.base import Sampling
-    from ochat_ray.template import encode
-    from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
-
-    settings = resolve(settings_of(arguments))
-    engine = open_engine(settings.engine)
-    tokenizer = load_tokenizer(settings.ingress.directory)
-    end = end_of_turn_id(tokenizer)
-    count = 0
-
-    async def ask(question: str, limit: int) -> AsyncIterator[int]:
-        nonlocal count
-        count += 1
-        turns = [{"role": "user", "text": question}]
-        ids, _ = encode(turns, settings.ingress.model_type, tokenizer, add_generation_prompt=True)
-        sampling = Sampling(
-            max_tokens=limit, temperature=0, logit_bias=((end, -100.0),), stop_ids=(end,)
-        )
-        async with aclosing(engine.submit(f"r{count}", ids, sampling)) as deltas:
-            async for delta in deltas:
-                yield len(delta.token_ids)
-
-    print("ready -", flush=True)
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        print(json.dumps(await load(ask, *json.loads(line))), flush=True)
-    engine.close()
-
-
-def serve_endpoint(arguments: argparse.Namespace) -> None:
-    """The application on a Ray of its own, until standard input ends."""
-    import ray
-    from ray import serve
-
-    from ochat_ray.serve import app
-    from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
-
-    port = free_port()
-    ray.init(
-        num_cpus=8, num_gpus=arguments.gpus or None, include_dashboard=False, log_to_driver=False
-    )
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    args = settings_of(arguments)
-    serve.run(app(args), name="bench")
-    scripted = args.engine == "scripted"
-    end = "none" if scripted else end_of_turn_id(load_tokenizer(args.model))
-    print(f"ready http://127.0.0.1:{port}#{end}", flush=True)
-    sys.stdin.read()
-    serve.shutdown()
-    ray.shutdown()
-
-
-def serve_one_at_a_time(arguments: argparse.Namespace) -> None:
-    """`generate` behind a lock, as servers of 2023 did it."""
-    from threading import Lock, Thread
-
-    import torch
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.requests import Request as HttpRequest
-    from starlette.responses import StreamingResponse
-    from starlette.routing import Route
-    from transformers import AutoModelForCausalLM, TextIteratorStreamer
-
-    from ochat_ray.serve.engines.transformers import choose_dtype
-    from ochat_ray.template import encode
-    from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
-
-    torch.set_num_threads(arguments.cpus)
-    tokenizer = load_tokenizer(arguments.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        arguments.model, dtype=choose_dtype("auto", torch.device("cpu"))
-    )
-    end = end_of_turn_id(tokenizer)
-    lock = Lock()
-
-    async def answer(http: HttpRequest) -> StreamingResponse:
-        body = await http.json()
-        turns = [{"role": "user", "text": body["messages"][0]["content"]}]
-        ids, _ = encode(turns, "openchat", tokenizer, add_generation_prompt=True)
-        limit = body["max_tokens"]
-
-        def events() -> Any:
-            with lock:
-                streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
-                options = {
-                    "inputs": torch.tensor([ids]), "streamer": streamer, "do_sample": False,
-                    "max_new_tokens": limit, "min_new_tokens": limit, "eos_token_id": end,
-                }  # fmt: skip
-                thread = Thread(target=model.generate, kwargs=options)
-                thread.start()
-                for text in streamer:
-                    chunk = {"choices": [{"delta": {"content": text}}]}
-                    yield f"data: {json.dumps(chunk)}\n\n"
-                thread.join()
-            usage = {"completion_tokens": limit}
-            yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n"
-
-        return StreamingResponse(events(), media_type="text/event-stream")
-
-    port = free_port()
-    server = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
-    Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-    config = uvicorn.Config(server, host="127.0.0.1", port=port, log_level="error")
-    print(f"ready http://127.0.0.1:{port}#{end}", flush=True)
-    uvicorn.Server(config).run()
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":
