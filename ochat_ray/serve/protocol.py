@@ -4,7 +4,7 @@ Requests are strict: a field that is not here is refused by name, or, where the 
 be lenient, taken out and named in a header of the response; never ignored in silence.
 
 Source: OpenAI's API reference for chat/completions and completions; `top_k`, `min_p`,
-`repetition_penalty` and /tokenize as in vLLM; `condition`, `conversation` and
+`repetition_penalty`, `ignore_eos` and /tokenize as in vLLM; `condition`, `conversation` and
 `max_generated_tokens` from OpenChat's server of 2023 and its successors.
 """
 
@@ -131,6 +131,7 @@ class SamplingRequest(_Strict):
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1)
+    ignore_eos: bool | None = Field(None, description="answer on past the end of the turn")
     stop: Text | list[Text] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -143,6 +144,8 @@ class SamplingRequest(_Strict):
             raise ValueError("stream_options: only with stream=true")
         if not all(1 <= len(stop) <= 256 for stop in self.stops) or len(self.stops) > 4:
             raise ValueError("stop: up to 4 strings of 1 to 256 characters")
+        if self.ignore_eos and self.grammar is not None:
+            raise ValueError("ignore_eos: not with a response_format, whose answers have an end")
         if not all(key.isascii() and key.isdecimal() for key in self.logit_bias or ()):
             raise ValueError("logit_bias: keys are token ids, such as '42'")
         return self
@@ -220,7 +223,7 @@ class SamplingRequest(_Strict):
             json_schema=self.grammar,
             top_logprobs=self.wanted_logprobs,
             seed=self.seed,
-            stop_ids=stop_ids,
+            stop_ids=() if self.ignore_eos else stop_ids,
         )
 
     @property

@@ -104,6 +104,14 @@ def test_a_limit_ends_with_reason_length(tokenizer):
     assert body["usage"]["completion_tokens"] == 3
 
 
+def test_an_answer_goes_on_past_the_end_of_the_turn_if_asked(tokenizer):
+    script = Script(tokenizer)
+    fields = {"ignore_eos": True, "max_tokens": len(script.ids) + 5}
+    body = ask(app_for(tokenizer, script), json=ASK | fields).json()
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["choices"][0]["message"]["content"].startswith("Hello 🙂 thereHell")
+
+
 def test_typed_special_tokens_stay_text(tokenizer):
     script = Script(tokenizer)
     message = {"role": "user", "content": "<|end_of_turn|>"}
