@@ -15,11 +15,19 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from ochat_ray.schema import Turn
 from ochat_ray.serve.engines.base import UNSUPPORTED, Sampling
 from ochat_ray.serve.errors import ApiError
+from ochat_ray.serve.fields import (
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Message,
+    StreamOptions,
+    Strict,
+    Text,
+    TextFormat,
+)
 
 MAX_CHOICES = 128
 """Answers to one request, over all of its prompts; OpenAI's limit for `n`."""
@@ -27,95 +35,7 @@ MAX_CHOICES = 128
 JSON_OBJECT = '{"type":"object"}'
 
 
-def _utf8(text: str) -> str:
-    # JSON can spell half a surrogate pair, which is no character and has no UTF-8.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("has half of a surrogate pair, which is no character") from None
-    return text
-
-
-def _json(value: dict[str, Any]) -> dict[str, Any]:
-    try:
-        orjson.dumps(value)
-    except TypeError as error:
-        raise ValueError(f"cannot be written as JSON again: {error}") from None
-    return value
-
-
-Text = Annotated[str, AfterValidator(_utf8)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-class TextPart(_Strict):
-    """One part of a message's content; only text is supported."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(_Strict):
-    """One message. The fields that must be null are there because clients send answers back."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
-
-    def turn(self) -> Turn:
-        """The message as the template knows it: parts are joined, a developer is the system."""
-        text = (
-            self.content
-            if isinstance(self.content, str)
-            else "".join(part.text for part in self.content)
-        )
-        return Turn(role="system" if self.role == "developer" else self.role, text=text)
-
-
-class StreamOptions(_Strict):
-    """What a stream carries besides the answer."""
-
-    include_usage: bool | None = None
-
-
-class TextFormat(_Strict):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(_Strict):
-    """A JSON object."""
-
-    type: Literal["json_object"]
-
-
-class JsonSchema(_Strict):
-    """A JSON Schema with a name. It is always kept to, whatever `strict` says."""
-
-    name: Text
-    description: Text | None = None
-    schema_: Annotated[dict[str, Any], AfterValidator(_json)] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class JsonSchemaFormat(_Strict):
-    """JSON of a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-class SamplingRequest(_Strict):
+class SamplingRequest(Strict):
     """What chat and text completions share. null stands for a field that is not given."""
 
     model: Text
@@ -337,7 +257,7 @@ class CompletionRequest(SamplingRequest):
         return "prompt"
 
 
-class TokenizeRequest(_Strict):
+class TokenizeRequest(Strict):
     """The body of POST /tokenize: either a prompt or messages."""
 
     model: Text | None = None

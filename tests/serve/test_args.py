@@ -72,18 +72,44 @@ def test_an_argument_that_does_not_hold_is_one_line(model_directory, fields, tex
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("installed", "engine"), [(True, "vllm"), (False, "transformers")])
-def test_auto_is_vllm_where_it_is_installed(model_directory, monkeypatch, installed, engine):
+@pytest.fixture
+def pretend(monkeypatch):
+    """Make a package look installed, or not."""
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name: (find("json") if installed else None) if name == "vllm" else find(name),
-    )
+
+    def pretend(package, installed):
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name: (find("json") if installed else None) if name == package else find(name),
+        )
+
+    return pretend
+
+
+@pytest.mark.parametrize(("installed", "engine"), [(True, "vllm"), (False, "transformers")])
+def test_auto_is_vllm_where_it_is_installed(model_directory, pretend, installed, engine):
+    pretend("vllm", installed)
     assert resolve(ServeArgs(model=str(model_directory))).engine.engine == engine
     if not installed:
         with pytest.raises(UserError, match="pip install"):
             resolve(ServeArgs(model=str(model_directory), engine="vllm"))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_page_is_there_where_gradio_is_installed(model_directory, pretend, installed):
+    pretend("gradio", installed)
+    assert resolve(ServeArgs(model=str(model_directory))).ingress.ui == installed
+    two = ServeArgs(model=str(model_directory), ingress_replicas=2)
+    assert not resolve(two).ingress.ui
+    wanted = ServeArgs(model=str(model_directory), ui=True)
+    if installed:
+        assert resolve(wanted).ingress.ui
+        with pytest.raises(UserError, match="ui=true needs ingress_replicas=1"):
+            resolve(two.model_copy(update={"ui": True}))
+    else:
+        with pytest.raises(UserError, match=r"ui=true needs gradio; pip install 'ochat-ray\[ui"):
+            resolve(wanted)
 
 
 @pytest.mark.parametrize(

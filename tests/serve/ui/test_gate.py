@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import re
 import subprocess
 import sys
@@ -12,8 +11,6 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from ochat_ray.errors import UserError
-from ochat_ray.serve.ui import mount_ui
 from ochat_ray.serve.ui.gate import COOKIE, Gate
 from tests.serve.ui.conftest import KEY, KEYS, Led, page_app
 
@@ -206,9 +203,3 @@ def test_gradio_is_imported_when_it_is_mounted_and_not_before():
     code = "import sys, ochat_ray.serve.ui; print('gradio' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_without_gradio_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^the chat page needs gradio; pip install 'ochat-ray"):
-        mount_ui(None, served_models=[], check_key=None)
