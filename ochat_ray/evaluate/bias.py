@@ -1,0 +1,69 @@
+"""What a judge prefers besides the better answer: the first one, or the longer one.
+
+Source: Wang et al., "Large Language Models are not Fair Evaluators" (2023), for the order; Dubois
+et al., "Length-Controlled AlpacaEval" (2024), for the length.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """One judgment of two answers: the scores of the first and second shown, their lengths.
+
+    `pair` is whatever names the two answers and the sample; the same in both orders.
+    """
+
+    pair: tuple[Any, ...]
+    model_first: bool
+    first: float
+    second: float
+    first_length: int
+    second_length: int
+
+    @property
+    def preferred(self) -> int:
+        """1 the first, -1 the second, 0 neither."""
+        return (self.first > self.second) - (self.first < self.second)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Biases:
+    """None stands for what no judgment tells."""
+
+    order_changes_verdict: float | None
+    """Share of pairs, judged in both orders, whose better answer changes with the order."""
+
+    first_minus_second: float | None
+    """Mean lead of the answer that is shown first, in points."""
+
+    longer_preferred: float | None
+    """Share of judgments with a preference that prefer the longer answer; equal lengths aside."""
+
+
+def biases(judged: Iterable[Judged]) -> Biases:
+    """The judge's, over all judgments."""
+    judged = list(judged)
+    verdicts: dict[tuple[Any, ...], dict[bool, int]] = defaultdict(dict)
+    for one in judged:
+        # As seen from the model: the same in both orders if only the answers count.
+        verdicts[one.pair][one.model_first] = one.preferred if one.model_first else -one.preferred
+    both = [found for found in verdicts.values() if len(found) == 2]
+    unequal = [one for one in judged if one.preferred and one.first_length != one.second_length]
+    longer = [
+        one for one in unequal if (one.preferred > 0) == (one.first_length > one.second_length)
+    ]
+    return Biases(
+        order_changes_verdict=_mean([found[True] != found[False] for found in both]),
+        first_minus_second=_mean([one.first - one.second for one in judged]),
+        longer_preferred=len(longer) / len(unequal) if unequal else None,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
