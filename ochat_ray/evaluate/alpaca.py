@@ -5,11 +5,15 @@ Source: tatsu-lab/alpaca_eval, metrics/helpers.py and main.py: the same names an
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ochat_ray.errors import UserError
 
 DRAW = 1.5
 
@@ -50,3 +54,24 @@ def _standard_error(shares: np.ndarray) -> float | None:
     if len(shares) < 2:
         return None
     return 100 * float(np.std(shares, ddof=1)) / math.sqrt(len(shares))
+
+
+def read_annotations(path: str) -> dict[str, Any]:
+    """A leaderboard's row from alpaca_eval's annotations.json: `output_2` is the model's.
+
+    Raises:
+        UserError: the file is no such list, or is of more than one model.
+    """
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        preferences = [row["preference"] for row in rows]
+        outputs = [row["output_2"] for row in rows]
+        models = {row.get("generator_2") for row in rows}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"--annotations {path}: {type(error).__name__} {error}; give alpaca_eval's "
+            "annotations.json, a list of objects with `preference` and `output_2`"
+        ) from error
+    if len(models) > 1:
+        raise UserError(f"--annotations {path}: of {len(models)} models, not of one")
+    return win_rate(preferences) | {"avg_length": average_length(outputs)}

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,15 @@ def key_of(*parts: Any) -> str:
     """A key for what these JSON values say, whatever the order of their fields: 32 hex digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One question to an endpoint: its key, the body of the request, what its record says of it."""
+
+    key: str
+    body: Mapping[str, Any]
+    about: Mapping[str, Any]
 
 
 class Records:
@@ -61,6 +71,10 @@ class Records:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write."""
         self._file.close()
 
     def __contains__(self, key: str) -> bool:

@@ -10,7 +10,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from ochat_ray.evaluate.bias import Judged
+from ochat_ray.evaluate.prompts import Prompts
+from ochat_ray.evaluate.questions import Answers, Question
+from ochat_ray.evaluate.records import Call, key_of
+from ochat_ray.evaluate.stats import Part
 
 HIGHEST = 10
 _LIST = re.compile(r"\[[^\[\]]*\]")
@@ -50,10 +58,91 @@ def _numbers(words: list[str]) -> tuple[float, float] | None:
         return None
 
 
-def score(pairs: list[tuple[float, float]]) -> float:
-    """The model's scores in per cent of the baseline's; a pair is (model's, baseline's).
+PROMPT_NAMES = frozenset({"question", "answer_1", "answer_2"})
+"""What a judge's prompt may hold in braces."""
 
-    nan where the baseline has none.
+Failures = Literal["drop", "zero"]
+
+
+def calls(
+    questions: Sequence[Question],
+    model: Answers,
+    baseline: Answers,
+    prompts: Prompts,
+    *,
+    judge: Mapping[str, Any],
+    samples: int,
+) -> list[Call]:
+    """All that the judge is asked: every question in both orders, `samples` times each.
+
+    `judge` are the fields of the request beside its messages: model, temperature, max_tokens.
     """
-    baseline = sum(pair[1] for pair in pairs)
-    return 100 * sum(pair[0] for pair in pairs) / baseline if baseline else math.nan
+    found = []
+    for question in questions:
+        prompt = prompts.for_category(question.category)
+        own, other = model.turns[question.id][0], baseline.turns[question.id][0]
+        for model_first in (True, False):
+            first, second = (own, other) if model_first else (other, own)
+            body = {
+                **judge,
+                "messages": prompt.messages(
+                    question=question.turns[0], answer_1=first, answer_2=second
+                ),
+            }
+            about = {
+                "suite": "vicuna", "question_id": question.id, "category": question.category,
+                "model": model.model, "baseline": baseline.model, "model_first": model_first,
+                "prompt": prompt.name, "prompt_digest": prompt.digest, "judge": judge["model"],
+                "lengths": [len(first), len(second)],
+            }  # fmt: skip
+            for sample in range(samples):
+                # The order, too: two answers that are the same are still judged in both.
+                key = key_of("vicuna", question.id, model_first, sample, body)
+                found.append(Call(key=key, body=body, about=about | {"sample": sample}))
+    return found
+
+
+def parts(judgments: Iterable[Mapping[str, Any]], *, failures: Failures) -> dict[str, Part]:
+    """What each question adds to the score: the model's mean, over the baseline's.
+
+    Both orders weigh the same. A judgment that cannot be read counts as 0 to 0 ("zero"), or nowhere
+    ("drop"). A question of which an order has no judgment left is not judged: the other order
+    alone would favour one side.
+    """
+    scores: dict[str, dict[bool, list[tuple[float, float]]]] = defaultdict(
+        lambda: {True: [], False: []}
+    )
+    for judgment in judgments:
+        by_order = scores[judgment["question_id"]]
+        pair = parse_scores(judgment["text"])
+        if pair is None and failures == "zero":
+            pair = (0.0, 0.0)
+        if pair is not None:
+            first_is_model = judgment["model_first"]
+            by_order[first_is_model].append(pair if first_is_model else (pair[1], pair[0]))
+    return {id: _part(by_order) for id, by_order in scores.items()}
+
+
+def _part(by_order: Mapping[bool, list[tuple[float, float]]]) -> Part:
+    if not all(by_order.values()):
+        return Part(0, 0)
+    means = [
+        [sum(pair[side] for pair in pairs) / len(pairs) for pairs in by_order.values()]
+        for side in (0, 1)
+    ]
+    return Part(100 * sum(means[0]) / 2, sum(means[1]) / 2)
+
+
+def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
+    """The judgments that could be read, for the judge's biases."""
+    for judgment in judgments:
+        pair = parse_scores(judgment["text"])
+        if pair is not None:
+            yield Judged(
+                pair=(judgment["question_id"], judgment["sample"]),
+                model_first=judgment["model_first"],
+                first=pair[0],
+                second=pair[1],
+                first_length=judgment["lengths"][0],
+                second_length=judgment["lengths"][1],
+            )

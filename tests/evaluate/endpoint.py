@@ -80,7 +80,7 @@ def completion(text, finish_reason="stop"):
     message = {"role": "assistant", "content": text}
     return {
         "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
     }
 
 

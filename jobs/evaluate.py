@@ -1,0 +1,41 @@
+"""Evaluate: a served model to a score. `python jobs/evaluate.py --help`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from ochat_ray.command_line import run
+from ochat_ray.evaluate.config import EvaluateConfig
+
+
+def work(config: EvaluateConfig) -> dict[str, Any]:
+    config.check()
+    if config.annotations:
+        from ochat_ray.evaluate.alpaca import read_annotations
+
+        return read_annotations(config.annotations)
+    from ochat_ray.evaluate import steps
+
+    return steps.run(config)
+
+
+def describe(config: EvaluateConfig, result: dict[str, Any]) -> str:
+    if "scores" not in result:
+        return json.dumps(result, indent=2)
+    lines = []
+    for one in result["scores"]:
+        if one["score"] is None:
+            lines.append(f"{one['model']}: nothing was judged")
+            continue
+        share = one["failed"] / one["judgments"]
+        lines.append(
+            f"{one['model']}: {one['score']:.1f} ({one['low']:.1f} to {one['high']:.1f}) % of "
+            f"{result['baseline']} · {share:.1%} of the judgments could not be read"
+        )
+    return "\n".join([*lines, f"results: {config.output}/results.json"])
+
+
+if __name__ == "__main__":
+    sys.exit(run(lambda _recipe: EvaluateConfig(), work, describe, "jobs/evaluate.py"))

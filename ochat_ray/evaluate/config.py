@@ -1,0 +1,141 @@
+"""What `jobs/evaluate.py` can be told."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ochat_ray.errors import UserError
+
+Off = tyro.conf.FlagCreatePairsOff
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+Step = Literal["all", "answer", "judge", "score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score models on questions, by a judge that any OpenAI-compatible endpoint may be.
+
+    Answers and judgments are kept in the output directory, and no call with a record is made
+    again: run it as often as you like.
+    """
+
+    step: tyro.conf.Positional[Step] = "all"
+    """What to do: the models' answers, the judge's words, the scores, or all of it in turn."""
+    suite: Literal["vicuna", "alpaca_eval"] = "vicuna"
+    """vicuna: two answers side by side, scored 1 to 10 in both orders. alpaca_eval: so far its
+    numbers alone, `score --annotations FILE`."""
+    questions: str = ""
+    """JSONL of FastChat's or OpenChat's form, or alpaca_eval's JSON."""
+    limit: int | None = None
+    """Take the first so many questions."""
+    output: str = ""
+    """Directory on this machine for answers.jsonl, judgments.jsonl and results.json."""
+
+    model: tuple[str, ...] = ()
+    """Names of the models to score."""
+    url: str = "http://127.0.0.1:8000/v1"
+    """Where the models are served. The key for OpenAI's address is read from OPENAI_API_KEY, that
+    for any other from OCHAT_RAY_API_KEY."""
+    baseline: str = ""
+    """Name of the model that the others are held against."""
+    baseline_url: str = ""
+    """Where it is served, if not at --url."""
+    baseline_answers: str = ""
+    """File with the baseline's answers, instead of a place that serves it."""
+
+    judge: str = ""
+    """Name of the model that judges."""
+    judge_url: str = OPENAI_URL
+    """Where the judge is served."""
+    prompts: str = ""
+    """The judge's prompts, JSONL of FastChat's or OpenChat's form; our own where not given."""
+    samples: int = 3
+    """Judgments of each question and order (evidence calibration's k); 2023 took 1 at
+    --judge-temperature 0.2."""
+    judge_temperature: float = 1.0
+    judge_max_tokens: int = 1024
+    failures: Literal["drop", "zero"] = "drop"
+    """A judgment without readable scores counts nowhere, or as 0 to 0."""
+
+    temperature: float = 0.7
+    """Of the answers."""
+    top_p: float = 0.9
+    max_tokens: int = 1024
+    """Of an answer."""
+
+    at_once: int = 32
+    """Calls under way, at most; fewer as long as an endpoint says that it has too much to do."""
+    timeout_s: float = 600
+    """Of a call."""
+    attempts: int = 8
+    """Of a call that failed for a reason that may pass."""
+    prices: str = ""
+    """JSON: {"MODEL": {"prompt": USD, "completion": USD}}, for a million tokens."""
+    dry_run: Annotated[bool, Off] = False
+    """Say how many calls and tokens are left, and what they cost; make none."""
+
+    annotations: str = ""
+    """alpaca_eval's annotations.json, to compute its numbers from."""
+    seed: int = 42
+    """Of the bootstrap."""
+    json: Annotated[bool, Off] = False
+    """Print the result as one JSON object on the last line."""
+
+    def check(self) -> None:
+        """Hold the options against each other.
+
+        Raises:
+            UserError: one is missing, out of range, or has no effect.
+        """
+        for name in ("samples", "at_once", "attempts", "max_tokens", "judge_max_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise UserError("--limit must be at least 1")
+        if self.annotations and (self.suite, self.step) != ("alpaca_eval", "score"):
+            raise UserError("--annotations is for `score --suite alpaca_eval`")
+        if self.suite == "alpaca_eval" and not self.annotations:
+            raise UserError("--suite alpaca_eval needs `score` and --annotations FILE")
+        if self.baseline_answers and self.baseline_url:
+            raise UserError("give --baseline-url or --baseline-answers, not both")
+        if self.suite == "vicuna":
+            self._check_vicuna()
+
+    def _check_vicuna(self) -> None:
+        for name in ("questions", "output", "model"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is needed")
+        if not self.baseline and not self.baseline_answers:
+            raise UserError("--baseline or --baseline-answers is needed")
+        if self.step != "answer" and not self.judge:
+            raise UserError("--judge is needed")
+
+    @property
+    def answering(self) -> dict[str, Any]:
+        """The fields of a request for an answer, beside model and messages."""
+        return {
+            "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens,
+        }  # fmt: skip
+
+    @property
+    def judging(self) -> dict[str, Any]:
+        """The fields of a request to the judge, beside its messages."""
+        return {
+            "model": self.judge, "temperature": self.judge_temperature,
+            "max_tokens": self.judge_max_tokens,
+        }  # fmt: skip
+
+
+def key_for(url: str) -> str:
+    """The key for an address, from the environment; empty where there is none.
+
+    OpenAI's key is sent to OpenAI alone, whatever address is given.
+    """
+    is_openai = url.rstrip("/") == OPENAI_URL
+    return os.environ.get("OPENAI_API_KEY" if is_openai else "OCHAT_RAY_API_KEY", "")

@@ -1,0 +1,149 @@
+"""What is asked, and answers that others gave: the files of Vicuna, MT-bench and AlpacaEval.
+
+Source of the formats: FastChat's llm_judge (question.jsonl, model_answer/*.jsonl,
+reference_answer/*.jsonl), OpenChat's ochat/evaluation of July 2023 (question.jsonl, answers with
+`answer`), alpaca_eval (model_outputs.json).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ochat_ray.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What a person says, turn by turn. In AlpacaEval's files the instruction is also the id."""
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """One model's answers by question id, each turn by turn."""
+
+    model: str
+    turns: Mapping[str, tuple[str, ...]]
+
+
+def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:
+    """The questions of a JSONL file, or of a JSON list; the first `limit` of them.
+
+    Raises:
+        UserError: the file cannot be read, or a record is no question; the line names it.
+    """
+    questions: dict[str, Question] = {}
+    for where, record in _records(path):
+        question = _question(record, where)
+        if question.id in questions:
+            raise UserError(f"{where}: question {question.id!r} is there twice")
+        questions[question.id] = question
+    if not questions:
+        raise UserError(f"{path}: no questions")
+    return list(questions.values())[:limit]
+
+
+def read_answers(path: str | Path, *, model: str | None = None) -> Answers:
+    """One model's answers: FastChat's, OpenChat's or alpaca_eval's file.
+
+    Raises:
+        UserError: the file cannot be read, a record is no answer, or the answers are not of
+            `model`, or, where that is None, not all of one model.
+    """
+    turns: dict[str, tuple[str, ...]] = {}
+    names: dict[str, str] = {}
+    for where, record in _records(path):
+        id, found = _answer(record, where)
+        turns[id] = found
+        name = record.get("model_id") or record.get("generator") or record.get("model")
+        if isinstance(name, str):
+            names.setdefault(name, where)
+    if not turns:
+        raise UserError(f"{path}: no answers")
+    if len(names) > 1 or (model is not None and any(name != model for name in names)):
+        wanted = "one model" if model is None else repr(model)
+        raise UserError(f"{path} is of {' and '.join(sorted(names))}, not of {wanted}")
+    return Answers(model=model or next(iter(names), Path(path).stem), turns=turns)
+
+
+def check_complete(answers: Answers, questions: Sequence[Question]) -> None:
+    """Every question has its answer, of as many turns.
+
+    Raises:
+        UserError: which is missing, and how many there are.
+    """
+    missing = [q.id for q in questions if len(answers.turns.get(q.id, ())) < len(q.turns)]
+    if missing:
+        raise UserError(
+            f"{answers.model} has no whole answer to {len(missing)} of {len(questions)} questions, "
+            f"first {missing[0]!r}; run the step `answer`, or give another file"
+        )
+
+
+def _question(record: Mapping[str, Any], where: str) -> Question:
+    if "instruction" in record:
+        turns: Any = [record["instruction"]]
+        if record.get("input"):
+            turns = [f"{record['instruction']}\n\n{record['input']}"]
+        id, category = record["instruction"], record.get("dataset", "")
+    else:
+        turns = record.get("turns", [record.get("text")])
+        id, category = record.get("question_id"), record.get("category", "")
+    if not _texts(turns) or id in (None, ""):
+        raise UserError(f"{where}: no question; `question_id` and `text` or `turns` are needed")
+    return Question(id=str(id), category=str(category), turns=tuple(turns))
+
+
+def _answer(record: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
+    id = record.get("question_id", record.get("instruction"))
+    turns: Any = [record.get("answer", record.get("output"))]
+    if "choices" in record:
+        try:
+            turns = record["choices"][0]["turns"]
+        except (LookupError, TypeError):
+            turns = None
+    if id is None or not _texts(turns):
+        raise UserError(
+            f"{where}: no answer; `question_id` with `choices` or `answer`, or `instruction` with "
+            "`output` are needed"
+        )
+    return str(id), tuple(turns)
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(v, str) for v in values)
+
+
+def _records(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each record of a JSON list or of JSON lines, and where it stands."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if text.lstrip().startswith("["):
+        try:
+            numbered = list(enumerate(json.loads(text), 1))
+        except ValueError as error:
+            raise UserError(f"{path}: no JSON: {error}") from error
+        named = [(f"{path}, record {number}", value) for number, value in numbered]
+    else:
+        lines = ((f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), 1))
+        named = [(where, _value(line, where)) for where, line in lines if line.strip()]
+    for where, value in named:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: no JSON object")
+        yield where, value
+
+
+def _value(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: no JSON: {error}") from error

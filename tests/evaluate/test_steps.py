@@ -1,0 +1,295 @@
+"""Answer, judge and score against endpoints that misbehave; killed, and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from starlette.responses import JSONResponse
+
+from ochat_ray.errors import UserError
+from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.steps import run
+from tests.evaluate.endpoint import Endpoint, completion, refusal
+
+JOB = Path(__file__).parents[2] / "jobs/evaluate.py"
+QUESTIONS = 6
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    rows = [
+        {"question_id": n, "text": f"question {n}", "category": "math" if n % 2 else "generic"}
+        for n in range(QUESTIONS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def said(body):
+    """A model's answer names the model and the question."""
+    return f"<{body['model']} on {body['messages'][-1]['content']}>"
+
+
+def verdict(body):
+    """10 to the answers of "ours", 5 to all others, whatever the order."""
+    names = re.findall(r"<(\w+) on question", body["messages"][-1]["content"])
+    return "because\n" + " ".join("10" if name == "ours" else "5" for name in names)
+
+
+def answer(body):
+    return verdict(body) if body["model"] == "judge" else said(body)
+
+
+def configured(tmp_path, questions, url, **fields):
+    return EvaluateConfig(
+        **{
+            "questions": str(questions), "output": str(tmp_path / "out"), "model": ("ours",),
+            "baseline": "base", "judge": "judge", "url": url, "judge_url": url, "samples": 2,
+            "attempts": 3,
+        }
+        | fields
+    )  # fmt: skip
+
+
+def test_answers_are_asked_judged_and_scored_once(tmp_path, questions):
+    endpoint = Endpoint(answer)
+    with endpoint.serving():
+        config = configured(tmp_path, questions, endpoint.url)
+        result = run(config)
+        assert len(endpoint.asked) == 2 * QUESTIONS + 2 * 2 * QUESTIONS
+        again = run(config)
+    assert len(endpoint.asked) == 2 * QUESTIONS + 2 * 2 * QUESTIONS  # not one more
+    (one,) = result["scores"]
+    assert (one["model"], one["score"], one["low"], one["high"]) == ("ours", 200, 200, 200)
+    assert (one["judgments"], one["failed"]) == (24, 0)
+    assert {name: c["score"] for name, c in one["by_category"].items()} == {
+        "math": 200, "generic": 200,
+    }  # fmt: skip
+    assert one["biases"]["order_changes_verdict"] == 0
+    assert again["scores"] == result["scores"]
+    assert json.loads((tmp_path / "out/results.json").read_text())["scores"] == result["scores"]
+
+
+def test_a_judge_that_misbehaves_costs_calls_and_not_scores(tmp_path, questions):
+    trouble = [refusal(429, retry_after="0"), refusal(500), "half"]
+
+    def misbehave(body, before):
+        return trouble[before] if body["model"] == "judge" and before < len(trouble) else None
+
+    endpoint = Endpoint(answer, misbehave)
+    with endpoint.serving():
+        result = run(configured(tmp_path, questions, endpoint.url, attempts=4, limit=2, samples=1))
+    assert result["scores"][0]["score"] == 200
+    assert set(endpoint.answered.values()) == {1}
+
+
+@pytest.mark.parametrize("words", ["11 10", "no scores at all", "nan 5"])
+def test_judgments_that_cannot_be_read_are_counted_and_shown_both_ways(tmp_path, questions, words):
+    def some(body):
+        text = body["messages"][-1]["content"]
+        return words if body["model"] == "judge" and "question 1" in text else answer(body)
+
+    endpoint = Endpoint(some)
+    with endpoint.serving():
+        (one,) = run(configured(tmp_path, questions, endpoint.url))["scores"]
+    assert (one["failed"], one["not_judged"], one["score"]) == (4, 1, 200)
+    assert one["by_failures"]["zero"]["score"] == 200  # 0 to 0 changes no ratio of sums
+    assert one["by_failures"]["drop"]["score"] == 200
+
+
+def test_orders_in_contradiction_show_as_a_bias(tmp_path, questions):
+    def first_wins(body):
+        return "9 3" if body["model"] == "judge" else said(body)
+
+    endpoint = Endpoint(first_wins)
+    with endpoint.serving():
+        (one,) = run(configured(tmp_path, questions, endpoint.url))["scores"]
+    assert one["score"] == 100
+    assert one["biases"]["order_changes_verdict"] == 1
+    assert one["biases"]["first_minus_second"] == 6
+
+
+def test_calls_that_were_given_up_are_told_and_made_the_next_time(tmp_path, questions):
+    broken = {"yes": True}
+
+    def misbehave(body, before):
+        refuse = broken["yes"] and body["messages"][-1]["content"] == "question 3"
+        return refusal(400, "not this one") if refuse else None
+
+    endpoint = Endpoint(answer, misbehave)
+    with endpoint.serving():
+        config = configured(tmp_path, questions, endpoint.url)
+        with pytest.raises(UserError, match="2 of 12 calls were given up, first: 400 not this one"):
+            run(config)
+        with pytest.raises(UserError, match="no whole answer to 1 of 6 questions, first '3'"):
+            run(configured(tmp_path, questions, endpoint.url, step="judge"))
+        broken.clear()
+        broken["yes"] = False
+        assert run(config)["scores"][0]["score"] == 200
+    assert set(endpoint.answered.values()) == {1, 2}  # two samples have one body
+
+
+def test_a_score_needs_all_judgments(tmp_path, questions):
+    endpoint = Endpoint(answer)
+    with endpoint.serving():
+        run(configured(tmp_path, questions, endpoint.url, step="answer"))
+        with pytest.raises(UserError, match="24 of 24 judgments of ours are missing"):
+            run(configured(tmp_path, questions, endpoint.url, step="score"))
+
+
+def test_a_dry_run_asks_nothing_and_tells_what_is_left(tmp_path, questions):
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"judge": {"prompt": 10, "completion": 100}}')
+    endpoint = Endpoint(answer)
+    with endpoint.serving():
+        fields = {"prices": str(prices), "judge_max_tokens": 100}
+        config = configured(tmp_path, questions, endpoint.url, **fields)
+        dry = run(configured(tmp_path, questions, endpoint.url, dry_run=True, **fields))
+        assert endpoint.asked == []
+        assert {name: spent["calls"] for name, spent in dry.items()} == {
+            "answers of ours": 6, "answers of base": 6, "judgments by judge": 24,
+        }  # fmt: skip
+        judging = dry["judgments by judge"]
+        assert judging["completion_tokens"] == 2400
+        assert judging["dollars"] == pytest.approx(
+            (10 * judging["prompt_tokens"] + 100 * 2400) / 1e6
+        )
+        run(config)
+        after = run(configured(tmp_path, questions, endpoint.url, dry_run=True, **fields))
+    assert {spent["calls"] for spent in after.values()} == {0}
+
+
+def test_several_models_are_compared_question_by_question(tmp_path, questions):
+    endpoint = Endpoint(answer)
+    with endpoint.serving():
+        config = configured(tmp_path, questions, endpoint.url, model=("ours", "theirs"))
+        result = run(config)
+    assert [one["score"] for one in result["scores"]] == [200, 100]
+    (difference,) = result["differences"]
+    assert (difference["first"], difference["second"]) == ("ours", "theirs")
+    assert (difference["score"], difference["low"], difference["high"]) == (100, 100, 100)
+
+
+def test_a_baseline_may_come_from_a_file(tmp_path, questions):
+    answers = tmp_path / "gpt35.jsonl"
+    rows = [{"question_id": n, "answer": "<file on question>"} for n in range(QUESTIONS)]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    endpoint = Endpoint(answer)
+    with endpoint.serving():
+        config = configured(
+            tmp_path, questions, endpoint.url, baseline="", baseline_answers=str(answers)
+        )
+        result = run(config)
+    assert (result["baseline"], result["scores"][0]["score"]) == ("gpt35", 200)
+    assert {body["model"] for body in endpoint.asked} == {"ours", "judge"}
+
+
+def test_openais_key_goes_to_openai_alone(tmp_path, questions, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "openais")
+    monkeypatch.setenv("OCHAT_RAY_API_KEY", "own")
+    seen = set()
+    endpoint = Endpoint(answer)
+    chat = endpoint.chat
+
+    async def watched(request):
+        seen.add(request.headers["authorization"])
+        return await chat(request)
+
+    endpoint.chat = watched
+    with endpoint.serving():
+        run(configured(tmp_path, questions, endpoint.url, limit=1))
+    assert seen == {"Bearer own"}
+
+
+def test_a_run_that_is_killed_goes_on_with_the_same_numbers_and_asks_nothing_twice(
+    tmp_path, questions
+):
+    stop, begun = {"after": 15}, []
+
+    def slow(body, before):
+        begun.append(body)
+        return "hang" if len(begun) > stop["after"] else None
+
+    endpoint = Endpoint(answer, slow)
+    with endpoint.serving():
+        command = [
+            sys.executable, str(JOB), "--questions", str(questions), "--output",
+            str(tmp_path / "out"), "--model", "ours", "--baseline", "base", "--judge", "judge",
+            "--url", endpoint.url, "--judge-url", endpoint.url, "--samples", "2", "--json",
+        ]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while len(begun) <= stop["after"] or recorded(tmp_path / "out") < stop["after"]:
+            time.sleep(0.01)
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert recorded(tmp_path / "out") == sum(endpoint.answered.values()) == 15
+        stop["after"] = 10**6
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["scores"][0]["score"] == 200
+    assert sum(endpoint.answered.values()) == 2 * QUESTIONS + 4 * QUESTIONS
+
+
+def recorded(output):
+    files = [output / name for name in ("answers.jsonl", "judgments.jsonl")]
+    return sum(len(path.read_text().splitlines()) for path in files if path.exists())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "--questions is needed"),
+        (["--suite", "alpaca_eval"], "--suite alpaca_eval needs"),
+        (["score", "--suite", "alpaca_eval", "--annotations", "/nope"], "No such file"),
+        (["--samples", "0"], "--samples must be at least 1"),
+        (["--annotations", "x"], "--annotations is for"),
+        (["--questions", "/nope", "--output", "o", "--model", "m", "--baseline", "b",
+          "--judge", "j"], "cannot read /nope"),
+        (["--questions", "q", "--output", "s3://b/o", "--model", "m", "--baseline", "b",
+          "--judge", "j"], "kept on this machine"),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_one_line(arguments, line, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(JOB), *arguments], capture_output=True, text=True, cwd=tmp_path,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_alpaca_evals_numbers_come_out_of_its_own_file(tmp_path):
+    path = tmp_path / "annotations.json"
+    rows = [
+        {"preference": p, "output_1": "x", "output_2": "abcd", "generator_2": "m"}
+        for p in (2, 1, 1.5, None)
+    ]
+    path.write_text(json.dumps(rows))
+    command = [sys.executable, str(JOB), "score", "--suite", "alpaca_eval", "--annotations"]
+    done = subprocess.run([*command, str(path), "--json"], capture_output=True, check=True)
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert (row["win_rate"], row["standard_error"]) == (50, pytest.approx(50 / 3**0.5))
+    assert [row[n] for n in ("n_wins", "n_wins_base", "n_draws", "n_total", "avg_length")] == [
+        1, 1, 1, 3, 4,
+    ]  # fmt: skip
+
+
+def test_the_endpoint_of_these_tests_speaks_the_protocol():
+    from openai.types.chat import ChatCompletion
+
+    whole = completion("hi") | {"id": "1", "created": 1, "model": "m", "object": "chat.completion"}
+    assert ChatCompletion.model_validate(whole).choices[0].message.content == "hi"
+    assert isinstance(refusal(429), JSONResponse)
