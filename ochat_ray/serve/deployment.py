@@ -145,6 +145,7 @@ class HandleBackend:
         self._generate = handle.options(method_name="generate", stream=True)
         self._may_sleep = may_sleep
         self._ready, self._asked = False, -READY_FOR_S
+        self._asking = asyncio.Lock()
         self._loads: dict[str, tuple[float, Capacity]] = {}
 
     async def generate(
@@ -202,9 +203,10 @@ class HandleBackend:
     async def ready(self) -> bool:
         """Whether a model replica runs, as Serve's controller sees it, or sleeps until asked."""
         loop = asyncio.get_running_loop()
-        if loop.time() - self._asked >= READY_FOR_S:
-            self._asked = loop.time()
-            self._ready = await asyncio.to_thread(_running, self._may_sleep)
+        async with self._asking:  # the others wait for the answer to the first
+            if loop.time() - self._asked >= READY_FOR_S:
+                self._ready = await asyncio.to_thread(_running, self._may_sleep)
+                self._asked = loop.time()
         return self._ready
 
     async def loads(self) -> dict[str, Capacity]:

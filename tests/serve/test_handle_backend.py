@@ -1,6 +1,7 @@
 """The model replicas as the ingress sees them, with a handle that is scripted."""
 
 import asyncio
+import time
 
 import pytest
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
@@ -74,6 +75,23 @@ def test_a_full_queue_is_refused_at_once(monkeypatch, ready, error):
     with pytest.raises(error):
         generated(handle)
     assert len(handle.scripts) == 1  # not asked again
+
+
+def test_those_who_ask_at_once_whether_it_is_ready_hear_the_same(monkeypatch):
+    asked = []
+
+    def slow(_may_sleep):
+        asked.append(None)
+        time.sleep(0.05)
+        return True
+
+    async def ask():
+        backend = HandleBackend(Handle(), may_sleep=False)
+        return await asyncio.gather(*[backend.ready() for _ in range(5)])
+
+    monkeypatch.setattr(deployment, "_running", slow)
+    assert asyncio.run(ask()) == [True] * 5
+    assert len(asked) == 1
 
 
 def test_an_answer_that_has_not_begun_is_asked_for_again():
