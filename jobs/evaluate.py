@@ -31,8 +31,8 @@ def describe(config: EvaluateConfig, result: dict[str, Any]) -> str:
             continue
         share = one["failed"] / one["judgments"]
         lines.append(
-            f"{one['model']}: {one['score']:.1f} ({one['low']:.1f} to {one['high']:.1f}) % of "
-            f"{result['baseline']} · {share:.1%} of the judgments could not be read"
+            f"{one['model']}: {one['score']:.2f} ({one['low']:.2f} to {one['high']:.2f}) "
+            f"{result['unit']} · {share:.1%} of the judgments could not be read"
         )
     return "\n".join([*lines, f"results: {config.output}/results.json"])
 

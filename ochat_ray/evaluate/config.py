@@ -27,9 +27,11 @@ class EvaluateConfig:
 
     step: tyro.conf.Positional[Step] = "all"
     """What to do: the models' answers, the judge's words, the scores, or all of it in turn."""
-    suite: Literal["vicuna", "alpaca_eval"] = "vicuna"
-    """vicuna: two answers side by side, scored 1 to 10 in both orders. alpaca_eval: so far its
-    numbers alone, `score --annotations FILE`."""
+    suite: Literal["vicuna", "mt_bench", "alpaca_eval"] = "vicuna"
+    """vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two turns, each
+    rated 1 to 10. alpaca_eval: so far its numbers alone, `score --annotations FILE`."""
+    pairwise: Annotated[bool, Off] = False
+    """mt_bench: hold each answer against the baseline's, in both orders, instead of rating it."""
     questions: str = ""
     """JSONL of FastChat's or OpenChat's form, or alpaca_eval's JSON."""
     limit: int | None = None
@@ -58,14 +60,18 @@ class EvaluateConfig:
     samples: int = 3
     """Judgments of each question and order (evidence calibration's k); 2023 took 1 at
     --judge-temperature 0.2."""
-    judge_temperature: float = 1.0
-    judge_max_tokens: int = 1024
+    judge_temperature: float | None = None
+    """1 for vicuna, whose samples differ by it, and 0 for mt_bench where not given."""
+    judge_max_tokens: int = 2048
     failures: Literal["drop", "zero"] = "drop"
-    """A judgment without readable scores counts nowhere, or as 0 to 0."""
+    """vicuna: a judgment without readable scores counts nowhere, or as 0 to 0."""
+    references: str = ""
+    """mt_bench: reference answers for math, reasoning and coding, JSONL of FastChat's form."""
 
-    temperature: float = 0.7
-    """Of the answers."""
-    top_p: float = 0.9
+    temperature: float | None = None
+    """Of the answers; 0.7 for vicuna and the category's own for mt_bench where not given."""
+    top_p: float | None = None
+    """Of the answers; 0.9 for vicuna where not given, and none for mt_bench."""
     max_tokens: int = 1024
     """Of an answer."""
 
@@ -104,30 +110,45 @@ class EvaluateConfig:
             raise UserError("--suite alpaca_eval needs `score` and --annotations FILE")
         if self.baseline_answers and self.baseline_url:
             raise UserError("give --baseline-url or --baseline-answers, not both")
-        if self.suite == "vicuna":
-            self._check_vicuna()
+        if self.suite != "alpaca_eval":
+            self._check_judged()
 
-    def _check_vicuna(self) -> None:
+    def _check_judged(self) -> None:
         for name in ("questions", "output", "model"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is needed")
-        if not self.baseline and not self.baseline_answers:
+        if self.suite == "vicuna" and (self.pairwise or self.references):
+            raise UserError("--pairwise and --references are for --suite mt_bench")
+        if self.suite == "mt_bench" and self.failures == "zero":
+            raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
+        baseline = self.baseline or self.baseline_answers or self.baseline_url
+        if self.compares and not (self.baseline or self.baseline_answers):
             raise UserError("--baseline or --baseline-answers is needed")
+        if not self.compares and baseline:
+            raise UserError("--baseline has no effect without --pairwise")
         if self.step != "answer" and not self.judge:
             raise UserError("--judge is needed")
 
     @property
-    def answering(self) -> dict[str, Any]:
-        """The fields of a request for an answer, beside model and messages."""
-        return {
-            "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens,
-        }  # fmt: skip
+    def compares(self) -> bool:
+        """Whether answers are held against a baseline's."""
+        return self.suite == "vicuna" or self.pairwise
 
-    @property
-    def judging(self) -> dict[str, Any]:
+    def answering(self, model: str, temperature: float) -> dict[str, Any]:
+        """The fields of a request for an answer, beside its messages."""
+        given = self.temperature
+        fields = {
+            "model": model, "temperature": temperature if given is None else given,
+            "max_tokens": self.max_tokens,
+        }  # fmt: skip
+        top_p = 0.9 if self.top_p is None and self.suite == "vicuna" else self.top_p
+        return fields | ({} if top_p is None else {"top_p": top_p})
+
+    def judging(self, *, temperature: float) -> dict[str, Any]:
         """The fields of a request to the judge, beside its messages."""
+        given = self.judge_temperature
         return {
-            "model": self.judge, "temperature": self.judge_temperature,
+            "model": self.judge, "temperature": temperature if given is None else given,
             "max_tokens": self.judge_max_tokens,
         }  # fmt: skip
 

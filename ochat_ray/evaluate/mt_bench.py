@@ -7,13 +7,30 @@ temperatures, patterns and the rule that a pairwise win needs both orders to agr
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from ochat_ray.errors import UserError
+from ochat_ray.evaluate.bias import Judged
+from ochat_ray.evaluate.prompts import Prompts
+from ochat_ray.evaluate.questions import Answers, Question
+from ochat_ray.evaluate.records import Call, key_of
+from ochat_ray.evaluate.stats import Part
 
 HIGHEST = 10
 _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
 Verdict = Literal["A", "B", "tie"]
 Outcome = Literal["win", "loss", "tie"]
+
+PROMPT_NAMES = frozenset(
+    """
+    question question_1 question_2 answer answer_1 answer_2 answer_a answer_b answer_a_1 answer_a_2
+    answer_b_1 answer_b_2 ref_answer_1 ref_answer_2
+    """.split()
+)
+"""What a judge's prompt may hold in braces."""
 
 NEED_REFERENCE = frozenset({"math", "reasoning", "coding"})
 """Categories whose judge is shown a reference answer."""
@@ -58,3 +75,149 @@ def outcome(model_first: Verdict | None, model_second: Verdict | None) -> Outcom
     if (model_first, model_second) == ("B", "A"):
         return "loss"
     return "tie"
+
+
+def rating_calls(
+    questions: Sequence[Question],
+    model: Answers,
+    references: Answers | None,
+    prompts: Prompts,
+    *,
+    judge: Mapping[str, Any],
+) -> list[Call]:
+    """What the judge is asked to rate: every turn of every answer by itself.
+
+    `judge` are the fields of the request beside its messages.
+
+    Raises:
+        UserError: a reference answer or a prompt is missing.
+    """
+    found = []
+    for question in questions:
+        answers = model.turns[question.id]
+        for turn in range(len(question.turns)):
+            values = _questions(question, turn) | _references(question, turn, references)
+            values |= {"answer": answers[0]} | _numbered("answer", answers)
+            prompt = prompts.named(_name("single", question, turn))
+            body = {**judge, "messages": prompt.messages(**values)}
+            about = {
+                "suite": "mt_bench", "question_id": question.id, "category": question.category,
+                "turn": turn, "model": model.model, "judge": judge["model"],
+                "prompt": prompt.name, "prompt_digest": prompt.digest,
+            }  # fmt: skip
+            key = key_of("mt_bench", question.id, turn, body)
+            found.append(Call(key=key, body=body, about=about))
+    return found
+
+
+def pair_calls(
+    questions: Sequence[Question],
+    model: Answers,
+    baseline: Answers,
+    references: Answers | None,
+    prompts: Prompts,
+    *,
+    judge: Mapping[str, Any],
+) -> list[Call]:
+    """What the judge is asked to compare: every turn, in both orders.
+
+    Raises:
+        UserError: a reference answer or a prompt is missing.
+    """
+    found = []
+    for question in questions:
+        own, other = model.turns[question.id], baseline.turns[question.id]
+        for turn in range(len(question.turns)):
+            prompt = prompts.named(_name("pair", question, turn))
+            shared = _questions(question, turn) | _references(question, turn, references)
+            for model_first in (True, False):
+                a, b = (own, other) if model_first else (other, own)
+                values = shared | {"answer_a": a[0], "answer_b": b[0]}
+                values |= _numbered("answer_a", a) | _numbered("answer_b", b)
+                body = {**judge, "messages": prompt.messages(**values)}
+                about = {
+                    "suite": "mt_bench_pairs", "question_id": question.id,
+                    "category": question.category, "turn": turn, "model": model.model,
+                    "baseline": baseline.model, "model_first": model_first,
+                    "judge": judge["model"], "prompt": prompt.name,
+                    "prompt_digest": prompt.digest, "lengths": [len(a[turn]), len(b[turn])],
+                }  # fmt: skip
+                key = key_of("mt_bench_pairs", question.id, turn, model_first, body)
+                found.append(Call(key=key, body=body, about=about))
+    return found
+
+
+def rating_parts(
+    judgments: Iterable[Mapping[str, Any]], *, turn: int | None = None
+) -> dict[str, Part]:
+    """What each question adds to the mean rating, of one turn or of all; a failure adds nothing."""
+    sums: dict[str, list[float]] = defaultdict(list)
+    for judgment in judgments:
+        ratings = sums[judgment["question_id"]]
+        if turn in (None, judgment["turn"]):
+            rating = parse_rating(judgment["text"])
+            ratings += [] if rating is None else [rating]
+    return {id: Part(sum(ratings), len(ratings)) for id, ratings in sums.items()}
+
+
+def outcomes(judgments: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Outcome | None]:
+    """The model's, by question and turn."""
+    verdicts: dict[tuple[str, int], dict[bool, Verdict | None]] = defaultdict(dict)
+    for judgment in judgments:
+        at = (judgment["question_id"], judgment["turn"])
+        verdicts[at][judgment["model_first"]] = parse_verdict(judgment["text"])
+    return {at: outcome(both.get(True), both.get(False)) for at, both in verdicts.items()}
+
+
+def pair_parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
+    """What each question adds to the win rate in per cent, a tie being half a win."""
+    parts: dict[str, list[Outcome | None]] = defaultdict(list)
+    for (id, _), found in outcomes(judgments).items():
+        parts[id].append(found)
+    worth = {"win": 100.0, "tie": 50.0, "loss": 0.0}
+    return {
+        id: Part(sum(worth[o] for o in found if o), sum(o is not None for o in found))
+        for id, found in parts.items()
+    }
+
+
+def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
+    """Comparisons with a verdict, for the judge's biases; the better answer leads by a point."""
+    for judgment in judgments:
+        verdict = parse_verdict(judgment["text"])
+        if verdict is not None:
+            yield Judged(
+                pair=(judgment["question_id"], judgment["turn"]),
+                model_first=judgment["model_first"],
+                first=float(verdict == "A"),
+                second=float(verdict == "B"),
+                first_length=judgment["lengths"][0],
+                second_length=judgment["lengths"][1],
+            )
+
+
+def _name(kind: Literal["single", "pair"], question: Question, turn: int) -> str:
+    """FastChat's name of the prompt."""
+    math = "math-v1" if question.category in NEED_REFERENCE else None
+    version = math or {"single": "v1", "pair": "v2"}[kind]
+    return f"{kind}-{version}" + ("-multi-turn" if turn else "")
+
+
+def _questions(question: Question, turn: int) -> dict[str, str]:
+    return {"question": question.turns[0]} | _numbered("question", question.turns[: turn + 1])
+
+
+def _references(question: Question, turn: int, references: Answers | None) -> dict[str, str]:
+    if question.category not in NEED_REFERENCE:
+        return {}
+    known = references.turns.get(question.id, ()) if references else ()
+    if len(known) <= turn:
+        raise UserError(
+            f"question {question.id!r} ({question.category}) needs a reference answer; give "
+            "--references, a file of FastChat's reference_answer"
+        )
+    return _numbered("ref_answer", known)
+
+
+def _numbered(name: str, texts: Sequence[str]) -> dict[str, str]:
+    return {f"{name}_{number}": text for number, text in enumerate(texts, 1)}

@@ -52,6 +52,16 @@ class Prompts:
         by_category = {prompt.category: prompt for prompt in self.by_name.values()}
         return by_category.get(category) or by_category[GENERAL]
 
+    def named(self, name: str) -> Prompt:
+        """The prompt of that name.
+
+        Raises:
+            UserError: there is none.
+        """
+        if name not in self.by_name:
+            raise UserError(f"the prompts have none with the name {name!r}")
+        return self.by_name[name]
+
 
 def read_prompts(path: str | Path | None, *, suite: str, names: frozenset[str]) -> Prompts:
     """The prompts of a JSONL file; without a path, our own for this suite.

@@ -1,4 +1,4 @@
-"""The steps of an evaluation with Vicuna's questions: answer, judge, score.
+"""The steps of an evaluation: answer, judge, score.
 
     <output>/answers.jsonl      a record a call: what a model said in one turn
             /judgments.jsonl    a record a call: what the judge said
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate import vicuna
 from ochat_ray.evaluate.asking import (
     CHARACTERS_PER_TOKEN,
     Asker,
@@ -33,7 +32,7 @@ from ochat_ray.evaluate.asking import (
 from ochat_ray.evaluate.bias import biases
 from ochat_ray.evaluate.client import Client
 from ochat_ray.evaluate.config import EvaluateConfig, key_for
-from ochat_ray.evaluate.prompts import Prompts, read_prompts
+from ochat_ray.evaluate.prompts import read_prompts
 from ochat_ray.evaluate.questions import (
     Answers,
     Question,
@@ -43,6 +42,7 @@ from ochat_ray.evaluate.questions import (
 )
 from ochat_ray.evaluate.records import Call, Records, key_of
 from ochat_ray.evaluate.stats import Part, difference, estimate
+from ochat_ray.evaluate.suites import Material, suite_of
 from ochat_ray.progress import Progress
 from ochat_ray.run_dir import RunDir
 
@@ -59,8 +59,13 @@ class Evaluation:
             raise UserError(f"--output {config.output}: records are kept on this machine's disk")
         self.config = config
         self.questions = read_questions(config.questions, limit=config.limit)
-        self.prompts: Prompts = read_prompts(
-            config.prompts or None, suite="vicuna", names=vicuna.PROMPT_NAMES
+        self.suite = suite_of(config)
+        self.material = Material(
+            questions=self.questions,
+            prompts=read_prompts(
+                config.prompts or None, suite=self.suite.prompts, names=self.suite.prompt_names
+            ),
+            references=read_answers(config.references) if config.references else None,
         )
         self.prices = Prices.read(config.prices)
         self._given = (
@@ -82,7 +87,12 @@ class Evaluation:
     def to_answer(self) -> list[str]:
         """The models whose answers are asked for."""
         names = list(dict.fromkeys(self.config.model))
-        return names if self._given or self.baseline in names else [*names, self.baseline]
+        asked = self.config.compares and not self._given and self.baseline not in names
+        return [*names, self.baseline] if asked else names
+
+    def answering(self, question: Question, model: str) -> dict[str, Any]:
+        """The fields of a request for a model's answer, beside its messages."""
+        return self.config.answering(model, self.suite.temperature(question.category))
 
     def answers_of(self, model: str) -> Answers:
         """What a model has said so far."""
@@ -95,7 +105,7 @@ class Evaluation:
         messages: list[dict[str, str]] = []
         for number, turn in enumerate(question.turns):
             messages.append({"role": "user", "content": turn})
-            fields = {"model": model, **self.config.answering}
+            fields = self.answering(question, model)
             key = answer_call(question, number, messages, fields).key
             if key not in self.answers:
                 break
@@ -108,13 +118,12 @@ class Evaluation:
         Raises:
             UserError: an answer is missing.
         """
-        own, baseline = self.answers_of(model), self.answers_of(self.baseline)
+        own = self.answers_of(model)
+        baseline = self.answers_of(self.baseline) if self.config.compares else None
         for answers in (own, baseline):
-            check_complete(answers, self.questions)
-        return vicuna.calls(
-            self.questions, own, baseline, self.prompts,
-            judge=self.config.judging, samples=self.config.samples,
-        )  # fmt: skip
+            if answers is not None:
+                check_complete(answers, self.questions)
+        return self.suite.calls(self.material, own, baseline)
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -155,7 +164,7 @@ async def _answer(evaluation: Evaluation) -> None:
         }
         failures = await for_all(
             [(name, question) for name in names for question in evaluation.questions],
-            lambda one: answer(askers[one[0]], one[1], {"model": one[0], **config.answering}),
+            lambda one: answer(askers[one[0]], one[1], evaluation.answering(one[1], one[0])),
         )
     progress.finish(str(spent))
     _check(failures, total)
@@ -195,8 +204,9 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         scores.append(one)
     first, *others = parts
     return {
-        "suite": "vicuna",
-        "baseline": evaluation.baseline,
+        "suite": config.suite,
+        "unit": evaluation.suite.unit,
+        "baseline": evaluation.baseline or None,
         "judge": config.judge,
         "scores": scores,
         "differences": [
@@ -209,7 +219,7 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         ],
         "questions": len(evaluation.questions),
         "questions_digest": key_of([asdict(question) for question in evaluation.questions]),
-        "prompts_digest": evaluation.prompts.digest,
+        "prompts_digest": evaluation.material.prompts.digest,
         "config": asdict(config),
         "version": version("ochat-ray"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -219,32 +229,35 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
 def _scored(
     evaluation: Evaluation, model: str, judgments: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[Part]]:
-    config, questions = evaluation.config, evaluation.questions
-    failed = sum(vicuna.parse_scores(judgment["text"]) is None for judgment in judgments)
+    config, questions, suite = evaluation.config, evaluation.questions, evaluation.suite
+    failed = sum(suite.read(judgment["text"]) is None for judgment in judgments)
+    rules = {"drop": suite.parts(judgments)}
+    if suite.zero_parts is not None:
+        rules["zero"] = suite.zero_parts(judgments)
+    chosen = rules[config.failures]
 
-    def parts(failures: vicuna.Failures, category: str | None = None) -> list[Part]:
-        found = vicuna.parts(judgments, failures=failures)
-        return [found[q.id] for q in questions if category in (None, q.category)]
+    def estimated(parts: Mapping[str, Part], category: str | None = None) -> dict[str, Any]:
+        some = [parts[q.id] for q in questions if category in (None, q.category)]
+        return _json(estimate(some, seed=config.seed))
 
     one = {
         "model": model,
-        **_json(estimate(parts(config.failures), seed=config.seed)),
+        **estimated(chosen),
         "judgments": len(judgments),
         "failed": failed,
-        "not_judged": sum(not part.denominator for part in parts("drop")),
+        "not_judged": sum(not part.denominator for part in rules["drop"].values()),
         "by_category": {
-            category: {"questions": count}
-            | _json(estimate(parts(config.failures, category), seed=config.seed))
+            category: {"questions": count, **estimated(chosen, category)}
             for category, count in Counter(q.category for q in questions).items()
         },
-        "biases": asdict(biases(vicuna.judged(judgments))),
+        **suite.more(judgments),
     }
-    if failed:
+    if config.compares:
+        one["biases"] = asdict(biases(suite.judged(judgments)))
+    if failed and len(rules) > 1:
         # Both rules of 2023, where they differ.
-        one["by_failures"] = {
-            rule: _json(estimate(parts(rule), seed=config.seed)) for rule in ("drop", "zero")
-        }
-    return one, parts(config.failures)
+        one["by_failures"] = {rule: estimated(parts) for rule, parts in rules.items()}
+    return one, [chosen[question.id] for question in questions]
 
 
 def left(evaluation: Evaluation) -> dict[str, Any]:
@@ -271,14 +284,15 @@ def _judgments_left(evaluation: Evaluation) -> Spent:
 
     def filled(model: str) -> Answers:
         known = evaluation.answers_of(model).turns
-        turns = {q.id: known.get(q.id) or (unknown,) for q in evaluation.questions}
+        turns = {
+            q.id: known.get(q.id, ()) + (unknown,) * (len(q.turns) - len(known.get(q.id, ())))
+            for q in evaluation.questions
+        }
         return Answers(model=model, turns=turns)
 
+    baseline = filled(evaluation.baseline) if config.compares else None
     for name in config.model:
-        for call in vicuna.calls(
-            evaluation.questions, filled(name), filled(evaluation.baseline), evaluation.prompts,
-            judge=config.judging, samples=config.samples,
-        ):  # fmt: skip
+        for call in evaluation.suite.calls(evaluation.material, filled(name), baseline):
             if call.key not in evaluation.judgments:
                 characters = sum(len(message["content"]) for message in call.body["messages"])
                 spent.add(

@@ -49,7 +49,7 @@ def answer(body):
     return verdict(body) if body["model"] == "judge" else said(body)
 
 
-def configured(tmp_path, questions, url, **fields):
+def configured(tmp_path, questions, url, /, **fields):
     return EvaluateConfig(
         **{
             "questions": str(questions), "output": str(tmp_path / "out"), "model": ("ours",),
@@ -179,6 +179,59 @@ def test_several_models_are_compared_question_by_question(tmp_path, questions):
     assert (difference["score"], difference["low"], difference["high"]) == (100, 100, 100)
 
 
+@pytest.fixture
+def two_turns(tmp_path):
+    path = tmp_path / "bench.jsonl"
+    rows = [
+        {"question_id": 81, "turns": ["question a", "question b"], "category": "writing"},
+        {"question_id": 111, "turns": ["question c", "question d"], "category": "math"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    references = tmp_path / "references.jsonl"
+    row = {"question_id": 111, "model_id": "gpt-4", "choices": [{"turns": ["c!", "d!"]}]}
+    references.write_text(json.dumps(row))
+    return {"questions": str(path), "references": str(references), "suite": "mt_bench"}
+
+
+def test_two_turns_are_answered_one_after_the_other_and_rated(tmp_path, two_turns):
+    def rate(body):
+        if body["model"] != "judge":
+            return said(body)
+        return "[[4]]" if "question d" in body["messages"][-1]["content"] else "Rating: [[8]]"
+
+    endpoint = Endpoint(rate)
+    with endpoint.serving():
+        result = run(configured(tmp_path, "", endpoint.url, baseline="", **two_turns))
+    (one,) = result["scores"]
+    assert (one["score"], one["turn_1"], one["turn_2"]) == (7, 8, 6)
+    assert {name: c["score"] for name, c in one["by_category"].items()} == {
+        "writing": 8, "math": 6,
+    }  # fmt: skip
+    assert (result["baseline"], "biases" in one) == (None, False)
+    answers = [body for body in endpoint.asked if body["model"] == "ours"]
+    assert {body["temperature"] for body in answers} == {0.0, 0.7}  # math's and writing's
+    second = next(b for b in answers if b["messages"][-1]["content"] == "question d")
+    assert [message["role"] for message in second["messages"]] == ["user", "assistant", "user"]
+    assert second["messages"][1]["content"] == "<ours on question c>"
+
+
+def test_pairs_of_two_turns_are_won_in_both_orders(tmp_path, two_turns):
+    def compare(body):
+        if body["model"] != "judge":
+            return said(body)
+        text = body["messages"][-1]["content"]
+        if "question b" in text:
+            return "[[A]]"  # whoever comes first
+        return "[[A]]" if text.index("<ours") < text.index("<base") else "[[B]]"
+
+    endpoint = Endpoint(compare)
+    with endpoint.serving():
+        fields = two_turns | {"pairwise": True}
+        (one,) = run(configured(tmp_path, "", endpoint.url, **fields))["scores"]
+    assert (one["wins"], one["losses"], one["ties"], one["score"]) == (3, 0, 1, 87.5)
+    assert one["biases"]["order_changes_verdict"] == 0.25
+
+
 def test_a_baseline_may_come_from_a_file(tmp_path, questions):
     answers = tmp_path / "gpt35.jsonl"
     rows = [{"question_id": n, "answer": "<file on question>"} for n in range(QUESTIONS)]
@@ -254,6 +307,10 @@ def recorded(output):
         (["score", "--suite", "alpaca_eval", "--annotations", "/nope"], "No such file"),
         (["--samples", "0"], "--samples must be at least 1"),
         (["--annotations", "x"], "--annotations is for"),
+        (["--suite", "mt_bench", "--questions", "q", "--output", "o", "--model", "m",
+          "--baseline", "b", "--judge", "j"], "--baseline has no effect without --pairwise"),
+        (["--pairwise", "--questions", "q", "--output", "o", "--model", "m", "--baseline", "b",
+          "--judge", "j"], "are for --suite mt_bench"),
         (["--questions", "/nope", "--output", "o", "--model", "m", "--baseline", "b",
           "--judge", "j"], "cannot read /nope"),
         (["--questions", "q", "--output", "s3://b/o", "--model", "m", "--baseline", "b",

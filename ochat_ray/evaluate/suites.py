@@ -1,0 +1,132 @@
+"""What the suites have in common: the calls to the judge, and what its words add to a score."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ochat_ray.evaluate import mt_bench, vicuna
+from ochat_ray.evaluate.bias import Judged
+from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.prompts import Prompts
+from ochat_ray.evaluate.questions import Answers, Question
+from ochat_ray.evaluate.records import Call
+from ochat_ray.evaluate.stats import Part
+
+Judgments = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """What the judge is asked about, besides answers."""
+
+    questions: Sequence[Question]
+    prompts: Prompts
+    references: Answers | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """How answers are judged, and how judgments are scored.
+
+    `prompts` names our own, `prompt_names` is what one may hold in braces; `unit` says what a
+    score is; `temperature` is what a question's category is answered with. `calls` takes the
+    model's answers and the baseline's. `read` gives None for a judgment that failed; `parts` are
+    what each question adds to the score without those, and `zero_parts` with them as zeros.
+    `judged` are comparisons, for the judge's biases; `more` stands in results.json, too.
+    """
+
+    prompts: str
+    prompt_names: frozenset[str]
+    unit: str
+    temperature: Callable[[str], float]
+    calls: Callable[[Material, Answers, Answers | None], list[Call]]
+    read: Callable[[str], Any]
+    parts: Callable[[Judgments], dict[str, Part]]
+    zero_parts: Callable[[Judgments], dict[str, Part]] | None = None
+    judged: Callable[[Judgments], Iterable[Judged]] = lambda _judgments: ()
+    more: Callable[[Judgments], dict[str, Any]] = lambda _judgments: {}
+
+
+def suite_of(config: EvaluateConfig) -> Suite:
+    """The suite that the configuration names."""
+    if config.suite == "vicuna":
+        return _vicuna(config)
+    ratings = _ratings(config)
+    return _pairs(config, ratings) if config.pairwise else ratings
+
+
+def _vicuna(config: EvaluateConfig) -> Suite:
+    def calls(material: Material, model: Answers, baseline: Answers | None) -> list[Call]:
+        assert baseline is not None
+        return vicuna.calls(
+            material.questions, model, baseline, material.prompts,
+            judge=config.judging(temperature=1.0), samples=config.samples,
+        )  # fmt: skip
+
+    return Suite(
+        prompts="vicuna",
+        prompt_names=vicuna.PROMPT_NAMES,
+        unit="% of the baseline's score",
+        temperature=lambda _category: 0.7,
+        calls=calls,
+        read=vicuna.parse_scores,
+        parts=partial(vicuna.parts, failures="drop"),
+        zero_parts=partial(vicuna.parts, failures="zero"),
+        judged=vicuna.judged,
+    )
+
+
+def _ratings(config: EvaluateConfig) -> Suite:
+    def calls(material: Material, model: Answers, _baseline: Answers | None) -> list[Call]:
+        return mt_bench.rating_calls(
+            material.questions, model, material.references, material.prompts,
+            judge=config.judging(temperature=0.0),
+        )  # fmt: skip
+
+    return Suite(
+        prompts="mt_bench",
+        prompt_names=mt_bench.PROMPT_NAMES,
+        unit="of 10",
+        temperature=lambda category: mt_bench.TEMPERATURES.get(category, 0.7),
+        calls=calls,
+        read=mt_bench.parse_rating,
+        parts=mt_bench.rating_parts,
+        more=_means_by_turn,
+    )
+
+
+def _pairs(config: EvaluateConfig, ratings: Suite) -> Suite:
+    def calls(material: Material, model: Answers, baseline: Answers | None) -> list[Call]:
+        assert baseline is not None
+        return mt_bench.pair_calls(
+            material.questions, model, baseline, material.references, material.prompts,
+            judge=config.judging(temperature=0.0),
+        )  # fmt: skip
+
+    return replace(
+        ratings,
+        unit="% of wins against the baseline, a tie being half a win",
+        calls=calls,
+        read=mt_bench.parse_verdict,
+        parts=mt_bench.pair_parts,
+        judged=mt_bench.judged,
+        more=_outcomes,
+    )
+
+
+def _means_by_turn(judgments: Judgments) -> dict[str, Any]:
+    means = {}
+    for turn in sorted({judgment["turn"] for judgment in judgments}):
+        parts = mt_bench.rating_parts(judgments, turn=turn).values()
+        count = sum(part.denominator for part in parts)
+        means[f"turn_{turn + 1}"] = sum(p.numerator for p in parts) / count if count else None
+    return means
+
+
+def _outcomes(judgments: Judgments) -> dict[str, Any]:
+    counts = Counter(mt_bench.outcomes(judgments).values())
+    return {"wins": counts["win"], "losses": counts["loss"], "ties": counts["tie"]}
