@@ -1,21 +1,33 @@
-"""Which of two outputs does a judge prefer, and how often: AlpacaEval's numbers.
+"""Which of two outputs does a judge prefer, and how often: AlpacaEval.
 
-Source: tatsu-lab/alpaca_eval, metrics/helpers.py and main.py: the same names and the same values.
+Source of numbers and formats: tatsu-lab/alpaca_eval, metrics/helpers.py, main.py and
+completion_parsers.py. Where alpaca_eval shows every pair once, in an order drawn at random, both
+orders are judged here, and the preference is the mean of the two.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate.bias import Judged
+from ochat_ray.evaluate.mt_bench import parse_verdict
+from ochat_ray.evaluate.prompts import Prompts
+from ochat_ray.evaluate.questions import Answers, Question
+from ochat_ray.evaluate.records import Call, key_of
+from ochat_ray.evaluate.stats import Part
 
 DRAW = 1.5
+
+PROMPT_NAMES = frozenset({"instruction", "output_1", "output_2"})
+"""What a judge's prompt may hold in braces."""
 
 
 def win_rate(preferences: Iterable[float | None]) -> dict[str, Any]:
@@ -75,3 +87,125 @@ def read_annotations(path: str) -> dict[str, Any]:
     if len(models) > 1:
         raise UserError(f"--annotations {path}: of {len(models)} models, not of one")
     return win_rate(preferences) | {"avg_length": average_length(outputs)}
+
+
+def calls(
+    questions: Sequence[Question],
+    model: Answers,
+    baseline: Answers,
+    prompts: Prompts,
+    *,
+    judge: Mapping[str, Any],
+    weighted: bool,
+) -> list[Call]:
+    """What the judge is asked: every pair in both orders.
+
+    `judge` are the fields of the request beside its messages. Weighted, it says one letter, and
+    the probabilities of both are asked for.
+    """
+    prompt = prompts.named("letter" if weighted else "verdict")
+    if weighted:
+        judge = {**judge, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+    found = []
+    for question in questions:
+        own, other = model.turns[question.id][0], baseline.turns[question.id][0]
+        for model_first in (True, False):
+            first, second = (own, other) if model_first else (other, own)
+            messages = prompt.messages(
+                instruction=question.turns[0], output_1=first, output_2=second
+            )
+            body = {**judge, "messages": messages}
+            about = {
+                "suite": "alpaca_eval", "question_id": question.id, "category": question.category,
+                "model": model.model, "baseline": baseline.model, "model_first": model_first,
+                "prompt": prompt.name, "prompt_digest": prompt.digest, "judge": judge["model"],
+                "lengths": [len(first), len(second)],
+            }  # fmt: skip
+            key = key_of("alpaca_eval", question.id, model_first, body)
+            found.append(Call(key=key, body=body, about=about))
+    return found
+
+
+def second_preferred(judgment: Mapping[str, Any]) -> float | None:
+    """How much the judge prefers the second output, from 0 to 1; None where it says neither.
+
+    Of log-probabilities, the second letter's share of both: the weighted variant.
+    """
+    if judgment.get("logprobs"):
+        likely: dict[str, float] = defaultdict(float)
+        for entry in judgment["logprobs"][0].get("top_logprobs", []):
+            likely[entry["token"].strip()] += math.exp(entry["logprob"])
+        both = likely["A"] + likely["B"]
+        return likely["B"] / both if both else None
+    verdict = parse_verdict(judgment["text"])
+    return None if verdict is None else {"A": 0.0, "B": 1.0, "tie": 0.5}[verdict]
+
+
+def preferences(judgments: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """alpaca_eval's number of each question, 1 the baseline to 2 the model, over both orders."""
+    found: dict[str, dict[bool, float | None]] = defaultdict(dict)
+    for judgment in judgments:
+        second = second_preferred(judgment)
+        if second is not None and judgment["model_first"]:
+            second = 1 - second
+        found[judgment["question_id"]][judgment["model_first"]] = second
+    return {id: _preference(both.get(True), both.get(False)) for id, both in found.items()}
+
+
+def _preference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else 1 + (one + other) / 2
+
+
+def parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
+    """What each question adds to the win rate in per cent."""
+    return {
+        id: Part(0, 0) if preference is None else Part(100 * (preference - 1), 1)
+        for id, preference in preferences(judgments).items()
+    }
+
+
+def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
+    """The comparisons with a preference, for the judge's biases; the lead is from -1 to 1."""
+    for judgment in judgments:
+        second = second_preferred(judgment)
+        if second is not None:
+            yield Judged(
+                pair=(judgment["question_id"],),
+                model_first=judgment["model_first"],
+                first=1 - second,
+                second=second,
+                first_length=judgment["lengths"][0],
+                second_length=judgment["lengths"][1],
+            )
+
+
+def files(
+    questions: Sequence[Question],
+    model: Answers,
+    baseline: Answers,
+    judgments: Iterable[Mapping[str, Any]],
+    judge: str,
+) -> dict[str, str]:
+    """alpaca_eval's model_outputs.json and annotations.json."""
+    found = preferences(judgments)
+    rows = [(q, model.turns[q.id][0], baseline.turns[q.id][0]) for q in questions]
+    outputs = [
+        {
+            "instruction": question.id, "output": own, "generator": model.model,
+            "dataset": question.category,
+        }
+        for question, own, _ in rows
+    ]  # fmt: skip
+    annotations = [
+        {
+            "instruction": question.id, "dataset": question.category,
+            "output_1": other, "generator_1": baseline.model,
+            "output_2": own, "generator_2": model.model,
+            "annotator": judge, "preference": found[question.id],
+        }
+        for question, own, other in rows
+    ]  # fmt: skip
+    return {
+        "model_outputs.json": json.dumps(outputs, indent=2, ensure_ascii=False),
+        "annotations.json": json.dumps(annotations, indent=2, ensure_ascii=False),
+    }

@@ -29,7 +29,10 @@ class EvaluateConfig:
     """What to do: the models' answers, the judge's words, the scores, or all of it in turn."""
     suite: Literal["vicuna", "mt_bench", "alpaca_eval"] = "vicuna"
     """vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two turns, each
-    rated 1 to 10. alpaca_eval: so far its numbers alone, `score --annotations FILE`."""
+    rated 1 to 10. alpaca_eval: which of two is preferred; its numbers alone from its own file by
+    `score --annotations FILE`."""
+    weighted: Annotated[bool, Off] = False
+    """alpaca_eval: weigh preferences by the judge's probabilities of the letters A and B."""
     pairwise: Annotated[bool, Off] = False
     """mt_bench: hold each answer against the baseline's, in both orders, instead of rating it."""
     questions: str = ""
@@ -61,7 +64,7 @@ class EvaluateConfig:
     """Judgments of each question and order (evidence calibration's k); 2023 took 1 at
     --judge-temperature 0.2."""
     judge_temperature: float | None = None
-    """1 for vicuna, whose samples differ by it, and 0 for mt_bench where not given."""
+    """1 for vicuna, whose samples differ by it, and 0 for the others where not given."""
     judge_max_tokens: int = 2048
     failures: Literal["drop", "zero"] = "drop"
     """vicuna: a judgment without readable scores counts nowhere, or as 0 to 0."""
@@ -69,7 +72,7 @@ class EvaluateConfig:
     """mt_bench: reference answers for math, reasoning and coding, JSONL of FastChat's form."""
 
     temperature: float | None = None
-    """Of the answers; 0.7 for vicuna and the category's own for mt_bench where not given."""
+    """Of the answers; 0.7, and the category's own for mt_bench, where not given."""
     top_p: float | None = None
     """Of the answers; 0.9 for vicuna where not given, and none for mt_bench."""
     max_tokens: int = 1024
@@ -106,21 +109,21 @@ class EvaluateConfig:
             raise UserError("--limit must be at least 1")
         if self.annotations and (self.suite, self.step) != ("alpaca_eval", "score"):
             raise UserError("--annotations is for `score --suite alpaca_eval`")
-        if self.suite == "alpaca_eval" and not self.annotations:
-            raise UserError("--suite alpaca_eval needs `score` and --annotations FILE")
         if self.baseline_answers and self.baseline_url:
             raise UserError("give --baseline-url or --baseline-answers, not both")
-        if self.suite != "alpaca_eval":
+        if not self.annotations:
             self._check_judged()
 
     def _check_judged(self) -> None:
         for name in ("questions", "output", "model"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is needed")
-        if self.suite == "vicuna" and (self.pairwise or self.references):
+        if self.suite != "mt_bench" and (self.pairwise or self.references):
             raise UserError("--pairwise and --references are for --suite mt_bench")
-        if self.suite == "mt_bench" and self.failures == "zero":
+        if self.suite != "vicuna" and self.failures == "zero":
             raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
+        if self.suite != "alpaca_eval" and self.weighted:
+            raise UserError("--weighted is for --suite alpaca_eval")
         baseline = self.baseline or self.baseline_answers or self.baseline_url
         if self.compares and not (self.baseline or self.baseline_answers):
             raise UserError("--baseline or --baseline-answers is needed")
@@ -132,7 +135,7 @@ class EvaluateConfig:
     @property
     def compares(self) -> bool:
         """Whether answers are held against a baseline's."""
-        return self.suite == "vicuna" or self.pairwise
+        return self.suite != "mt_bench" or self.pairwise
 
     def answering(self, model: str, temperature: float) -> dict[str, Any]:
         """The fields of a request for an answer, beside its messages."""

@@ -6,6 +6,7 @@ temperatures, patterns and the rule that a pairwise win needs both orders to agr
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -194,6 +195,62 @@ def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
                 first_length=judgment["lengths"][0],
                 second_length=judgment["lengths"][1],
             )
+
+
+def answer_file(model: Answers) -> str:
+    """FastChat's model_answer/*.jsonl."""
+    return _lines(
+        {
+            "question_id": _id(id), "model_id": model.model,
+            "choices": [{"index": 0, "turns": list(turns)}],
+        }
+        for id, turns in model.turns.items()
+    )  # fmt: skip
+
+
+def rating_file(judgments: Iterable[Mapping[str, Any]]) -> str:
+    """FastChat's model_judgment/*_single.jsonl, where a failure's score is -1."""
+    return _lines(
+        {
+            "question_id": _id(judgment["question_id"]), "model": judgment["model"],
+            "judge": [judgment["judge"], judgment["prompt"]], "judgment": judgment["text"],
+            "score": -1 if (rating := parse_rating(judgment["text"])) is None else rating,
+            "turn": judgment["turn"] + 1,
+        }
+        for judgment in judgments
+    )  # fmt: skip
+
+
+def pair_file(judgments: Iterable[Mapping[str, Any]]) -> str:
+    """FastChat's model_judgment/*_pair.jsonl; model_1 is the model, shown first in game 1."""
+    games: dict[tuple[str, int], dict[bool, Mapping[str, Any]]] = defaultdict(dict)
+    for judgment in judgments:
+        games[judgment["question_id"], judgment["turn"]][judgment["model_first"]] = judgment
+    names = {
+        True: {"A": "model_1", "B": "model_2", "tie": "tie", None: "error"},
+        False: {"A": "model_2", "B": "model_1", "tie": "tie", None: "error"},
+    }
+    return _lines(
+        {
+            "question_id": _id(id), "model_1": both[True]["model"],
+            "model_2": both[True]["baseline"],
+            "g1_winner": names[True][parse_verdict(both[True]["text"])],
+            "g2_winner": names[False][parse_verdict(both[False]["text"])],
+            "judge": [both[True]["judge"], both[True]["prompt"]],
+            "g1_judgment": both[True]["text"], "g2_judgment": both[False]["text"],
+            "turn": turn + 1,
+        }
+        for (id, turn), both in games.items()
+    )  # fmt: skip
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _id(id: str) -> int | str:
+    """A number where it is one, as FastChat has them."""
+    return int(id) if id.isdecimal() else id
 
 
 def _name(kind: Literal["single", "pair"], question: Question, turn: int) -> str:

@@ -3,6 +3,7 @@
     <output>/answers.jsonl      a record a call: what a model said in one turn
             /judgments.jsonl    a record a call: what the judge said
             /results.json       the scores, written whole or not at all
+            /models/MODEL/...   what others read: alpaca_eval's files, FastChat's
 
 Each can be run apart, and again: a call that has its record is not made twice.
 """
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import (
@@ -140,9 +142,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         if config.step in ("all", "judge"):
             asyncio.run(_judge(evaluation))
         if config.step in ("all", "score"):
-            results = score(evaluation)
-            RunDir.open(config.output).write_json(RESULTS, results)
-            return results
+            return score(evaluation)
         return {"answers": len(evaluation.answers), "judgments": len(evaluation.judgments)}
 
 
@@ -183,7 +183,7 @@ async def _judge(evaluation: Evaluation) -> None:
 
 
 def score(evaluation: Evaluation) -> dict[str, Any]:
-    """The scores from the judgments of this configuration; no call is made.
+    """The scores from the judgments of this configuration, and their files; no call is made.
 
     Raises:
         UserError: judgments are missing.
@@ -202,8 +202,9 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
             )
         one, parts[model] = _scored(evaluation, model, found)
         scores.append(one)
+        _write_files(evaluation, model, found)
     first, *others = parts
-    return {
+    results = {
         "suite": config.suite,
         "unit": evaluation.suite.unit,
         "baseline": evaluation.baseline or None,
@@ -224,13 +225,28 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         "version": version("ochat-ray"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    RunDir.open(config.output).write_json(RESULTS, results)
+    return results
+
+
+def _write_files(
+    evaluation: Evaluation, model: str, judgments: Sequence[Mapping[str, Any]]
+) -> None:
+    own = evaluation.answers_of(model)
+    baseline = evaluation.answers_of(evaluation.baseline) if evaluation.config.compares else None
+    run_dir = RunDir.open(evaluation.config.output)
+    files = evaluation.suite.files(evaluation.material, own, baseline, judgments)
+    for name, text in files.items():
+        # A model's name may hold slashes, and dots.
+        with run_dir.writing(f"models/{quote(model, safe='')}/{name}") as stream:
+            stream.write(text.encode("utf-8", "replace"))
 
 
 def _scored(
     evaluation: Evaluation, model: str, judgments: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[Part]]:
     config, questions, suite = evaluation.config, evaluation.questions, evaluation.suite
-    failed = sum(suite.read(judgment["text"]) is None for judgment in judgments)
+    failed = sum(suite.read(judgment) is None for judgment in judgments)
     rules = {"drop": suite.parts(judgments)}
     if suite.zero_parts is not None:
         rules["zero"] = suite.zero_parts(judgments)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ochat_ray.evaluate import mt_bench, vicuna
+from ochat_ray.evaluate import alpaca, mt_bench, vicuna
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.prompts import Prompts
@@ -34,9 +34,10 @@ class Suite:
 
     `prompts` names our own, `prompt_names` is what one may hold in braces; `unit` says what a
     score is; `temperature` is what a question's category is answered with. `calls` takes the
-    model's answers and the baseline's. `read` gives None for a judgment that failed; `parts` are
+    model's answers and the baseline's; `read` gives None for a judgment that failed; `parts` are
     what each question adds to the score without those, and `zero_parts` with them as zeros.
-    `judged` are comparisons, for the judge's biases; `more` stands in results.json, too.
+    `judged` are comparisons, for the judge's biases; `more` stands in results.json, too, and
+    `files` beside it, in the formats of others.
     """
 
     prompts: str
@@ -44,17 +45,22 @@ class Suite:
     unit: str
     temperature: Callable[[str], float]
     calls: Callable[[Material, Answers, Answers | None], list[Call]]
-    read: Callable[[str], Any]
+    read: Callable[[Mapping[str, Any]], Any]
     parts: Callable[[Judgments], dict[str, Part]]
     zero_parts: Callable[[Judgments], dict[str, Part]] | None = None
     judged: Callable[[Judgments], Iterable[Judged]] = lambda _judgments: ()
     more: Callable[[Judgments], dict[str, Any]] = lambda _judgments: {}
+    files: Callable[[Material, Answers, Answers | None, Judgments], dict[str, str]] = (
+        lambda _material, _model, _baseline, _judgments: {}
+    )
 
 
 def suite_of(config: EvaluateConfig) -> Suite:
     """The suite that the configuration names."""
     if config.suite == "vicuna":
         return _vicuna(config)
+    if config.suite == "alpaca_eval":
+        return _alpaca(config)
     ratings = _ratings(config)
     return _pairs(config, ratings) if config.pairwise else ratings
 
@@ -73,11 +79,45 @@ def _vicuna(config: EvaluateConfig) -> Suite:
         unit="% of the baseline's score",
         temperature=lambda _category: 0.7,
         calls=calls,
-        read=vicuna.parse_scores,
+        read=lambda judgment: vicuna.parse_scores(judgment["text"]),
         parts=partial(vicuna.parts, failures="drop"),
         zero_parts=partial(vicuna.parts, failures="zero"),
         judged=vicuna.judged,
     )
+
+
+def _alpaca(config: EvaluateConfig) -> Suite:
+    def calls(material: Material, model: Answers, baseline: Answers | None) -> list[Call]:
+        assert baseline is not None
+        return alpaca.calls(
+            material.questions, model, baseline, material.prompts,
+            judge=config.judging(temperature=0.0), weighted=config.weighted,
+        )  # fmt: skip
+
+    def files(
+        material: Material, model: Answers, baseline: Answers | None, judgments: Judgments
+    ) -> dict[str, str]:
+        assert baseline is not None
+        return alpaca.files(material.questions, model, baseline, judgments, config.judge)
+
+    return Suite(
+        prompts="alpaca_eval",
+        prompt_names=alpaca.PROMPT_NAMES,
+        unit="% of wins against the baseline",
+        temperature=lambda _category: 0.7,
+        calls=calls,
+        read=alpaca.second_preferred,
+        parts=alpaca.parts,
+        judged=alpaca.judged,
+        more=_leaderboard_row,
+        files=files,
+    )
+
+
+def _leaderboard_row(judgments: Judgments) -> dict[str, Any]:
+    lengths = [j["lengths"][0] for j in judgments if j["model_first"]]
+    row = alpaca.win_rate(alpaca.preferences(judgments).values())
+    return row | {"avg_length": int(sum(lengths) / len(lengths))}
 
 
 def _ratings(config: EvaluateConfig) -> Suite:
@@ -93,9 +133,13 @@ def _ratings(config: EvaluateConfig) -> Suite:
         unit="of 10",
         temperature=lambda category: mt_bench.TEMPERATURES.get(category, 0.7),
         calls=calls,
-        read=mt_bench.parse_rating,
+        read=lambda judgment: mt_bench.parse_rating(judgment["text"]),
         parts=mt_bench.rating_parts,
         more=_means_by_turn,
+        files=lambda _material, model, _baseline, judgments: {
+            "model_answer.jsonl": mt_bench.answer_file(model),
+            "single.jsonl": mt_bench.rating_file(judgments),
+        },
     )
 
 
@@ -111,10 +155,14 @@ def _pairs(config: EvaluateConfig, ratings: Suite) -> Suite:
         ratings,
         unit="% of wins against the baseline, a tie being half a win",
         calls=calls,
-        read=mt_bench.parse_verdict,
+        read=lambda judgment: mt_bench.parse_verdict(judgment["text"]),
         parts=mt_bench.pair_parts,
         judged=mt_bench.judged,
         more=_outcomes,
+        files=lambda _material, model, _baseline, judgments: {
+            "model_answer.jsonl": mt_bench.answer_file(model),
+            "pair.jsonl": mt_bench.pair_file(judgments),
+        },
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -15,7 +16,9 @@ import pytest
 from starlette.responses import JSONResponse
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate.alpaca import read_annotations
 from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.questions import read_answers
 from ochat_ray.evaluate.steps import run
 from tests.evaluate.endpoint import Endpoint, completion, refusal
 
@@ -213,6 +216,12 @@ def test_two_turns_are_answered_one_after_the_other_and_rated(tmp_path, two_turn
     second = next(b for b in answers if b["messages"][-1]["content"] == "question d")
     assert [message["role"] for message in second["messages"]] == ["user", "assistant", "user"]
     assert second["messages"][1]["content"] == "<ours on question c>"
+    # The files are FastChat's: its own mean of them is the same.
+    folder = tmp_path / "out/models/ours"
+    assert read_answers(folder / "model_answer.jsonl").turns["81"][1] == "<ours on question b>"
+    judged = [json.loads(line) for line in (folder / "single.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in judged] == [8, 8, 8, 4]
+    assert [row["turn"] for row in judged] == [1, 2, 1, 2]
 
 
 def test_pairs_of_two_turns_are_won_in_both_orders(tmp_path, two_turns):
@@ -230,6 +239,72 @@ def test_pairs_of_two_turns_are_won_in_both_orders(tmp_path, two_turns):
         (one,) = run(configured(tmp_path, "", endpoint.url, **fields))["scores"]
     assert (one["wins"], one["losses"], one["ties"], one["score"]) == (3, 0, 1, 87.5)
     assert one["biases"]["order_changes_verdict"] == 0.25
+    rows = (tmp_path / "out/models/ours/pair.jsonl").read_text().splitlines()
+    winners = [(row["g1_winner"], row["g2_winner"]) for row in map(json.loads, rows)]
+    same = ("model_1", "model_1")
+    assert winners == [same, ("model_1", "model_2"), same, same]
+
+
+@pytest.fixture
+def instructions(tmp_path):
+    """alpaca_eval.json: the questions, and the baseline's outputs."""
+    path = tmp_path / "alpaca_eval.json"
+    rows = [
+        {"instruction": f"do {n}", "output": f"<base on {n}>", "generator": "davinci",
+         "dataset": "koala"}
+        for n in range(4)
+    ]  # fmt: skip
+    path.write_text(json.dumps(rows))
+    return {"questions": str(path), "baseline_answers": str(path), "suite": "alpaca_eval",
+            "baseline": ""}  # fmt: skip
+
+
+def test_preferences_come_from_both_orders_in_alpaca_evals_own_files(tmp_path, instructions):
+    def prefer(body):
+        if body["model"] != "judge":
+            return said(body)
+        text = body["messages"][-1]["content"]
+        if "do 0" in text:
+            return "[[B]]"  # whoever comes last: a draw
+        if "do 1" in text:
+            return "neither letter"
+        return "[[A]]" if text.index("<us/ours") < text.index("<base") else "[[B]]"
+
+    endpoint = Endpoint(prefer)
+    with endpoint.serving():
+        fields = instructions | {"model": ("us/ours",)}
+        (one,) = run(configured(tmp_path, "", endpoint.url, **fields))["scores"]
+    assert [one[n] for n in ("n_wins", "n_wins_base", "n_draws", "n_total", "failed")] == [
+        2, 0, 1, 3, 2,
+    ]  # fmt: skip
+    assert [one["score"], one["win_rate"]] == pytest.approx([250 / 3] * 2)
+    assert one["avg_length"] == len("<us/ours on do 0>")
+    folder = tmp_path / "out/models/us%2Fours"
+    again = read_annotations(str(folder / "annotations.json"))
+    assert {name: one[name] for name in again} == again
+    outputs = read_answers(folder / "model_outputs.json", model="us/ours")
+    assert outputs.turns["do 3"] == ("<us/ours on do 3>",)
+
+
+def test_weighted_preferences_are_the_judges_probabilities(tmp_path, instructions):
+    def with_logprobs(body):
+        # The judge takes the first output for better with probability 0.8, whatever it is.
+        likely = {"A": 0.6, " A": 0.2, "B": 0.1, "C": 0.05, "b": 0.05}
+        top = [{"token": t, "logprob": math.log(p)} for t, p in likely.items()]
+        whole = completion("A", "length")
+        whole["choices"][0]["logprobs"] = {"content": [{"token": "A", "top_logprobs": top}]}
+        return JSONResponse(whole)
+
+    endpoint = Endpoint(
+        said, lambda body, before: with_logprobs(body) if body["model"] == "judge" else None
+    )
+    with endpoint.serving():
+        fields = instructions | {"weighted": True}
+        (one,) = run(configured(tmp_path, "", endpoint.url, **fields))["scores"]
+    asked = next(body for body in endpoint.asked if body["model"] == "judge")
+    assert (asked["max_tokens"], asked["logprobs"], asked["top_logprobs"]) == (1, True, 5)
+    assert one["win_rate"] == pytest.approx(50)  # 8/9 first and 1/9 first
+    assert one["biases"]["first_minus_second"] == pytest.approx(7 / 9)
 
 
 def test_a_baseline_may_come_from_a_file(tmp_path, questions):
@@ -303,7 +378,9 @@ def recorded(output):
     ("arguments", "line"),
     [
         ([], "--questions is needed"),
-        (["--suite", "alpaca_eval"], "--suite alpaca_eval needs"),
+        (["--suite", "alpaca_eval"], "--questions is needed"),
+        (["--weighted", "--questions", "q", "--output", "o", "--model", "m", "--baseline", "b",
+          "--judge", "j"], "--weighted is for --suite alpaca_eval"),
         (["score", "--suite", "alpaca_eval", "--annotations", "/nope"], "No such file"),
         (["--samples", "0"], "--samples must be at least 1"),
         (["--annotations", "x"], "--annotations is for"),
