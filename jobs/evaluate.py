@@ -34,7 +34,7 @@ def describe(config: EvaluateConfig, result: dict[str, Any]) -> str:
             f"{one['model']}: {one['score']:.2f} ({one['low']:.2f} to {one['high']:.2f}) "
             f"{result['unit']} · {share:.1%} of the judgments could not be read"
         )
-    return "\n".join([*lines, f"results: {config.output}/results.json"])
+    return "\n".join([*lines, f"report: {config.output}/report.html   results.json, results.md"])
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from typing import Any
 from ochat_ray.data.report_html import bar, bars_of, cut, histogram, percent, section
 from ochat_ray.data.report_names import EXPLANATIONS, LANGUAGES
 from ochat_ray.data.report_samples import samples_section
-from ochat_ray.data.report_style import STYLE
 from ochat_ray.data.statistics import Statistics
+from ochat_ray.report_style import STYLE
 from ochat_ray.schema import Stage
 
 _LEFT_AFTER = {

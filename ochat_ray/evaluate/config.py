@@ -14,7 +14,7 @@ Off = tyro.conf.FlagCreatePairsOff
 
 OPENAI_URL = "https://api.openai.com/v1"
 
-Step = Literal["all", "answer", "judge", "score"]
+Step = Literal["all", "answer", "judge", "score", "report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class EvaluateConfig:
     """
 
     step: tyro.conf.Positional[Step] = "all"
-    """What to do: the models' answers, the judge's words, the scores, or all of it in turn."""
+    """What to do: the models' answers, the judge's words, the scores and their report, or all of it
+    in turn."""
     suite: Literal["vicuna", "mt_bench", "alpaca_eval"] = "vicuna"
     """vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two turns, each
     rated 1 to 10. alpaca_eval: which of two is preferred; its numbers alone from its own file by
@@ -40,7 +41,7 @@ class EvaluateConfig:
     limit: int | None = None
     """Take the first so many questions."""
     output: str = ""
-    """Directory on this machine for answers.jsonl, judgments.jsonl and results.json."""
+    """Directory on this machine for answers.jsonl, judgments.jsonl, results.json, report.html."""
 
     model: tuple[str, ...] = ()
     """Names of the models to score."""

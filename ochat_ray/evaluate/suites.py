@@ -34,7 +34,8 @@ class Suite:
 
     `prompts` names our own, `prompt_names` is what one may hold in braces; `unit` says what a
     score is; `temperature` is what a question's category is answered with. `calls` takes the
-    model's answers and the baseline's; `read` gives None for a judgment that failed; `parts` are
+    model's answers and the baseline's; `read` gives None for a judgment that failed, and `shown`
+    says its result to people; `parts` are
     what each question adds to the score without those, and `zero_parts` with them as zeros.
     `judged` are comparisons, for the judge's biases; `more` stands in results.json, too, and
     `files` beside it, in the formats of others.
@@ -46,6 +47,7 @@ class Suite:
     temperature: Callable[[str], float]
     calls: Callable[[Material, Answers, Answers | None], list[Call]]
     read: Callable[[Mapping[str, Any]], Any]
+    shown: Callable[[Any], str]
     parts: Callable[[Judgments], dict[str, Part]]
     zero_parts: Callable[[Judgments], dict[str, Part]] | None = None
     judged: Callable[[Judgments], Iterable[Judged]] = lambda _judgments: ()
@@ -80,6 +82,7 @@ def _vicuna(config: EvaluateConfig) -> Suite:
         temperature=lambda _category: 0.7,
         calls=calls,
         read=lambda judgment: vicuna.parse_scores(judgment["text"]),
+        shown=lambda scores: f"{scores[0]:g} to {scores[1]:g}",
         parts=partial(vicuna.parts, failures="drop"),
         zero_parts=partial(vicuna.parts, failures="zero"),
         judged=vicuna.judged,
@@ -107,6 +110,7 @@ def _alpaca(config: EvaluateConfig) -> Suite:
         temperature=lambda _category: 0.7,
         calls=calls,
         read=alpaca.second_preferred,
+        shown=lambda share: f"{1 - share:.2g} to {share:.2g}",
         parts=alpaca.parts,
         judged=alpaca.judged,
         more=_leaderboard_row,
@@ -134,6 +138,7 @@ def _ratings(config: EvaluateConfig) -> Suite:
         temperature=lambda category: mt_bench.TEMPERATURES.get(category, 0.7),
         calls=calls,
         read=lambda judgment: mt_bench.parse_rating(judgment["text"]),
+        shown=lambda rating: f"{rating:g}",
         parts=mt_bench.rating_parts,
         more=_means_by_turn,
         files=lambda _material, model, _baseline, judgments: {
@@ -156,6 +161,7 @@ def _pairs(config: EvaluateConfig, ratings: Suite) -> Suite:
         unit="% of wins against the baseline, a tie being half a win",
         calls=calls,
         read=lambda judgment: mt_bench.parse_verdict(judgment["text"]),
+        shown=str,
         parts=mt_bench.pair_parts,
         judged=mt_bench.judged,
         more=_outcomes,

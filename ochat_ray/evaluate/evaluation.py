@@ -1,0 +1,104 @@
+"""One configuration's questions, prompts and records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ochat_ray.errors import UserError
+from ochat_ray.evaluate.asking import (
+    Prices,
+    answer_call,
+)
+from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.prompts import read_prompts
+from ochat_ray.evaluate.questions import (
+    Answers,
+    Question,
+    check_complete,
+    read_answers,
+    read_questions,
+)
+from ochat_ray.evaluate.records import Call, Records
+from ochat_ray.evaluate.suites import Material, suite_of
+
+ANSWERS = "answers.jsonl"
+JUDGMENTS = "judgments.jsonl"
+
+
+class Evaluation:
+    """One configuration's questions, prompts and records. Opens and closes its files by `with`."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        if "://" in config.output:
+            raise UserError(f"--output {config.output}: records are kept on this machine's disk")
+        self.config = config
+        self.questions = read_questions(config.questions, limit=config.limit)
+        self.suite = suite_of(config)
+        self.material = Material(
+            questions=self.questions,
+            prompts=read_prompts(
+                config.prompts or None, suite=self.suite.prompts, names=self.suite.prompt_names
+            ),
+            references=read_answers(config.references) if config.references else None,
+        )
+        self.prices = Prices.read(config.prices)
+        self._given = (
+            read_answers(config.baseline_answers, model=config.baseline or None)
+            if config.baseline_answers
+            else None
+        )
+        self.baseline = self._given.model if self._given else config.baseline
+        output = Path(config.output).expanduser()
+        self.answers, self.judgments = Records(output / ANSWERS), Records(output / JUDGMENTS)
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.answers.close()
+        self.judgments.close()
+
+    def to_answer(self) -> list[str]:
+        """The models whose answers are asked for."""
+        names = list(dict.fromkeys(self.config.model))
+        asked = self.config.compares and not self._given and self.baseline not in names
+        return [*names, self.baseline] if asked else names
+
+    def answering(self, question: Question, model: str) -> dict[str, Any]:
+        """The fields of a request for a model's answer, beside its messages."""
+        return self.config.answering(model, self.suite.temperature(question.category))
+
+    def answers_of(self, model: str) -> Answers:
+        """What a model has said so far."""
+        if self._given is not None and model == self.baseline:
+            return self._given
+        turns = {question.id: self._recorded(question, model) for question in self.questions}
+        return Answers(model=model, turns=turns)
+
+    def _recorded(self, question: Question, model: str) -> tuple[str, ...]:
+        messages: list[dict[str, str]] = []
+        for number, turn in enumerate(question.turns):
+            messages.append({"role": "user", "content": turn})
+            fields = self.answering(question, model)
+            key = answer_call(question, number, messages, fields).key
+            if key not in self.answers:
+                break
+            messages.append({"role": "assistant", "content": self.answers[key]["text"]})
+        return tuple(message["content"] for message in messages[1::2])
+
+    def baseline_answers(self) -> Answers | None:
+        """What the baseline has said so far; None where nothing is compared."""
+        return self.answers_of(self.baseline) if self.config.compares else None
+
+    def judge_calls(self, model: str) -> list[Call]:
+        """All that the judge is asked of one model.
+
+        Raises:
+            UserError: an answer is missing.
+        """
+        own, baseline = self.answers_of(model), self.baseline_answers()
+        for answers in (own, baseline):
+            if answers is not None:
+                check_complete(answers, self.questions)
+        return self.suite.calls(self.material, own, baseline)

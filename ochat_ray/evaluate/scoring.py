@@ -1,0 +1,175 @@
+"""From the judgments of a configuration to its scores, its report and the files of others."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import quote
+
+from ochat_ray.errors import UserError
+from ochat_ray.evaluate.bias import biases
+from ochat_ray.evaluate.evaluation import Evaluation
+from ochat_ray.evaluate.records import key_of
+from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
+from ochat_ray.evaluate.stats import Part, difference, estimate
+from ochat_ray.run_dir import RunDir
+
+RESULTS = "results.json"
+REPORT = "report.html"
+TABLE = "results.md"
+
+
+def score(evaluation: Evaluation) -> dict[str, Any]:
+    """The scores from the judgments of this configuration, and their files; no call is made.
+
+    Raises:
+        UserError: judgments are missing.
+    """
+    config, output = evaluation.config, RunDir.open(evaluation.config.output)
+    scores, parts = [], {}
+    entries: list[Entry] = []
+    for model in dict.fromkeys(config.model):
+        found = _judgments(evaluation, model)
+        one, parts[model] = _scored(evaluation, model, found)
+        scores.append(one)
+        entries += _entries(evaluation, model, found, parts[model])
+        for name, text in _files(evaluation, model, found).items():
+            _write(output, f"models/{quote(model, safe='')}/{name}", text)
+    first, *others = parts
+    results = {
+        "suite": config.suite,
+        "unit": evaluation.suite.unit,
+        "baseline": evaluation.baseline or None,
+        "judge": config.judge,
+        "scores": scores,
+        "differences": [
+            {
+                "first": first,
+                "second": other,
+                **_json(
+                    difference(
+                        list(parts[first].values()),
+                        list(parts[other].values()),
+                        seed=config.seed,
+                    )
+                ),
+            }
+            for other in others
+        ],
+        "questions": len(evaluation.questions),
+        "questions_digest": key_of([asdict(question) for question in evaluation.questions]),
+        "prompts_digest": evaluation.material.prompts.digest,
+        "config": asdict(config),
+        "version": version("ochat-ray"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    _write(output, REPORT, report_html(results, entries))
+    _write(output, TABLE, markdown_table(results))
+    output.write_json(RESULTS, results)
+    return results
+
+
+def _judgments(evaluation: Evaluation, model: str) -> list[dict[str, Any]]:
+    calls, known = evaluation.judge_calls(model), evaluation.judgments
+    found = [known[call.key] for call in calls if call.key in known]
+    if len(found) < len(calls):
+        raise UserError(
+            f"{len(calls) - len(found)} of {len(calls)} judgments of {model} are missing; run "
+            "the step `judge`"
+        )
+    return found
+
+
+def _files(
+    evaluation: Evaluation, model: str, judgments: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    own, baseline = evaluation.answers_of(model), evaluation.baseline_answers()
+    return evaluation.suite.files(evaluation.material, own, baseline, judgments)
+
+
+def _entries(
+    evaluation: Evaluation,
+    model: str,
+    judgments: Sequence[Mapping[str, Any]],
+    parts: Mapping[str, Part],
+) -> Iterator[Entry]:
+    suite, references = evaluation.suite, evaluation.material.references
+    whose = [evaluation.answers_of(model), evaluation.baseline_answers(), references]
+    by_question: dict[str, list[Said]] = defaultdict(list)
+    for judgment in judgments:
+        read = suite.read(judgment)
+        reading = None if read is None else suite.shown(read)
+        said = Said(label=_label(judgment), reading=reading, text=judgment["text"])
+        by_question[judgment["question_id"]].append(said)
+    for question in evaluation.questions:
+        part = parts[question.id]
+        yield Entry(
+            question=question,
+            model=model,
+            value=part.numerator / part.denominator if part.denominator else None,
+            answers={
+                answers.model: answers.turns[question.id]
+                for answers in whose
+                if answers is not None and question.id in answers.turns
+            },
+            judgments=by_question[question.id],
+        )
+
+
+def _label(judgment: Mapping[str, Any]) -> str:
+    parts = [f"turn {judgment['turn'] + 1}"] if "turn" in judgment else []
+    if "model_first" in judgment:
+        parts.append(f"{judgment['model' if judgment['model_first'] else 'baseline']} first")
+    if judgment.get("sample"):
+        parts.append(f"sample {judgment['sample'] + 1}")
+    return ", ".join(parts)
+
+
+def _write(output: RunDir, name: str, text: str) -> None:
+    # A model may have said half of a surrogate pair, which has no UTF-8.
+    with output.writing(name) as stream:
+        stream.write(text.encode("utf-8", "replace"))
+
+
+def _scored(
+    evaluation: Evaluation, model: str, judgments: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Part]]:
+    config, questions, suite = evaluation.config, evaluation.questions, evaluation.suite
+    failed = sum(suite.read(judgment) is None for judgment in judgments)
+    rules = {"drop": suite.parts(judgments)}
+    if suite.zero_parts is not None:
+        rules["zero"] = suite.zero_parts(judgments)
+    chosen = rules[config.failures]
+
+    def estimated(parts: Mapping[str, Part], category: str | None = None) -> dict[str, Any]:
+        some = [parts[q.id] for q in questions if category in (None, q.category)]
+        return _json(estimate(some, seed=config.seed))
+
+    one = {
+        "model": model,
+        **estimated(chosen),
+        "judgments": len(judgments),
+        "failed": failed,
+        "not_judged": sum(not part.denominator for part in rules["drop"].values()),
+        "by_category": {
+            category: {"questions": count, **estimated(chosen, category)}
+            for category, count in Counter(q.category for q in questions).items()
+        },
+        **suite.more(judgments),
+    }
+    if config.compares:
+        one["biases"] = asdict(biases(suite.judged(judgments)))
+    if failed and len(rules) > 1:
+        # Both rules of 2023, where they differ.
+        one["by_failures"] = {rule: estimated(parts) for rule, parts in rules.items()}
+    return one, {question.id: chosen[question.id] for question in questions}
+
+
+def _json(estimated: Any) -> dict[str, float | None]:
+    if estimated is None:
+        return {"score": None, "low": None, "high": None}
+    return {"score": estimated.value, "low": estimated.low, "high": estimated.high}
