@@ -34,6 +34,7 @@ class Evaluation:
             raise UserError(f"--output {config.output}: records are kept on this machine's disk")
         self.config = config
         self.questions = read_questions(config.questions, limit=config.limit)
+        self.models = list(dict.fromkeys(config.model))
         self.suite = suite_of(config)
         self.material = Material(
             questions=self.questions,
@@ -61,9 +62,8 @@ class Evaluation:
 
     def to_answer(self) -> list[str]:
         """The models whose answers are asked for."""
-        names = list(dict.fromkeys(self.config.model))
-        asked = self.config.compares and not self._given and self.baseline not in names
-        return [*names, self.baseline] if asked else names
+        asked = self.config.compares and not self._given and self.baseline not in self.models
+        return [*self.models, self.baseline] if asked else self.models
 
     def answering(self, question: Question, model: str) -> dict[str, Any]:
         """The fields of a request for a model's answer, beside its messages."""

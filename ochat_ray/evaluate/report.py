@@ -17,11 +17,13 @@ from ochat_ray.report_style import STYLE
 _STYLE = """
 .forest { display: grid; grid-template-columns: 14rem minmax(0, 1fr) 12rem; gap: .15rem 1rem; }
 .forest > div:nth-child(3n+2) { position: relative; height: 1.5rem; }
-.forest u { position: absolute; top: 0; bottom: -.15rem; border-left: 1.5px dashed var(--soft); }
+.forest u { position: absolute; top: 0; bottom: -.15rem;
+  border-left: 1.5px dashed var(--soft); }
 .forest i { position: absolute; top: .65rem; height: .25rem; border-radius: .15rem;
   background: var(--main); opacity: .55; min-width: 2px; }
-.forest b { position: absolute; top: .4rem; width: .75rem; height: .75rem; border-radius: 50%;
+.forest em { position: absolute; top: .4rem; width: .75rem; height: .75rem; border-radius: 50%;
   background: var(--main); transform: translateX(-50%); }
+.biases td:first-child { width: 26rem; }
 .filters { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin-block: .6rem; }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
 .answers > div { min-width: 0; }
@@ -128,7 +130,7 @@ def _forest(
         if one["score"] is not None:
             width = 100 * (one["high"] - one["low"]) / span
             drawn += f'<i style="{left(one["low"])};width:{width:.2f}%"></i>'
-            drawn += f'<b style="{left(one["score"])}"></b>'
+            drawn += f'<em style="{left(one["score"])}"></em>'
         cells.append(
             f"<div>{escape(name)}</div><div>{drawn}</div>"
             f"<div><b>{_number(one['score'])}</b> <span class=soft>{_interval(one)}</span></div>"
@@ -154,7 +156,7 @@ def _failures(one: Mapping[str, Any]) -> str:
     )
     for rule, found in one.get("by_failures", {}).items():
         how = {"drop": "left out", "zero": "counted as 0 to 0"}[rule]
-        text += f" With them {how}: {_number(found['score'])} {_interval(found)}."
+        text += f" With them {how}: {_number(found['score'])} ({_interval(found)})."
     return f"<p>{escape(text)}</p>"
 
 
@@ -184,7 +186,9 @@ def _biases(one: Mapping[str, Any]) -> str:
         ("of unequal answers, the longer one is preferred", _share(found["longer_preferred"])),
     ]
     table = "".join(f"<tr><td>{what}<td class=n>{value}<td>" for what, value in rows)
-    return _section(f"The judge's biases, on {one['model']}", f"<table>{table}</table>")
+    return _section(
+        f"The judge's biases, on {one['model']}", f"<table class=biases>{table}</table>"
+    )
 
 
 def _questions(entries: Sequence[Entry]) -> str:

@@ -32,7 +32,7 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
     config, output = evaluation.config, RunDir.open(evaluation.config.output)
     scores, parts = [], {}
     entries: list[Entry] = []
-    for model in dict.fromkeys(config.model):
+    for model in evaluation.models:
         found = _judgments(evaluation, model)
         one, parts[model] = _scored(evaluation, model, found)
         scores.append(one)

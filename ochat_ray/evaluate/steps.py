@@ -79,7 +79,7 @@ async def _answer(evaluation: Evaluation) -> None:
 
 async def _judge(evaluation: Evaluation) -> None:
     config = evaluation.config
-    calls = [call for name in config.model for call in evaluation.judge_calls(name)]
+    calls = [call for name in evaluation.models for call in evaluation.judge_calls(name)]
     progress = Progress("judge", "judgments", len(calls))
     async with _client(config, config.judge_url) as client:
         spent = Spent()
@@ -120,7 +120,7 @@ def _judgments_left(evaluation: Evaluation) -> Spent:
         return Answers(model=model, turns=turns)
 
     baseline = filled(evaluation.baseline) if config.compares else None
-    for name in config.model:
+    for name in evaluation.models:
         for call in evaluation.suite.calls(evaluation.material, filled(name), baseline):
             if call.key not in evaluation.judgments:
                 characters = sum(len(message["content"]) for message in call.body["messages"])

@@ -80,6 +80,17 @@ def test_answers_are_asked_judged_and_scored_once(tmp_path, questions):
     assert one["biases"]["order_changes_verdict"] == 0
     assert again["scores"] == result["scores"]
     assert json.loads((tmp_path / "out/results.json").read_text())["scores"] == result["scores"]
+    report = (tmp_path / "out/report.html").read_text()
+    assert report.count("<details") == QUESTIONS
+    assert "&lt;ours on question 5&gt;" in report
+
+
+def test_a_model_that_is_named_twice_is_asked_once(tmp_path, questions):
+    endpoint = Endpoint(answer)
+    with endpoint.serving():
+        result = run(configured(tmp_path, questions, endpoint.url, model=("ours", "ours")))
+    assert len(endpoint.asked) == 2 * QUESTIONS + 2 * 2 * QUESTIONS
+    assert len(result["scores"]) == 1
 
 
 def test_a_judge_that_misbehaves_costs_calls_and_not_scores(tmp_path, questions):
