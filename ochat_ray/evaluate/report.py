@@ -15,7 +15,7 @@ from ochat_ray.evaluate.questions import Question
 from ochat_ray.report_style import STYLE
 
 _STYLE = """
-.forest { display: grid; grid-template-columns: 14rem minmax(0, 1fr) 12rem; gap: .15rem 1rem; }
+.forest { display: grid; grid-template-columns: 14rem minmax(0, 1fr) 15rem; gap: .15rem 1rem; }
 .forest > div:nth-child(3n+2) { position: relative; height: 1.5rem; }
 .forest u { position: absolute; top: 0; bottom: -.15rem;
   border-left: 1.5px dashed var(--soft); }

@@ -61,19 +61,25 @@ class Endpoint:
     def serving(self):
         """Serves on a port of loopback; the address is in `url`."""
         app = Starlette(routes=[Route("/v1/chat/completions", self.chat, methods=["POST"])])
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-        port = server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/v1"
-        try:
+        with served(app) as self.url:
             yield self
-        finally:
-            server.force_exit = server.should_exit = True
-            thread.join(10)
+
+
+@contextmanager
+def served(app):
+    """The base URL of an application, served on a port of loopback."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.force_exit = server.should_exit = True
+        thread.join(10)
 
 
 def completion(text, finish_reason="stop"):
