@@ -109,7 +109,7 @@ async def for_all(items: Iterable[Item], work: Callable[[Item], Awaitable[Any]])
     """Do the work for each at the same time; why it failed, for those that were given up.
 
     Raises:
-        UserError: one of them raised it; the others are stopped.
+        UserError, OSError: one of them raised it, such as for a full disk; the others are stopped.
     """
     failures: list[str] = []
 
@@ -123,7 +123,7 @@ async def for_all(items: Iterable[Item], work: Callable[[Item], Awaitable[Any]])
         async with asyncio.TaskGroup() as group:
             for item in items:
                 group.create_task(one(item))
-    except* UserError as errors:
+    except* (UserError, OSError) as errors:
         raise errors.exceptions[0] from None
     return failures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.evaluate.alpaca import read_annotations
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.questions import read_answers
+from ochat_ray.evaluate.records import Records
 from ochat_ray.evaluate.steps import run
 from tests.evaluate.endpoint import Endpoint, completion, refusal
 
@@ -330,6 +332,25 @@ def test_a_baseline_may_come_from_a_file(tmp_path, questions):
         result = run(config)
     assert (result["baseline"], result["scores"][0]["score"]) == ("gpt35", 200)
     assert {body["model"] for body in endpoint.asked} == {"ours", "judge"}
+
+
+def test_a_full_disk_is_one_error_and_what_came_is_kept(tmp_path, questions, monkeypatch):
+    add = Records.add
+
+    def full(records, key, record):
+        if len(records) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(records, key, record)
+
+    endpoint = Endpoint(answer)
+    with endpoint.serving():
+        config = configured(tmp_path, questions, endpoint.url)
+        with monkeypatch.context() as patched:
+            patched.setattr(Records, "add", full)
+            with pytest.raises(OSError, match="No space left"):
+                run(config)
+        assert recorded(tmp_path / "out") == 4
+        assert run(config)["scores"][0]["score"] == 200
 
 
 def test_openais_key_goes_to_openai_alone(tmp_path, questions, monkeypatch):
