@@ -16,12 +16,17 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
         from ochat_ray.evaluate.alpaca import read_annotations
 
         return read_annotations(config.annotations)
+    if config.is_demo:
+        from ochat_ray.evaluate import demo
+        from ochat_ray.serve.temporary import served
+
+        return demo.run(config, served)
     from ochat_ray.evaluate import steps
 
     return steps.run(config)
 
 
-def describe(config: EvaluateConfig, result: dict[str, Any]) -> str:
+def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
     if "scores" not in result:
         return json.dumps(result, indent=2)
     lines = []
@@ -34,7 +39,7 @@ def describe(config: EvaluateConfig, result: dict[str, Any]) -> str:
             f"{one['model']}: {one['score']:.2f} ({one['low']:.2f} to {one['high']:.2f}) "
             f"{result['unit']} · {share:.1%} of the judgments could not be read"
         )
-    return "\n".join([*lines, f"report: {config.output}/report.html   results.json, results.md"])
+    return "\n".join([*lines, f"report: {result['output']}/report.html"])
 
 
 if __name__ == "__main__":

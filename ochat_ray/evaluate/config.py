@@ -14,6 +14,17 @@ Off = tyro.conf.FlagCreatePairsOff
 
 OPENAI_URL = "https://api.openai.com/v1"
 
+_TWO_SCORES = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "scores",
+        "schema": {
+            "type": "array", "minItems": 2, "maxItems": 2,
+            "items": {"type": "integer", "minimum": 1, "maximum": 10},
+        },
+    },
+}  # fmt: skip
+
 Step = Literal["all", "answer", "judge", "score", "report"]
 
 
@@ -22,7 +33,8 @@ class EvaluateConfig:
     """Score models on questions, by a judge that any OpenAI-compatible endpoint may be.
 
     Answers and judgments are kept in the output directory, and no call with a record is made
-    again: run it as often as you like.
+    again: run it as often as you like. Without arguments the demo's model is held against its base
+    on a few questions.
     """
 
     step: tyro.conf.Positional[Step] = "all"
@@ -67,6 +79,9 @@ class EvaluateConfig:
     judge_temperature: float | None = None
     """1 for vicuna, whose samples differ by it, and 0 for the others where not given."""
     judge_max_tokens: int = 2048
+    judge_scores_only: Annotated[bool, Off] = False
+    """vicuna: the judge says the two scores and no reasons, held to it by a JSON schema; for judges
+    that are too small to keep to a form."""
     failures: Literal["drop", "zero"] = "drop"
     """vicuna: a judgment without readable scores counts nowhere, or as 0 to 0."""
     references: str = ""
@@ -112,7 +127,7 @@ class EvaluateConfig:
             raise UserError("--annotations is for `score --suite alpaca_eval`")
         if self.baseline_answers and self.baseline_url:
             raise UserError("give --baseline-url or --baseline-answers, not both")
-        if not self.annotations:
+        if not self.annotations and not self.is_demo:
             self._check_judged()
 
     def _check_judged(self) -> None:
@@ -121,6 +136,8 @@ class EvaluateConfig:
                 raise UserError(f"--{name} is needed")
         if self.suite != "mt_bench" and (self.pairwise or self.references):
             raise UserError("--pairwise and --references are for --suite mt_bench")
+        if self.suite != "vicuna" and self.judge_scores_only:
+            raise UserError("--judge-scores-only is for --suite vicuna")
         if self.suite != "vicuna" and self.failures == "zero":
             raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
         if self.suite != "alpaca_eval" and self.weighted:
@@ -132,6 +149,12 @@ class EvaluateConfig:
             raise UserError("--baseline has no effect without --pairwise")
         if self.step != "answer" and not self.judge:
             raise UserError("--judge is needed")
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether nothing says what to evaluate: the demo's model is."""
+        named = (self.questions, self.model, self.baseline, self.baseline_answers, self.judge)
+        return self.suite == "vicuna" and not any(named)
 
     @property
     def compares(self) -> bool:
@@ -151,10 +174,11 @@ class EvaluateConfig:
     def judging(self, *, temperature: float) -> dict[str, Any]:
         """The fields of a request to the judge, beside its messages."""
         given = self.judge_temperature
-        return {
+        fields = {
             "model": self.judge, "temperature": temperature if given is None else given,
             "max_tokens": self.judge_max_tokens,
         }  # fmt: skip
+        return fields | ({"response_format": _TWO_SCORES} if self.judge_scores_only else {})
 
 
 def key_for(url: str) -> str:

@@ -42,6 +42,7 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
     first, *others = parts
     results = {
         "suite": config.suite,
+        "output": config.output,
         "unit": evaluation.suite.unit,
         "baseline": evaluation.baseline or None,
         "judge": config.judge,

@@ -95,6 +95,14 @@ def test_a_model_that_is_named_twice_is_asked_once(tmp_path, questions):
     assert len(result["scores"]) == 1
 
 
+def test_a_judge_may_be_held_to_the_scores_alone(tmp_path, questions):
+    endpoint = Endpoint(lambda body: "[10, 5]" if body["model"] == "judge" else said(body))
+    with endpoint.serving():
+        run(configured(tmp_path, questions, endpoint.url, judge_scores_only=True))
+    forms = [b.get("response_format", {}) for b in endpoint.asked if b["model"] == "judge"]
+    assert {form["json_schema"]["schema"]["maxItems"] for form in forms} == {2}
+
+
 def test_a_judge_that_misbehaves_costs_calls_and_not_scores(tmp_path, questions):
     trouble = [refusal(429, retry_after="0"), refusal(500), "half"]
 
@@ -409,8 +417,10 @@ def recorded(output):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "--questions is needed"),
+        ([], "there is no runs/demo/model; run `make demo`"),
+        (["--judge", "j"], "--questions is needed"),
         (["--suite", "alpaca_eval"], "--questions is needed"),
+        (["--suite", "mt_bench"], "--questions is needed"),
         (["--weighted", "--questions", "q", "--output", "o", "--model", "m", "--baseline", "b",
           "--judge", "j"], "--weighted is for --suite alpaca_eval"),
         (["score", "--suite", "alpaca_eval", "--annotations", "/nope"], "No such file"),

@@ -1,0 +1,58 @@
+"""The demo's evaluation: its model against its base, with the base as judge. It tests machinery."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ochat_ray import demo_assets
+from ochat_ray.errors import UserError
+from ochat_ray.evaluate import steps
+from ochat_ray.evaluate.config import EvaluateConfig
+
+MODEL = Path("runs/demo/model")
+OUTPUT = Path("runs/demo/evaluation")
+
+Served = Callable[[Mapping[str, str]], AbstractContextManager[Mapping[str, str]]]
+
+
+def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
+    """Evaluate the demo's model; `served` serves model directories and yields their base URLs.
+
+    Raises:
+        UserError: the demo's model is not there.
+    """
+    from ochat_ray.train.base_model import prepare_base  # imports torch
+
+    if not (MODEL / "ochat.json").exists():
+        raise UserError(
+            f"there is no {MODEL}; run `make demo` or the demo's prepare and train first, or give "
+            "--questions, --model, --baseline and --judge"
+        )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        resources.as_file(resources.files("ochat_ray.evaluate") / "demo_questions.jsonl") as own,
+    ):
+        # A base model has no token for the end of a turn before it is trained.
+        base = prepare_base(str(demo_assets.base_model()), Path(folder, "base"))
+        with served({"demo": str(MODEL.absolute()), "base": str(base)}) as urls:
+            return steps.run(
+                replace(
+                    config,
+                    questions=str(own),
+                    output=config.output or str(OUTPUT),
+                    model=("demo",),
+                    url=urls["demo"],
+                    baseline="base",
+                    baseline_url=urls["base"],
+                    judge="base",
+                    judge_url=urls["base"],
+                    judge_scores_only=True,
+                    max_tokens=min(config.max_tokens, 128),
+                )
+            )
