@@ -32,17 +32,27 @@ def parse_scores(text: str) -> tuple[float, float] | None:
     not of numbers from 0 to 10: such a judgment failed, and is worth no score.
     """
     for line in reversed(text.splitlines()):
-        for first, second in _pairs(line):
-            good = all(math.isfinite(score) and 0 <= score <= HIGHEST for score in (first, second))
-            return (first, second) if good else None
-    return None
+        if pair := _pair(line):
+            return _in_range(pair)
+    # Only then a list that goes over several lines.
+    lists = list(_lists(text))
+    return _in_range(lists[-1]) if lists else None
 
 
-def _pairs(line: str) -> Iterator[tuple[float, float]]:
+def _in_range(pair: tuple[float, float]) -> tuple[float, float] | None:
+    good = all(math.isfinite(score) and 0 <= score <= HIGHEST for score in pair)
+    return pair if good else None
+
+
+def _pair(line: str) -> tuple[float, float] | None:
     words = line.replace(",", " ").split()
     if len(words) == 2 and (pair := _numbers(words)) is not None:
-        yield pair
-    for found in _LIST.findall(line):
+        return pair
+    return next(_lists(line), None)
+
+
+def _lists(text: str) -> Iterator[tuple[float, float]]:
+    for found in _LIST.findall(text):
         try:
             values = json.loads(found)
         except ValueError:

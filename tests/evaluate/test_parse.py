@@ -18,6 +18,7 @@ from ochat_ray.evaluate.vicuna import parse_scores
         ("[1, 2]\n7 8\n", (7, 8)),
         ("[1, 2, 3]\n[[7, 8]]", (7, 8)),
         ("0 10", (0, 10)),
+        ("[\n\n2\n\n,\n3\n]", (2, 3)),  # what a schema leaves room for
     ],
 )
 def test_scores_are_read_from_the_end(text, scores):
