@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client  # nothing public says the proxy's port
 
-from ochat_ray.local_cluster import SERVE_PORT
 from ochat_ray.serve import ServeArgs, app
 
 CPUS = 0.5
@@ -21,13 +22,14 @@ def served(models: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
     On the Ray that there is, beside whatever it serves, or on one of this process's own.
     """
-    own = not ray.is_initialized()
-    if own:
+    own_ray = not ray.is_initialized()
+    if own_ray:
         ray.init(log_to_driver=False, include_dashboard=False)
-    before = set(serve.status().applications)
+    own_serve = _get_global_client(raise_if_no_controller_running=False) is None
+    if own_serve:
+        serve.start(http_options={"host": "127.0.0.1", "port": _free_port()})
     applications = {name: f"evaluate-{name}" for name in models}
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": SERVE_PORT})
         for name, directory in models.items():
             fields = {
                 "model": directory, "served_model_name": name, "num_cpus": CPUS, "max_replicas": 1,
@@ -38,11 +40,20 @@ def served(models: Mapping[str, str]) -> Iterator[dict[str, str]]:
                 name=applications[name],
                 route_prefix=f"/{applications[name]}",
             )
-        yield {n: f"http://127.0.0.1:{SERVE_PORT}/{a}/v1" for n, a in applications.items()}
+        client = _get_global_client()
+        assert client is not None
+        root = f"http://127.0.0.1:{client.http_config.port}"
+        yield {name: f"{root}/{application}/v1" for name, application in applications.items()}
     finally:
         for application in applications.values():
             serve.delete(application)
-        if not before:
+        if own_serve:
             serve.shutdown()
-        if own:
+        if own_ray:
             ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
