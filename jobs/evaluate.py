@@ -15,7 +15,7 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
     if config.annotations:
         from ochat_ray.evaluate.alpaca import read_annotations
 
-        return read_annotations(config.annotations)
+        return read_annotations(config.annotations, model=next(iter(config.model), None))
     if config.is_demo:
         from ochat_ray.evaluate import demo
         from ochat_ray.serve.temporary import served
@@ -39,7 +39,7 @@ def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
             f"{one['model']}: {one['score']:.2f} ({one['low']:.2f} to {one['high']:.2f}) "
             f"{result['unit']} · {share:.1%} of the judgments could not be read"
         )
-    return "\n".join([*lines, f"report: {result['output']}/report.html"])
+    return "\n".join([*lines, f"report: {result['config']['output']}/report.html"])
 
 
 if __name__ == "__main__":

@@ -68,11 +68,11 @@ def _standard_error(shares: np.ndarray) -> float | None:
     return 100 * float(np.std(shares, ddof=1)) / math.sqrt(len(shares))
 
 
-def read_annotations(path: str) -> dict[str, Any]:
+def read_annotations(path: str, *, model: str | None = None) -> dict[str, Any]:
     """A leaderboard's row from alpaca_eval's annotations.json: `output_2` is the model's.
 
     Raises:
-        UserError: the file is no such list, or is of more than one model.
+        UserError: the file is no such list, is of more than one model, or of another than asked.
     """
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -84,8 +84,9 @@ def read_annotations(path: str) -> dict[str, Any]:
             f"--annotations {path}: {type(error).__name__} {error}; give alpaca_eval's "
             "annotations.json, a list of objects with `preference` and `output_2`"
         ) from error
-    if len(models) > 1:
-        raise UserError(f"--annotations {path}: of {len(models)} models, not of one")
+    if len(models) > 1 or (model is not None and models != {model}):
+        names = ", ".join(sorted(map(str, models)))
+        raise UserError(f"--annotations {path} is of {names}, not of {model or 'one model'}")
     return win_rate(preferences) | {"avg_length": average_length(outputs)}
 
 
@@ -133,7 +134,7 @@ def second_preferred(judgment: Mapping[str, Any]) -> float | None:
     """
     if judgment.get("logprobs"):
         likely: dict[str, float] = defaultdict(float)
-        for entry in judgment["logprobs"][0].get("top_logprobs", []):
+        for entry in judgment["logprobs"][0].get("top_logprobs") or []:
             likely[entry["token"].strip()] += math.exp(entry["logprob"])
         both = likely["A"] + likely["B"]
         return likely["B"] / both if both else None

@@ -13,6 +13,8 @@ from ochat_ray.errors import UserError
 Off = tyro.conf.FlagCreatePairsOff
 
 OPENAI_URL = "https://api.openai.com/v1"
+SERVED_URL = "http://127.0.0.1:8000/v1"
+SAMPLES = 3
 
 _TWO_SCORES = {
     "type": "json_schema",
@@ -57,7 +59,7 @@ class EvaluateConfig:
 
     model: tuple[str, ...] = ()
     """Names of the models to score."""
-    url: str = "http://127.0.0.1:8000/v1"
+    url: str = SERVED_URL
     """Where the models are served. The key for OpenAI's address is read from OPENAI_API_KEY, that
     for any other from OCHAT_RAY_API_KEY."""
     baseline: str = ""
@@ -73,8 +75,8 @@ class EvaluateConfig:
     """Where the judge is served."""
     prompts: str = ""
     """The judge's prompts, JSONL of FastChat's or OpenChat's form; our own where not given."""
-    samples: int = 3
-    """Judgments of each question and order (evidence calibration's k); 2023 took 1 at
+    samples: int = SAMPLES
+    """vicuna: judgments of each question and order (evidence calibration's k); 2023 took 1 at
     --judge-temperature 0.2."""
     judge_temperature: float | None = None
     """1 for vicuna, whose samples differ by it, and 0 for the others where not given."""
@@ -123,17 +125,16 @@ class EvaluateConfig:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise UserError("--limit must be at least 1")
-        if self.annotations and (self.suite, self.step) != ("alpaca_eval", "score"):
-            raise UserError("--annotations is for `score --suite alpaca_eval`")
-        if self.baseline_answers and self.baseline_url:
-            raise UserError("give --baseline-url or --baseline-answers, not both")
-        if not self.annotations and not self.is_demo:
+        self._check_suite()
+        if self.annotations:
+            if (self.suite, self.step) != ("alpaca_eval", "score"):
+                raise UserError("--annotations is for `score --suite alpaca_eval`")
+            if len(self.model) > 1 or self._named - set(self.model):
+                raise UserError("--annotations goes with one --model, whose they are, alone")
+        elif not self.is_demo:
             self._check_judged()
 
-    def _check_judged(self) -> None:
-        for name in ("questions", "output", "model"):
-            if not getattr(self, name):
-                raise UserError(f"--{name} is needed")
+    def _check_suite(self) -> None:
         if self.suite != "mt_bench" and (self.pairwise or self.references):
             raise UserError("--pairwise and --references are for --suite mt_bench")
         if self.suite != "vicuna" and self.judge_scores_only:
@@ -142,6 +143,15 @@ class EvaluateConfig:
             raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
         if self.suite != "alpaca_eval" and self.weighted:
             raise UserError("--weighted is for --suite alpaca_eval")
+        if self.suite != "vicuna" and self.samples != SAMPLES:
+            raise UserError("--samples is for --suite vicuna")
+
+    def _check_judged(self) -> None:
+        for name in ("questions", "output", "model"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is needed")
+        if self.baseline_answers and self.baseline_url:
+            raise UserError("give --baseline-url or --baseline-answers, not both")
         baseline = self.baseline or self.baseline_answers or self.baseline_url
         if self.compares and not (self.baseline or self.baseline_answers):
             raise UserError("--baseline or --baseline-answers is needed")
@@ -152,9 +162,17 @@ class EvaluateConfig:
 
     @property
     def is_demo(self) -> bool:
-        """Whether nothing says what to evaluate: the demo's model is."""
-        named = (self.questions, self.model, self.baseline, self.baseline_answers, self.judge)
-        return self.suite == "vicuna" and not any(named)
+        """Whether nothing says what to evaluate, and where: the demo's model is."""
+        here = (self.url, self.judge_url) == (SERVED_URL, OPENAI_URL)
+        return self.suite == "vicuna" and here and not self._named
+
+    @property
+    def _named(self) -> set[str]:
+        given = {
+            self.questions, self.baseline, self.baseline_answers, self.baseline_url, self.judge,
+            self.prompts, *self.model,
+        }  # fmt: skip
+        return given - {""}
 
     @property
     def compares(self) -> bool:

@@ -38,21 +38,21 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as folder,
         resources.as_file(resources.files("ochat_ray.evaluate") / "demo_questions.jsonl") as own,
     ):
+        demo = replace(
+            config,
+            questions=str(own),
+            output=config.output or str(OUTPUT),
+            model=("demo",),
+            baseline="base",
+            judge="base",
+            judge_scores_only=True,
+            max_tokens=min(config.max_tokens, 128),
+        )
+        if config.dry_run:
+            return steps.run(demo)
         # A base model has no token for the end of a turn before it is trained.
         base = prepare_base(str(demo_assets.base_model()), Path(folder, "base"))
         with served({"demo": str(MODEL.absolute()), "base": str(base)}) as urls:
             return steps.run(
-                replace(
-                    config,
-                    questions=str(own),
-                    output=config.output or str(OUTPUT),
-                    model=("demo",),
-                    url=urls["demo"],
-                    baseline="base",
-                    baseline_url=urls["base"],
-                    judge="base",
-                    judge_url=urls["base"],
-                    judge_scores_only=True,
-                    max_tokens=min(config.max_tokens, 128),
-                )
+                replace(demo, url=urls["demo"], baseline_url=urls["base"], judge_url=urls["base"])
             )

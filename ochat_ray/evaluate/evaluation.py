@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.asking import (
-    Prices,
-    answer_call,
-)
+from ochat_ray.evaluate.asking import Prices, answer_call
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.prompts import read_prompts
 from ochat_ray.evaluate.questions import (
@@ -50,6 +47,11 @@ class Evaluation:
             else None
         )
         self.baseline = self._given.model if self._given else config.baseline
+        if self._given and self.baseline in self.models:
+            raise UserError(
+                f"--baseline-answers {config.baseline_answers} are of {self.baseline}, which is "
+                "also a --model; give one of them another name"
+            )
         output = Path(config.output).expanduser()
         self.answers, self.judgments = Records(output / ANSWERS), Records(output / JUDGMENTS)
 

@@ -42,7 +42,6 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
     first, *others = parts
     results = {
         "suite": config.suite,
-        "output": config.output,
         "unit": evaluation.suite.unit,
         "baseline": evaluation.baseline or None,
         "judge": config.judge,
@@ -99,7 +98,11 @@ def _entries(
     parts: Mapping[str, Part],
 ) -> Iterator[Entry]:
     suite, references = evaluation.suite, evaluation.material.references
-    whose = [evaluation.answers_of(model), evaluation.baseline_answers(), references]
+    whose = {model: evaluation.answers_of(model)}
+    if (baseline := evaluation.baseline_answers()) is not None:
+        whose[baseline.model] = baseline
+    if references is not None:
+        whose[f"reference answer, by {references.model}"] = references
     by_question: dict[str, list[Said]] = defaultdict(list)
     for judgment in judgments:
         read = suite.read(judgment)
@@ -113,9 +116,9 @@ def _entries(
             model=model,
             value=part.numerator / part.denominator if part.denominator else None,
             answers={
-                answers.model: answers.turns[question.id]
-                for answers in whose
-                if answers is not None and question.id in answers.turns
+                name: answers.turns[question.id]
+                for name, answers in whose.items()
+                if question.id in answers.turns
             },
             judgments=by_question[question.id],
         )

@@ -18,19 +18,11 @@ from dataclasses import asdict
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.asking import (
-    CHARACTERS_PER_TOKEN,
-    Asker,
-    Spent,
-    answer,
-    for_all,
-)
+from ochat_ray.evaluate.asking import CHARACTERS_PER_TOKEN, Asker, Spent, answer, for_all
 from ochat_ray.evaluate.client import Client
 from ochat_ray.evaluate.config import EvaluateConfig, key_for
 from ochat_ray.evaluate.evaluation import Evaluation
-from ochat_ray.evaluate.questions import (
-    Answers,
-)
+from ochat_ray.evaluate.questions import Answers
 from ochat_ray.evaluate.scoring import score
 from ochat_ray.progress import Progress
 

@@ -35,10 +35,9 @@ class Suite:
     `prompts` names our own, `prompt_names` is what one may hold in braces; `unit` says what a
     score is; `temperature` is what a question's category is answered with. `calls` takes the
     model's answers and the baseline's; `read` gives None for a judgment that failed, and `shown`
-    says its result to people; `parts` are
-    what each question adds to the score without those, and `zero_parts` with them as zeros.
-    `judged` are comparisons, for the judge's biases; `more` stands in results.json, too, and
-    `files` beside it, in the formats of others.
+    says its result to people; `parts` are what each question adds to the score without those, and
+    `zero_parts` with them as zeros. `judged` are comparisons, for the judge's biases; `more`
+    stands in results.json, too, and `files` beside it, in the formats of others.
     """
 
     prompts: str

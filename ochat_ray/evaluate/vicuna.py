@@ -28,13 +28,13 @@ def parse_scores(text: str) -> tuple[float, float] | None:
     """The scores of the first and of the second answer shown, as the judge ends with them.
 
     The last line counts that holds a pair: exactly two numbers, with blanks or a comma between
-    them, or a JSON list of two numbers anywhere in it. None where there is no pair, or where it is
-    not of numbers from 0 to 10: such a judgment failed, and is worth no score.
+    them, or a JSON list of two numbers anywhere in it; without one, the last list that goes over
+    several lines. None where there is no pair, or where it is not of numbers from 0 to 10: such a
+    judgment failed, and is worth no score.
     """
     for line in reversed(text.splitlines()):
         if pair := _pair(line):
             return _in_range(pair)
-    # Only then a list that goes over several lines.
     lists = list(_lists(text))
     return _in_range(lists[-1]) if lists else None
 
@@ -54,11 +54,12 @@ def _pair(line: str) -> tuple[float, float] | None:
 def _lists(text: str) -> Iterator[tuple[float, float]]:
     for found in _LIST.findall(text):
         try:
-            values = json.loads(found)
+            # As floats: a number of hundreds of digits is out of range, and no error.
+            values = json.loads(found, parse_int=float)
         except ValueError:
             continue
-        if len(values) == 2 and all(type(value) in (int, float) for value in values):
-            yield float(values[0]), float(values[1])
+        if len(values) == 2 and all(isinstance(value, float) for value in values):
+            yield values[0], values[1]
 
 
 def _numbers(words: list[str]) -> tuple[float, float] | None:

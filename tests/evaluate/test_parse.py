@@ -30,7 +30,7 @@ def test_scores_are_read_from_the_end(text, scores):
     [
         "", "no scores", "8", "8 9 10", "[8]", "[8, 9, 10]", "8 nine", '["8", "9"]', "[true, 9]",
         "11 10", "-1 5", "nan 5", "5 inf", "[NaN, 5]", "[5, Infinity]", "8/10 9/10",
-        "7 8\nno: 12 8\n12 8",  # what the judge ended with is out of range
+        f"[{'9' * 400}, 5]", "7 8\nno: 12 8\n12 8",  # what the judge ended with is out of range
     ],
 )  # fmt: skip
 def test_what_is_no_pair_in_range_failed(text):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -340,6 +341,8 @@ def test_a_baseline_may_come_from_a_file(tmp_path, questions):
         result = run(config)
     assert (result["baseline"], result["scores"][0]["score"]) == ("gpt35", 200)
     assert {body["model"] for body in endpoint.asked} == {"ours", "judge"}
+    with pytest.raises(UserError, match="are of gpt35, which is also a --model"):
+        run(replace(config, model=("gpt35",)))
 
 
 def test_a_full_disk_is_one_error_and_what_came_is_kept(tmp_path, questions, monkeypatch):
@@ -426,6 +429,10 @@ def recorded(output):
         (["score", "--suite", "alpaca_eval", "--annotations", "/nope"], "No such file"),
         (["--samples", "0"], "--samples must be at least 1"),
         (["--annotations", "x"], "--annotations is for"),
+        (["score", "--suite", "alpaca_eval", "--annotations", "x", "--judge", "j"], "alone"),
+        (["--pairwise"], "are for --suite mt_bench"),
+        (["--url", "http://127.0.0.1:1/v1"], "--questions is needed"),
+        (["--suite", "mt_bench", "--samples", "5"], "--samples is for --suite vicuna"),
         (["--suite", "mt_bench", "--questions", "q", "--output", "o", "--model", "m",
           "--baseline", "b", "--judge", "j"], "--baseline has no effect without --pairwise"),
         (["--pairwise", "--questions", "q", "--output", "o", "--model", "m", "--baseline", "b",
@@ -456,6 +463,10 @@ def test_alpaca_evals_numbers_come_out_of_its_own_file(tmp_path):
     path.write_text(json.dumps(rows))
     command = [sys.executable, str(JOB), "score", "--suite", "alpaca_eval", "--annotations"]
     done = subprocess.run([*command, str(path), "--json"], capture_output=True, check=True)
+    other = subprocess.run(
+        [*command, str(path), "--model", "n"], capture_output=True, text=True, check=False
+    )
+    assert (other.returncode, "is of m, not of n" in other.stderr) == (2, True)
     row = json.loads(done.stdout.splitlines()[-1])
     assert (row["win_rate"], row["standard_error"]) == (50, pytest.approx(50 / 3**0.5))
     assert [row[n] for n in ("n_wins", "n_wins_base", "n_draws", "n_total", "avg_length")] == [
