@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.mt_bench import parse_verdict
 from ochat_ray.evaluate.prompts import Prompts
@@ -109,20 +110,14 @@ def calls(
         judge = {**judge, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
     found = []
     for question in questions:
-        own, other = model.turns[question.id][0], baseline.turns[question.id][0]
-        for model_first in (True, False):
-            first, second = (own, other) if model_first else (other, own)
+        for first, second, about in pairs.both_orders(
+            question, model, baseline, prompt, suite="alpaca_eval", judge=judge["model"]
+        ):
             messages = prompt.messages(
-                instruction=question.turns[0], output_1=first, output_2=second
+                instruction=question.turns[0], output_1=first[0], output_2=second[0]
             )
             body = {**judge, "messages": messages}
-            about = {
-                "suite": "alpaca_eval", "question_id": question.id, "category": question.category,
-                "model": model.model, "baseline": baseline.model, "model_first": model_first,
-                "prompt": prompt.name, "prompt_digest": prompt.digest, "judge": judge["model"],
-                "lengths": [len(first), len(second)],
-            }  # fmt: skip
-            key = key_of("alpaca_eval", question.id, model_first, body)
+            key = key_of("alpaca_eval", question.id, about["model_first"], body)
             found.append(Call(key=key, body=body, about=about))
     return found
 
@@ -170,14 +165,7 @@ def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
     for judgment in judgments:
         second = second_preferred(judgment)
         if second is not None:
-            yield Judged(
-                pair=(judgment["question_id"],),
-                model_first=judgment["model_first"],
-                first=1 - second,
-                second=second,
-                first_length=judgment["lengths"][0],
-                second_length=judgment["lengths"][1],
-            )
+            yield pairs.judged(judgment, 1 - second, second)
 
 
 def files(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
@@ -127,24 +128,18 @@ def pair_calls(
     """
     found = []
     for question in questions:
-        own, other = model.turns[question.id], baseline.turns[question.id]
         for turn in range(len(question.turns)):
             prompt = prompts.named(_name("pair", question, turn))
             shared = _questions(question, turn) | _references(question, turn, references)
-            for model_first in (True, False):
-                a, b = (own, other) if model_first else (other, own)
+            for a, b, about in pairs.both_orders(
+                question, model, baseline, prompt,
+                suite="mt_bench_pairs", judge=judge["model"], turn=turn,
+            ):  # fmt: skip
                 values = shared | {"answer_a": a[0], "answer_b": b[0]}
                 values |= _numbered("answer_a", a) | _numbered("answer_b", b)
                 body = {**judge, "messages": prompt.messages(**values)}
-                about = {
-                    "suite": "mt_bench_pairs", "question_id": question.id,
-                    "category": question.category, "turn": turn, "model": model.model,
-                    "baseline": baseline.model, "model_first": model_first,
-                    "judge": judge["model"], "prompt": prompt.name,
-                    "prompt_digest": prompt.digest, "lengths": [len(a[turn]), len(b[turn])],
-                }  # fmt: skip
-                key = key_of("mt_bench_pairs", question.id, turn, model_first, body)
-                found.append(Call(key=key, body=body, about=about))
+                key = key_of("mt_bench_pairs", question.id, turn, about["model_first"], body)
+                found.append(Call(key=key, body=body, about=about | {"turn": turn}))
     return found
 
 
@@ -187,14 +182,7 @@ def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
     for judgment in judgments:
         verdict = parse_verdict(judgment["text"])
         if verdict is not None:
-            yield Judged(
-                pair=(judgment["question_id"], judgment["turn"]),
-                model_first=judgment["model_first"],
-                first=float(verdict == "A"),
-                second=float(verdict == "B"),
-                first_length=judgment["lengths"][0],
-                second_length=judgment["lengths"][1],
-            )
+            yield pairs.judged(judgment, float(verdict == "A"), float(verdict == "B"))
 
 
 def answer_file(model: Answers) -> str:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
@@ -91,24 +92,18 @@ def calls(
     found = []
     for question in questions:
         prompt = prompts.for_category(question.category)
-        own, other = model.turns[question.id][0], baseline.turns[question.id][0]
-        for model_first in (True, False):
-            first, second = (own, other) if model_first else (other, own)
+        for first, second, about in pairs.both_orders(
+            question, model, baseline, prompt, suite="vicuna", judge=judge["model"]
+        ):
             body = {
                 **judge,
                 "messages": prompt.messages(
-                    question=question.turns[0], answer_1=first, answer_2=second
+                    question=question.turns[0], answer_1=first[0], answer_2=second[0]
                 ),
             }
-            about = {
-                "suite": "vicuna", "question_id": question.id, "category": question.category,
-                "model": model.model, "baseline": baseline.model, "model_first": model_first,
-                "prompt": prompt.name, "prompt_digest": prompt.digest, "judge": judge["model"],
-                "lengths": [len(first), len(second)],
-            }  # fmt: skip
             for sample in range(samples):
                 # The order, too: two answers that are the same are still judged in both.
-                key = key_of("vicuna", question.id, model_first, sample, body)
+                key = key_of("vicuna", question.id, about["model_first"], sample, body)
                 found.append(Call(key=key, body=body, about=about | {"sample": sample}))
     return found
 
@@ -138,7 +133,7 @@ def _part(by_order: Mapping[bool, list[tuple[float, float]]]) -> Part:
     if not all(by_order.values()):
         return Part(0, 0)
     means = [
-        [sum(pair[side] for pair in pairs) / len(pairs) for pairs in by_order.values()]
+        [sum(pair[side] for pair in found) / len(found) for found in by_order.values()]
         for side in (0, 1)
     ]
     return Part(100 * sum(means[0]) / 2, sum(means[1]) / 2)
@@ -149,11 +144,4 @@ def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
     for judgment in judgments:
         pair = parse_scores(judgment["text"])
         if pair is not None:
-            yield Judged(
-                pair=(judgment["question_id"], judgment["sample"]),
-                model_first=judgment["model_first"],
-                first=pair[0],
-                second=pair[1],
-                first_length=judgment["lengths"][0],
-                second_length=judgment["lengths"][1],
-            )
+            yield pairs.judged(judgment, *pair)

@@ -97,4 +97,4 @@ def test_a_win_is_a_win_in_both_orders():
     }  # fmt: skip
     assert pair_parts(found) == {"81": Part(150, 2), "111": Part(0, 1)}
     (first, *_) = judged(found)
-    assert (first.preferred, first.pair, first.first_length) == (1, ("81", 0), 3)
+    assert (first.preferred, first.pair, first.first_length) == (1, ("81", 0, None), 3)

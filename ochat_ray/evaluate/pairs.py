@@ -1,0 +1,49 @@
+"""Two answers to one question in both orders, for every suite that compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ochat_ray.evaluate.bias import Judged
+from ochat_ray.evaluate.prompts import Prompt
+from ochat_ray.evaluate.questions import Answers, Question
+
+
+def both_orders(
+    question: Question,
+    model: Answers,
+    baseline: Answers,
+    prompt: Prompt,
+    *,
+    suite: str,
+    judge: str,
+    turn: int = 0,
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]]:
+    """The first and the second answer by turns, and what the record says; the model's first first.
+
+    The record has the lengths, in characters, of what was said in this turn.
+    """
+    own, other = model.turns[question.id], baseline.turns[question.id]
+    for model_first in (True, False):
+        first, second = (own, other) if model_first else (other, own)
+        about = {
+            "suite": suite, "question_id": question.id, "category": question.category,
+            "model": model.model, "baseline": baseline.model, "model_first": model_first,
+            "prompt": prompt.name, "prompt_digest": prompt.digest, "judge": judge,
+            "lengths": [len(first[turn]), len(second[turn])],
+        }  # fmt: skip
+        yield first, second, about
+
+
+def judged(judgment: Mapping[str, Any], first: float, second: float) -> Judged:
+    """A judgment with the scores of the first and the second answer."""
+    names = ("question_id", "turn", "sample")
+    return Judged(
+        pair=tuple(judgment.get(name) for name in names),
+        model_first=judgment["model_first"],
+        first=first,
+        second=second,
+        first_length=judgment["lengths"][0],
+        second_length=judgment["lengths"][1],
+    )
