@@ -68,7 +68,8 @@ def start(tmp_path_factory, model_directory):
             for rank in range(world_size)
         ]
         outputs = [process.communicate()[0] for process in running]
-        assert all(process.returncode == 0 for process in running), "\n".join(outputs)[-6000:]
+        codes = [process.returncode for process in running]
+        assert codes == [0] * world_size, f"{codes}\n" + "\n".join(outputs)[-6000:]
         # DeepSpeed leaves 69 MB a process there.
         assert not list(Path("/dev/shm").glob(f"deepspeed*_{port}_*"))
         return torch.load(folder / "result.pt", weights_only=True)
