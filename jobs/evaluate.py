@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -23,6 +24,10 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
         return demo.run(config, served)
     from ochat_ray.evaluate import steps
 
+    if "RAY_ADDRESS" in os.environ:  # as in a job of a cluster's
+        from ochat_ray.evaluate.spread import connect
+
+        return steps.run(config, connect)
     return steps.run(config)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.client import CallFailedError, Client, Reply
+from ochat_ray.evaluate.client import CallFailedError, Endpoint, Reply
 from ochat_ray.evaluate.questions import Question
 from ochat_ray.evaluate.records import Call, Records, key_of
 from ochat_ray.progress import Progress
@@ -84,7 +84,7 @@ class Asker:
     """Asks one endpoint what has no record yet, and writes the records."""
 
     def __init__(
-        self, client: Client, records: Records, progress: Progress, prices: Prices, spent: Spent
+        self, client: Endpoint, records: Records, progress: Progress, prices: Prices, spent: Spent
     ) -> None:
         self._client, self._records = client, records
         self._progress, self._prices, self._spent = progress, prices, spent
@@ -128,7 +128,9 @@ async def for_all(items: Iterable[Item], work: Callable[[Item], Awaitable[Any]])
     return failures
 
 
-async def answer(asker: Asker, question: Question, fields: Mapping[str, Any]) -> tuple[str, ...]:
+async def answer(
+    asker: Asker, question: Question, fields: Mapping[str, Any], version: str = ""
+) -> tuple[str, ...]:
     """A model's answers to a question's turns, each after those before it.
 
     `fields` are those of the request beside its messages: model, temperature, max_tokens.
@@ -136,21 +138,29 @@ async def answer(asker: Asker, question: Question, fields: Mapping[str, Any]) ->
     messages: list[dict[str, str]] = []
     for number, turn in enumerate(question.turns):
         messages.append({"role": "user", "content": turn})
-        text = await asker.ask(answer_call(question, number, messages, fields))
+        text = await asker.ask(answer_call(question, number, messages, fields, version))
         messages.append({"role": "assistant", "content": text})
     return tuple(message["content"] for message in messages[1::2])
 
 
 def answer_call(
-    question: Question, number: int, messages: Sequence[dict[str, str]], fields: Mapping[str, Any]
+    question: Question,
+    number: int,
+    messages: Sequence[dict[str, str]],
+    fields: Mapping[str, Any],
+    version: str = "",
 ) -> Call:
-    """The call for the turn of that number, after the messages so far."""
+    """The call for the turn of that number, after the messages so far.
+
+    `version` tells two models of one name apart, where it is known.
+    """
     body = {**fields, "messages": list(messages)}
     about = {
         "question_id": question.id, "category": question.category, "turn": number,
         "model": fields["model"],
     }  # fmt: skip
-    return Call(key=key_of("answer", question.id, number, body), body=body, about=about)
+    known = (version,) if version else ()
+    return Call(key=key_of("answer", question.id, number, body, *known), body=body, about=about)
 
 
 def _record(reply: Reply) -> dict[str, Any]:

@@ -46,6 +46,17 @@ class Biases:
     """Share of judgments with a preference that prefer the longer answer; equal lengths aside."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """Of judgments of an answer beside itself; None where there is none."""
+
+    called_equal: float | None
+    """Share of judgments without a preference."""
+
+    first_minus_second: float | None
+    """Mean lead of the answer that is shown first, in points."""
+
+
 def biases(judged: Iterable[Judged]) -> Biases:
     """The judge's, over all judgments."""
     judged = list(judged)
@@ -62,6 +73,15 @@ def biases(judged: Iterable[Judged]) -> Biases:
         order_changes_verdict=_mean([found[True] != found[False] for found in both]),
         first_minus_second=_mean([one.first - one.second for one in judged]),
         longer_preferred=len(longer) / len(unequal) if unequal else None,
+    )
+
+
+def control(judged: Iterable[Judged]) -> Control:
+    """What the judge makes of an answer beside itself."""
+    judged = list(judged)
+    return Control(
+        called_equal=_mean([not one.preferred for one in judged]),
+        first_minus_second=_mean([one.first - one.second for one in judged]),
     )
 
 

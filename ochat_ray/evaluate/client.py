@@ -6,15 +6,17 @@ import asyncio
 import email.utils
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import httpx
 
 from ochat_ray.errors import UserError
+
+Read = TypeVar("Read")
 
 LONGEST_PAUSE_S = 120.0
 
@@ -74,6 +76,16 @@ class Window:
         self._resume = max(self._resume, now + pause_s)
 
 
+class Endpoint(Protocol):
+    """What can be asked of an OpenAI-compatible endpoint."""
+
+    async def chat(self, body: Mapping[str, Any]) -> Reply:
+        """The answer to the body of a chat completion."""
+
+    async def describe(self, model: str) -> dict[str, Any]:
+        """What its list of models says of one."""
+
+
 class Client:
     """One endpoint, such as `http://127.0.0.1:8000/v1`; `attempts` are those of one call.
 
@@ -119,27 +131,48 @@ class Client:
             UserError: the key is refused, or the model or the address is not there.
             CallFailedError: the request is refused, or the last attempt failed.
         """
+        return await self._ask(
+            "POST", "chat/completions", _reply, attempts=self._attempts, json=dict(body)
+        )
+
+    async def describe(self, model: str) -> dict[str, Any]:
+        """What the endpoint's list of models says of one; empty where it says nothing."""
+        try:
+            listed = await self._ask("GET", "models", _listed, attempts=2)
+        except (UserError, CallFailedError):  # a key may be for chats alone
+            return {}
+        return next((entry for entry in listed if entry.get("id") == model), {})
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[httpx.Response], Read | None],
+        *,
+        attempts: int,
+        **options: Any,
+    ) -> Read:
         why = ""
-        for attempt in range(self._attempts):
+        for attempt in range(attempts):
             async with self.window.place():
                 try:
-                    response = await self._http.post(
-                        f"{self._base_url}/chat/completions", json=dict(body)
+                    response = await self._http.request(
+                        method, f"{self._base_url}/{path}", **options
                     )
                 except httpx.TransportError as error:
                     why, asked = f"{type(error).__name__} {error}".strip(), None
                 else:
-                    if response.status_code == 200 and (reply := _reply(response)) is not None:
+                    if response.status_code == 200 and (found := read(response)) is not None:
                         self.window.faster()
-                        return reply
+                        return found
                     why = _why(response)
                     self._raise_if_final(response, why)
                     asked = _retry_after(response)
                     if response.status_code in (429, 503):
                         self.window.slower(self._pause_s(attempt, asked))
-            if attempt + 1 < self._attempts:
+            if attempt + 1 < attempts:
                 await asyncio.sleep(self._pause_s(attempt, asked))
-        raise CallFailedError(f"given up after {self._attempts} attempts: {why}")
+        raise CallFailedError(f"given up after {attempts} attempts: {why}")
 
     def _pause_s(self, attempt: int, asked: float | None) -> float:
         if asked is not None:
@@ -172,6 +205,14 @@ def _reply(response: httpx.Response) -> Reply | None:
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
+
+
+def _listed(response: httpx.Response) -> list[dict[str, Any]]:
+    """The entries of a list of models; empty for a body that is none."""
+    try:
+        return [entry for entry in response.json()["data"] if isinstance(entry, dict)]
+    except (ValueError, TypeError, KeyError):
+        return []
 
 
 def _why(response: httpx.Response) -> str:

@@ -86,6 +86,8 @@ class EvaluateConfig:
     that are too small to keep to a form."""
     failures: Literal["drop", "zero"] = "drop"
     """vicuna: a judgment without readable scores counts nowhere, or as 0 to 0."""
+    control: Annotated[bool, Off] = False
+    """Show the judge every answer beside itself, too: what it makes of two equal ones."""
     references: str = ""
     """mt_bench: reference answers for math, reasoning and coding, JSONL of FastChat's form."""
 
@@ -141,6 +143,8 @@ class EvaluateConfig:
             raise UserError("--judge-scores-only is for --suite vicuna")
         if self.suite != "vicuna" and self.failures == "zero":
             raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
+        if self.control and not self.compares:
+            raise UserError("--control has no effect without --pairwise")
         if self.suite != "alpaca_eval" and self.weighted:
             raise UserError("--weighted is for --suite alpaca_eval")
         if self.suite != "vicuna" and self.samples != SAMPLES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from ochat_ray.evaluate.questions import (
     read_answers,
     read_questions,
 )
-from ochat_ray.evaluate.records import Call, Records
+from ochat_ray.evaluate.records import CONTROL, Call, Records, key_of
 from ochat_ray.evaluate.suites import Material, suite_of
+from ochat_ray.run_dir import RunDir
 
 ANSWERS = "answers.jsonl"
 JUDGMENTS = "judgments.jsonl"
+MODELS = "models.json"
+"""What the endpoints said of the models, and of the judge."""
 
 
 class Evaluation:
@@ -54,6 +59,9 @@ class Evaluation:
             )
         output = Path(config.output).expanduser()
         self.answers, self.judgments = Records(output / ANSWERS), Records(output / JUDGMENTS)
+        self._output = RunDir.open(config.output)
+        known = self._output.read_json(MODELS) or {}
+        self._described: dict[str, dict[str, Any]] = {"models": {}, "judges": {}} | known
 
     def __enter__(self) -> Evaluation:
         return self
@@ -71,6 +79,26 @@ class Evaluation:
         """The fields of a request for a model's answer, beside its messages."""
         return self.config.answering(model, self.suite.temperature(question.category))
 
+    def describe(self, kind: str, name: str, entry: Mapping[str, Any]) -> None:
+        """Keep what an endpoint says of one of the "models" or "judges", if it says anything.
+
+        The digest of a training, which our own server tells, goes into the keys of the calls: a
+        model that was trained again under the same name is asked again.
+        """
+        if entry and self._described[kind].get(name) != entry:
+            self._described[kind][name] = dict(entry)
+            self._output.write_json(MODELS, self._described)
+
+    def descriptions(self, kind: str, names: Iterable[str]) -> dict[str, Any]:
+        """What is known of these models or judges."""
+        known = self._described[kind]
+        return {name: known[name] for name in names if name in known}
+
+    def version(self, kind: str, name: str) -> str:
+        """What tells two models of one name apart; empty where it is not known."""
+        training = self._described[kind].get(name, {}).get("training")
+        return str(training.get("digest") or "") if isinstance(training, dict) else ""
+
     def answers_of(self, model: str) -> Answers:
         """What a model has said so far."""
         if self._given is not None and model == self.baseline:
@@ -83,7 +111,7 @@ class Evaluation:
         for number, turn in enumerate(question.turns):
             messages.append({"role": "user", "content": turn})
             fields = self.answering(question, model)
-            key = answer_call(question, number, messages, fields).key
+            key = answer_call(question, number, messages, fields, self.version("models", model)).key
             if key not in self.answers:
                 break
             messages.append({"role": "assistant", "content": self.answers[key]["text"]})
@@ -103,4 +131,19 @@ class Evaluation:
         for answers in (own, baseline):
             if answers is not None:
                 check_complete(answers, self.questions)
-        return self.suite.calls(self.material, own, baseline)
+        return self.calls(own, baseline)
+
+    def calls(self, own: Answers, baseline: Answers | None) -> list[Call]:
+        """The calls to the judge on these answers, those of the control last."""
+        calls = self.suite.calls(self.material, own, baseline)
+        if self.config.control:
+            # Both orders of an answer and itself are one.
+            calls += [
+                replace(call, key=key_of(call.key, "control"), about={**call.about, CONTROL: True})
+                for call in self.suite.calls(self.material, own, own)
+                if call.about["model_first"]
+            ]
+        version = self.version("judges", self.config.judge)
+        if not version:
+            return calls
+        return [replace(call, key=key_of(call.key, version)) for call in calls]

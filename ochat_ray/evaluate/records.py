@@ -35,6 +35,10 @@ class Call:
     about: Mapping[str, Any]
 
 
+CONTROL = "control"
+"""Marks the record of a judgment of an answer beside itself."""
+
+
 class Records:
     """The records of one file, by their `key`. One process at a time writes it.
 

@@ -35,6 +35,10 @@ h4 { font-size: .9rem; margin: .7rem 0 .1rem; color: var(--soft); font-weight: 5
 """
 
 
+Groups = dict[str, set[int]]
+"""The filters: the places of their entries, by name."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
     """One judgment: in which place, what it was read as (None: it could not be), its words."""
@@ -57,17 +61,18 @@ class Entry:
 
 def report_html(results: Mapping[str, Any], entries: Sequence[Entry]) -> str:
     """The page; `results` are those of results.json."""
-    scores, baseline = results["scores"], results["baseline"]
+    scores = results["scores"]
+    groups = _groups(entries, _even(results))
     title = f"{results['suite']}: {', '.join(one['model'] for one in scores)}"
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=soft>{escape(_against(results))}</p>",
         _warning(results),
-        _section("Scores", _forest(results, [(o["model"], o) for o in scores], baseline)),
+        _section("Scores", _forest(results, [(o["model"], o) for o in scores])),
         *(_categories(results, one) for one in scores),
         _differences(results),
         *(_biases(one) for one in scores if one.get("biases")),
-        _questions(entries),
+        _questions(entries, groups),
         _section("How this was made", _facts(results)),
     ]
     return (
@@ -75,7 +80,7 @@ def report_html(results: Mapping[str, Any], entries: Sequence[Entry]) -> str:
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
         "style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{STYLE}{_STYLE}{_filter_style(entries)}</style>"
+        f"<title>{escape(title)}</title><style>{STYLE}{_STYLE}{_filter_style(groups)}</style>"
         f"<body>{''.join(body)}</body></html>"
     )
 
@@ -109,12 +114,9 @@ def _warning(results: Mapping[str, Any]) -> str:
     )
 
 
-def _forest(
-    results: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, Any]]], baseline: str | None
-) -> str:
+def _forest(results: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     known = [one for _, one in rows if one["score"] is not None]
-    even = {"vicuna": 100.0, "alpaca_eval": 50.0, "mt_bench": 50.0}[results["suite"]]
-    mark = even if baseline else None
+    mark = _even(results)
     values = [v for one in known for v in (one["low"], one["high"])] + ([mark] if mark else [])
     low, high = min(values, default=0.0), max(values, default=1.0)
     span = (high - low) or 1.0
@@ -137,13 +139,19 @@ def _forest(
         )
     note = f"{results['unit']}, with the 95% interval over questions"
     if mark:
-        note += f"; the line is {baseline}'s own"
+        note += f"; the line is {results['baseline']}'s own"
     return f"<p class=soft>{escape(note)}</p><div class=forest>{''.join(cells)}</div>"
+
+
+def _even(results: Mapping[str, Any]) -> float | None:
+    """The score of the baseline against itself."""
+    even = {"vicuna": 100.0, "alpaca_eval": 50.0, "mt_bench": 50.0}[results["suite"]]
+    return even if results["baseline"] else None
 
 
 def _categories(results: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     rows = [(f"{name or 'none'} ({c['questions']})", c) for name, c in one["by_category"].items()]
-    drawn = _forest(results, rows, results["baseline"])
+    drawn = _forest(results, rows)
     return _section(f"{one['model']} by category", drawn + _failures(one))
 
 
@@ -185,46 +193,55 @@ def _biases(one: Mapping[str, Any]) -> str:
         ("the first answer leads by, on average", _number(found["first_minus_second"])),
         ("of unequal answers, the longer one is preferred", _share(found["longer_preferred"])),
     ]
+    if control := one.get("control"):
+        rows += [
+            ("an answer beside itself is called equal", _share(control["called_equal"])),
+            ("the first of the two leads by, on average", _number(control["first_minus_second"])),
+        ]
     table = "".join(f"<tr><td>{what}<td class=n>{value}<td>" for what, value in rows)
     return _section(
         f"The judge's biases, on {one['model']}", f"<table class=biases>{table}</table>"
     )
 
 
-def _questions(entries: Sequence[Entry]) -> str:
-    groups = _groups(entries)
+def _questions(entries: Sequence[Entry], groups: Groups) -> str:
     radios = "".join(
         f"<label><input type=radio name=show id=show{number} {'checked' if not number else ''}> "
-        f"{escape(name)} ({count})</label>"
-        for number, (name, count) in enumerate(groups)
+        f"{escape(name)} ({len(members)})</label>"
+        for number, (name, members) in enumerate(groups.items())
     )
-    shown = "".join(_entry(entry, [name for name, _ in groups]) for entry in entries)
+    shown = "".join(
+        _entry(entry, [f"g{n}" for n, members in enumerate(groups.values()) if number in members])
+        for number, entry in enumerate(entries)
+    )
     return _section("Questions", f"<div class=filters>{radios}</div>{shown}", wide=True)
 
 
-def _groups(entries: Sequence[Entry]) -> list[tuple[str, int]]:
-    """The filters: all, each category, and what could not be read."""
-    names = dict.fromkeys(entry.question.category or "no category" for entry in entries)
-    groups = [("all", len(entries))]
-    groups += [
-        (n, sum(n == (e.question.category or "no category") for e in entries)) for n in names
-    ]
-    unread = sum(any(said.reading is None for said in entry.judgments) for entry in entries)
-    return groups + ([("not readable", unread)] if unread else [])
+def _groups(entries: Sequence[Entry], even: float | None) -> Groups:
+    """The filters: all, each category, where a model is behind, and what could not be read."""
+    found: list[tuple[str, int]] = []
+    for number, entry in enumerate(entries):
+        found.append((entry.question.category or "no category", number))
+    for number, entry in enumerate(entries):
+        if even is not None and entry.value is not None and entry.value < even:
+            found.append(("behind the baseline", number))
+    for number, entry in enumerate(entries):
+        if any(said.reading is None for said in entry.judgments):
+            found.append(("not readable", number))
+    groups = {"all": set(range(len(entries)))}
+    for name, number in found:
+        groups.setdefault(name, set()).add(number)
+    return groups
 
 
-def _filter_style(entries: Sequence[Entry]) -> str:
+def _filter_style(groups: Groups) -> str:
     return "".join(
         f"body:has(#show{number}:checked) details.entry:not(.g{number}) {{ display: none; }}"
-        for number in range(1, len(_groups(entries)))
+        for number in range(1, len(groups))
     )
 
 
-def _entry(entry: Entry, groups: Sequence[str]) -> str:
-    unread = any(said.reading is None for said in entry.judgments)
-    own = [groups.index(entry.question.category or "no category")]
-    own += [groups.index("not readable")] if unread else []
-    classes = " ".join(f"g{number}" for number in own)
+def _entry(entry: Entry, classes: Sequence[str]) -> str:
     columns = "".join(
         f"<div><h4>{escape(name)}</h4>{''.join(_said(text) for text in turns)}</div>"
         for name, turns in entry.answers.items()
@@ -238,7 +255,7 @@ def _entry(entry: Entry, groups: Sequence[str]) -> str:
     value = "not judged" if entry.value is None else _number(entry.value)
     asked = "".join(_said(turn) for turn in entry.question.turns)
     return (
-        f'<details class="entry {classes}"><summary>{escape(entry.question.id[:60])} '
+        f'<details class="entry {" ".join(classes)}"><summary>{escape(entry.question.id[:60])} '
         f"<span class=soft>{escape(entry.question.category)} · {escape(entry.model)} · </span>"
         f"<b>{value}</b><bdi>{escape(entry.question.turns[0][:160])}</bdi></summary>"
         f"<h4>Question</h4>{asked}<div class=answers>{columns}</div>"
@@ -255,6 +272,7 @@ def _facts(results: Mapping[str, Any]) -> str:
         "judge": results["judge"], "baseline": results["baseline"], "time": results["time"],
         "ochat_ray": results["version"], "questions' digest": results["questions_digest"],
         "prompts' digest": results["prompts_digest"],
+        **_origins(results),
         **{f"--{name.replace('_', '-')}": value for name, value in results["config"].items()},
     }  # fmt: skip
     rows = "".join(
@@ -263,6 +281,18 @@ def _facts(results: Mapping[str, Any]) -> str:
         if value not in (None, "", (), [])
     )
     return f"<table>{rows}</table>"
+
+
+def _origins(results: Mapping[str, Any]) -> dict[str, str]:
+    """Where models come from, as far as their endpoints say."""
+    said = {}
+    for kind, whose in (("models", ""), ("judges", "judge ")):
+        for name, entry in results.get(kind, {}).items():
+            training = entry.get("training")
+            if isinstance(training, dict):
+                known = [f"{what} {value}" for what, value in training.items() if value is not None]
+                said[f"{whose}{name} was trained by"] = ", ".join(known)
+    return said
 
 
 def _section(title: str, body: str, *, wide: bool = False) -> str:

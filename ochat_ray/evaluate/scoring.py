@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.bias import biases
+from ochat_ray.evaluate.bias import biases, control
 from ochat_ray.evaluate.evaluation import Evaluation
-from ochat_ray.evaluate.records import key_of
+from ochat_ray.evaluate.records import CONTROL, key_of
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
 from ochat_ray.evaluate.stats import Part, difference, estimate
 from ochat_ray.run_dir import RunDir
@@ -33,10 +33,14 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
     scores, parts = [], {}
     entries: list[Entry] = []
     for model in evaluation.models:
-        found = _judgments(evaluation, model)
+        judgments = _judgments(evaluation, model)
+        found = [judgment for judgment in judgments if CONTROL not in judgment]
         one, parts[model] = _scored(evaluation, model, found)
+        if evaluation.config.control:
+            controls = [judgment for judgment in judgments if CONTROL in judgment]
+            one["control"] = asdict(control(evaluation.suite.judged(controls)))
         scores.append(one)
-        entries += _entries(evaluation, model, found, parts[model])
+        entries += _entries(evaluation, model, judgments, parts[model])
         for name, text in _files(evaluation, model, found).items():
             _write(output, f"models/{quote(model, safe='')}/{name}", text)
     first, *others = parts
@@ -63,6 +67,8 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         "questions": len(evaluation.questions),
         "questions_digest": key_of([asdict(question) for question in evaluation.questions]),
         "prompts_digest": evaluation.material.prompts.digest,
+        "models": evaluation.descriptions("models", [*evaluation.models, evaluation.baseline]),
+        "judges": evaluation.descriptions("judges", [config.judge]),
         "config": asdict(config),
         "version": version("ochat-ray"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -75,7 +81,8 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
 
 def _judgments(evaluation: Evaluation, model: str) -> list[dict[str, Any]]:
     calls, known = evaluation.judge_calls(model), evaluation.judgments
-    found = [known[call.key] for call in calls if call.key in known]
+    # What a call is about may differ under one key: two models may have said the same.
+    found = [{**known[call.key], **call.about} for call in calls if call.key in known]
     if len(found) < len(calls):
         raise UserError(
             f"{len(calls) - len(found)} of {len(calls)} judgments of {model} are missing; run "
@@ -126,7 +133,9 @@ def _entries(
 
 def _label(judgment: Mapping[str, Any]) -> str:
     parts = [f"turn {judgment['turn'] + 1}"] if "turn" in judgment else []
-    if "model_first" in judgment:
+    if CONTROL in judgment:
+        parts.append("beside itself")
+    elif "model_first" in judgment:
         parts.append(f"{judgment['model' if judgment['model_first'] else 'baseline']} first")
     if judgment.get("sample"):
         parts.append(f"sample {judgment['sample'] + 1}")

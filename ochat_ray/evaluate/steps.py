@@ -12,22 +12,30 @@ Each can be run apart, and again: a call that has its record is not made twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import CHARACTERS_PER_TOKEN, Asker, Spent, answer, for_all
-from ochat_ray.evaluate.client import Client
+from ochat_ray.evaluate.client import Client, Endpoint
 from ochat_ray.evaluate.config import EvaluateConfig, key_for
 from ochat_ray.evaluate.evaluation import Evaluation
-from ochat_ray.evaluate.questions import Answers
+from ochat_ray.evaluate.questions import Answers, Question
+from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.scoring import score
 from ochat_ray.progress import Progress
 
+Connect = Callable[..., AbstractAsyncContextManager[Endpoint]]
+"""Takes what `Client` takes."""
 
-def run(config: EvaluateConfig) -> dict[str, Any]:
+At = Callable[[str], AbstractAsyncContextManager[Endpoint]]
+"""Takes a base URL."""
+
+
+def run(config: EvaluateConfig, connect: Connect = Client) -> dict[str, Any]:
     """Do the step, or all of them; the result, or with `dry_run` what is left to do.
 
     Raises:
@@ -37,43 +45,49 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         if config.dry_run:
             return left(evaluation)
         if config.step in ("all", "answer"):
-            asyncio.run(_answer(evaluation))
+            asyncio.run(_answer(evaluation, partial(_connected, connect, config)))
         if config.step in ("all", "judge"):
-            asyncio.run(_judge(evaluation))
+            asyncio.run(_judge(evaluation, partial(_connected, connect, config)))
         if config.step in ("all", "score", "report"):
             return score(evaluation)
         return {"answers": len(evaluation.answers), "judgments": len(evaluation.judgments)}
 
 
-async def _answer(evaluation: Evaluation) -> None:
+async def _answer(evaluation: Evaluation, at: At) -> None:
     config, names = evaluation.config, evaluation.to_answer()
     total = sum(len(question.turns) for question in evaluation.questions) * len(names)
     progress = Progress("answer", "answers", total)
     async with AsyncExitStack() as stack:
-        own = await stack.enter_async_context(_client(config, config.url))
+        own = await stack.enter_async_context(at(config.url))
         clients = dict.fromkeys(names, own)
         if config.baseline_url and evaluation.baseline in clients:
-            clients[evaluation.baseline] = await stack.enter_async_context(
-                _client(config, config.baseline_url)
-            )
+            clients[evaluation.baseline] = await stack.enter_async_context(at(config.baseline_url))
+        for name, client in clients.items():
+            evaluation.describe("models", name, await client.describe(name))
         spent = Spent()
         askers = {
             name: Asker(client, evaluation.answers, progress, evaluation.prices, spent)
             for name, client in clients.items()
         }
+
+        async def ask(one: tuple[str, Question]) -> None:
+            name, question = one
+            fields = evaluation.answering(question, name)
+            await answer(askers[name], question, fields, evaluation.version("models", name))
+
         failures = await for_all(
-            [(name, question) for name in names for question in evaluation.questions],
-            lambda one: answer(askers[one[0]], one[1], evaluation.answering(one[1], one[0])),
+            [(name, question) for name in names for question in evaluation.questions], ask
         )
     progress.finish(str(spent))
     _check(failures, total)
 
 
-async def _judge(evaluation: Evaluation) -> None:
+async def _judge(evaluation: Evaluation, at: At) -> None:
     config = evaluation.config
-    calls = [call for name in evaluation.models for call in evaluation.judge_calls(name)]
-    progress = Progress("judge", "judgments", len(calls))
-    async with _client(config, config.judge_url) as client:
+    async with at(config.judge_url) as client:
+        evaluation.describe("judges", config.judge, await client.describe(config.judge))
+        calls = _unique(call for name in evaluation.models for call in evaluation.judge_calls(name))
+        progress = Progress("judge", "judgments", len(calls))
         spent = Spent()
         asker = Asker(client, evaluation.judgments, progress, evaluation.prices, spent)
         failures = await for_all(calls, asker.ask)
@@ -113,7 +127,7 @@ def _judgments_left(evaluation: Evaluation) -> Spent:
 
     baseline = filled(evaluation.baseline) if config.compares else None
     for name in evaluation.models:
-        for call in evaluation.suite.calls(evaluation.material, filled(name), baseline):
+        for call in _unique(evaluation.calls(filled(name), baseline)):
             if call.key not in evaluation.judgments:
                 characters = sum(len(message["content"]) for message in call.body["messages"])
                 spent.add(
@@ -123,8 +137,15 @@ def _judgments_left(evaluation: Evaluation) -> Spent:
     return spent
 
 
-def _client(config: EvaluateConfig, url: str) -> Client:
-    return Client(
+def _unique(calls: Iterable[Call]) -> list[Call]:
+    """Each key once: two models may have said the same."""
+    return list({call.key: call for call in calls}.values())
+
+
+def _connected(
+    connect: Connect, config: EvaluateConfig, url: str
+) -> AbstractAsyncContextManager[Endpoint]:
+    return connect(
         url, key_for(url), at_once=config.at_once, timeout_s=config.timeout_s,
         attempts=config.attempts,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -322,8 +323,12 @@ def _ui(args: ServeArgs) -> bool:
 
 def _training(card: Mapping[str, Any]) -> Training | None:
     known = {name: card[name] for name in Training.model_fields if name in card}
+    if not known:
+        return None
+    whole = json.dumps(card, sort_keys=True, separators=(",", ":"))
+    known["digest"] = hashlib.sha256(whole.encode()).hexdigest()
     try:
-        return Training.model_validate(known) if known else None
+        return Training.model_validate(known)
     except ValidationError:
         raise UserError("ochat.json does not hold what train writes; train again") from None
 

@@ -114,13 +114,14 @@ class Tokens(BaseModel):
 
 
 class Training(BaseModel):
-    """Where a model comes from, as far as its ochat.json says."""
+    """Where a model comes from, as far as its ochat.json says; `digest` is SHA-256 of all of it."""
 
     recipe: str | None = None
     model_type: str | None = None
     data_digest: str | None = None
     tokenizer: str | None = None
     step: int | None = None
+    digest: str | None = None
 
 
 class Model(BaseModel):

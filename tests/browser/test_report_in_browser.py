@@ -1,60 +1,12 @@
 """A real browser opens a report whose every text is hostile."""
 
-import html
-import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
-
 import pytest
 
 from ochat_ray.data.report import render_report
 from ochat_ray.data.statistics import Statistics
+from tests.browser.chromium import HOSTILE, POLICY, dom_of, needs_browser, without_escapes
 
-BROWSER = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
-)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),
-]
-
-PWN = "document.title='pwned'"
-HOSTILE = (
-    f"<script>{PWN}</script>"
-    f'<img src=x onerror="{PWN}">'
-    f'"><svg onload="{PWN}">'
-    f"' onclick='{PWN}' autofocus onfocus='{PWN}' x='"
-    f"</pre></details></title></style><script>{PWN}</script>"
-    f"<!--<script>{PWN}</script>--><iframe srcdoc='<script>parent.{PWN}</script>'></iframe>"
-)
-POLICY = re.compile(r"<meta http-equiv=Content-Security-Policy [^>]*>")
-
-
-class Dom(HTMLParser):
-    """The elements, the names of their attributes, and the title of a serialized document."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.title = [], set(), ""
-        self._in_title = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self._in_title = tag == "title"
-
-    def handle_endtag(self, tag):
-        self._in_title = False
-
-    def handle_data(self, data):
-        self.title += data if self._in_title else ""
+pytestmark = needs_browser
 
 
 def hostile_report():
@@ -90,23 +42,6 @@ def hostile_report():
     return render_report(manifest, stats)
 
 
-def dom_of(page, folder):
-    """What the browser has made of a page once everything in it has loaded or failed."""
-    file = folder / "report.html"
-    file.write_text(page, encoding="utf-8")
-    done = subprocess.run(
-        [
-            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--disable-dev-shm-usage", f"--user-data-dir={folder / 'profile'}",
-            "--virtual-time-budget=2000", "--dump-dom", file.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert done.stdout.rstrip().endswith("</html>"), done.stderr
-    return Dom(done.stdout)
-
-
 @pytest.mark.parametrize("policy", [True, False], ids=["as written", "escaping alone"])
 def test_nothing_hostile_runs(policy, tmp_path):
     page = hostile_report()
@@ -131,9 +66,3 @@ def test_without_either_it_would_run(tmp_path):
     """So that the tests above cannot pass because the browser runs nothing at all."""
     page = POLICY.sub("", without_escapes(hostile_report()))
     assert dom_of(page, tmp_path).title == "pwned"
-
-
-def without_escapes(page):
-    """The report as it would be if its body were not escaped; the title stays."""
-    head, mark, body = page.partition("</style>")
-    return head + mark + html.unescape(body)

@@ -21,7 +21,8 @@ class Endpoint:
     """Answers with `answer(body)`; what `misbehave(body, times asked before)` returns comes first.
 
     It may return a Response, "hang", "half" (an answer that is cut off) or None. `asked` has the
-    body of every call, and `answered` how often each was answered.
+    body of every call, and `answered` how often each was answered. `models` are the entries of
+    its list of models; without them it has none.
     """
 
     def __init__(self, answer, misbehave=lambda body, before: None):
@@ -29,6 +30,7 @@ class Endpoint:
         self.asked, self.answered, self.seen = [], Counter(), Counter()
         self.at_once = self.most_at_once = 0
         self.url = ""
+        self.models = None
 
     async def chat(self, request: Request) -> Response:
         body = await request.json()
@@ -57,10 +59,17 @@ class Endpoint:
         finally:
             self.at_once -= 1
 
+    async def list_models(self, request: Request) -> Response:
+        return refusal(404) if self.models is None else JSONResponse({"data": self.models})
+
     @contextmanager
     def serving(self):
         """Serves on a port of loopback; the address is in `url`."""
-        app = Starlette(routes=[Route("/v1/chat/completions", self.chat, methods=["POST"])])
+        routes = [
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/models", self.list_models),
+        ]
+        app = Starlette(routes=routes)
         with served(app) as self.url:
             yield self
 

@@ -97,15 +97,34 @@ def test_differences_say_whether_they_may_be_chance():
     assert text.index("may be chance") < text.index("more than chance")
 
 
-def test_filters_are_of_the_categories_and_of_what_could_not_be_read():
-    entries = [entry(), entry("writing"), entry("writing", reading=None, value=None)]
-    page = report_html(results(one("ours")), entries)
-    text = "".join(Tags(page).text)
-    for label in ("all (3)", "math (1)", "writing (2)", "not readable (1)", "not judged"):
+def test_filters_are_of_categories_of_what_is_behind_and_of_what_could_not_be_read():
+    entries = [entry(value=101.0), entry("writing"), entry("writing", reading=None, value=None)]
+    text = "".join(Tags(report_html(results(one("ours")), entries)).text)
+    for label in (
+        "all (3)", "math (1)", "writing (2)", "behind the baseline (1)", "not readable (1)",
+        "not judged",
+    ):  # fmt: skip
         assert label in text
-    assert page.count("body:has(#show") == 3
-    assert page.count('class="entry g2"') == 1
-    assert page.count('class="entry g2 g3"') == 1
+    alone = report_html(results(one("ours"), baseline=None), entries)
+    assert "behind the baseline (" not in alone
+
+
+def test_an_answer_beside_itself_is_told():
+    controlled = one("ours", control={"called_equal": 0.4, "first_minus_second": 0.25})
+    text = "".join(Tags(report_html(results(controlled), [])).text)
+    assert "an answer beside itself is called equal40%" in text
+    assert "beside itself" not in "".join(Tags(report_html(results(one("ours")), [])).text)
+
+
+def test_it_says_where_models_come_from():
+    training = {"recipe": "openchat", "data_digest": "d1", "step": None, "digest": EVIL}
+    known = {
+        "models": {"ours": {"id": "ours", "training": training}, "gpt-4": {"id": "gpt-4"}},
+        "judges": {"gpt-4": {"id": "gpt-4", "training": "none of ours"}},
+    }
+    text = "".join(Tags(report_html(results(one("ours")) | known, [])).text)
+    assert f"ours was trained byrecipe openchat, data_digest d1, digest {EVIL}" in text
+    assert text.count("was trained by") == 1
 
 
 def test_nothing_judged_is_a_page_too():
