@@ -21,6 +21,7 @@ from ochat_ray.train.batch import Batch, weighted_nll
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
+from ochat_ray.train.shared_memory_op import load_shared_memory_op
 
 _TAG = "deepspeed"
 
@@ -94,6 +95,8 @@ class Engine:
         from transformers.integrations import HfDeepSpeedConfig
 
         cuda = torch.cuda.is_available()
+        if not cuda:
+            load_shared_memory_op()
         # Joins the group that is up; without it zero.Init believes in a world of one.
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo")
         self.device = (
