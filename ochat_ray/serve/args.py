@@ -25,6 +25,7 @@ from ray.serve.exceptions import RayServeException
 from ochat_ray.errors import UserError
 from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
+from ochat_ray.serve.model_directory import local_directory
 from ochat_ray.serve.responses import Training
 from ochat_ray.template import template_for
 from ochat_ray.tokenizer import END_OF_TURN
@@ -50,7 +51,8 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = "runs/demo/model"
-    """A trained model's directory; relative to the directory that the builder runs in."""
+    """A trained model's directory, relative to the one that the builder runs in; or its URI, from
+    which each host fetches it once."""
     engine: str = "auto"
     served_model_name: str | None = None
     """What clients call the model; default: ochat.json's recipe, else the directory's name."""
@@ -194,7 +196,9 @@ def resolve(args: ServeArgs) -> Settings:
     Raises:
         UserError: an argument or the directory does not hold.
     """
-    directory = Path(args.model).expanduser().absolute()
+    directory = local_directory(args.model)
+    # A replica may be on another host, with a copy of its own.
+    place = args.model if "://" in args.model else str(directory)
     config = check_model_directory(directory)
     card = _read_json(directory / "ochat.json") if (directory / "ochat.json").exists() else {}
     model_type = args.model_type or card.get("model_type") or "openchat"
@@ -206,7 +210,7 @@ def resolve(args: ServeArgs) -> Settings:
     keys, keys_path = _keys(args)
     return Settings(
         engine=EngineSettings(
-            directory=str(directory),
+            directory=place,
             engine=_engine(args.engine),
             dtype=args.dtype,
             context_length=context_length,
@@ -218,9 +222,9 @@ def resolve(args: ServeArgs) -> Settings:
             kv_cache_gib=args.kv_cache_gib,
         ),
         ingress=IngressSettings(
-            directory=str(directory),
+            directory=place,
             engine=_engine(args.engine),
-            served_model_name=args.served_model_name or card.get("recipe") or directory.name,
+            served_model_name=args.served_model_name or card.get("recipe") or Path(place).name,
             model_type=model_type,
             context_length=context_length,
             vocabulary=config["vocab_size"],

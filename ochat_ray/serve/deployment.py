@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import serve
@@ -34,6 +34,7 @@ from ochat_ray.serve.engines.base import (
     EngineUnavailableError,
     Sampling,
 )
+from ochat_ray.serve.model_directory import local_directory
 
 MODEL = "Model"
 INGRESS = "Ingress"
@@ -118,6 +119,7 @@ class ModelReplica:
 
 def open_engine(settings: EngineSettings) -> Engine:
     """The engine that the settings name, with its model."""
+    settings = replace(settings, directory=str(local_directory(settings.directory)))
     # Imported here: each brings gigabytes of libraries that the others do not need.
     if settings.engine == "vllm":
         from ochat_ray.serve.engines.vllm import VllmEngine
@@ -250,7 +252,7 @@ class IngressReplica:
         from ochat_ray.serve.ingress import build_app
         from ochat_ray.tokenizer import load_tokenizer  # imports transformers
 
-        tokenizer = load_tokenizer(self._settings.directory)
+        tokenizer = load_tokenizer(str(local_directory(self._settings.directory)))
         return build_app(self._settings, tokenizer, self._backend)
 
 
