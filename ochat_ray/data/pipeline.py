@@ -24,6 +24,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from ochat_ray.cluster_resources import most
 from ochat_ray.data import clean, parts
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
 from ochat_ray.data.config import PrepareConfig
@@ -158,17 +159,13 @@ def _start_ray() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def _cluster_cpus() -> int:
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
 def _map_summaries(items: list[dict[str, Any]], transform: Any) -> Iterator[Summary]:
     """Run `transform` over the items, one a batch; the summaries that it yields, as they come."""
     if not items:
         return
     # Ray Data takes a tenth of a second between two tasks: a few longer ones for each CPU. A task
     # that is done again skips the items that are done.
-    blocks = min(len(items), 4 * _cluster_cpus())
+    blocks = min(len(items), 4 * max(1, most("CPU")))
     dataset = ray.data.from_items(items, override_num_blocks=blocks)
     mapped = dataset.map_batches(transform, batch_size=1, batch_format="pyarrow")
     for row in mapped.iter_rows():

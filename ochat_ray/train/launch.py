@@ -12,8 +12,9 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
+from ochat_ray.cluster_resources import most
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, absolute, completed
 from ochat_ray.train import checkpoint as checkpoints
@@ -29,6 +30,7 @@ from ochat_ray.train.preflight import (
     to_go_on_from,
     with_step_size,
 )
+from ochat_ray.train.process_group import OwnNetworkConfig
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 "staging": staging,
                 "identity": identity,
             },
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            torch_config=OwnNetworkConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 # A pair is elastic, in version 2 of Ray Train's API; its annotations are 1's.
                 num_workers=config.num_workers  # type: ignore[arg-type]
@@ -116,8 +118,7 @@ def _use_gpu(config: TrainConfig) -> bool:
         UserError: the cluster can never hold that many workers, an option has no effect on its
             hardware, or DeepSpeed lacks a compiler.
     """
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    gpus, cpus = most("GPU"), most("CPU")
     needed = config.num_workers_min or config.num_workers
     if gpus >= needed:
         return True
