@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo stop test test-slow test-demo test-vllm lint clean
+.PHONY: help venv demo stop test test-slow test-demo test-vllm test-cluster lint clean
 
 help:
 	@echo "make demo          prepare, train and serve a small real model; KEEP=1 leaves the server up"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow     the tests that take minutes or need a browser"
 	@echo "make test-demo     make demo, as a test, and how it is broken off"
 	@echo "make test-vllm     the vLLM engine on a CPU, in .venv-vllm (4 GB of its own)"
+	@echo "make test-cluster  ray up, the jobs and lost hosts, on hosts of namespaces (root, sshd)"
 	@echo "make lint          ruff and mypy"
 	@echo "make venv          only the environment; then: . .venv/bin/activate"
 
@@ -38,13 +39,16 @@ stop: venv
 	@$(BIN)/python -m ochat_ray.demo stop
 
 test: venv
-	$(BIN)/python -m pytest -m "not end_to_end and not gpu and not slow and not browser"
+	$(BIN)/python -m pytest -m "not end_to_end and not gpu and not slow and not browser and not cluster"
 
 test-slow: venv
 	$(BIN)/python -m pytest -m "(slow or browser) and not gpu"
 
 test-demo: venv
 	$(BIN)/python -m pytest -m end_to_end
+
+test-cluster: venv
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest -m vllm \

@@ -34,7 +34,7 @@ def demo():
 @pytest.fixture(scope="session")
 def leftovers():
     """List the processes of Ray, Serve or a job."""
-    names = ("raylet", "gcs_server", "ray::", "serve run", "jobs/prepare.py", "jobs/train.py")
+    names = ("raylet", "gcs_server", "ray::", "serve run", "python jobs/")
 
     def find():
         found = []

@@ -1,9 +1,10 @@
 """`make demo`, as a newcomer runs it, and then as a newcomer breaks it.
 
-Slow (about 8 minutes on two cores) and with downloads, if they have not been made.
+Slow (about 10 minutes on two cores) and with downloads, if they have not been made.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,36 @@ def test_a_job_that_is_complete_is_not_done_again(kept):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing to do" in done.stdout
     assert (RUN / "data/manifest.json").stat().st_mtime_ns == before
+
+
+def test_the_model_is_scored_against_its_base(kept):
+    output = RUN / "evaluation"
+    shutil.rmtree(output, ignore_errors=True)
+    command = ["ray", "job", "submit", "--", "python", "jobs/evaluate.py"]
+    for calls in (10 + 30, 10 + 30):  # the second time, none is made
+        done = subprocess.run(
+            command,
+            env=local_cluster.environment(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "demo: " in done.stdout
+        lines = [(output / name).read_text() for name in ("answers.jsonl", "judgments.jsonl")]
+        assert sum(text.count("\n") for text in lines) == calls
+    results = json.loads((output / "results.json").read_text())
+    (one,) = results["scores"]
+    assert (one["model"], results["baseline"], results["judge"]) == ("demo", "base", "base")
+    assert one["failed"] == 0
+    assert one["low"] <= one["score"] <= one["high"]
+    # It is the model that the demo trained, on the data that it prepared.
+    manifest = json.loads((RUN / "data/manifest.json").read_text())
+    assert results["models"]["demo"]["training"]["data_digest"] == manifest["digest"]
+    assert "Such scores test the machinery" in (output / "report.html").read_text()
+    # What was served before is served still.
+    assert httpx.get("http://127.0.0.1:8000/health").status_code == 200
 
 
 def test_only_ray_serve_s_replicas_listen_on_another_address(kept):

@@ -1,0 +1,32 @@
+# The first process of a host (tests/cluster/hosts.py), inside its namespaces.
+set -e
+mount --make-rprivate /
+mount -t proc proc /proc
+hostname "$HOST_NAME"
+ip link set lo up
+
+# Its own home and Python environment: what is written there stays in the host's memory. Its own
+# /tmp, and nothing where the checkout is.
+layers=$HOST_FOLDER/layers
+mkdir "$layers" && mount -t tmpfs tmpfs "$layers"
+mkdir "$layers"/{home,home-work,venv,venv-work,lower}
+mount -t overlay overlay -o "lowerdir=$HOME,upperdir=$layers/home,workdir=$layers/home-work" "$HOME"
+mount --bind "$VENV" "$layers/lower"
+for path in /tmp /dev/shm /run "$CHECKOUT"; do mount -t tmpfs tmpfs "$path"; done
+mkdir -p "$VENV" /run/sshd
+mount -t overlay overlay \
+  -o "lowerdir=$layers/lower,upperdir=$layers/venv,workdir=$layers/venv-work" "$VENV"
+
+rm -rf "$HOME/.ssh" "$HOME/.ray" "$HOME/ochat_ray" "$HOME/env"
+ln -s "$VENV" "$HOME/env"
+mkdir -m 700 "$HOME/.ssh"
+cp "$SETUP/key.pub" "$HOME/.ssh/authorized_keys"
+install -m 600 "$SETUP/host_key" "$HOME/host_key"
+cp "$SETUP/bashrc" "$HOME/.bashrc"
+mkdir -p "$HOME/.config/pip"
+printf '[global]\nno-index = true\nfind-links = %s\n' "$SETUP/wheels" > "$HOME/.config/pip/pip.conf"
+
+touch "$HOST_FOLDER/ready"
+exec env -i PATH="$PATH" HOME="$HOME" "$SSHD" -D -e -h "$HOME/host_key" -f /dev/null \
+  -o PasswordAuthentication=no -o UsePAM=no -o PermitRootLogin=prohibit-password \
+  -o PrintMotd=no -o MaxSessions=100 -o MaxStartups=100 -o UseDNS=no
