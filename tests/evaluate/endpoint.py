@@ -21,8 +21,8 @@ class Endpoint:
     """Answers with `answer(body)`; what `misbehave(body, times asked before)` returns comes first.
 
     It may return a Response, "hang", "half" (an answer that is cut off) or None. `asked` has the
-    body of every call, and `answered` how often each was answered. `models` are the entries of
-    its list of models; without them it has none.
+    body of every call, `askers` their addresses, and `answered` how often each was answered.
+    `models` are the entries of its list of models; without them it has none.
     """
 
     def __init__(self, answer, misbehave=lambda body, before: None):
@@ -30,11 +30,13 @@ class Endpoint:
         self.asked, self.answered, self.seen = [], Counter(), Counter()
         self.at_once = self.most_at_once = 0
         self.url = ""
+        self.askers = set()
         self.models = None
 
     async def chat(self, request: Request) -> Response:
         body = await request.json()
         self.asked.append(body)
+        self.askers.add(request.client.host)
         key = key_of(body)
         before = self.seen[key]
         self.seen[key] += 1
@@ -63,21 +65,21 @@ class Endpoint:
         return refusal(404) if self.models is None else JSONResponse({"data": self.models})
 
     @contextmanager
-    def serving(self):
-        """Serves on a port of loopback; the address is in `url`."""
+    def serving(self, host="127.0.0.1"):
+        """Serves on a port of the host; the address is in `url`."""
         routes = [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/models", self.list_models),
         ]
         app = Starlette(routes=routes)
-        with served(app) as self.url:
+        with served(app, host) as self.url:
             yield self
 
 
 @contextmanager
-def served(app):
-    """The base URL of an application, served on a port of loopback."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical")
+def served(app, host="127.0.0.1"):
+    """The base URL of an application, served on a port of the host."""
+    config = uvicorn.Config(app, host=host, port=0, log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -85,7 +87,7 @@ def served(app):
         assert thread.is_alive()
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}/v1"
+        yield f"http://{host}:{port}/v1"
     finally:
         server.force_exit = server.should_exit = True
         thread.join(10)
