@@ -1,0 +1,119 @@
+"""`ray up cluster.yaml` against a server that speaks EC2's and IAM's protocols."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+RAY = Path(sys.executable).with_name("ray")
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory):
+    """A client of EC2, and the instances that `ray up` and its autoscaler's provider launched."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray/auth_token").write_text("0" * 64)
+    # Ray attaches policies of AWS's own to the head's role.
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "HOME": str(home),
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-west-2",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    ec2 = boto3.client(
+        "ec2", region_name="us-west-2", endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id="test", aws_secret_access_key="test",
+    )  # fmt: skip
+    log = (home / "log").open("w+")
+    up = subprocess.Popen(
+        [RAY, "up", "--yes", "--no-config-cache", ROOT / "cluster.yaml"], cwd=ROOT,
+        env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while not instances(ec2):
+            running = up.poll() is None and time.monotonic() < deadline
+            assert running, (home / "log").read_text()
+            time.sleep(0.5)
+    finally:
+        up.kill()  # it would wait for SSH
+        up.wait()
+    launch = (
+        "import sys, yaml\n"
+        "from ray.autoscaler._private.aws.config import bootstrap_aws\n"
+        "from ray.autoscaler._private.providers import _get_node_provider\n"
+        "from ray.autoscaler._private.util import prepare_config\n"
+        "config = bootstrap_aws(prepare_config(yaml.safe_load(open('cluster.yaml'))))\n"
+        "provider = _get_node_provider(config['provider'], config['cluster_name'])\n"
+        "for name in ('prepare', 'train', 'serve'):\n"
+        "    node = config['available_node_types'][name]['node_config']\n"
+        "    provider.create_node(node, {'ray-user-node-type': name}, 1)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", launch], cwd=ROOT, env=os.environ | environment, check=True
+    )
+    yield ec2
+    server.stop()
+    monkeypatch.undo()
+
+
+def instances(ec2):
+    """By node type."""
+    found = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
+    tags = [{tag["Key"]: tag["Value"] for tag in one["Tags"]} for one in found]
+    return {tag["ray-user-node-type"]: one for tag, one in zip(tags, found, strict=True)}
+
+
+def test_the_instances_are_those_of_the_definition(aws):
+    definition = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
+    launched = instances(aws)
+    assert set(launched) == set(definition)
+    for name, one in launched.items():
+        assert one["InstanceType"] == definition[name]["node_config"]["InstanceType"]
+        assert one["Placement"]["AvailabilityZone"] == "us-west-2b"
+    spot = {name for name, one in launched.items() if one.get("InstanceLifecycle") == "spot"}
+    assert spot == {"prepare"}
+
+
+@pytest.mark.parametrize(("name", "gigabytes"), [("head", 300), ("train", 1000), ("serve", 300)])
+def test_disks_are_as_large_as_said(aws, name, gigabytes):
+    (volume,) = instances(aws)[name]["BlockDeviceMappings"]
+    (found,) = aws.describe_volumes(VolumeIds=[volume["Ebs"]["VolumeId"]])["Volumes"]
+    assert (found["Size"], found["VolumeType"]) == (gigabytes, "gp3")
+
+
+def test_the_head_alone_may_start_instances(aws):
+    launched = instances(aws)
+    assert "ray" in launched["head"]["IamInstanceProfile"]["Arn"]
+    assert all("IamInstanceProfile" not in one for n, one in launched.items() if n != "head")
+
+
+def test_the_outside_reaches_ssh_and_serve_alone(aws):
+    for one in instances(aws).values():
+        (group,) = one["SecurityGroups"]
+        assert group["GroupName"] == "ochat-ray"
+        (found,) = aws.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"]
+        rules = found["IpPermissions"]
+        assert {r["FromPort"] for r in rules if r["IpRanges"]} == {22, 8000}
+        inside = [
+            pair["GroupId"] for r in rules if not r["IpRanges"] for pair in r["UserIdGroupPairs"]
+        ]
+        assert inside == [group["GroupId"]]
