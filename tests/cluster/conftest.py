@@ -79,10 +79,9 @@ class Cluster:
         ]  # fmt: skip
 
     @contextmanager
-    def forwarded(self) -> Iterator[None]:
-        """The dashboard's port of the head on this side's loopback, as `ray dashboard` does it."""
-        port = int(self.jobs_url.rpartition(":")[2])
-        there = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{port}:127.0.0.1:8265"]
+    def forwarded(self, port: int, there: int) -> Iterator[None]:
+        """A port of the head's loopback on this side's, as `ray dashboard` does it."""
+        there = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{port}:127.0.0.1:{there}"]
         process = subprocess.Popen(self.ssh(self.head, *there))
         try:
             wait_for(lambda: _listens(port), "the tunnel")
@@ -95,16 +94,21 @@ class Cluster:
         """What the cluster lets in."""
         return (Path(self.environment["HOME"]) / ".ray/auth_token").read_text().strip()
 
-    def nodes(self) -> list[dict]:
-        """Ray's nodes that are alive."""
-        token = (Path(self.environment["HOME"]) / ".ray/auth_token").read_text().strip()
-        found = httpx.get(
-            f"{self.jobs_url}/api/v0/nodes",
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=30,
-        ).json()
-        rows = found["data"]["result"]["result"]
-        return [row for row in rows if row["state"] == "ALIVE"]
+    def alive(self, what: str) -> list[dict]:
+        """Ray's "nodes" or "actors" that are alive."""
+        headers = {"Authorization": f"Bearer {self.token()}"}
+        url = f"{self.jobs_url}/api/v0/{what}?detail=1"
+        found = httpx.get(url, headers=headers, timeout=30).raise_for_status().json()
+        return [row for row in found["data"]["result"]["result"] if row["state"] == "ALIVE"]
+
+    def objects(self, prefix: str) -> list[str]:
+        """The keys in the store below a prefix."""
+        found = self.s3.list_objects_v2(Bucket="bucket", Prefix=prefix)
+        return [entry["Key"] for entry in found.get("Contents", [])]
+
+    def read(self, key: str) -> str:
+        """The text of an object in the store."""
+        return self.s3.get_object(Bucket="bucket", Key=key)["Body"].read().decode()
 
 
 def wait_for(condition, what: str, seconds: float = 60) -> None:
@@ -125,7 +129,7 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -176,7 +180,7 @@ def cluster(store, model_directory):
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "HOME": str(home), "RAY_AUTH_MODE": "token",
         "RAY_UP_enable_autoscaler_v2": "0",
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{_free_port()}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}",
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }  # fmt: skip
     # Before the hosts, which read it as they start; the store's port is known after the bridge is.
@@ -190,8 +194,8 @@ def cluster(store, model_directory):
         made.s3 = client
         made.run("ray", "get-auth-token", "--generate")
         made.run("ray", "up", "--yes", "--no-config-cache", "cluster.yaml", timeout=400)
-        with made.forwarded():
-            wait_for(lambda: len(made.nodes()) == 3, "three nodes", 120)
+        with made.forwarded(int(made.jobs_url.rpartition(":")[2]), 8265):
+            wait_for(lambda: len(made.alive("nodes")) == 3, "three nodes", 120)
             yield made
         made.run("ray", "down", "--yes", "cluster.yaml")
         # The head at once; a worker's Ray ends itself when it has not seen the head for a minute.

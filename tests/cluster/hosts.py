@@ -93,6 +93,8 @@ class Host:
 
     def rays(self) -> list[str]:
         """The command lines of Ray's processes there."""
+        if self._outer.poll() is not None:
+            return []
         lines = self.inside("ps -eo args").stdout.splitlines()
         return [line for line in lines if "raylet/raylet" in line or "gcs_server" in line]
 
