@@ -45,6 +45,7 @@ class Evaluation:
             ),
             references=read_answers(config.references) if config.references else None,
         )
+        self._check_categories()
         self.prices = Prices.read(config.prices)
         self._given = (
             read_answers(config.baseline_answers, model=config.baseline or None)
@@ -62,6 +63,20 @@ class Evaluation:
         self._output = RunDir.open(config.output)
         known = self._output.read_json(MODELS) or {}
         self._described: dict[str, dict[str, Any]] = {"models": {}, "judges": {}} | known
+
+    def _check_categories(self) -> None:
+        """A category chooses the judge's prompt, the temperature, the need of a reference."""
+        if self.suite.categories is None:
+            return
+        known = self.suite.categories | self.material.prompts.categories | {""}
+        for question in self.questions:
+            if question.category not in known:
+                raise UserError(
+                    f"{self.config.questions}: question {question.id!r} has the unknown category "
+                    f"{question.category!r}; {self.config.suite} has "
+                    f"{', '.join(sorted(self.suite.categories))}. Give one of these or none, or "
+                    "--prompts with one for it"
+                )
 
     def __enter__(self) -> Evaluation:
         return self

@@ -41,7 +41,9 @@ TEMPERATURES = {
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0,
     "reasoning": 0.0, "stem": 0.1, "humanities": 0.1,
 }  # fmt: skip
-"""What a question's category is answered with; others with 0.7."""
+"""What a question's category is answered with; one without a category with 0.7."""
+
+CATEGORIES = frozenset(TEMPERATURES)
 
 
 def parse_rating(text: str) -> float | None:

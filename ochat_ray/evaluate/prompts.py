@@ -52,6 +52,11 @@ class Prompts:
         by_category = {prompt.category: prompt for prompt in self.by_name.values()}
         return by_category.get(category) or by_category[GENERAL]
 
+    @property
+    def categories(self) -> frozenset[str]:
+        """Those that have a prompt."""
+        return frozenset(prompt.category for prompt in self.by_name.values())
+
     def named(self, name: str) -> Prompt:
         """The prompt of that name.
 

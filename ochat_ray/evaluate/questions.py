@@ -103,7 +103,9 @@ def _question(record: Mapping[str, Any], where: str) -> Question:
 
 def _answer(record: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
     id = record.get("question_id", record.get("instruction"))
-    turns: Any = [record.get("answer", record.get("output"))]
+    # FastChat's first form; in OpenChat's, `text` is the question.
+    text = record.get("text") if "answer_id" in record else None
+    turns: Any = [record.get("answer", record.get("output", text))]
     if "choices" in record:
         try:
             turns = record["choices"][0]["turns"]
@@ -111,8 +113,8 @@ def _answer(record: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]
             turns = None
     if id is None or not _texts(turns):
         raise UserError(
-            f"{where}: no answer; `question_id` with `choices` or `answer`, or `instruction` with "
-            "`output` are needed"
+            f"{where}: no answer; `question_id` with `choices` or `answer`, or `instruction` "
+            "with `output` are needed"
         )
     return str(id), tuple(turns)
 

@@ -308,7 +308,12 @@ def _share(value: float | None) -> str:
 
 
 def _interval(one: Mapping[str, Any]) -> str:
-    return "" if one["score"] is None else f"{one['low']:,.2f} to {one['high']:,.2f}"
+    """None of a single question's: it says nothing of others."""
+    return (
+        ""
+        if one["score"] is None or one.get("questions") == 1
+        else f"{one['low']:,.2f} to {one['high']:,.2f}"
+    )
 
 
 def _plain(text: str) -> str:

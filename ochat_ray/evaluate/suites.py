@@ -33,16 +33,18 @@ class Suite:
     """How answers are judged, and how judgments are scored.
 
     `prompts` names our own, `prompt_names` is what one may hold in braces; `unit` says what a
-    score is; `temperature` is what a question's category is answered with. `calls` takes the
-    model's answers and the baseline's; `read` gives None for a judgment that failed, and `shown`
-    says its result to people; `parts` are what each question adds to the score without those, and
-    `zero_parts` with them as zeros. `judged` are comparisons, for the judge's biases; `more`
-    stands in results.json, too, and `files` beside it, in the formats of others.
+    score is; `categories` are those of its questions, None for any, and `temperature` is what one
+    is answered with. `calls` takes the model's answers and the baseline's; `read` gives None for a
+    judgment that failed, and `shown` says its result to people; `parts` are what each question adds
+    to the score without those, and `zero_parts` with them as zeros. `judged` are comparisons, for
+    the judge's biases; `more` stands in results.json, too, and `files` beside it, in the formats of
+    others.
     """
 
     prompts: str
     prompt_names: frozenset[str]
     unit: str
+    categories: frozenset[str] | None
     temperature: Callable[[str], float]
     calls: Callable[[Material, Answers, Answers | None], list[Call]]
     read: Callable[[Mapping[str, Any]], Any]
@@ -78,6 +80,7 @@ def _vicuna(config: EvaluateConfig) -> Suite:
         prompts="vicuna",
         prompt_names=vicuna.PROMPT_NAMES,
         unit="% of the baseline's score",
+        categories=vicuna.CATEGORIES,
         temperature=lambda _category: 0.7,
         calls=calls,
         read=lambda judgment: vicuna.parse_scores(judgment["text"]),
@@ -106,6 +109,7 @@ def _alpaca(config: EvaluateConfig) -> Suite:
         prompts="alpaca_eval",
         prompt_names=alpaca.PROMPT_NAMES,
         unit="% of wins against the baseline",
+        categories=None,
         temperature=lambda _category: 0.7,
         calls=calls,
         read=alpaca.second_preferred,
@@ -134,6 +138,7 @@ def _ratings(config: EvaluateConfig) -> Suite:
         prompts="mt_bench",
         prompt_names=mt_bench.PROMPT_NAMES,
         unit="of 10",
+        categories=mt_bench.CATEGORIES,
         temperature=lambda category: mt_bench.TEMPERATURES.get(category, 0.7),
         calls=calls,
         read=lambda judgment: mt_bench.parse_rating(judgment["text"]),

@@ -21,6 +21,10 @@ from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call, key_of
 from ochat_ray.evaluate.stats import Part
 
+CATEGORIES = frozenset(
+    {"generic", "knowledge", "roleplay", "common-sense", "fermi", "counterfactual", "coding",
+     "math", "writing"}
+)  # fmt: skip
 HIGHEST = 10
 _LIST = re.compile(r"\[[^\[\]]*\]")
 

@@ -136,7 +136,9 @@ def test_replicas_on_two_hosts_answer(cluster, served, trained):
 
 
 def test_evaluation_asks_from_every_host(cluster):
-    questions = [{"question_id": n, "text": f"question {n}", "category": "x"} for n in range(30)]
+    questions = [
+        {"question_id": n, "text": f"question {n}", "category": "generic"} for n in range(30)
+    ]
     lines = "".join(json.dumps(question) + "\n" for question in questions)
     cluster.head.inside("cat > ~/questions.jsonl", input=lines)
     endpoint = Endpoint(lambda body: "8 6" if body["model"] == "judge" else body["model"])

@@ -21,6 +21,8 @@ def test_questions_of_all_three_kinds(tmp_path):
     assert (one.id, one.category, one.turns) == ("1", "generic", ("a",))
     bench = lines(tmp_path / "m", {"question_id": 81, "category": "math", "turns": ["a", "b"]})
     assert read_questions(bench)[0].turns == ("a", "b")
+    first = {"answer_id": "x", "model_id": "gpt-3.5", "question_id": "1", "text": "a"}
+    assert read_answers(lines(tmp_path / "first", first)).turns == {"1": ("a",)}
     alpaca = tmp_path / "a.json"
     alpaca.write_text(json.dumps([{"instruction": "do", "output": "x", "dataset": "koala"}] * 1))
     (three,) = read_questions(alpaca)
@@ -29,7 +31,7 @@ def test_questions_of_all_three_kinds(tmp_path):
                                 {"question_id": 2, "text": "b"}), limit=1)[0].id == "1"  # fmt: skip
 
 
-def test_answers_of_all_three_kinds(tmp_path):
+def test_answers_of_all_kinds(tmp_path):
     fastchat = lines(
         tmp_path / "f",
         {"question_id": 81, "model_id": "m", "choices": [{"index": 0, "turns": ["a", "b"]}]},
