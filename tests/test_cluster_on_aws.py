@@ -1,6 +1,7 @@
 """`ray up cluster.yaml` against a server that speaks EC2's and IAM's protocols."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,64 +16,83 @@ RAY = Path(sys.executable).with_name("ray")
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture(scope="module")
-def aws(tmp_path_factory):
-    """A client of EC2, and the instances that `ray up` and its autoscaler's provider launched."""
-    import boto3
-    from moto.server import ThreadedMotoServer
+LAUNCH = """
+import yaml
+from ray.autoscaler._private.aws.config import bootstrap_aws
+from ray.autoscaler._private.providers import _get_node_provider
+from ray.autoscaler._private.util import prepare_config
+config = bootstrap_aws(prepare_config(yaml.safe_load(open('cluster.yaml'))))
+provider = _get_node_provider(config['provider'], config['cluster_name'])
+for name in ('prepare', 'train', 'serve'):
+    node = config['available_node_types'][name]['node_config']
+    provider.create_node(node, {'ray-user-node-type': name}, 1)
+"""
+"""What the autoscaler does on the head when nodes of these types are needed."""
 
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory):
+    """The environment of an account's user, whose EC2 and IAM are a process here."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray/auth_token").write_text("0" * 64)
-    # Ray attaches policies of AWS's own to the head's role.
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "HOME": str(home),
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-west-2",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Of its own: moto reads AWS's own policies, which the head's role has, when it is first used.
+    server = subprocess.Popen(
+        [RAY.with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
+        env=os.environ | {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not listens(port):
+            assert server.poll() is None
+            time.sleep(0.1)
+        yield {
+            "HOME": str(home),
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-west-2",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def aws(account, tmp_path_factory):
+    """A client of EC2, once `ray up` and the autoscaler's provider have launched instances."""
+    import boto3
+
     ec2 = boto3.client(
-        "ec2", region_name="us-west-2", endpoint_url=environment["AWS_ENDPOINT_URL"],
+        "ec2", region_name="us-west-2", endpoint_url=account["AWS_ENDPOINT_URL"],
         aws_access_key_id="test", aws_secret_access_key="test",
     )  # fmt: skip
-    log = (home / "log").open("w+")
-    up = subprocess.Popen(
-        [RAY, "up", "--yes", "--no-config-cache", ROOT / "cluster.yaml"], cwd=ROOT,
-        env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-    )  # fmt: skip
+    path = tmp_path_factory.mktemp("up") / "log"
+    with path.open("w") as log:
+        up = subprocess.Popen(
+            [RAY, "up", "--yes", "--no-config-cache", ROOT / "cluster.yaml"], cwd=ROOT,
+            env=os.environ | account, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
     try:
         deadline = time.monotonic() + 90
         while not instances(ec2):
             running = up.poll() is None and time.monotonic() < deadline
-            assert running, (home / "log").read_text()
+            assert running, path.read_text()
             time.sleep(0.5)
     finally:
         up.kill()  # it would wait for SSH
         up.wait()
-    launch = (
-        "import sys, yaml\n"
-        "from ray.autoscaler._private.aws.config import bootstrap_aws\n"
-        "from ray.autoscaler._private.providers import _get_node_provider\n"
-        "from ray.autoscaler._private.util import prepare_config\n"
-        "config = bootstrap_aws(prepare_config(yaml.safe_load(open('cluster.yaml'))))\n"
-        "provider = _get_node_provider(config['provider'], config['cluster_name'])\n"
-        "for name in ('prepare', 'train', 'serve'):\n"
-        "    node = config['available_node_types'][name]['node_config']\n"
-        "    provider.create_node(node, {'ray-user-node-type': name}, 1)\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", launch], cwd=ROOT, env=os.environ | environment, check=True
-    )
-    yield ec2
-    server.stop()
-    monkeypatch.undo()
+    subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=os.environ | account, check=True)
+    return ec2
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def instances(ec2):
