@@ -20,8 +20,8 @@ def local_directory(model: str) -> Path:
 
     The copy lies in the user's cache under a name made of the URI and of the sizes and times of
     its files: a model that was written again is fetched again. The processes of one host fetch it
-    once; one that is broken off leaves nothing that another would take for a model. What train
-    keeps beside the model (checkpoints, logs) is not fetched.
+    once; one that is broken off leaves nothing that another would take for a model. The
+    folders that train keeps beside the model (checkpoints, logs) are not fetched.
 
     Raises:
         UserError: the URI cannot be opened, or has no files.

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.cluster.hosts import CLIENT, ROOT, Host, Hosts, why_not
+from tests.cluster.hosts import CLIENT, ROOT, Hosts, why_not
 
 BIN = Path(sys.prefix) / "bin"
 
@@ -60,29 +60,15 @@ class Cluster:
         """`ray job submit`; what the job printed."""
         return self.run("ray", "job", "submit", "--", *command, timeout=timeout)
 
-    def on(self, host: Host, command: str) -> str:
-        """Run a command at a host, over SSH as its user would."""
-        return self.run_ssh(host, command).stdout
-
-    def run_ssh(self, host: Host, command: str) -> subprocess.CompletedProcess[str]:
-        """As `on`, whatever its exit status."""
-        return subprocess.run(
-            [*self.ssh(host), command], capture_output=True, text=True, check=False, timeout=120
-        )
-
-    def ssh(self, host: Host, *options: str) -> list[str]:
-        """The command that reaches a host."""
-        return [
-            "ssh", "-i", str(self.hosts.key), "-o", "StrictHostKeyChecking=no",
-            "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", *options,
-            f"root@{host.address}",
-        ]  # fmt: skip
-
     @contextmanager
     def forwarded(self, port: int, there: int) -> Iterator[None]:
         """A port of the head's loopback on this side's, as `ray dashboard` does it."""
-        there = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{port}:127.0.0.1:{there}"]
-        process = subprocess.Popen(self.ssh(self.head, *there))
+        process = subprocess.Popen(
+            ["ssh", "-i", str(self.hosts.key), "-o", "StrictHostKeyChecking=no",
+             "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
+             "-o", "ExitOnForwardFailure=yes", "-N", "-L", f"{port}:127.0.0.1:{there}",
+             f"root@{self.head.address}"]
+        )  # fmt: skip
         try:
             wait_for(lambda: _listens(port), "the tunnel")
             yield
@@ -130,6 +116,7 @@ def _listens(port: int) -> bool:
 
 
 def free_port() -> int:
+    """A port of loopback that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

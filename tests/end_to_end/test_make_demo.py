@@ -92,10 +92,10 @@ def test_curl_and_the_official_client_get_the_same_answers(kept):
     assert chunks[-1].choices[0].finish_reason == whole.finish_reason
 
 
-def test_a_job_that_is_complete_is_not_done_again(kept):
-    before = (RUN / "data/manifest.json").stat().st_mtime_ns
+def submit(job):
+    """What a job prints that `ray job submit` runs."""
     done = subprocess.run(
-        ["ray", "job", "submit", "--", "python", "jobs/prepare.py"],
+        ["ray", "job", "submit", "--", "python", job],
         env=local_cluster.environment(),
         cwd=ROOT,
         capture_output=True,
@@ -103,25 +103,20 @@ def test_a_job_that_is_complete_is_not_done_again(kept):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "nothing to do" in done.stdout
+    return done.stdout
+
+
+def test_a_job_that_is_complete_is_not_done_again(kept):
+    before = (RUN / "data/manifest.json").stat().st_mtime_ns
+    assert "nothing to do" in submit("jobs/prepare.py")
     assert (RUN / "data/manifest.json").stat().st_mtime_ns == before
 
 
 def test_the_model_is_scored_against_its_base(kept):
     output = RUN / "evaluation"
     shutil.rmtree(output, ignore_errors=True)
-    command = ["ray", "job", "submit", "--", "python", "jobs/evaluate.py"]
     for calls in (10 + 30, 10 + 30):  # the second time, none is made
-        done = subprocess.run(
-            command,
-            env=local_cluster.environment(),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "demo: " in done.stdout
+        assert "demo: " in submit("jobs/evaluate.py")
         lines = [(output / name).read_text() for name in ("answers.jsonl", "judgments.jsonl")]
         assert sum(text.count("\n") for text in lines) == calls
     results = json.loads((output / "results.json").read_text())
