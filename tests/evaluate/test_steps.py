@@ -23,21 +23,10 @@ from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.questions import read_answers
 from ochat_ray.evaluate.records import Records
 from ochat_ray.evaluate.steps import run
+from tests.evaluate.conftest import QUESTIONS
 from tests.evaluate.endpoint import Endpoint, completion, refusal
 
 JOB = Path(__file__).parents[2] / "jobs/evaluate.py"
-QUESTIONS = 6
-
-
-@pytest.fixture
-def questions(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    rows = [
-        {"question_id": n, "text": f"question {n}", "category": "math" if n % 2 else "generic"}
-        for n in range(QUESTIONS)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def said(body):

@@ -6,8 +6,9 @@ import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.steps import run
+from tests.evaluate.conftest import QUESTIONS
 from tests.evaluate.endpoint import Endpoint
-from tests.evaluate.test_steps import QUESTIONS, answer, configured, questions  # noqa: F401
+from tests.evaluate.test_steps import answer, configured
 
 ANSWERS, JUDGMENTS = 2 * QUESTIONS, 2 * 2 * QUESTIONS
 
@@ -17,7 +18,7 @@ def trained(name, digest):
     return {"id": name, "object": "model", "created": 1, "training": training}
 
 
-def test_a_model_that_was_trained_again_is_asked_again(tmp_path, questions):  # noqa: F811
+def test_a_model_that_was_trained_again_is_asked_again(tmp_path, questions):
     endpoint = Endpoint(answer)
     endpoint.models = [trained("ours", "first"), {"id": "base", "created": 5}]
     with endpoint.serving():
@@ -36,7 +37,7 @@ def test_a_model_that_was_trained_again_is_asked_again(tmp_path, questions):  # 
     assert "data_digest d1, digest second" in (tmp_path / "out/report.html").read_text()
 
 
-def test_a_judge_that_was_trained_again_judges_again(tmp_path, questions):  # noqa: F811
+def test_a_judge_that_was_trained_again_judges_again(tmp_path, questions):
     endpoint = Endpoint(answer)
     endpoint.models = [trained("judge", "first")]
     with endpoint.serving():
@@ -46,7 +47,7 @@ def test_a_judge_that_was_trained_again_judges_again(tmp_path, questions):  # no
     assert len(endpoint.asked) == ANSWERS + 2 * JUDGMENTS
 
 
-def test_what_is_known_stays_when_the_endpoint_says_nothing(tmp_path, questions):  # noqa: F811
+def test_what_is_known_stays_when_the_endpoint_says_nothing(tmp_path, questions):
     endpoint = Endpoint(answer)
     endpoint.models = [trained("ours", "first")]
     with endpoint.serving():
@@ -59,14 +60,14 @@ def test_what_is_known_stays_when_the_endpoint_says_nothing(tmp_path, questions)
 
 
 @pytest.mark.parametrize("models", ["none", [None, 3, {"id": "ours", "training": "by hand"}]])
-def test_a_list_of_models_may_be_anything(tmp_path, questions, models):  # noqa: F811
+def test_a_list_of_models_may_be_anything(tmp_path, questions, models):
     endpoint = Endpoint(answer)
     endpoint.models = models
     with endpoint.serving():
         assert run(configured(tmp_path, questions, endpoint.url))["scores"][0]["score"] == 200
 
 
-def test_models_that_say_the_same_share_their_judgments(tmp_path, questions):  # noqa: F811
+def test_models_that_say_the_same_share_their_judgments(tmp_path, questions):
     def same(body):
         return "9 3" if body["model"] == "judge" else "the same"
 
@@ -77,7 +78,7 @@ def test_models_that_say_the_same_share_their_judgments(tmp_path, questions):  #
     assert [(one["score"], one["judgments"]) for one in result["scores"]] == [(100, 24)] * 2
 
 
-def test_the_control_shows_answers_beside_themselves(tmp_path, questions):  # noqa: F811
+def test_the_control_shows_answers_beside_themselves(tmp_path, questions):
     def judge(body):
         text = body["messages"][-1]["content"]
         alone = text.count("<ours on") == 2
