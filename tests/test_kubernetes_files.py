@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ochat_ray.cluster_resources import DEFINITION
 from ochat_ray.serve import ServeArgs
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +21,7 @@ MANIFESTS = ("raycluster.yaml", "rayservice.yaml")
 
 
 def load(name):
-    (document,) = yaml.safe_load_all((FOLDER / name).read_text())
+    document, *_ = yaml.safe_load_all((FOLDER / name).read_text())
     return document
 
 
@@ -169,6 +170,30 @@ def test_groups_are_the_roles_of_cluster_yaml():
         assert group["max_workers"] == roles[name]["max_workers"]
         assert group["resources"].get("GPU", 0) == roles[name]["resources"].get("GPU", 0)
     assert config["idle_timeout_minutes"] == cluster["idle_timeout_minutes"]
+
+
+def test_jobs_are_told_of_the_pods_that_may_come():
+    manifest, told = yaml.safe_load_all((FOLDER / "raycluster.yaml").read_text())
+    (definition,) = told["data"].values()
+    groups = as_ray_reads(manifest)["available_node_types"]
+    expected = {
+        name: {
+            "max_workers": group["max_workers"],
+            "resources": {k: v for k, v in group["resources"].items() if k in ("CPU", "GPU")},
+        }
+        for name, group in groups.items()
+        if name != "headgroup"
+    }
+    assert yaml.safe_load(definition)["available_node_types"] == expected
+    (volume,) = [
+        v for v in groups_of(manifest)[0]["template"]["spec"]["volumes"] if "configMap" in v
+    ]
+    assert volume["configMap"]["name"] == told["metadata"]["name"]
+    (mount,) = [
+        m for m in containers_of(manifest)[0]["volumeMounts"] if m["name"] == volume["name"]
+    ]
+    assert mount["mountPath"] == DEFINITION.replace("~", "/home/ray")
+    assert mount["subPath"] in told["data"]
 
 
 def test_tasks_without_a_gpu_find_room_on_prepare_alone():

@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from ochat_ray.cluster_resources import most
+from ochat_ray.cluster_resources import apart_from_gpus, most, room_for
 from ochat_ray.data import clean, parts
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
 from ochat_ray.data.config import PrepareConfig
@@ -62,8 +62,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     Does nothing where the same run is complete already.
 
     Raises:
-        UserError: an input, the tokenizer or the output directory is not usable, or nothing was
-            kept.
+        UserError: an input, the tokenizer or the output directory is not usable, nothing was
+            kept, or the cluster never has a CPU.
     """
     started = time.monotonic()
     config.check()
@@ -153,6 +153,11 @@ def _start_ray() -> None:
     if not ray.is_initialized():
         # Without a cluster, this starts a Ray for this run alone; nobody would see its dashboard.
         ray.init(log_to_driver=False, include_dashboard=False)
+    if not room_for({"CPU": 1}):
+        raise UserError(
+            "each task of prepare takes a CPU, and no node of this cluster has one or may come; "
+            "start one, or Ray with --num-cpus"
+        )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # A failed task's exception is raised here; Ray Data would log its traceback besides.
@@ -167,7 +172,9 @@ def _map_summaries(items: list[dict[str, Any]], transform: Any) -> Iterator[Summ
     # that is done again skips the items that are done.
     blocks = min(len(items), 4 * max(1, most("CPU")))
     dataset = ray.data.from_items(items, override_num_blocks=blocks)
-    mapped = dataset.map_batches(transform, batch_size=1, batch_format="pyarrow")
+    mapped = dataset.map_batches(
+        transform, batch_size=1, batch_format="pyarrow", **apart_from_gpus()
+    )
     for row in mapped.iter_rows():
         yield json.loads(row["summary"])
 

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
@@ -22,6 +23,8 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from ochat_ray.cluster_resources import head_node, room_for
+from ochat_ray.errors import UserError
 from ochat_ray.serve.args import EngineSettings, IngressSettings, Settings
 from ochat_ray.serve.backend import Accepted
 from ochat_ray.serve.coalesce import coalesce, pause_s
@@ -267,8 +270,46 @@ def _show_log() -> None:
         logger.propagate = False
 
 
+def _check_room(settings: Settings) -> None:
+    """That the cluster can ever hold the least number of replicas.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not ray.is_initialized():
+        return
+    engine = settings.engine
+    room = room_for({"CPU": engine.num_cpus, "GPU": engine.num_gpus})
+    if room < (least := max(1, settings.min_replicas)):
+        raise UserError(
+            f"{least} replica{'s' if least > 1 else ''} of {engine.num_cpus:g} CPU and "
+            f"{engine.num_gpus:g} GPU never fit in this cluster, which holds {room}; "
+            "give a smaller num_gpus, num_cpus or min_replicas, or add nodes"
+        )
+
+
+def _beside_the_proxy() -> dict[str, Any]:
+    """Options that keep a replica on the head as long as it is there.
+
+    A host that is lost then breaks the streams of its own model replicas, and no others. serve.yaml
+    has its proxy there, too.
+    """
+    head = head_node() if ray.is_initialized() else None
+    if head is None:
+        return {}
+    return {
+        "label_selector": {"ray.io/node-id": head},
+        "fallback_strategy": [{"label_selector": {}}],
+    }
+
+
 def build(settings: Settings) -> Application:
-    """The application: ingress replicas in front of autoscaled model replicas."""
+    """The application: ingress replicas in front of autoscaled model replicas.
+
+    Raises:
+        UserError: the cluster can never hold them.
+    """
+    _check_room(settings)
     engine = settings.engine
     shared: dict[str, Any] = {
         "graceful_shutdown_timeout_s": DRAIN_S,
@@ -309,7 +350,11 @@ def build(settings: Settings) -> Application:
     ingress = serve.deployment(
         name=INGRESS,
         num_replicas=settings.ingress_replicas,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": REPLICA_ENVIRONMENT}},
+        ray_actor_options={
+            "num_cpus": 0,
+            "runtime_env": {"env_vars": REPLICA_ENVIRONMENT},
+            **_beside_the_proxy(),
+        },
         max_ongoing_requests=INGRESS_ONGOING,
         **shared,
     )(serve.ingress()(IngressReplica))

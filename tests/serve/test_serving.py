@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from ochat_ray.serve.args import ConfigurationError
 from tests.serve.application import deploy, replicas, running, wait_until
 
 pytestmark = pytest.mark.ray
@@ -226,6 +227,11 @@ def test_the_last_replica_may_sleep_until_somebody_asks(cluster, model_directory
     assert httpx.get(f"{cluster}/sleepy/health").status_code == 200
     assert httpx.post(f"{cluster}/sleepy/v1/chat/completions", json=ASK, timeout=120).is_success
     serve.delete("sleepy")
+
+
+def test_replicas_that_never_fit_are_refused_at_once(cluster, model_directory):
+    with pytest.raises(ConfigurationError, match="1 replica of 1 CPU and 1 GPU never fit in this"):
+        deploy(model_directory, "never", num_gpus=1)
 
 
 def test_metrics_have_the_load_of_every_replica(http):
