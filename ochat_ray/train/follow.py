@@ -14,6 +14,9 @@ from ochat_ray.train.metrics import read_metrics
 
 _RECENT_STEPS = 20
 
+_SLOW = 1 / 3
+"""The share of a step from which the workers' exchange is what to look at first."""
+
 
 @contextmanager
 def follow_metrics(run: RunDir) -> Iterator[None]:
@@ -61,8 +64,14 @@ def progress_line(metrics: dict[str, Any], before: Sequence[dict[str, Any]] = ()
     return (
         f"{head} · loss {metrics['loss']:.4f} · lr {metrics['learning_rate']:.2e} · grad norm "
         f"{metrics['grad_norm']:.2f} · {rate:,.0f} tokens/s a device · "
-        f"MFU {100 * metrics['mfu']:.0f}% · {_duration(left)} left"
+        f"MFU {100 * metrics['mfu']:.0f}% · {_exchange(metrics)}{_duration(left)} left"
     )
+
+
+def _exchange(metrics: dict[str, Any]) -> str:
+    """What to look at where the link between the workers, and not a device, sets the pace."""
+    share = metrics.get("exchange", 0.0)  # not there in runs that began before it was measured
+    return f"slow link: {100 * share:.0f}% is exchange · " if share >= _SLOW else ""
 
 
 def _duration(seconds: float) -> str:

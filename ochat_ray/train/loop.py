@@ -38,6 +38,7 @@ from ochat_ray.train.engine import (
     device_memory,
     make_universal,
 )
+from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
 from ochat_ray.train.export import export, publish
 from ochat_ray.train.flops import (
     ModelShape,
@@ -118,6 +119,7 @@ class _Worker:
             self.world_size,
         )
         self.engine = self._engine(model_config)
+        self.bandwidth = bus_bandwidth(self.engine.device)
 
     def train(self) -> None:
         """Everything from the last checkpoint, or from the start, to the exported model."""
@@ -219,7 +221,18 @@ class _Worker:
             "world_size": self.world_size,
             "seconds": seconds,
             "mfu": flops / seconds / self.world_size / self.peak_flops,
+            "exchange": min(1.0, self._exchange_seconds(step) / seconds),
         }
+
+    def _exchange_seconds(self, step: Step) -> float:
+        return exchange_seconds(
+            parameters=self.shape.parameters,
+            width=self.engine.dtype.itemsize,
+            packs=len(step.packs[self.rank]),
+            zero_stage=self.config.zero_stage,
+            workers=self.world_size,
+            bandwidth=self.bandwidth,
+        )
 
     def _evaluate(self, step: int) -> Evaluation:
         result = self.engine.evaluate(self._held_out_packs(), end_of_turn_id(self.tokenizer))

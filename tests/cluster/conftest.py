@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from tests.cluster.hosts import CLIENT, ROOT, Hosts, why_not
+from tests.cluster.hosts import CLIENT, ROOT, Host, Hosts, why_not
+from tests.cluster.jobs import prepare, train
+from tests.pages import share_page
 
 BIN = Path(sys.prefix) / "bin"
+PAGES, FILES, FILE_RECORDS = 120, 8, 200
 
 
 class Cluster:
@@ -29,10 +33,14 @@ class Cluster:
     provider `local` does not have: docs/operations.md.
     """
 
-    def __init__(self, hosts: Hosts, repository: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, hosts: Hosts, store: Any, repository: Path, environment: dict[str, str]
+    ) -> None:
         self.hosts, self.repository, self.environment = hosts, repository, environment
+        self.store = store
         self.head, *self.workers = hosts.all
         self.jobs_url = environment["RAY_API_SERVER_ADDRESS"]
+        self._dashboard = ExitStack()
         definition = yaml.safe_load((ROOT / "cluster.yaml").read_text())
         del definition["available_node_types"], definition["head_node_type"]
         definition["provider"] = {
@@ -41,9 +49,11 @@ class Cluster:
             "worker_ips": [worker.address for worker in self.workers],
         }
         definition["auth"] = {"ssh_user": "root", "ssh_private_key": str(hosts.key)}
-        # The sizes: a head without work of its own, as on AWS, and room for one task on a worker.
-        definition["head_start_ray_commands"][-1] += " --num-cpus=0"
-        definition["worker_start_ray_commands"][-1] += " --num-cpus=1"
+        # The sizes: a head without work of its own, as on AWS, room for one task on a worker, and
+        # the smallest object stores that Ray takes.
+        small = " --object-store-memory=80000000"
+        definition["head_start_ray_commands"][-1] += f" --num-cpus=0{small}"
+        definition["worker_start_ray_commands"][-1] += f" --num-cpus=1{small}"
         (repository / "cluster.yaml").write_text(yaml.safe_dump(definition))
 
     def run(self, *command: str, timeout: float = 300) -> str:
@@ -55,6 +65,24 @@ class Cluster:
         )  # fmt: skip
         assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}"
         return done.stdout
+
+    def up(self) -> None:
+        """`ray up`, and `ray dashboard` to the new head; until all hosts are there."""
+        self.hang_up()
+        self.run("ray", "up", "--yes", "--no-config-cache", "cluster.yaml", timeout=400)
+        port = int(self.jobs_url.rpartition(":")[2])
+        self._dashboard.enter_context(self.forwarded(port, 8265))
+        self.wait_for_hosts(3)
+
+    def hang_up(self) -> None:
+        """End `ray dashboard`."""
+        self._dashboard.close()
+
+    def fail(self, *command: str) -> str:
+        """What a command printed that ends in failure."""
+        with pytest.raises(AssertionError) as failure:
+            self.run(*command)
+        return str(failure.value)
 
     def submit(self, *command: str, timeout: float = 600) -> str:
         """`ray job submit`; what the job printed."""
@@ -87,14 +115,28 @@ class Cluster:
         found = httpx.get(url, headers=headers, timeout=30).raise_for_status().json()
         return [row for row in found["data"]["result"]["result"] if row["state"] == "ALIVE"]
 
+    def wait_for_hosts(self, count: int) -> None:
+        """Until so many are alive: Ray's loss of one, or the autoscaler's start of Ray on one."""
+        wait_for(lambda: len(self.alive("nodes")) == count, f"{count} hosts", 240)
+
+    def hosts_of(self, deployment: str) -> list[Host]:
+        """The host of each of its replicas."""
+        addresses = {node["node_id"]: node["node_ip"] for node in self.alive("nodes")}
+        found = [
+            addresses.get(actor["node_id"])
+            for actor in self.alive("actors")
+            if actor["class_name"].endswith(f":{deployment}")
+        ]
+        return [host for host in self.hosts.all if host.address in found]
+
     def objects(self, prefix: str) -> list[str]:
         """The keys in the store below a prefix."""
-        found = self.s3.list_objects_v2(Bucket="bucket", Prefix=prefix)
+        found = self.store.list_objects_v2(Bucket="bucket", Prefix=prefix)
         return [entry["Key"] for entry in found.get("Contents", [])]
 
     def read(self, key: str) -> str:
         """The text of an object in the store."""
-        return self.s3.get_object(Bucket="bucket", Key=key)["Body"].read().decode()
+        return self.store.get_object(Bucket="bucket", Key=key)["Body"].read().decode()
 
 
 def wait_for(condition, what: str, seconds: float = 60) -> None:
@@ -123,45 +165,39 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def store():
-    """A server of S3's protocol that hosts reach, with an empty "bucket"; its environment."""
+def hosts():
+    """The bridge that hosts will be on, and their folder; no host yet."""
+    if reason := why_not():
+        pytest.skip(reason)
+    hosts = Hosts()
+    yield hosts
+    hosts.close()
+
+
+@pytest.fixture(scope="session")
+def store(hosts):
+    """A client of a store of S3's protocol that hosts reach too, with an empty "bucket"."""
     import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(CLIENT, 0)
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-
-    def start():
-        server.start()
-        host, port = server.get_host_and_port()
-        environment["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
-        client = boto3.client(
-            "s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1",
-            aws_access_key_id="test", aws_secret_access_key="test",
-        )  # fmt: skip
-        client.create_bucket(Bucket="bucket")
-        return client
-
-    yield start, environment
+    server.start()
+    address, port = server.get_host_and_port()
+    client = boto3.client(
+        "s3", endpoint_url=f"http://{address}:{port}", region_name="us-east-1",
+        aws_access_key_id="test", aws_secret_access_key="test",
+    )  # fmt: skip
+    client.create_bucket(Bucket="bucket")
+    yield client
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def cluster(store, model_directory):
+def cluster(hosts, store, model_directory):
     """A head and two workers, made by `ray up` over SSH."""
-    if reason := why_not():
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="ochat-hosts-", dir="/var/tmp"))
-    repository = folder / "repository"
+    repository, home = hosts.folder / "repository", hosts.folder / "home"
     _copy_repository(repository)
     shutil.copytree(model_directory, repository / "tiny")
-    start_store, s3 = store
-    home = folder / "home"
     (home / ".ray").mkdir(parents=True)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
@@ -170,27 +206,80 @@ def cluster(store, model_directory):
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}",
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }  # fmt: skip
-    # Before the hosts, which read it as they start; the store's port is known after the bridge is.
-    hosts = Hosts(folder)
+    (hosts.folder / "bashrc").write_text(
+        # A host that is lost is known to be after a quarter of a minute; usually it is a whole one.
+        "export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3\n"
+        "export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1\n"
+        f"export AWS_EC2_METADATA_DISABLED=true AWS_ENDPOINT_URL={store.meta.endpoint_url}\n"
+    )
+    hosts.add(3)
+    made = Cluster(hosts, store, repository, environment)
+    made.run("ray", "get-auth-token", "--generate")
     try:
-        client = start_store()
-        exports = "".join(f"export {name}={value}\n" for name, value in s3.items())
-        (folder / "bashrc").write_text(exports)
-        hosts.add(3)
-        made = Cluster(hosts, repository, environment)
-        made.s3 = client
-        made.run("ray", "get-auth-token", "--generate")
-        made.run("ray", "up", "--yes", "--no-config-cache", "cluster.yaml", timeout=400)
-        with made.forwarded(int(made.jobs_url.rpartition(":")[2]), 8265):
-            wait_for(lambda: len(made.alive("nodes")) == 3, "three nodes", 120)
-            yield made
-        made.run("ray", "down", "--yes", "cluster.yaml")
-        # The head at once; a worker's Ray ends itself when it has not seen the head for a minute.
-        for host in hosts.all:
-            wait_for(lambda host=host: not host.rays(), f"the end of Ray on {host.address}", 120)
+        made.up()
+        yield made
     finally:
-        hosts.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        made.hang_up()
+    made.run("ray", "down", "--yes", "cluster.yaml")
+    # The head at once; a worker's Ray ends itself when it has not seen the head for a minute.
+    for host in hosts.all:
+        wait_for(lambda host=host: not host.rays(), f"the end of Ray on {host.address}", 120)
+
+
+@pytest.fixture(scope="session")
+def conversations(cluster):
+    """How many are in the store: share pages, and files of records, of a task each."""
+    turns = [
+        [
+            {"from": "human", "value": f"question {n}"},
+            {"from": "gpt", "value": f"<p>answer {n}</p>"},
+        ]
+        for n in range(PAGES + FILES * FILE_RECORDS)
+    ]
+    for number, items in enumerate(turns[:PAGES]):
+        page = share_page(items, id=f"p{number}", model="Model: GPT-4")
+        cluster.store.put_object(Bucket="bucket", Key=f"input/{number}.html", Body=page)
+    for number in range(FILES):
+        start = PAGES + number * FILE_RECORDS
+        lines = "".join(
+            json.dumps({"id": f"r{start + n}", "model": "GPT-4", "conversations": items}) + "\n"
+            for n, items in enumerate(turns[start : start + FILE_RECORDS])
+        )
+        cluster.store.put_object(Bucket="bucket", Key=f"input/{number}.jsonl", Body=lines.encode())
+    return len(turns)
+
+
+@pytest.fixture(scope="session")
+def prepared(cluster, conversations):
+    """The manifest of an undisturbed run over them."""
+    return prepare(cluster, "data")
+
+
+@pytest.fixture(scope="session")
+def trained(cluster, prepared):
+    """The manifest of a model trained on them."""
+    return train(cluster, "model", "--max-steps", "4")
+
+
+@pytest.fixture
+def served(cluster, trained):
+    """The URL of that model, served by a replica on each worker."""
+    start = "serve run ochat_ray.serve:app model=s3://bucket/runs/model min_replicas=2 ui=false"
+    cluster.run("ray", "job", "submit", "--no-wait", "--", *start.split(), "kv_cache_gib=0.25")
+    port = free_port()
+    with cluster.forwarded(port, 8000):
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: _is_ready(url), "a replica", 180)
+        wait_for(lambda: len(cluster.hosts_of("Model")) == 2, "replicas on two hosts", 120)
+        yield url
+        cluster.submit("serve", "shutdown", "--yes")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _copy_repository(target: Path) -> None:

@@ -25,7 +25,7 @@ CLIENT = f"{NETWORK}.254"
 """The address of this side of the bridge: the client's, outside of all hosts."""
 
 INIT = Path(__file__).with_name("init.sh")
-NEEDED = ("ip", "setpriv", "unshare", "nsenter", "sshd", "rsync", "ssh", "ssh-keygen")
+NEEDED = ("ip", "tc", "setpriv", "unshare", "nsenter", "sshd", "rsync", "ssh", "ssh-keygen")
 
 
 def why_not() -> str:
@@ -106,8 +106,26 @@ class Host:
         """Put it back."""
         _run(f"ip link set {self._link} up")
 
+    def slow_down(self) -> None:
+        """Two megabytes a second, as through a bad cable."""
+        self.inside("tc qdisc add dev eth0 root tbf rate 16mbit burst 32kbit latency 400ms")
+
+    def speed_up(self) -> None:
+        """A good cable again."""
+        self.inside("tc qdisc del dev eth0 root")
+
+    def crash(self) -> None:
+        """End all its processes but sshd, which nobody reaches any more: its link is down."""
+        self.inside("kill -9 -1")
+        self.unplug()
+
+    def boot(self) -> None:
+        """Come back after a crash: with its disk, without what was in memory."""
+        self.inside("rm -rf /tmp/* /dev/shm/*")
+        self.plug()
+
     def power_off(self) -> None:
-        """End all its processes at once."""
+        """End it for good."""
         if self._outer.poll() is None:
             os.kill(self._init, signal.SIGKILL)
             self._outer.wait(20)
@@ -116,13 +134,17 @@ class Host:
 class Hosts:
     """Hosts on a bridge, with an SSH key that opens them; all are gone at the end.
 
-    `folder`, not under /tmp, has what they start with: `bashrc` is each one's ~/.bashrc.
+    `folder` has what they start with: `bashrc` is each one's ~/.bashrc. `disk` is one that they
+    all mount, and that has a size.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.key = folder, folder / "key"
-        _remove_bridges_of_the_dead()
-        self._bridge = f"{_BRIDGE}{os.getpid()}"
+    def __init__(self) -> None:
+        _remove_what_is_of_the_dead()
+        self._bridge = f"{_NAME}{os.getpid()}"
+        self.folder = folder = _FOLDERS / self._bridge
+        self.key, self.disk = folder / "key", folder / "disk"
+        self.disk.mkdir(parents=True)
+        _run(f"mount -t tmpfs -o size=64m tmpfs {self.disk}")
         _run(f"ssh-keygen -q -t ed25519 -N '' -f {self.key}")
         _run(f"ssh-keygen -q -t ed25519 -N '' -f {folder / 'host_key'}")
         wheels = folder / "wheels"  # what pip builds an editable install of this project with
@@ -137,21 +159,37 @@ class Hosts:
         for _ in range(count):
             self.all.append(Host(len(self.all) + 1, self.folder, self._bridge))
 
+    def resize_disk(self, mebibytes: int) -> None:
+        """Give the disk of all another size."""
+        _run(f"mount -o remount,size={mebibytes}m {self.disk}")
+
     def close(self) -> None:
-        """Power all off, and take the bridge away."""
+        """Power all off, and take away what they shared."""
         for host in self.all:
             host.power_off()
-        _run(f"ip link del {self._bridge}")
+        _remove(self._bridge)
 
 
-_BRIDGE = "ochat"
+_NAME = "ochat"
+_FOLDERS = Path("/var/tmp/ochat-hosts")  # not below /tmp, which hosts have of their own
 
 
-def _remove_bridges_of_the_dead() -> None:
-    for name in os.listdir("/sys/class/net"):
-        owner = name.removeprefix(_BRIDGE)
+def _remove_what_is_of_the_dead() -> None:
+    _FOLDERS.mkdir(exist_ok=True)
+    for name in {*os.listdir("/sys/class/net"), *os.listdir(_FOLDERS)}:
+        owner = name.removeprefix(_NAME)
         if owner != name and owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            _run(f"ip link del {name}")
+            _remove(name)
+
+
+def _remove(name: str) -> None:
+    """The bridge of this name, and the folder."""
+    if Path("/sys/class/net", name).exists():
+        _run(f"ip link del {name}")
+    folder = _FOLDERS / name
+    if (folder / "disk").is_mount():
+        _run(f"umount --lazy {folder / 'disk'}")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(command: str) -> None:

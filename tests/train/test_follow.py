@@ -20,6 +20,13 @@ def test_a_step_s_line():
     )
 
 
+def test_a_slow_link_is_said_to_be_one():
+    assert "MFU 42% · slow link: 40% is exchange · 20 s left" in progress_line(
+        STEP | {"exchange": 0.4}
+    )
+    assert progress_line(STEP | {"exchange": 0.3}) == progress_line(STEP)
+
+
 def test_the_time_left_is_that_of_recent_steps():
     before = [{"step": 0, "eval_loss": 2.0}, STEP | {"step": 1, "seconds": 1190.0}]
     assert progress_line(STEP, before).endswith(" · 20 min left")

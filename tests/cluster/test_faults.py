@@ -1,0 +1,225 @@
+"""What a lost host, a full disk and a lost head cost: time."""
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from tests.cluster.conftest import wait_for
+from tests.cluster.jobs import OUTPUT, meanwhile, preparation, prepare, result_of, train, training
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+CHAT = "/v1/chat/completions"
+
+
+STAGES = {"clean": ".work/clean/", "dedup": ".work/done/exact/", "tokenize": ".work/tokens/"}
+"""The folder of a run whose first file shows that the stage is under way."""
+
+
+def wait_for_stage(cluster, name, stage):
+    wait_for(lambda: cluster.objects(f"runs/{name}/{STAGES[stage]}"), f"{stage} of {name}", 120)
+
+
+@pytest.mark.parametrize(("stage", "number"), [("clean", 0), ("dedup", 1), ("tokenize", 0)])
+def test_a_host_that_crashes_while_prepare_runs_changes_nothing(cluster, prepared, stage, number):
+    lost, name = cluster.workers[number], f"crash-in-{stage}"
+
+    def crash():
+        wait_for_stage(cluster, name, stage)
+        lost.crash()
+
+    with meanwhile(crash):
+        again = prepare(cluster, name)
+    assert again["digest"] == prepared["digest"]
+    assert again["counts"] == prepared["counts"]
+    lost.boot()
+    cluster.wait_for_hosts(3)  # the autoscaler starts Ray on it again
+
+
+def test_workers_killed_in_each_stage_change_nothing(cluster, prepared):
+    def kill():
+        for stage in STAGES:
+            wait_for_stage(cluster, "killed", stage)
+            for host in cluster.workers:
+                host.inside("pkill -9 -f '^ray::(IDLE|MapBatches)' || true")
+
+    with meanwhile(kill):
+        again = prepare(cluster, "killed")
+    assert again["digest"] == prepared["digest"]
+
+
+def test_a_full_disk_is_one_line_and_resume_goes_on(cluster, prepared):
+    # Hosts that share a disk need no store.
+    output = f"{cluster.hosts.disk}/full"
+    filler = cluster.hosts.disk / "filler"
+    cluster.hosts.resize_disk(1)
+    filler.write_bytes(b"x" * 900_000)
+    printed = cluster.fail("ray", "job", "submit", "--", *preparation(output))
+    assert "\nprepare: no space left on the device" in printed
+    assert "Traceback" not in printed
+    filler.unlink()
+    cluster.hosts.resize_disk(64)
+    again = result_of(cluster.submit(*preparation(output, "--resume")))
+    assert again["digest"] == prepared["digest"]
+
+
+FILL = """
+import ray, time
+ray.init()
+fill = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(lambda: bytes(50 << 20))
+kept = [fill.remote() for _ in range(12)]
+ray.wait(kept, num_returns=len(kept))
+time.sleep(20)
+"""
+"""Several times what the hosts' stores hold, for as long as prepare takes."""
+
+
+def test_full_object_stores_spill_and_change_nothing(cluster, prepared):
+    cluster.head.inside("cat > ~/ochat_ray/fill.py", input=FILL)
+    spilled = "find /tmp/ray -path '*spill*' -type f -size +1M"
+    with meanwhile(lambda: cluster.submit("python", "fill.py")):
+        for host in cluster.workers:
+            wait_for(lambda host=host: host.inside(spilled).stdout, "a spilled object", 120)
+        again = prepare(cluster, "spilled")
+    assert again["digest"] == prepared["digest"]
+
+
+LONG = ("--max-steps", "40", "--epochs", "10")
+
+
+@pytest.fixture(scope="session")
+def whole(cluster, prepared):
+    """The manifest of an undisturbed training of that many steps."""
+    return train(cluster, "whole", *LONG)
+
+
+def has_checkpoint(cluster, name):
+    # state.json is written last.
+    files = cluster.objects(f"runs/{name}/checkpoints/")
+    return any(key.endswith("/state.json") for key in files)
+
+
+def steps_of(cluster, name):
+    lines = map(json.loads, cluster.read(f"runs/{name}/metrics.jsonl").splitlines())
+    return [line["step"] for line in lines if "loss" in line]
+
+
+def test_a_host_cut_off_while_training_comes_back_to_the_same_loss(cluster, whole):
+    def cut():
+        wait_for(lambda: has_checkpoint(cluster, "lost"), "a checkpoint", 180)
+        cluster.workers[1].unplug()
+        cluster.wait_for_hosts(2)
+        cluster.workers[1].plug()
+
+    with meanwhile(cut):
+        result = train(cluster, "lost", *LONG)
+    assert (result["world_size"], result["step"]) == (2, 40)
+    assert steps_of(cluster, "lost") == list(range(1, 41))
+    assert result["eval_after"]["loss"] == pytest.approx(whole["eval_after"]["loss"], 1e-5)
+
+
+def test_a_slow_link_is_said_to_be_one(cluster, prepared):
+    slow = cluster.workers[0]
+    slow.slow_down()
+    try:
+        printed = cluster.submit(*training("slow", "--max-steps", "3"))
+    finally:
+        slow.speed_up()
+    assert "slow link: " in printed
+
+
+def test_a_host_lost_for_good_while_training_leaves_the_same_loss(cluster, whole):
+    lost = cluster.workers[0]
+
+    def crash():
+        wait_for(lambda: has_checkpoint(cluster, "smaller"), "a checkpoint", 180)
+        lost.crash()
+
+    with meanwhile(crash):
+        result = train(cluster, "smaller", *LONG, "--num-workers-min", "1")
+    assert (result["world_size"], result["step"]) == (1, 40)
+    assert steps_of(cluster, "smaller") == list(range(1, 41))
+    assert result["eval_after"]["loss"] == pytest.approx(whole["eval_after"]["loss"], 1e-3)
+    lost.boot()
+    cluster.wait_for_hosts(3)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An answer as a client saw it: when it was asked for, and its last line."""
+
+    asked: float
+    last: str
+
+    def is_whole(self):
+        return self.last == "data: [DONE]"
+
+    def has_error(self):
+        return self.last.startswith("data: {") and "error" in json.loads(self.last[6:])
+
+
+async def ask_until(end, url, streams):
+    body = {"model": "openchat", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    long = {"max_tokens": 200, "logit_bias": {"300": -100}}  # 300 ends the turn
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        while time.monotonic() < end():
+            asked, last = time.monotonic(), ""
+            async with client.stream("POST", CHAT, json=body | long) as reply:
+                async for line in reply.aiter_lines():
+                    last = line or last
+            streams.append(Stream(asked, last))
+
+
+def test_a_lost_host_breaks_the_streams_of_its_replica_alone(cluster, served):
+    with_ingress = cluster.hosts_of("Ingress")
+    lost = next(host for host in cluster.hosts_of("Model") if host not in with_ingress)
+    streams, crashed, end = [], 0.0, float("inf")
+
+    async def load():
+        await asyncio.gather(*(ask_until(lambda: end, served, streams) for _ in range(6)))
+
+    with meanwhile(lambda: asyncio.run(load())):
+        wait_for(lambda: sum(stream.is_whole() for stream in streams) >= 12, "answers", 120)
+        crashed = time.monotonic()
+        lost.crash()
+        end = crashed + 30
+    broken = [stream for stream in streams if not stream.is_whole()]
+    assert 1 <= len(broken) <= 6
+    assert all(stream.has_error() and stream.asked < crashed for stream in broken), broken
+    assert sum(stream.asked > crashed for stream in streams) > 6
+    lost.boot()
+    wait_for(lambda: lost in cluster.hosts_of("Model"), "a replica on the host", 240)
+
+
+def lose_head(cluster, when, *job):
+    """Crash the head in the middle of a job, start it again and `ray up`."""
+
+    def crash():
+        wait_for(when, "the moment", 180)
+        cluster.head.crash()
+        time.sleep(5)
+        cluster.hang_up()  # for the client, whom nobody told
+
+    with meanwhile(crash):
+        cluster.fail("ray", "job", "submit", "--", *job)
+    cluster.head.boot()
+    cluster.up()
+
+
+def test_a_head_lost_while_prepare_runs(cluster, prepared):
+    job = preparation(f"{OUTPUT}/headless", "--resume")
+    lose_head(cluster, lambda: cluster.objects("runs/headless/.work/clean/"), *job)
+    assert not cluster.objects("runs/headless/manifest.json")
+    assert result_of(cluster.submit(*job))["digest"] == prepared["digest"]
+
+
+def test_a_head_lost_while_training(cluster, whole):
+    job = training("beheaded", *LONG)
+    lose_head(cluster, lambda: has_checkpoint(cluster, "beheaded"), *job)
+    result = result_of(cluster.submit(*job))
+    assert steps_of(cluster, "beheaded") == list(range(1, 41))
+    assert result["eval_after"]["loss"] == pytest.approx(whole["eval_after"]["loss"], 1e-5)
