@@ -47,7 +47,15 @@ test-slow: venv
 test-demo: venv
 	$(BIN)/python -m pytest -m end_to_end
 
+# What the hosts are made of. Where systemd runs, which would start servers of them, and for others
+# than root, the tests say what is missing, and skip.
+HOST_PROGRAMS := sshd rsync ip redis-server
+HOST_PACKAGES := openssh-server rsync iproute2 redis-server
+
 test-cluster: venv
+	@for program in $(HOST_PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
+	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && [ ! -d /run/systemd/system ]; then \
+		{ apt-get update -qq && apt-get install -qq -y $(HOST_PACKAGES); } > /dev/null 2>&1 || true; fi
 	$(BIN)/python -m pytest -m cluster tests/cluster
 
 test-vllm: .venv-vllm/installed

@@ -38,7 +38,8 @@ class Cluster:
     ) -> None:
         self.hosts, self.repository, self.environment = hosts, repository, environment
         self.store = store
-        self.head, *self.workers = hosts.all
+        self.members = hosts.add(3)
+        self.head, *self.workers = self.members
         self.jobs_url = environment["RAY_API_SERVER_ADDRESS"]
         self._dashboard = ExitStack()
         definition = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -127,7 +128,7 @@ class Cluster:
             for actor in self.alive("actors")
             if actor["class_name"].endswith(f":{deployment}")
         ]
-        return [host for host in self.hosts.all if host.address in found]
+        return [host for host in self.members if host.address in found]
 
     def objects(self, prefix: str) -> list[str]:
         """The keys in the store below a prefix."""
@@ -196,7 +197,7 @@ def store(hosts):
 def cluster(hosts, store, model_directory):
     """A head and two workers, made by `ray up` over SSH."""
     repository, home = hosts.folder / "repository", hosts.folder / "home"
-    _copy_repository(repository)
+    copy_repository(repository)
     shutil.copytree(model_directory, repository / "tiny")
     (home / ".ray").mkdir(parents=True)
     environment = {
@@ -212,7 +213,6 @@ def cluster(hosts, store, model_directory):
         "export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1\n"
         f"export AWS_EC2_METADATA_DISABLED=true AWS_ENDPOINT_URL={store.meta.endpoint_url}\n"
     )
-    hosts.add(3)
     made = Cluster(hosts, store, repository, environment)
     made.run("ray", "get-auth-token", "--generate")
     try:
@@ -222,7 +222,7 @@ def cluster(hosts, store, model_directory):
         made.hang_up()
     made.run("ray", "down", "--yes", "cluster.yaml")
     # The head at once; a worker's Ray ends itself when it has not seen the head for a minute.
-    for host in hosts.all:
+    for host in made.members:
         wait_for(lambda host=host: not host.rays(), f"the end of Ray on {host.address}", 120)
 
 
@@ -261,28 +261,8 @@ def trained(cluster, prepared):
     return train(cluster, "model", "--max-steps", "4")
 
 
-@pytest.fixture
-def served(cluster, trained):
-    """The URL of that model, served by a replica on each worker."""
-    start = "serve run ochat_ray.serve:app model=s3://bucket/runs/model min_replicas=2 ui=false"
-    cluster.run("ray", "job", "submit", "--no-wait", "--", *start.split(), "kv_cache_gib=0.25")
-    port = free_port()
-    with cluster.forwarded(port, 8000):
-        url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: _is_ready(url), "a replica", 180)
-        wait_for(lambda: len(cluster.hosts_of("Model")) == 2, "replicas on two hosts", 120)
-        yield url
-        cluster.submit("serve", "shutdown", "--yes")
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _copy_repository(target: Path) -> None:
+def copy_repository(target: Path) -> None:
+    """What git has of it, as it is now."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,

@@ -154,10 +154,11 @@ class Hosts:
         _run(f"ip address add {CLIENT}/24 dev {self._bridge}")
         _run(f"ip link set {self._bridge} up")
 
-    def add(self, count: int) -> None:
+    def add(self, count: int) -> list[Host]:
         """Start so many more."""
         for _ in range(count):
             self.all.append(Host(len(self.all) + 1, self.folder, self._bridge))
+        return self.all[-count:]
 
     def resize_disk(self, mebibytes: int) -> None:
         """Give the disk of all another size."""

@@ -1,0 +1,79 @@
+"""The head lost where the GCS keeps its state in Redis: Serve's replicas outlive it."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from tests.cluster.conftest import copy_repository, wait_for
+from tests.cluster.hosts import CLIENT, VENV
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+PORT, PASSWORD = 6399, "of-this-test"
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+
+
+@pytest.fixture
+def redis(hosts):
+    """The address of a Redis beside the hosts."""
+    if not (program := shutil.which("redis-server")):
+        pytest.skip("redis-server is not installed")
+    process = subprocess.Popen(
+        [program, "--bind", CLIENT, "--port", str(PORT), "--requirepass", PASSWORD, "--save", ""],
+        stdout=subprocess.DEVNULL, cwd=hosts.folder,
+    )  # fmt: skip
+    yield f"{CLIENT}:{PORT}"
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture
+def run_on(hosts, model_directory):
+    """Runs a command of the project on a host, as if somebody had installed it there."""
+    repository = hosts.folder / "without-ray-up"
+    copy_repository(repository)
+    shutil.copytree(model_directory, repository / "tiny")
+    (hosts.folder / "bashrc").write_text(
+        f"export PYTHONPATH={repository} PATH={VENV}/bin:$PATH RAY_AUTH_MODE=token\n"
+        "mkdir -p ~/.ray && echo 0123456789abcdef0123456789abcdef > ~/.ray/auth_token\n"
+        "chmod 600 ~/.ray/auth_token\n"
+    )
+
+    def run(host, command):
+        # What stays behind must not hold this side's pipe.
+        line = f". ~/.bashrc && cd {repository} && {{ {command}; }} > /tmp/log 2>&1 < /dev/null"
+        host.inside(f"{line} || {{ cat /tmp/log >&2; exit 1; }}")
+
+    return run
+
+
+def test_replicas_outlive_the_head(hosts, redis, run_on):
+    head, worker = hosts.add(2)
+    start_head = (
+        f"RAY_REDIS_ADDRESS={redis} ray start --head --port=6379 --num-cpus=0 "
+        f"--redis-password={PASSWORD}"
+    )
+    run_on(head, start_head)
+    run_on(worker, f"ray start --address={head.address}:6379 --num-cpus=1")
+    run_on(head, "serve run --non-blocking ochat_ray.serve:app model=$PWD/tiny ui=false")
+
+    def answer():
+        done = head.inside(
+            "curl -s --max-time 10 -H 'Content-Type: application/json' -d @- "
+            "http://127.0.0.1:8000/v1/chat/completions || true", input=json.dumps(ASK),
+        )  # fmt: skip
+        return '"completion_tokens"' in done.stdout
+
+    def replica():
+        return worker.inside("pgrep -f ^ray::ServeReplica:default:Model || true").stdout
+
+    wait_for(answer, "an answer", 120)
+    before = replica()
+    head.crash()
+    head.boot()
+    assert not answer()
+    run_on(head, start_head)
+    wait_for(answer, "an answer of the new head", 180)
+    assert replica() == before != ""
