@@ -26,6 +26,10 @@ BIN = Path(sys.prefix) / "bin"
 PAGES, FILES, FILE_RECORDS = 120, 8, 200
 
 
+class CommandError(Exception):
+    """A command ended in failure; its text is what the command printed."""
+
+
 class Cluster:
     """The hosts, the definition they were made by, and a folder that is a copy of the repository.
 
@@ -64,7 +68,8 @@ class Cluster:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout,
             stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}"
+        if done.returncode != 0:
+            raise CommandError(f"{' '.join(command)}: {done.returncode}\n{done.stdout}")
         return done.stdout
 
     def up(self) -> None:
@@ -81,7 +86,7 @@ class Cluster:
 
     def fail(self, *command: str) -> str:
         """What a command printed that ends in failure."""
-        with pytest.raises(AssertionError) as failure:
+        with pytest.raises(CommandError) as failure:
             self.run(*command)
         return str(failure.value)
 
