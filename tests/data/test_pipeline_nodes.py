@@ -1,6 +1,7 @@
 """Which nodes of a cluster prepare runs on: those without GPUs, while there are any."""
 
 import json
+import time
 
 import pytest
 import ray
@@ -36,13 +37,13 @@ def prepare(tmp_path, tokenizer_directory):
         (tmp_path / "in" / f"{number}.jsonl").write_text(line + "\n")
 
     def run(name):
-        before = {task.task_id for task in data_tasks()}
+        started = 1000 * time.time()
         config = PrepareConfig(
             input=(str(tmp_path / "in"),), output=str(tmp_path / name), keep_model="any",
             tokenizer=tokenizer_directory, eval_ratio=0.3,
         )  # fmt: skip
         assert pipeline.prepare(config)["counts"]["kept"] == FILES
-        return {task.node_id for task in data_tasks() if task.task_id not in before}
+        return {task.node_id for task in data_tasks() if task.start_time_ms >= started}
 
     return run
 
@@ -50,7 +51,7 @@ def prepare(tmp_path, tokenizer_directory):
 def data_tasks():
     return [
         task
-        for task in list_tasks(filters=[("state", "=", "FINISHED")], limit=1000)
+        for task in list_tasks(filters=[("state", "=", "FINISHED")], limit=1000, detail=True)
         if task.name.startswith("MapBatches")
     ]
 
@@ -67,4 +68,6 @@ def test_nodes_with_gpus_are_left_alone_while_others_will_do(head, prepare):
     head.wait_for_nodes()
     assert prepare("apart") == {others.node_id}
     head.remove_node(others)
+    while sum(node["Alive"] for node in ray.nodes()) > 2:
+        time.sleep(0.1)
     assert prepare("together") == {with_gpu.node_id}
