@@ -49,11 +49,13 @@ def prepare(tmp_path, tokenizer_directory):
 
 
 def data_tasks():
-    return [
-        task
-        for task in list_tasks(filters=[("state", "=", "FINISHED")], limit=1000, detail=True)
-        if task.name.startswith("MapBatches")
-    ]
+    """Ray Data's tasks, once Ray knows when each began: it hears of that in pieces."""
+    while True:
+        finished = list_tasks(filters=[("state", "=", "FINISHED")], limit=1000, detail=True)
+        tasks = [task for task in finished if task.name.startswith("MapBatches")]
+        if all(task.start_time_ms for task in tasks):
+            return tasks
+        time.sleep(0.5)
 
 
 def test_a_cluster_without_cpus_is_refused_at_once(head, prepare):
