@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tests.cluster.hosts import CLIENT, ROOT, Host, Hosts, why_not
-from tests.cluster.jobs import prepare, train
+from tests.cluster.jobs import prepare, result_of, training
 from tests.pages import share_page
 
 BIN = Path(sys.prefix) / "bin"
@@ -214,7 +214,9 @@ def cluster(hosts, store, model_directory):
     }  # fmt: skip
     (hosts.folder / "bashrc").write_text(
         # A host that is lost is known to be after a quarter of a minute; usually it is a whole one.
+        # So is a host that has lost its head.
         "export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3\n"
+        "export RAY_gcs_rpc_server_reconnect_timeout_s=20\n"
         "export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1\n"
         f"export AWS_EC2_METADATA_DISABLED=true AWS_ENDPOINT_URL={store.meta.endpoint_url}\n"
     )
@@ -261,9 +263,20 @@ def prepared(cluster, conversations):
 
 
 @pytest.fixture(scope="session")
-def trained(cluster, prepared):
-    """The manifest of a model trained on them."""
-    return train(cluster, "model", "--max-steps", "4")
+def printed_by_training(cluster, prepared):
+    """What the training of a model printed whose workers exchange over a slow link."""
+    slow = cluster.workers[0]
+    slow.slow_down()
+    try:
+        return cluster.submit(*training("model", "--max-steps", "4"))
+    finally:
+        slow.speed_up()
+
+
+@pytest.fixture(scope="session")
+def trained(printed_by_training):
+    """The manifest of that model."""
+    return result_of(printed_by_training)
 
 
 def copy_repository(target: Path) -> None:

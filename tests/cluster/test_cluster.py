@@ -56,6 +56,10 @@ def test_two_hosts_train_one_model(trained):
     assert (trained["world_size"], trained["step"]) == (2, 4)
 
 
+def test_a_slow_link_is_said_to_be_one(printed_by_training):
+    assert "slow link: " in printed_by_training
+
+
 def test_evaluation_asks_from_every_host(cluster):
     questions = [
         {"question_id": n, "text": f"question {n}", "category": "generic"} for n in range(30)
