@@ -1,6 +1,6 @@
 """Does prepare use all nodes of a large cluster, and does its driver stay flat?
 
-    python benchmarks/cluster_scale.py --nodes 4,16,48
+    python benchmarks/cluster_scale.py --nodes 4,16,40
 
 Real raylets, workers and tasks, of one CPU each, for as many nodes as are asked for, all on this
 machine: what is simulated is only that each has a processor of its own. So the passes' seconds are
@@ -30,7 +30,7 @@ RECORDS = 50
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodes", default="4,16,48", help="sizes, with commas between")
+    parser.add_argument("--nodes", default="4,16,40", help="sizes, with commas between")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.size:

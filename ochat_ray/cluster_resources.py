@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,13 @@ nowhere else. deploy/kubernetes/raycluster.yaml puts one there, too."""
 _HEAD = "node:__internal_head__"
 """The resource that Ray gives the head alone."""
 
-Resources = dict[str, float]
-
 
 def most(resource: str) -> int:
     """How many "CPU" or "GPU" the cluster may have in all: nodes not yet started count, too."""
     return _most(lambda node: int(node.get(resource, 0)))
 
 
-def room_for(needs: Resources) -> float:
+def room_for(needs: dict[str, float]) -> float:
     """How many of what takes so many "CPU" and "GPU" of one node the cluster may ever hold.
 
     Infinite where nobody can tell: on another node than the head, and where Kubernetes adds nodes
@@ -60,11 +59,11 @@ def apart_from_gpus() -> dict[str, Any]:
     return options
 
 
-def _most(count: Any) -> int:
+def _most(count: Callable[[dict[str, Any]], int]) -> int:
     """The sum of what `count` finds in a node's resources: now, or once all are started."""
     now = sum(count(node["Resources"]) for node in _nodes())
     defined = sum(int(kind.get("max_workers", 0)) * count(kind["resources"]) for kind in _types())
-    return int(max(now, defined))
+    return max(now, defined)
 
 
 def _here() -> str:
