@@ -35,14 +35,19 @@ def test_a_host_that_crashes_while_prepare_runs_changes_nothing(cluster, prepare
 
 
 def test_workers_killed_in_each_stage_change_nothing(cluster, prepared):
+    killed = []
+
     def kill():
         for stage in STAGES:
             wait_for_stage(cluster, "killed", stage)
             for host in cluster.workers:
-                host.inside("pkill -9 -f '^ray::(IDLE|MapBatches)' || true")
+                # Prints how many.
+                found = host.inside("pkill -9 -c -f '^ray::(IDLE|MapBatches)' || true").stdout
+                killed.append(int(found))
 
     with meanwhile(kill):
         again = prepare(cluster, "killed")
+    assert sum(killed) >= len(STAGES), killed
     assert again["digest"] == prepared["digest"]
 
 
