@@ -65,12 +65,12 @@ def account(tmp_path_factory):
 @pytest.fixture(scope="module")
 def aws(account, tmp_path_factory):
     """A client of EC2, once `ray up` and the autoscaler's provider have launched instances."""
-    import boto3
-
-    ec2 = boto3.client(
-        "ec2", region_name="us-west-2", endpoint_url=account["AWS_ENDPOINT_URL"],
-        aws_access_key_id="test", aws_secret_access_key="test",
+    client(account, "cloudformation").create_stack(
+        StackName="ochat-ray", TemplateBody=(ROOT / "deploy/aws/roles.yaml").read_text(),
+        Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "runs"}],
+        Capabilities=["CAPABILITY_NAMED_IAM"],
     )  # fmt: skip
+    ec2 = client(account, "ec2")
     path = tmp_path_factory.mktemp("up") / "log"
     with path.open("w") as log:
         up = subprocess.Popen(
@@ -88,6 +88,15 @@ def aws(account, tmp_path_factory):
         up.wait()
     subprocess.run([sys.executable, "-c", LAUNCH], cwd=ROOT, env=os.environ | account, check=True)
     return ec2
+
+
+def client(account, service):
+    import boto3
+
+    return boto3.client(
+        service, region_name="us-west-2", endpoint_url=account["AWS_ENDPOINT_URL"],
+        aws_access_key_id="test", aws_secret_access_key="test",
+    )  # fmt: skip
 
 
 def listens(port):
@@ -120,10 +129,35 @@ def test_disks_are_as_large_as_said(aws, name, gigabytes):
     assert (found["Size"], found["VolumeType"]) == (gigabytes, "gp3")
 
 
-def test_the_head_alone_may_start_instances(aws):
-    launched = instances(aws)
-    assert "ray" in launched["head"]["IamInstanceProfile"]["Arn"]
-    assert all("IamInstanceProfile" not in one for n, one in launched.items() if n != "head")
+def test_the_stack_is_valid_to_cloudformation():
+    template = str(ROOT / "deploy/aws/roles.yaml")
+    done = subprocess.run(
+        [RAY.with_name("cfn-lint"), "--regions", "us-west-2", "--template", template],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_all_may_use_the_bucket_and_the_head_alone_may_start_instances(aws, account):
+    iam = client(account, "iam")
+    for name, one in instances(aws).items():
+        profile = one["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+        assert profile == ("ray-autoscaler-v1" if name == "head" else "ochat-ray-node")
+        (role,) = iam.get_instance_profile(InstanceProfileName=profile)["InstanceProfile"]["Roles"]
+        (shared,) = iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]
+        policy = iam.get_policy_version(PolicyArn=shared["PolicyArn"], VersionId="v1")
+        statements = policy["PolicyVersion"]["Document"]["Statement"]
+        assert [statement["Resource"] for statement in statements] == [
+            "arn:aws:s3:::runs",
+            "arn:aws:s3:::runs/*",
+        ]
+        own = iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
+        assert own == (["start-nodes"] if name == "head" else [])
+    policy = iam.get_role_policy(RoleName="ray-autoscaler-v1", PolicyName="start-nodes")
+    starts, gives, _ = yaml.safe_load(policy["PolicyDocument"])["Statement"]
+    assert "ec2:RunInstances" in starts["Action"]
+    assert gives["Action"] == "iam:PassRole"
+    assert gives["Resource"].endswith(":role/ochat-ray-node")
 
 
 def test_the_outside_reaches_ssh_and_serve_alone(aws):

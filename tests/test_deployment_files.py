@@ -52,3 +52,15 @@ def test_runtime_env_yaml_is_a_runtime_environment():
 
     environment = RuntimeEnv(**load("runtime_env.yaml"))
     assert ".venv" in environment["excludes"]
+
+
+def test_its_packages_travel_once_the_marks_are_off():
+    from ray.runtime_env import RuntimeEnv
+
+    text = (ROOT / "runtime_env.yaml").read_text()
+    marked = text[text.index("# pip:") :]
+    environment = RuntimeEnv(**yaml.safe_load(text + marked.replace("# ", "", 1).replace("#", "")))
+    assert environment.pip_config()["packages"] == [
+        "-c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt",
+        "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}",
+    ]

@@ -97,12 +97,8 @@ class Cluster:
     @contextmanager
     def forwarded(self, port: int, there: int) -> Iterator[None]:
         """A port of the head's loopback on this side's, as `ray dashboard` does it."""
-        process = subprocess.Popen(
-            ["ssh", "-i", str(self.hosts.key), "-o", "StrictHostKeyChecking=no",
-             "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
-             "-o", "ExitOnForwardFailure=yes", "-N", "-L", f"{port}:127.0.0.1:{there}",
-             f"root@{self.head.address}"]
-        )  # fmt: skip
+        tunnel = ["-o", "ExitOnForwardFailure=yes", "-N", "-L", f"{port}:127.0.0.1:{there}"]
+        process = subprocess.Popen([*self.hosts.ssh.split(), *tunnel, self.head.address])
         try:
             wait_for(lambda: _listens(port), "the tunnel")
             yield
@@ -213,10 +209,11 @@ def cluster(hosts, store, model_directory):
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }  # fmt: skip
     (hosts.folder / "bashrc").write_text(
-        # A host that is lost is known to be after a quarter of a minute; usually it is a whole one.
-        # So is a host that has lost its head.
+        # A host that is lost is known to be after a quarter of a minute, and Ray started on it
+        # again ten seconds later; usually each is longer. So is it for a host without its head.
         "export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3\n"
-        "export RAY_gcs_rpc_server_reconnect_timeout_s=20\n"
+        "export AUTOSCALER_HEARTBEAT_TIMEOUT_S=10 AUTOSCALER_UPDATE_INTERVAL_S=2\n"
+        "export RAY_gcs_rpc_server_reconnect_timeout_s=10\n"
         "export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1\n"
         f"export AWS_EC2_METADATA_DISABLED=true AWS_ENDPOINT_URL={store.meta.endpoint_url}\n"
     )
@@ -228,7 +225,7 @@ def cluster(hosts, store, model_directory):
     finally:
         made.hang_up()
     made.run("ray", "down", "--yes", "cluster.yaml")
-    # The head at once; a worker's Ray ends itself when it has not seen the head for a minute.
+    # The head at once; a worker's Ray ends itself when it has not seen the head for a while.
     for host in made.members:
         wait_for(lambda host=host: not host.rays(), f"the end of Ray on {host.address}", 120)
 

@@ -92,11 +92,11 @@ class Host:
         )  # fmt: skip
 
     def rays(self) -> list[str]:
-        """The command lines of Ray's processes there."""
+        """The command lines of Ray's processes there, and of the jobs' that it started."""
         if self._outer.poll() is not None:
             return []
         lines = self.inside("ps -eo args").stdout.splitlines()
-        return [line for line in lines if "raylet/raylet" in line or "gcs_server" in line]
+        return [line for line in lines if "ray::" in line or "/ray/" in line or "jobs/" in line]
 
     def unplug(self) -> None:
         """Pull its network cable."""
@@ -147,6 +147,10 @@ class Hosts:
         _run(f"mount -t tmpfs -o size=64m tmpfs {self.disk}")
         _run(f"ssh-keygen -q -t ed25519 -N '' -f {self.key}")
         _run(f"ssh-keygen -q -t ed25519 -N '' -f {folder / 'host_key'}")
+        self.ssh = (
+            f"ssh -i {self.key} -l root -o LogLevel=ERROR -o StrictHostKeyChecking=no "
+            "-o UserKnownHostsFile=/dev/null"
+        )
         wheels = folder / "wheels"  # what pip builds an editable install of this project with
         _run(f"{sys.executable} -m pip download -q -d {wheels} hatchling editables")
         _run(f"ip link add {self._bridge} type bridge")

@@ -2,6 +2,7 @@
 
 import json
 
+import grpc
 import httpx
 import pytest
 
@@ -24,6 +25,28 @@ def test_only_who_has_the_token_is_let_in(cluster):
     token = cluster.token()
     for name in ("cluster.yaml", "runtime_env.yaml", "serve.yaml"):
         assert token not in (cluster.repository / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("port", "call"),
+    [
+        (6379, "ray.rpc.NodeInfoGcsService/GetAllNodeInfo"),
+        (10001, "ray.rpc.RayletDriver/ClusterInfo"),
+    ],
+)
+def test_no_driver_is_let_in_without_the_token(cluster, port, call):
+    def answer(**options):
+        with grpc.insecure_channel(f"{cluster.head.address}:{port}") as channel:
+            try:
+                channel.unary_unary(f"/{call}")(b"", timeout=20, **options)
+            except grpc.RpcError as error:
+                return error.code()
+        return grpc.StatusCode.OK
+
+    token = [("authorization", f"Bearer {cluster.token()}")]
+    # With the token Ray Client's port finds fault with the empty request.
+    assert answer(metadata=token) in (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND)
+    assert answer() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_the_dashboard_is_open_to_the_head_alone(cluster):

@@ -25,13 +25,14 @@ def test_a_host_that_crashes_while_prepare_runs_changes_nothing(cluster, prepare
     def crash():
         wait_for_stage(cluster, name, stage)
         lost.crash()
+        cluster.wait_for_hosts(2)
+        lost.boot()
+        cluster.wait_for_hosts(3)  # the autoscaler starts Ray on it again
 
     with meanwhile(crash):
         again = prepare(cluster, name)
     assert again["digest"] == prepared["digest"]
     assert again["counts"] == prepared["counts"]
-    lost.boot()
-    cluster.wait_for_hosts(3)  # the autoscaler starts Ray on it again
 
 
 def test_workers_killed_in_each_stage_change_nothing(cluster, prepared):
