@@ -134,7 +134,7 @@ class Host:
 class Hosts:
     """Hosts on a bridge, with an SSH key that opens them; all are gone at the end.
 
-    `folder` has what they start with: `bashrc` is each one's ~/.bashrc. `disk` is one that they
+    `ssh` is the command that logs in to one. `folder` has what they start with: `bashrc` is each one's ~/.bashrc. `disk` is one that they
     all mount, and that has a size.
     """
 

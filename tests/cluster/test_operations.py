@@ -61,4 +61,6 @@ def test_the_lines_of_the_docs_lead_to_an_answer(cluster, assets):
             os.killpg(walk.pid, signal.SIGTERM)  # what goes on in the background
         cluster.submit("serve", "shutdown", "--yes")
     assert walk.returncode == 0, printed
-    assert json.loads(printed.splitlines()[-1])["choices"][0]["message"]["role"] == "assistant"
+    answer = printed.splitlines()[-1]
+    assert answer.startswith('{"id":"chatcmpl-'), printed
+    assert json.loads(answer)["usage"]["completion_tokens"] > 0
