@@ -134,8 +134,8 @@ class Host:
 class Hosts:
     """Hosts on a bridge, with an SSH key that opens them; all are gone at the end.
 
-    `ssh` is the command that logs in to one. `folder` has what they start with: `bashrc` is each one's ~/.bashrc. `disk` is one that they
-    all mount, and that has a size.
+    `ssh` is the command that logs in to one. `folder` has what they start with: `bashrc` is each
+    one's ~/.bashrc. `disk` is one that they all mount, and that has a size.
     """
 
     def __init__(self) -> None:
