@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,14 @@ Split = Literal["train", "eval"]
 def absolute(uri: str) -> str:
     """A path that means the same in any directory; a URI as it is."""
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def not_on_this_host(path: str) -> UserError:
+    """What to say of a local path that is there on another host of the cluster, and not here."""
+    return UserError(
+        f"{path} is not there on {socket.gethostname()}; "
+        "what several hosts use must be at a URI (s3://...) or in a folder that all of them mount"
+    )
 
 
 def open_location(uri: str) -> tuple[pafs.FileSystem, str]:

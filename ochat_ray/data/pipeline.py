@@ -47,7 +47,7 @@ from ochat_ray.data.tokenize import DIGEST_MODULUS
 from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import recipe
-from ochat_ray.run_dir import MANIFEST, RunDir, completed
+from ochat_ray.run_dir import MANIFEST, RunDir, completed, not_on_this_host
 from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 
 PLAN = f"{WORK}/plan.json"
@@ -205,6 +205,9 @@ def _clean_pass(
     def clean_group(batch: pa.Table) -> Iterator[pa.Table]:
         group = batch["group"][0].as_py()
         uris = _load(run, _group(group))
+        for uri in uris:
+            if "://" not in uri and not os.path.exists(uri):
+                raise not_on_this_host(uri)
         count = 0
         for records in parts_of(read_files(uris)):
             part = f"{group:06d}-{count:04d}"
@@ -368,7 +371,8 @@ def _done(stage: str, name: str) -> str:
 
 def _load(run: RunDir, name: str) -> Any:
     value = run.read_json(name)
-    assert value is not None, f"{name} is missing"
+    if value is None:
+        raise not_on_this_host(run.path(name))
     return value
 
 

@@ -22,7 +22,7 @@ from torch import distributed
 
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
-from ochat_ray.run_dir import RunDir, open_location, read_manifest
+from ochat_ray.run_dir import RunDir, not_on_this_host, open_location, read_manifest
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import packing
@@ -73,7 +73,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     An error that would only come again is left in the output directory before it is raised, and
     the next attempt ends at once.
     """
-    run = RunDir.open(settings["config"]["output"])
+    output, staging = settings["config"]["output"], settings["staging"]
+    if "://" not in output and not os.path.isdir(staging):  # which is beside the output
+        raise not_on_this_host(output)
+    run = RunDir.open(output)
     if run.exists(FAILURE):
         return
     try:

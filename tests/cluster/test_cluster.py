@@ -60,6 +60,13 @@ def test_prepare_reads_and_writes_shared_storage(cluster, conversations, prepare
     assert json.loads(cluster.read("runs/data/manifest.json"))["digest"] == prepared["digest"]
 
 
+def test_an_output_that_hosts_do_not_share_is_one_clear_line(cluster, conversations):
+    printed = cluster.fail("ray", "job", "submit", "--", *preparation("/root/alone"))
+    assert "\njobs/prepare.py: /root/alone/.work/inputs/" in printed
+    assert " is not there on host-" in printed
+    assert "Traceback" not in printed
+
+
 def test_the_code_travels_with_a_job_to_hosts_without_it(cluster, prepared):
     for host in cluster.members:
         host.inside("cd ~/ochat_ray && mkdir hidden && mv jobs ochat_ray hidden")

@@ -6,6 +6,7 @@ import random
 import pyarrow.parquet as pq
 import pytest
 
+from ochat_ray.command_line import user_message
 from ochat_ray.data import parts, pipeline
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.errors import UserError
@@ -173,3 +174,22 @@ def test_an_input_without_conversations_is_one_clear_line(
     with pytest.raises(UserError, match=line):
         pipeline.prepare(config(tmp_path, tokenizer_directory))
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize("missing", ["in/1.json", "out/.work/inputs/000000.json"])
+def test_what_a_task_on_another_host_does_not_see_is_one_clear_line(
+    tmp_path, tokenizer_directory, monkeypatch, missing
+):
+    write(tmp_path / "in", items())
+    start = pipeline._start_ray
+
+    def start_without():
+        (tmp_path / missing).unlink()  # listed or written before, as on the driver's host
+        start()
+
+    monkeypatch.setattr(pipeline, "_start_ray", start_without)
+    with pytest.raises(Exception, match="UserError") as failure:
+        pipeline.prepare(config(tmp_path, tokenizer_directory))
+    message = user_message(failure.value)
+    assert message.startswith(f"{tmp_path / missing} is not there on ")
+    assert "s3://" in message

@@ -14,6 +14,7 @@ from ochat_ray.train.batch import make_batch, weighted_nll
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.forward import logits
 from ochat_ray.train.launch import train
+from ochat_ray.train.loop import train_worker
 from ochat_ray.train.tokens import TokenTable
 from tests.token_tables import write_data
 
@@ -168,6 +169,13 @@ def test_data_that_does_not_fit_is_one_clear_line(
     data = write_data(tmp_path / "data", tokenizer, digest, changes)
     with pytest.raises(UserError, match=line):
         train(config(data, model_directory, tmp_path / "model"))
+
+
+def test_a_worker_that_does_not_see_the_output_says_so(tmp_path):
+    settings = {"config": {"output": str(tmp_path / "out")}, "staging": str(tmp_path / "staging")}
+    with pytest.raises(UserError, match=r"out is not there on .*s3://"):
+        train_worker(settings)
+    assert not any(tmp_path.iterdir())
 
 
 def test_more_workers_than_the_cluster_has_is_one_clear_line(data, model_directory, tmp_path):
