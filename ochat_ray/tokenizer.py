@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
+from ochat_ray.model_directory import on_this_host
 from ochat_ray.segment_marks import BORDER, remove_marks, specials_as_written
 
 END_OF_TURN = "<|end_of_turn|>"
@@ -54,8 +55,8 @@ characters first (GPT-NeoX, Qwen) keeps the text as a reader sees it."""
 def load_tokenizer(path: str) -> Any:
     """A probed transformers tokenizer with the end-of-turn token, added at the end if absent.
 
-    `path` is a Hugging Face directory (or the name of one on the Hub) with `tokenizer.json`, or
-    with only a SentencePiece `tokenizer.model` of LLaMA's kind.
+    `path` is a Hugging Face directory (or its URI, or the name of one on the Hub) with
+    `tokenizer.json`, or with only a SentencePiece `tokenizer.model` of LLaMA's kind.
 
     Raises:
         UserError: there is no tokenizer at `path`, or one that would distort the text.
@@ -206,7 +207,7 @@ def _open(path: str) -> Any:
 
     if _find(path, "tokenizer.json"):
         try:
-            return PreTrainedTokenizerFast.from_pretrained(path)
+            return PreTrainedTokenizerFast.from_pretrained(on_this_host(path, weights=False))
         except Exception as error:  # what `tokenizers` raises for a damaged file has no own class
             raise UserError(
                 f"the tokenizer at {path} cannot be read ({_first_line(error)}); fetch it again"
@@ -305,7 +306,8 @@ def _sentencepiece_ids(path: str, texts: Iterable[str]) -> list[list[int] | None
 
 
 def _find(path: str, name: str) -> Path | None:
-    """A file of a directory, or of a repository on the Hub, fetched if need be."""
+    """A file of a directory, or of a URI or a repository on the Hub, fetched if need be."""
+    path = on_this_host(path, weights=False)
     if Path(path).exists():
         return file if (file := Path(path) / name).is_file() else None
     from transformers.utils import cached_file

@@ -27,7 +27,7 @@ class PrepareConfig:
     output: str = ""
     """Run directory to write; runs/RECIPE/data when not given."""
     tokenizer: str = ""
-    """Directory of the base model's tokenizer. The demo recipe has its own."""
+    """The base model's: a directory, its URI or hub name. The demo recipe has its own."""
     keep_model: str = "GPT-4"
     """Model label to keep, or "any"."""
     class_weights: str = ""

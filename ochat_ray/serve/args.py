@@ -23,9 +23,9 @@ from pydantic import (
 from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
+from ochat_ray.model_directory import local_directory
 from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
-from ochat_ray.serve.model_directory import local_directory
 from ochat_ray.serve.responses import Training
 from ochat_ray.template import template_for
 from ochat_ray.tokenizer import END_OF_TURN

@@ -25,6 +25,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from ochat_ray.cluster_resources import head_node, room_for
 from ochat_ray.errors import UserError
+from ochat_ray.model_directory import local_directory
 from ochat_ray.serve.args import EngineSettings, IngressSettings, Settings
 from ochat_ray.serve.backend import Accepted
 from ochat_ray.serve.coalesce import coalesce, pause_s
@@ -37,7 +38,6 @@ from ochat_ray.serve.engines.base import (
     EngineUnavailableError,
     Sampling,
 )
-from ochat_ray.serve.model_directory import local_directory
 
 MODEL = "Model"
 INGRESS = "Ingress"

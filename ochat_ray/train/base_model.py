@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ochat_ray.errors import UserError
+from ochat_ray.model_directory import files_of, on_this_host
 from ochat_ray.tokenizer import end_of_turn_id, has_end_of_turn, load_tokenizer
 
 VOCABULARY_MULTIPLE = 64
@@ -19,7 +20,7 @@ VOCABULARY_MULTIPLE = 64
 
 
 def load_config(path: str) -> Any:
-    """The configuration of a Hugging Face directory or hub name; no code from it is run.
+    """The configuration of a Hugging Face directory, its URI or hub name; no code of it is run.
 
     Raises:
         UserError: there is none, or it needs code of its own.
@@ -27,7 +28,9 @@ def load_config(path: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(
+            on_this_host(path, weights=False), trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _cannot_open(path, error) from error
 
@@ -40,7 +43,7 @@ def load_model(
     attention: str | None = None,
     allow_pickle: bool = False,
 ) -> Any:
-    """A causal language model from a Hugging Face directory or hub name.
+    """A causal language model from a Hugging Face directory, its URI or hub name.
 
     `config` replaces the directory's; `dtype` may be "auto", that of the file. Weights are read
     from safetensors; with `allow_pickle` from a pickle, where torch admits only tensors.
@@ -55,7 +58,7 @@ def load_model(
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            path,
+            on_this_host(path),
             dtype=dtype,
             config=config,
             use_safetensors=not allow_pickle,
@@ -67,16 +70,17 @@ def load_model(
 
 
 def check_weights(path: str, *, allow_pickle: bool) -> None:
-    """Hold a local directory's weights against the --allow-pickle flag.
+    """Hold the weights of a directory or URI against the --allow-pickle flag.
 
     Raises:
         UserError: there are only pickled weights and no flag, or the flag has no effect.
     """
-    directory = Path(path)
-    if not directory.is_dir():
+    found = files_of(path)
+    if found is None:
         return
-    safe = any(directory.glob("*.safetensors"))
-    pickled = any(directory.glob("*.bin"))
+    names = [file.base_name for file in found[1]]
+    safe = any(name.endswith(".safetensors") for name in names)
+    pickled = any(name.endswith(".bin") for name in names)
     if allow_pickle and safe:
         raise UserError(f"--allow-pickle has no effect: {path} has safetensors; leave it out")
     if pickled and not safe and not allow_pickle:
@@ -92,14 +96,19 @@ def fingerprint(path: str) -> str:
     Of the configuration and the names and sizes of the weights' files; a hub's name stands for
     itself.
     """
-    directory = Path(path)
-    if not directory.is_dir():
+    found = files_of(path)
+    if found is None:
         return path
-    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+    fs, files = found
+    config = next((file for file in files if file.base_name == "config.json"), None)
     content = json.dumps(
         [
-            (directory / "config.json").read_text() if (directory / "config.json").exists() else "",
-            [(file.name, file.stat().st_size) for file in files],
+            fs.open_input_stream(config.path).read().decode() if config else "",
+            sorted(
+                (file.base_name, file.size)
+                for file in files
+                if file.base_name.endswith((".safetensors", ".bin"))
+            ),
         ]
     )
     return hashlib.sha256(content.encode()).hexdigest()
@@ -208,12 +217,12 @@ def configure_generation(model: Any, tokenizer: Any) -> None:
 def prepare_base(path: str, directory: Path, *, allow_pickle: bool = False) -> Path:
     """The base model with the end-of-turn token and as safetensors, as a Hugging Face directory.
 
-    That is `path` itself where it is so already; otherwise a copy in `directory`, in the weights'
-    own dtype. Done once, on one machine, before training: resizing embeddings that ZeRO-3 has
-    partitioned is slow and easy to get wrong.
+    That is `path` itself, or its copy on this host, where it is so already; otherwise a copy in
+    `directory`, in the weights' own dtype. Done once, on one machine, before training: resizing
+    embeddings that ZeRO-3 has partitioned is slow and easy to get wrong.
     """
     if has_end_of_turn(path) and not allow_pickle:
-        return Path(path)
+        return Path(on_this_host(path))
     shutil.rmtree(directory, ignore_errors=True)
     tokenizer = load_tokenizer(path)
     model = load_model(path, "auto", allow_pickle=allow_pickle)

@@ -34,7 +34,7 @@ class TrainConfig:
     data: str = ""
     """Run directory of jobs/prepare.py."""
     model: str = ""
-    """Base model, a Hugging Face directory. The demo recipe has its own."""
+    """Base model: a Hugging Face directory, its URI or hub name. The demo recipe has its own."""
     output: str = ""
     """Model directory to write; runs/RECIPE/model when not given."""
 

@@ -232,7 +232,9 @@ def cluster(hosts, store, model_directory):
 
 @pytest.fixture(scope="session")
 def conversations(cluster):
-    """How many are in the store: share pages, and files of records, of a task each."""
+    """How many are in the store, beside a base model: share pages, and files of records."""
+    for file in (cluster.repository / "tiny").iterdir():
+        cluster.store.put_object(Bucket="bucket", Key=f"base/{file.name}", Body=file.read_bytes())
     turns = [
         [
             {"from": "human", "value": f"question {n}"},

@@ -4,14 +4,14 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-OUTPUT = "s3://bucket/runs"
+OUTPUT, BASE = "s3://bucket/runs", "s3://bucket/base"
 
 
 def preparation(output, *options):
     """The command of a run of prepare."""
     return (
         "python", "jobs/prepare.py", "--input", "s3://bucket/input", "--recipe", "openchat",
-        "--tokenizer", "tiny", "--output", output, "--eval-ratio", "0.1", "--json", *options,
+        "--tokenizer", BASE, "--output", output, "--eval-ratio", "0.1", "--json", *options,
     )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def prepare(cluster, name, *options):
 def training(name, *options):
     """The command of a training of two workers, each on a host of its own."""
     return (
-        "python", "jobs/train.py", "--data", f"{OUTPUT}/data", "--model", "tiny", "--recipe",
+        "python", "jobs/train.py", "--data", f"{OUTPUT}/data", "--model", BASE, "--recipe",
         "openchat", "--output", f"{OUTPUT}/{name}", "--num-workers", "2", "--dtype", "float32",
         "--max-tokens", "512", "--tokens-per-step", "1024", "--eval-tokens", "1024", "--json",
         *options,

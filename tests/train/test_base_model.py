@@ -180,3 +180,5 @@ def test_a_fingerprint_tells_models_apart_and_survives_a_move(tokenizer, tmp_pat
     assert fingerprint(str(tmp_path / "other")) != one
     (tmp_path / "one").rename(tmp_path / "moved")
     assert fingerprint(str(tmp_path / "moved")) == one
+    assert fingerprint((tmp_path / "moved").as_uri()) == one
+    assert fingerprint("hub/name") == "hub/name"

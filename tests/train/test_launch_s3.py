@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
+from ochat_ray.model_directory import on_this_host
 from ochat_ray.run_dir import RunDir
 from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 from ochat_ray.train import checkpoint as checkpoints
@@ -22,7 +24,10 @@ pytestmark = pytest.mark.ray
 
 
 def test_checkpoints_on_s3_are_gone_on_from(s3, model_directory, tmp_path):
-    tokenizer = load_tokenizer(str(model_directory))
+    base = "s3://bucket/base"
+    for file in model_directory.iterdir():
+        s3.put_object(Bucket="bucket", Key=f"base/{file.name}", Body=file.read_bytes())
+    tokenizer = load_tokenizer(base)
     data = write_data("s3://bucket/data", tokenizer, tokenizer_digest(tokenizer))
     output = "s3://bucket/out/model"
 
@@ -38,11 +43,12 @@ def test_checkpoints_on_s3_are_gone_on_from(s3, model_directory, tmp_path):
     thread.start()
     result = train(
         TrainConfig(
-            recipe="demo", data=data, model=str(model_directory), output=output, num_workers=2,
+            recipe="demo", data=data, model=base, output=output, num_workers=2,
             epochs=8, sequences_per_step=2, max_tokens=128, learning_rate=1e-3, dtype="float32",
             checkpoint_every=7,
         )
     )  # fmt: skip
+    shutil.rmtree(on_this_host(base))
     assert not thread.is_alive()
     run = RunDir.open(output)
     assert [m["step"] for m in read_metrics(run) if "loss" in m] == list(range(1, 81))

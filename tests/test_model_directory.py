@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ochat_ray.errors import UserError
+from ochat_ray.model_directory import local_directory, on_this_host
 from ochat_ray.serve.args import ServeArgs, resolve
-from ochat_ray.serve.model_directory import local_directory
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +38,17 @@ def test_a_uri_is_fetched_once_without_what_lies_beside_the_model(stored, cache)
     (found / "mark").touch()
     assert local_directory(stored.as_uri()) == found
     assert (found / "mark").exists()
+
+
+def test_its_weights_are_left_where_they_are_when_nobody_needs_them(stored):
+    found = local_directory(stored.as_uri(), weights=False)
+    assert [path.name for path in found.iterdir()] == ["config.json"]
+    assert (local_directory(stored.as_uri()) / "model.safetensors").exists()
+
+
+def test_a_hub_name_and_a_path_are_what_they_are():
+    assert on_this_host("hub/name") == "hub/name"
+    assert on_this_host("model") == "model"
 
 
 def test_a_model_that_was_written_again_is_fetched_again(stored):

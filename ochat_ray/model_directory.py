@@ -9,34 +9,55 @@ import shutil
 from pathlib import Path
 
 import platformdirs
-import pyarrow.fs as pafs
+from pyarrow import fs as pafs
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import open_location
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+"""How the names of the large files end."""
 
-def local_directory(model: str) -> Path:
+
+def on_this_host(model: str, *, weights: bool = True) -> str:
+    """A path or a hub's name as it is; of a URI, the directory of `local_directory`."""
+    return str(local_directory(model, weights=weights)) if "://" in model else model
+
+
+def files_of(model: str) -> tuple[pafs.FileSystem, list[pafs.FileInfo]] | None:
+    """The files of a directory or of a URI, without its folders; None of a hub's name.
+
+    Raises:
+        UserError: the URI cannot be opened.
+    """
+    if "://" not in model and not os.path.isdir(model):
+        return None
+    try:
+        fs, root = open_location(model)
+        found = fs.get_file_info(pafs.FileSelector(root))
+    except OSError as error:
+        raise UserError(f"cannot read {model}: {error}") from error
+    return fs, [file for file in found if file.type == pafs.FileType.File]
+
+
+def local_directory(model: str, *, weights: bool = True) -> Path:
     """The directory of a local path; of a URI such as s3://bucket/model, a copy that is kept.
 
     The copy lies in the user's cache under a name made of the URI and of the sizes and times of
     its files: a model that was written again is fetched again. The processes of one host fetch it
     once; one that is broken off leaves nothing that another would take for a model. The
-    folders that train keeps beside the model (checkpoints, logs) are not fetched.
+    folders that train keeps beside the model (checkpoints, logs) are not fetched, nor are the
+    weights without `weights`, as for its tokenizer alone.
 
     Raises:
         UserError: the URI cannot be opened, or has no files.
     """
     if "://" not in model:
         return Path(model).expanduser().absolute()
-    try:
-        fs, root = open_location(model)
-        files = [
-            file
-            for file in fs.get_file_info(pafs.FileSelector(root))
-            if file.type == pafs.FileType.File
-        ]
-    except OSError as error:
-        raise UserError(f"cannot read {model}: {error}") from error
+    found = files_of(model)
+    assert found is not None
+    fs, files = found
+    if not weights:
+        files = [file for file in files if not file.base_name.endswith(WEIGHTS)]
     if not files:
         raise UserError(f"no model at {model}")
     name = hashlib.sha256(
