@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tests.cluster.hosts import CLIENT, ROOT, Host, Hosts, why_not
-from tests.cluster.jobs import prepare, result_of, training
+from tests.cluster.jobs import meanwhile, prepare, result_of, training
 from tests.pages import share_page
 
 BIN = Path(sys.prefix) / "bin"
@@ -261,15 +261,22 @@ def prepared(cluster, conversations):
     return prepare(cluster, "data")
 
 
+LONG = ("--max-steps", "40", "--epochs", "10")
+"""The options of a training that lasts long enough to lose a host in it."""
+
+
 @pytest.fixture(scope="session")
 def printed_by_training(cluster, prepared):
-    """What the training of a model printed whose workers exchange over a slow link."""
+    """What an undisturbed training printed, whose link is slow until its steps begin."""
     slow = cluster.workers[0]
-    slow.slow_down()
-    try:
-        return cluster.submit(*training("model", "--max-steps", "4"))
-    finally:
+
+    def speed_up():
+        wait_for(lambda: cluster.objects("runs/model/metrics.jsonl"), "a step", 240)
         slow.speed_up()
+
+    slow.slow_down()
+    with meanwhile(speed_up):
+        return cluster.submit(*training("model", *LONG))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,12 @@ mkdir -p "$VENV" /run/sshd
 mount -t overlay overlay \
   -o "lowerdir=$layers/lower,upperdir=$layers/venv,workdir=$layers/venv-work" "$VENV"
 
+# Its name leads to itself, as on Debian, and no other is known: nobody would answer, and each
+# look-up would wait for that.
+printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$HOST_NAME" > "$layers/hosts"
+echo 'nameserver 127.0.0.1' > "$layers/resolv.conf"
+for name in hosts resolv.conf; do mount --bind "$layers/$name" "/etc/$name"; done
+
 rm -rf "$HOME/.ssh" "$HOME/.ray" "$HOME/ochat_ray" "$HOME/env"
 ln -s "$VENV" "$HOME/env"
 mkdir -m 700 "$HOME/.ssh"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.cluster.conftest import wait_for
+from tests.cluster.conftest import LONG, wait_for
 from tests.cluster.jobs import OUTPUT, meanwhile, preparation, prepare, result_of, train, training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -18,21 +18,27 @@ def wait_for_stage(cluster, name, stage):
     wait_for(lambda: cluster.objects(f"runs/{name}/{STAGES[stage]}"), f"{stage} of {name}", 120)
 
 
-@pytest.mark.parametrize(("stage", "number"), [("clean", 0), ("dedup", 1), ("tokenize", 0)])
-def test_a_host_that_crashes_while_prepare_runs_changes_nothing(cluster, prepared, stage, number):
-    lost, name = cluster.workers[number], f"crash-in-{stage}"
+def test_hosts_that_crash_in_each_stage_of_prepare_change_nothing(cluster, prepared):
+    first, second = cluster.workers
 
     def crash():
-        wait_for_stage(cluster, name, stage)
-        lost.crash()
-        cluster.wait_for_hosts(2)
-        lost.boot()
-        cluster.wait_for_hosts(3)  # the autoscaler starts Ray on it again
+        wait_for_stage(cluster, "crashed", "clean")
+        first.crash()
+        wait_for_stage(cluster, "crashed", "dedup")
+        second.crash()
+        cluster.wait_for_hosts(1)
+        first.boot()
+        wait_for_stage(cluster, "crashed", "tokenize")
+        first.crash()
+        cluster.wait_for_hosts(1)
+        first.boot()
+        second.boot()
 
     with meanwhile(crash):
-        again = prepare(cluster, name)
+        again = prepare(cluster, "crashed")
     assert again["digest"] == prepared["digest"]
     assert again["counts"] == prepared["counts"]
+    cluster.wait_for_hosts(3)  # the autoscaler starts Ray on them again
 
 
 def test_workers_killed_in_each_stage_change_nothing(cluster, prepared):
@@ -88,15 +94,6 @@ def test_full_object_stores_spill_and_change_nothing(cluster, prepared):
     assert again["digest"] == prepared["digest"]
 
 
-LONG = ("--max-steps", "40", "--epochs", "10")
-
-
-@pytest.fixture(scope="session")
-def whole(cluster, prepared):
-    """The manifest of an undisturbed training of that many steps."""
-    return train(cluster, "whole", *LONG)
-
-
 def has_checkpoint(cluster, name):
     # state.json is written last.
     files = cluster.objects(f"runs/{name}/checkpoints/")
@@ -108,7 +105,7 @@ def steps_of(cluster, name):
     return [line["step"] for line in lines if "loss" in line]
 
 
-def test_a_host_cut_off_while_training_comes_back_to_the_same_loss(cluster, whole):
+def test_a_host_cut_off_while_training_comes_back_to_the_same_loss(cluster, trained):
     def cut():
         wait_for(lambda: has_checkpoint(cluster, "lost"), "a checkpoint", 180)
         cluster.workers[1].unplug()
@@ -119,10 +116,10 @@ def test_a_host_cut_off_while_training_comes_back_to_the_same_loss(cluster, whol
         result = train(cluster, "lost", *LONG)
     assert (result["world_size"], result["step"]) == (2, 40)
     assert steps_of(cluster, "lost") == list(range(1, 41))
-    assert result["eval_after"]["loss"] == pytest.approx(whole["eval_after"]["loss"], 1e-5)
+    assert result["eval_after"]["loss"] == pytest.approx(trained["eval_after"]["loss"], 1e-5)
 
 
-def test_a_host_lost_for_good_while_training_leaves_the_same_loss(cluster, whole):
+def test_a_host_lost_for_good_while_training_leaves_the_same_loss(cluster, trained):
     lost = cluster.workers[0]
 
     def crash():
@@ -133,7 +130,7 @@ def test_a_host_lost_for_good_while_training_leaves_the_same_loss(cluster, whole
         result = train(cluster, "smaller", *LONG, "--num-workers-min", "1")
     assert (result["world_size"], result["step"]) == (1, 40)
     assert steps_of(cluster, "smaller") == list(range(1, 41))
-    assert result["eval_after"]["loss"] == pytest.approx(whole["eval_after"]["loss"], 1e-3)
+    assert result["eval_after"]["loss"] == pytest.approx(trained["eval_after"]["loss"], 1e-3)
     lost.boot()
 
 
@@ -159,9 +156,9 @@ def test_a_head_lost_while_prepare_runs(cluster, prepared):
     assert result_of(cluster.submit(*job))["digest"] == prepared["digest"]
 
 
-def test_a_head_lost_while_training(cluster, whole):
+def test_a_head_lost_while_training(cluster, trained):
     job = training("beheaded", *LONG)
     lose_head(cluster, lambda: has_checkpoint(cluster, "beheaded"), *job)
     result = result_of(cluster.submit(*job))
     assert steps_of(cluster, "beheaded") == list(range(1, 41))
-    assert result["eval_after"]["loss"] == pytest.approx(whole["eval_after"]["loss"], 1e-5)
+    assert result["eval_after"]["loss"] == pytest.approx(trained["eval_after"]["loss"], 1e-5)
