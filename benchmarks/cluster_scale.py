@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,7 @@ def measure(size: int) -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its nodes end with it
     started = time.monotonic()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
     for _ in range(size):

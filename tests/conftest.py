@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+# Ray's files are this run's own: what another Ray of this machine left of itself, or is, would be
+# joined by those that start here. The path is short, since Ray has sockets below it.
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ochat-", dir="/tmp")
+os.environ.pop("RAY_ADDRESS", None)
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
+
 
 TRAINING_TEXT = ["Human: Assistant: hello there, how are you?", "naïve café 你好 🙂", "0123456789"]
 

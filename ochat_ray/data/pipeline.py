@@ -21,9 +21,9 @@ from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.data
 
+from ochat_ray import ray_session
 from ochat_ray.cluster_resources import apart_from_gpus, most, room_for
 from ochat_ray.data import clean, parts
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
@@ -150,9 +150,7 @@ def _group(number: int) -> str:
 
 
 def _start_ray() -> None:
-    if not ray.is_initialized():
-        # Without a cluster, this starts a Ray for this run alone; nobody would see its dashboard.
-        ray.init(log_to_driver=False, include_dashboard=False)
+    ray_session.join_or_start()
     if not room_for({"CPU": 1}):
         raise UserError(
             "each task of prepare takes a CPU, and no node of this cluster has one or may come; "

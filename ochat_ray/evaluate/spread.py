@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ochat_ray import ray_session
 from ochat_ray.evaluate.client import CallFailedError, Client, Reply
 
 ATTEMPTS = 8
@@ -122,8 +123,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _nodes() -> list[str]:
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    ray_session.join_or_start()
     return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 

@@ -10,6 +10,7 @@ import ray
 from ray import serve
 from ray.serve.context import _get_global_client  # nothing public says the proxy's port
 
+from ochat_ray import ray_session
 from ochat_ray.serve import ServeArgs, app
 
 CPUS = 0.5
@@ -22,9 +23,7 @@ def served(models: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
     On the Ray that there is, beside whatever it serves, or on one of this process's own.
     """
-    own_ray = not ray.is_initialized()
-    if own_ray:
-        ray.init(log_to_driver=False, include_dashboard=False)
+    own_ray = ray_session.join_or_start()
     own_serve = _get_global_client(raise_if_no_controller_running=False) is None
     if own_serve:
         serve.start(http_options={"host": "127.0.0.1", "port": _free_port()})

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from ochat_ray import ray_session
 from ochat_ray.cluster_resources import most
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, absolute, completed
@@ -49,8 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     identity = identity_of(config, manifest)
     if done := completed(run, MODEL_MANIFEST, identity, overwrite=config.overwrite):
         return done
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    ray_session.join_or_start()
     use_gpu = _use_gpu(config)
     make_way(config, run, resumed, identity)
     with _staging_directory(config) as staging, follow_metrics(run):

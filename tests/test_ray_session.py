@@ -1,0 +1,30 @@
+"""A Ray that is named and gone."""
+
+import socket
+
+import pytest
+
+from ochat_ray import ray_session
+from ochat_ray.errors import UserError
+
+
+@pytest.mark.parametrize("named_by", ["RAY_ADDRESS", "ray start"])
+def test_a_ray_that_is_gone_is_one_clear_line(tmp_path, monkeypatch, named_by):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    if named_by == "RAY_ADDRESS":
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    else:  # what it leaves behind when it is killed
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+    monkeypatch.setattr(ray_session, "WAIT", 0)
+    with pytest.raises(UserError, match=f"no Ray answers at {address}; .*`ray stop`"):
+        ray_session.join_or_start()
+
+
+def test_where_any_ray_is_asked_for_and_none_is_it_is_one_clear_line(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match=r"not find any running Ray.*unset RAY_ADDRESS"):
+        ray_session.join_or_start()
