@@ -1,6 +1,6 @@
 """Does prepare use all nodes of a large cluster, and does its driver stay flat?
 
-    python benchmarks/cluster_scale.py --nodes 4,16,40
+    python benchmarks/cluster_scale.py --nodes 4,16,50
 
 Real raylets, workers and tasks, of one CPU each, for as many nodes as are asked for, all on this
 machine: what is simulated is only that each has a processor of its own. So the passes' seconds are
@@ -31,7 +31,7 @@ RECORDS = 50
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodes", default="4,16,40", help="sizes, with commas between")
+    parser.add_argument("--nodes", default="4,16,50", help="sizes, with commas between")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.size:
@@ -44,7 +44,7 @@ def main() -> None:
     for size in map(int, arguments.nodes.split(",")):
         # A process each: what a driver has held, it keeps.
         command = [sys.executable, __file__, "--size", str(size)]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         row = json.loads(printed.splitlines()[-1])
         print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
 
@@ -53,6 +53,8 @@ def measure(size: int) -> dict[str, Any]:
     """A row of the table."""
     os.environ |= {
         "RAY_enable_worker_prestart": "0",  # a node's worker comes with a task
+        # As many workers as nodes start at the same time, on these few processors.
+        "RAY_worker_register_timeout_seconds": "600",
         # What each node tells the dashboard of itself would take these few processors.
         "RAY_metrics_report_interval_ms": "60000",
         "REPORTER_UPDATE_INTERVAL_MS": "60000",

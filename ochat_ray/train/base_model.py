@@ -100,10 +100,14 @@ def fingerprint(path: str) -> str:
     if found is None:
         return path
     fs, files = found
-    config = next((file for file in files if file.base_name == "config.json"), None)
+    config = ""
+    for file in files:
+        if file.base_name == "config.json":
+            with fs.open_input_stream(file.path) as stream:
+                config = stream.read().decode()
     content = json.dumps(
         [
-            fs.open_input_stream(config.path).read().decode() if config else "",
+            config,
             sorted(
                 (file.base_name, file.size)
                 for file in files
