@@ -195,7 +195,18 @@ def store(hosts):
 
 
 @pytest.fixture(scope="session")
-def cluster(hosts, store, model_directory):
+def compiled():
+    """DeepSpeed's operator for CPUs, in this home, where hosts find it as they find this Python.
+
+    Two hosts that compile it at the same time take two minutes.
+    """
+    load = "from ochat_ray.train.shared_memory_op import load_shared_memory_op as l; l()"
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    subprocess.run([sys.executable, "-c", load], env=environment, cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(hosts, store, model_directory, compiled):
     """A head and two workers, made by `ray up` over SSH."""
     repository, home = hosts.folder / "repository", hosts.folder / "home"
     copy_repository(repository)
@@ -209,9 +220,10 @@ def cluster(hosts, store, model_directory):
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }  # fmt: skip
     (hosts.folder / "bashrc").write_text(
-        # A host that is lost is known to be after a quarter of a minute, and Ray started on it
+        # A host that is lost is known to be after a dozen seconds, and Ray started on it
         # again ten seconds later; usually each is longer. So is it for a host without its head.
-        "export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3\n"
+        "export RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000\n"
+        "export RAY_health_check_failure_threshold=3\n"
         "export AUTOSCALER_HEARTBEAT_TIMEOUT_S=10 AUTOSCALER_UPDATE_INTERVAL_S=2\n"
         "export RAY_gcs_rpc_server_reconnect_timeout_s=10\n"
         "export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1\n"
