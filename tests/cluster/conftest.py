@@ -194,19 +194,15 @@ def store(hosts):
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def compiled():
-    """DeepSpeed's operator for CPUs, in this home, where hosts find it as they find this Python.
-
-    Two hosts that compile it at the same time take two minutes.
-    """
-    load = "from ochat_ray.train.shared_memory_op import load_shared_memory_op as l; l()"
-    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
-    subprocess.run([sys.executable, "-c", load], env=environment, cwd=ROOT, check=True)
+COMPILE = (
+    ". ~/.bashrc && DS_ACCELERATOR=cpu python -c "
+    "'from ochat_ray.train.shared_memory_op import load_shared_memory_op as l; l()'"
+)
+"""DeepSpeed's operator for CPUs: trainings that come before it is there wait for it."""
 
 
 @pytest.fixture(scope="session")
-def cluster(hosts, store, model_directory, compiled):
+def cluster(hosts, store, model_directory):
     """A head and two workers, made by `ray up` over SSH."""
     repository, home = hosts.folder / "repository", hosts.folder / "home"
     copy_repository(repository)
@@ -228,11 +224,14 @@ def cluster(hosts, store, model_directory, compiled):
         "export RAY_gcs_rpc_server_reconnect_timeout_s=10\n"
         "export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1\n"
         f"export AWS_EC2_METADATA_DISABLED=true AWS_ENDPOINT_URL={store.meta.endpoint_url}\n"
+        # Two hosts that compile the same at the same time take two minutes of two processors.
+        f"export TORCH_EXTENSIONS_DIR={hosts.folder}/compiled\n"
     )
     made = Cluster(hosts, store, repository, environment)
     made.run("ray", "get-auth-token", "--generate")
     try:
         made.up()
+        made.workers[0].inside(f"({COMPILE}) > /tmp/compile.log 2>&1 < /dev/null &")
         yield made
     finally:
         made.hang_up()
