@@ -38,8 +38,9 @@ demo: venv
 stop: venv
 	@$(BIN)/python -m ochat_ray.demo stop
 
+# Two at a time, a file in one piece: most of the tests wait, as for a Ray to start.
 test: venv
-	$(BIN)/python -m pytest -m "not end_to_end and not gpu and not slow and not browser and not cluster"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not end_to_end and not gpu and not slow and not browser and not cluster"
 
 test-slow: venv
 	$(BIN)/python -m pytest -m "(slow or browser) and not gpu"

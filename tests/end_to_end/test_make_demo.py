@@ -4,6 +4,7 @@ Slow (about 10 minutes on two cores) and with downloads, if they have not been m
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -122,7 +123,13 @@ def test_the_model_is_scored_against_its_base(kept):
     results = json.loads((output / "results.json").read_text())
     (one,) = results["scores"]
     assert (one["model"], results["baseline"], results["judge"]) == ("demo", "base", "base")
-    assert one["failed"] == 0
+    # A judge this small stops short of a pair now and then; such are counted, and no others.
+    judgments = [
+        json.loads(line)["text"] for line in (output / "judgments.jsonl").read_text().splitlines()
+    ]
+    pair = re.compile(r"\[\s*(\d|10)\s*,\s*(\d|10)\s*\]")
+    assert one["failed"] == sum(not pair.fullmatch(text.strip()) for text in judgments)
+    assert one["failed"] < one["judgments"] == 30
     assert one["low"] <= one["score"] <= one["high"]
     # It is the model that the demo trained, on the data that it prepared.
     manifest = json.loads((RUN / "data/manifest.json").read_text())

@@ -8,9 +8,9 @@ import os
 import signal
 
 import httpx
-import psutil
 import pytest
 
+from tests.processes import descendants
 from tests.serve.application import deploy, replicas, running, wait_until
 
 pytestmark = pytest.mark.ray
@@ -22,11 +22,7 @@ PATH = "/v1/chat/completions"
 
 
 def replica_pids(name):
-    return [
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if f"ray::ServeReplica:{name}:Model" in " ".join(process.info["cmdline"] or [])
-    ]
+    return [process.pid for process in descendants(f"ray::ServeReplica:{name}:Model")]
 
 
 def test_a_killed_replica_costs_time_and_only_the_streams_that_had_begun(cluster, model_directory):

@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 
@@ -18,6 +17,7 @@ from ochat_ray.run_dir import RunDir
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.launch import train
+from tests.processes import descendants
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("three_cpus")]
 
@@ -58,11 +58,7 @@ def lines(output):
 
 
 def workers():
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
-    ]
+    return descendants("RayTrainWorker")
 
 
 def kill_a_worker(output, step):

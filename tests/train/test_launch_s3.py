@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 
-import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +17,7 @@ from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.launch import train
 from ochat_ray.train.metrics import read_metrics
+from tests.processes import descendants
 from tests.token_tables import write_data
 
 pytestmark = pytest.mark.ray
@@ -34,10 +34,7 @@ def test_checkpoints_on_s3_are_gone_on_from(s3, model_directory, tmp_path):
     def kill():
         while not checkpoints.whole(RunDir.open(output)):
             time.sleep(0.05)
-        for process in psutil.process_iter(["cmdline"]):
-            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
-                os.kill(process.pid, signal.SIGKILL)
-                return
+        os.kill(descendants("RayTrainWorker")[0].pid, signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
