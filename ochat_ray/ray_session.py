@@ -44,13 +44,19 @@ def _wait_for(address: str) -> None:
     """Until something listens there: ray.init takes a quarter of an hour to find out.
 
     Raises:
-        ConnectionError: nothing did in WAIT seconds.
+        ConnectionError: nothing did in WAIT seconds, or the address is none.
     """
     parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:  # the port is no number
+        host, port = None, None
+    if not host or not port:
+        raise ConnectionError(f"{address} is no address of a Ray, which is host:port")
     deadline = time.monotonic() + WAIT
     while True:
         try:
-            socket.create_connection((parts.hostname, parts.port), timeout=WAIT).close()
+            socket.create_connection((host, port), timeout=WAIT).close()
             return
         except OSError as error:
             if time.monotonic() >= deadline:
