@@ -1,6 +1,6 @@
 """`make demo`, as a newcomer runs it, and then as a newcomer breaks it.
 
-Slow (about 10 minutes on two cores) and with downloads, if they have not been made.
+Slow (about 14 minutes on two cores) and with downloads, if they have not been made.
 """
 
 import json
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import httpx
@@ -123,13 +124,15 @@ def test_the_model_is_scored_against_its_base(kept):
     results = json.loads((output / "results.json").read_text())
     (one,) = results["scores"]
     assert (one["model"], results["baseline"], results["judge"]) == ("demo", "base", "base")
-    # A judge this small stops short of a pair now and then; such are counted, and no others.
-    judgments = [
-        json.loads(line)["text"] for line in (output / "judgments.jsonl").read_text().splitlines()
-    ]
-    pair = re.compile(r"\[\s*(\d|10)\s*,\s*(\d|10)\s*\]")
-    assert one["failed"] == sum(not pair.fullmatch(text.strip()) for text in judgments)
-    assert one["failed"] < one["judgments"] == 30
+    # The schema leaves the judge nothing but a pair, and yet two could not be read once, on CI's
+    # machine; why is not known. A few pass, with what was said in the test's summary.
+    pair = re.compile(r"\s*\[\s*([1-9]|10)\s*,\s*([1-9]|10)\s*\]\s*")
+    lines = (output / "judgments.jsonl").read_text().splitlines()
+    unread = [line for line in lines if not pair.fullmatch(json.loads(line)["text"])]
+    if unread:
+        warnings.warn(f"judgments that could not be read: {unread}", stacklevel=1)
+    assert one["judgments"] == 30
+    assert one["failed"] == len(unread) <= 3
     assert one["low"] <= one["score"] <= one["high"]
     # It is the model that the demo trained, on the data that it prepared.
     manifest = json.loads((RUN / "data/manifest.json").read_text())
