@@ -19,7 +19,12 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.launch import train
 from tests.processes import descendants
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("three_cpus")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("three_cpus"),
+    # The thread that kills a worker must find one.
+    pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 STEPS = 40
 
@@ -57,17 +62,13 @@ def lines(output):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def workers():
-    return descendants("RayTrainWorker")
-
-
 def kill_a_worker(output, step):
     """Send SIGKILL to one of the workers once they have done a step; the thread that waits."""
 
     def kill():
         while not any(m["step"] >= step for m in lines(output)):
             time.sleep(0.005)
-        os.kill(workers()[-1].pid, signal.SIGKILL)
+        os.kill(descendants("RayTrainWorker")[-1].pid, signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()

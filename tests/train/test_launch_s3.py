@@ -20,7 +20,11 @@ from ochat_ray.train.metrics import read_metrics
 from tests.processes import descendants
 from tests.token_tables import write_data
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    # The thread that kills a worker must find one.
+    pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 
 def test_checkpoints_on_s3_are_gone_on_from(s3, model_directory, tmp_path):
