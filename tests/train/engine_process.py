@@ -4,6 +4,7 @@ DeepSpeed, gloo and a model's partitioning are one to a process, so the tests st
 Does what FOLDER/task.json says, and writes what came out to FOLDER/result.pt on the first rank.
 """
 
+import gc
 import json
 import os
 import sys
@@ -75,8 +76,8 @@ def step(engine, packs, kind):
     )
 
 
-results = []
-for case in task["cases"]:
+results = {}
+for name, case in task["cases"].items():
     config = TrainConfig(**task["config"] | case.get("config", {}))
     convert = "universal" in case
     engine = Engine(config, task["model"], vocabulary=case.get("vocabulary"), universal=convert)
@@ -100,7 +101,9 @@ for case in task["cases"]:
         if number == case.get("save_after"):
             engine.save(Path(case["save"]))
     outcome["after"] = parameters(engine)
-    results.append(outcome)
+    results[name] = outcome
+    del engine  # with it goes transformers' partitioning of the weights that it loads
+    gc.collect()
 
 if rank == 0:
     torch.save(results, folder / "result.pt")

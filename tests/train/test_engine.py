@@ -42,9 +42,9 @@ CONVERSATIONS = random_conversations()
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, model_directory):
-    """Run cases in a number of processes; what each of them gave."""
+    """Run cases by name, one after the other, in a number of new processes; their outcomes."""
 
-    def start(world_size, cases, **config):
+    def start(world_size, cases):
         folder = tmp_path_factory.mktemp("engine")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -52,7 +52,7 @@ def start(tmp_path_factory, model_directory):
         task = {
             "port": port,
             "model": str(model_directory),
-            "config": {"dtype": "float32", "gradient_checkpointing": False} | config,
+            "config": {"dtype": "float32", "gradient_checkpointing": False},
             "conversations": CONVERSATIONS,
             "end_of_turn": END,
             "cases": cases,
@@ -98,99 +98,149 @@ def gradient(outcome):
     return {name: outcome["before"][name] - outcome["after"][name] for name in outcome["before"]}
 
 
-PACKINGS = [{"max_tokens": 20}, {"max_tokens": 31}, {"max_tokens": 100}]
+PACKINGS = {f"packs of {room}": {"max_tokens": room, "config": GRADIENT} for room in (20, 31, 100)}
+REST = [0, 1, 2, 4, 5, 6]  # those with a weight
+PACKS_OF_2023 = [[[0, 1]], [[2, 4, 5, 6]]]
+DTYPES = ("float32", "bfloat16")
+STAGES = (2, 3)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+def other_rates(zero_stage):
+    return ADAM | {"zero_stage": zero_stage, "embedding_learning_rate": 3e-2}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of the checkpoints that two processes write and others load."""
+    return tmp_path_factory.mktemp("saved")
+
+
+def whole_run(folder, config):
+    return {"max_tokens": 31, "steps": 5, "save_after": 2, "save": str(folder), "config": config}
+
+
+def rest_of_run(folder, config, **changes):
+    return {"max_tokens": 31, "steps": 3, "load": str(folder), "config": config, **changes}
+
+
+@pytest.fixture(scope="module")
+def two(start, saved):
+    """What two processes computed."""
+    cases = {
+        # Before ZeRO-3, with which DeepSpeed changes how modules are made.
+        **{
+            f"stage {stage}": {"max_tokens": 20, "config": GRADIENT | {"zero_stage": stage}}
+            for stage in (1, 2)
+        },
+        "stage 2, whole": whole_run(saved / "stage 2", other_rates(2)),
+        **PACKINGS,
+        # The second worker has the conversation without weight, then nothing.
+        "none on one": {"packs": [[REST[:3], REST[3:]], [[3], []]], "config": GRADIENT},
+        "none at all": {"packs": [[[3]], [[]]], "config": GRADIENT},
+        "2023": {"packs": PACKS_OF_2023, "config": GRADIENT | {"loss": "openchat-2023"}},
+        "stage 3, whole": whole_run(saved / "stage 3", other_rates(3)),
+        **{f"{d}, whole": whole_run(saved / d, ADAM | {"dtype": d}) for d in DTYPES},
+    }
+    return start(2, cases)
+
+
+@pytest.fixture(scope="module")
+def one(start, saved, two):
+    """What one process computed, from the checkpoints of two for a part of it."""
+    vocabulary = {"max_tokens": 100, "vocabulary": 290, "config": GRADIENT}
+    return start(1, {**from_two(saved), **PACKINGS, "vocabulary": vocabulary})
+
+
+@pytest.fixture(scope="module")
+def three(start, saved, one):
+    """What three processes computed from the checkpoints of two, which are converted already."""
+    return start(3, from_two(saved))
+
+
+def from_two(saved):
+    return {
+        f"stage {stage}, rest": rest_of_run(
+            saved / f"stage {stage}",
+            other_rates(stage),
+            universal=str(saved / f"universal-{stage}"),
+        )
+        for stage in STAGES
+    }
+
+
+@pytest.mark.parametrize("world_size", ["one", "two"])
 def test_loss_and_gradient_are_those_of_plain_pytorch_for_every_packing(
-    start, reference, world_size
+    request, reference, world_size
 ):
     loss, gradients, norm = reference
-    for outcome in start(world_size, PACKINGS, **GRADIENT):
+    outcomes = request.getfixturevalue(world_size)
+    for name in PACKINGS:
+        outcome = outcomes[name]
         assert outcome["losses"] == [pytest.approx(loss, rel=1e-5)]
         assert outcome["eval_loss"] == pytest.approx(loss, rel=1e-5)
         assert outcome["grad_norms"] == [pytest.approx(norm, rel=1e-4)]
-        for name, computed in gradient(outcome).items():
-            assert torch.allclose(computed, gradients[name], atol=2e-4 * norm), name
+        for parameter, computed in gradient(outcome).items():
+            assert torch.allclose(computed, gradients[parameter], atol=2e-4 * norm), parameter
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2])
-def test_the_other_zero_stages_give_the_same_gradient(start, reference, zero_stage):
+def test_the_other_zero_stages_give_the_same_gradient(two, reference, zero_stage):
     loss, gradients, norm = reference
-    (outcome,) = start(2, PACKINGS[:1], zero_stage=zero_stage, **GRADIENT)
+    outcome = two[f"stage {zero_stage}"]
     assert outcome["losses"] == [pytest.approx(loss, rel=1e-5)]
     for name, computed in gradient(outcome).items():
         assert torch.allclose(computed, gradients[name], atol=2e-4 * norm), name
 
 
-def test_packs_without_weight_or_conversation_add_nothing_and_hang_nobody(start, reference):
+def test_packs_without_weight_or_conversation_add_nothing_and_hang_nobody(two, reference):
     loss, _, _ = reference
-    rest = [0, 1, 2, 4, 5, 6]
-    # The second worker has the conversation without weight, then nothing.
-    (outcome,) = start(2, [{"packs": [[rest[:3], rest[3:]], [[3], []]]}], **GRADIENT)
-    assert outcome["losses"] == [pytest.approx(loss, rel=1e-5)]
-    (nothing,) = start(2, [{"packs": [[[3]], [[]]]}], **GRADIENT)
+    assert two["none on one"]["losses"] == [pytest.approx(loss, rel=1e-5)]
+    nothing = two["none at all"]
     assert nothing["losses"] == [0.0]
     assert nothing["grad_norms"] == [0.0]
     assert all(not change.any() for change in gradient(nothing).values())
 
 
-def test_the_loss_of_2023_is_the_mean_of_the_packs_means(start, model_directory):
-    packs = [[[0, 1]], [[2, 4, 5, 6]]]
-    (outcome,) = start(2, [{"packs": packs}], loss="openchat-2023", **GRADIENT)
-    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
-    means = []
-    for (pack,) in packs:
-        nll = weight = 0.0
-        for ids, weights in (CONVERSATIONS[i] for i in pack):
-            with torch.no_grad():
-                scores = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-            taken = scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-            nll -= (taken * torch.tensor(weights[1:])).sum().item()
-            weight += sum(weights[1:])
-        means.append(nll / weight)
-    assert outcome["losses"] == [pytest.approx(sum(means) / 2, rel=1e-5)]
-
-
-def test_ids_beyond_the_vocabulary_are_left_out_of_the_loss(start, model_directory):
-    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+def mean_nll(model, conversations, vocabulary=None):
+    """Of their weighted tokens, one conversation at a time, by PyTorch alone."""
     nll = weight = 0.0
-    for ids, weights in CONVERSATIONS:
+    for ids, weights in conversations:
         with torch.no_grad():
-            scores = model(torch.tensor([ids])).logits[0, :-1, :290].log_softmax(-1)
+            scores = model(torch.tensor([ids])).logits[0, :-1, :vocabulary].log_softmax(-1)
         taken = scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
         nll -= (taken * torch.tensor(weights[1:])).sum().item()
         weight += sum(weights[1:])
-    (outcome,) = start(1, [{"max_tokens": 100, "vocabulary": 290}], **GRADIENT)
-    assert outcome["losses"] == [pytest.approx(nll / weight, rel=1e-5)]
+    return nll / weight
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_restored_run_is_the_same_bit_for_bit(start, tmp_path, dtype):
-    whole = {"max_tokens": 31, "steps": 5, "save_after": 2, "save": str(tmp_path / "c")}
-    (undisturbed,) = start(2, [whole], dtype=dtype, **ADAM)
-    resumed = {"max_tokens": 31, "steps": 3, "load": str(tmp_path / "c")}
-    (restored,) = start(2, [resumed], dtype=dtype, **ADAM)
-    assert restored["losses"] == undisturbed["losses"][2:]
-    assert restored["grad_norms"] == undisturbed["grad_norms"][2:]
-    for name, tensor in undisturbed["after"].items():
-        assert torch.equal(restored["after"][name], tensor), name
+def test_the_loss_of_2023_is_the_mean_of_the_packs_means(two, model_directory):
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    means = [mean_nll(model, [CONVERSATIONS[i] for i in pack]) for (pack,) in PACKS_OF_2023]
+    assert two["2023"]["losses"] == [pytest.approx(sum(means) / 2, rel=1e-5)]
 
 
-@pytest.mark.parametrize("zero_stage", [3, 2])
-def test_a_run_goes_on_with_another_number_of_workers(start, tmp_path, zero_stage):
-    config = ADAM | {"zero_stage": zero_stage, "embedding_learning_rate": 3e-2}
-    whole = {"max_tokens": 31, "steps": 5, "save_after": 2, "save": str(tmp_path / "c")}
-    (undisturbed,) = start(2, [whole], **config)
-    for world_size in (1, 3):
-        resumed = {
-            "max_tokens": 31,
-            "steps": 3,
-            "load": str(tmp_path / "c"),
-            "universal": str(tmp_path / f"universal-{world_size}"),
-        }
-        (restored,) = start(world_size, [resumed], **config)
-        assert restored["losses"] == pytest.approx(undisturbed["losses"][2:], rel=1e-4)
+def test_ids_beyond_the_vocabulary_are_left_out_of_the_loss(one, model_directory):
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    expected = mean_nll(model, CONVERSATIONS, vocabulary=290)
+    assert one["vocabulary"]["losses"] == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_a_restored_run_is_the_same_bit_for_bit(start, saved, two):
+    cases = {dtype: rest_of_run(saved / dtype, ADAM | {"dtype": dtype}) for dtype in DTYPES}
+    for dtype, restored in start(2, cases).items():
+        undisturbed = two[f"{dtype}, whole"]
+        assert restored["losses"] == undisturbed["losses"][2:]
+        assert restored["grad_norms"] == undisturbed["grad_norms"][2:]
+        for name, tensor in undisturbed["after"].items():
+            assert torch.equal(restored["after"][name], tensor), name
+
+
+@pytest.mark.parametrize("world_size", ["one", "three"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_goes_on_with_another_number_of_workers(request, two, stage, world_size):
+    restored = request.getfixturevalue(world_size)[f"stage {stage}, rest"]
+    undisturbed = two[f"stage {stage}, whole"]
+    assert restored["losses"] == pytest.approx(undisturbed["losses"][2:], rel=1e-4)
 
 
 def test_scales_by_hand():
