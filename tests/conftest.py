@@ -16,8 +16,39 @@ os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ochat-", dir="/tmp")
 os.environ.pop("RAY_ADDRESS", None)
 
 
+SHARED_CPUS = 3
+
+TOGETHER = (
+    ("tests/train/test_faults.py", "tests/train/test_launch.py", "tests/train/test_s3.py"),
+    (
+        "tests/serve/test_serving.py",
+        "tests/serve/test_serving_faults.py",
+        "tests/serve/test_temporary.py",
+    ),
+)
+"""Files whose tests run in one process, since they share an undisturbed training, or a Serve."""
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Run what starts a Ray first: with two processes, the tests that run last are then short."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Give a file, or those of a line of TOGETHER, to one process of `pytest -n`, as collected."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return next((files[0] for files in TOGETHER if file in files), file)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 TRAINING_TEXT = ["Human: Assistant: hello there, how are you?", "naïve café 你好 🙂", "0123456789"]
@@ -90,38 +121,69 @@ def two_headed_model(tokenizer, tmp_path_factory) -> Path:
     return write_tiny_llama(tokenizer, tmp_path_factory.mktemp("two-headed") / "tiny", heads=2)
 
 
-@pytest.fixture(scope="module")
-def local_ray():
-    """A Ray of two CPUs for one module's tests."""
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """A client of a server of S3's protocol, with an empty "bucket", and a Ray that knows it."""
-    import boto3
-    import ray
+@pytest.fixture(scope="session")
+def s3_server():
+    """The environment in which S3's clients find a server of its protocol on loopback."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {
+    yield {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+    }
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_ray(s3_server):
+    """A function that joins this process to the Ray of three CPUs that all its tests share."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():  # workers inherit it
+            patch.setenv(name, value)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": SHARED_CPUS})
+
+    def join(**options):
+        if not ray.is_initialized():
+            ray.init(address=cluster.address, log_to_driver=False, **options)
+
+    yield join
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def local_ray(shared_ray):
+    """The Ray of three CPUs that all tests of this process share."""
+    shared_ray()
+
+
+@pytest.fixture
+def no_ray():
+    """No Ray that this process is on, for tests that start or join one of their own."""
+    import ray
+
+    ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """A client of a server of S3's protocol with an empty "bucket"; `local_ray` knows it, too."""
+    import boto3
+    import httpx
+
+    for name, value in s3_server.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
     client.create_bucket(Bucket="bucket")
-    # Workers inherit the environment of the Ray that starts here.
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield client
-    ray.shutdown()
-    server.stop()
+    httpx.post(f"{s3_server['AWS_ENDPOINT_URL']}/moto-api/reset").raise_for_status()

@@ -7,6 +7,8 @@ import pytest
 from ochat_ray import ray_session
 from ochat_ray.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_ray")
+
 
 @pytest.mark.parametrize("named_by", ["RAY_ADDRESS", "ray start"])
 def test_a_ray_that_is_gone_is_one_clear_line(tmp_path, monkeypatch, named_by):

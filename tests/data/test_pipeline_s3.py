@@ -7,7 +7,7 @@ from ochat_ray.data.config import PrepareConfig
 from ochat_ray.run_dir import open_tokens, read_manifest
 from tests.pages import share_page
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 def test_pages_on_s3_become_tables_on_s3(s3, tokenizer_directory):

@@ -68,19 +68,12 @@ def config(tmp_path, tokenizer_directory, **changes):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, tokenizer_directory):
-    """The manifest of a run on two CPUs, in one part."""
+def undisturbed(shared_ray, tmp_path_factory, tokenizer_directory):
+    """The manifest of a run on three CPUs, in one part."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write(folder / "in")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield pipeline.prepare(config(folder, tokenizer_directory))
-    ray.shutdown()
-
-
-@pytest.fixture
-def two_cpus(undisturbed):
-    if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    shared_ray()
+    return pipeline.prepare(config(folder, tokenizer_directory))
 
 
 def test_the_undisturbed_run_is_what_was_put_in(undisturbed):
@@ -94,7 +87,7 @@ def test_the_undisturbed_run_is_what_was_put_in(undisturbed):
     assert undisturbed["fidelity"] == {"converted": 46, "intact": 46, "mean": 1.0}
 
 
-@pytest.mark.usefixtures("small_parts", "two_cpus")
+@pytest.mark.usefixtures("small_parts", "local_ray")
 def test_pages_and_the_same_pages_in_a_tar(tmp_path, tokenizer_directory, undisturbed):
     names = list(pages().items())
     random.Random(3).shuffle(names)
@@ -107,7 +100,7 @@ def test_pages_and_the_same_pages_in_a_tar(tmp_path, tokenizer_directory, undist
     assert pipeline.prepare(packed)["digest"] == undisturbed["digest"]
 
 
-@pytest.mark.usefixtures("small_parts", "two_cpus")
+@pytest.mark.usefixtures("small_parts", "local_ray")
 def test_files_in_another_order_and_mixed_formats(tmp_path, tokenizer_directory, undisturbed):
     folder = Path(write(tmp_path / "in"))
     files = sorted(folder.rglob("*.html"))
@@ -124,16 +117,11 @@ def test_files_in_another_order_and_mixed_formats(tmp_path, tokenizer_directory,
     assert manifest["digest"] == undisturbed["digest"]
 
 
-@pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("cpus", [1, 4])
-def test_another_number_of_cpus(tmp_path, tokenizer_directory, undisturbed, cpus):
+@pytest.mark.usefixtures("small_parts", "no_ray")
+def test_one_cpu(tmp_path, tokenizer_directory, undisturbed):
     write(tmp_path / "in")
-    ray.shutdown()
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
-    try:
-        manifest = pipeline.prepare(config(tmp_path, tokenizer_directory))
-    finally:
-        ray.shutdown()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    manifest = pipeline.prepare(config(tmp_path, tokenizer_directory))
     assert manifest["digest"] == undisturbed["digest"]
 
 
@@ -150,7 +138,7 @@ def dying_once(function, marker):
     return work_and_die
 
 
-@pytest.mark.usefixtures("small_parts", "two_cpus")
+@pytest.mark.usefixtures("small_parts", "local_ray")
 @pytest.mark.parametrize(
     "stage",
     ["clean_part", "find_exact", "write_minhash", "find_pairs", "tokenize_part", "assemble"],
@@ -184,7 +172,7 @@ def failing_from(function, marker, calls):
     return work_or_fail
 
 
-@pytest.mark.usefixtures("small_parts", "two_cpus")
+@pytest.mark.usefixtures("small_parts", "local_ray")
 @pytest.mark.parametrize("stage", ["clean_part", "find_pairs", "assemble"])
 def test_a_resumed_run_does_only_what_is_missing(
     tmp_path, tokenizer_directory, undisturbed, monkeypatch, stage
@@ -209,7 +197,7 @@ def test_a_resumed_run_does_only_what_is_missing(
     assert again == 8 - done
 
 
-@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.usefixtures("local_ray")
 def test_resume_of_another_configuration_is_refused(tmp_path, tokenizer_directory, monkeypatch):
     write(tmp_path / "in")
     with monkeypatch.context() as patch:
@@ -224,7 +212,7 @@ def test_resume_of_another_configuration_is_refused(tmp_path, tokenizer_director
     assert (tmp_path / "out/.work/plan.json").exists()
 
 
-@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.usefixtures("local_ray")
 def test_tables_are_cut_by_rows_and_named_in_order(tmp_path, tokenizer_directory, monkeypatch):
     write(tmp_path / "in")
     monkeypatch.setattr(pipeline, "FILE_ROWS", 10)

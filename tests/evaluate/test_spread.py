@@ -24,6 +24,7 @@ CALLS = 120
 
 @pytest.fixture(scope="module")
 def two_nodes():
+    ray.shutdown()  # the one that other files' tests share
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     second = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)

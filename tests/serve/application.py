@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 
 import httpx
 
@@ -17,6 +18,18 @@ def deploy(model_directory, name="app", **args):
         "dtype": "float32", "engine": "transformers", "ui": False, **args,
     }  # fmt: skip
     serve.run(app(ServeArgs.model_validate(arguments)), name=name, route_prefix=f"/{name}")
+
+
+@contextmanager
+def deployed(model_directory, name, **args):
+    """An application for the length of a block, of half a CPU and without a model."""
+    from ray import serve
+
+    deploy(model_directory, name, **{"num_cpus": 0.5, "engine": "scripted", **args})
+    try:
+        yield
+    finally:
+        serve.delete(name)
 
 
 def running(url, key=""):

@@ -1,4 +1,4 @@
-"""A local Ray with Serve's proxy on a free port of loopback."""
+"""Ray Serve on the Ray that all tests share, with its proxy on a free port of loopback."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import socket
 import pytest
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    import ray
-    from ray import serve
-
+@pytest.fixture(scope="session")
+def serve_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
-    ray.shutdown()
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(shared_ray, serve_port):
+    """The URL of Serve's proxy; the module's applications are deleted at its end."""
+    from ray import serve
+
+    shared_ray()
+    serve.start(http_options={"host": "127.0.0.1", "port": serve_port})
+    yield f"http://127.0.0.1:{serve_port}"
+    for name in serve.status().applications:
+        serve.delete(name)

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from ochat_ray.serve.args import ConfigurationError
-from tests.serve.application import deploy, replicas, running, wait_until
+from tests.serve.application import deploy, deployed, replicas, running, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -191,42 +191,35 @@ def test_over_the_queue_is_429_at_once(url):
 
 
 def test_load_brings_a_second_replica_and_its_end_takes_it_away(cluster, model_directory):
-    from ray import serve
+    url = f"{cluster}/scaled"
 
-    deploy(
-        model_directory, "scaled", num_cpus=0.5, max_ongoing=2, max_replicas=2, context_length=4096,
-        upscale_delay_s=1, downscale_delay_s=2,
-    )  # fmt: skip
-    assert replicas("scaled") == 1
+    async def ask_until(done):
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            while not done.is_set():
+                await client.post("/v1/chat/completions", json=ASK)
 
     async def load():
-        async with httpx.AsyncClient(base_url=f"{cluster}/scaled", timeout=300) as client:
-            tasks = [
-                asyncio.create_task(client.post("/v1/chat/completions", json=LONG))
-                for _ in range(30)
-            ]
-            await asyncio.to_thread(wait_until, lambda: replicas("scaled") == 2, 60)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+        done = asyncio.Event()
+        askers = [asyncio.create_task(ask_until(done)) for _ in range(12)]
+        await asyncio.to_thread(wait_until, lambda: replicas("scaled") == 2, 60)
+        done.set()
+        await asyncio.gather(*askers)
 
-    asyncio.run(load())
-    wait_until(lambda: replicas("scaled") == 1, 60)
-    assert httpx.post(f"{cluster}/scaled/v1/chat/completions", json=ASK, timeout=60).is_success
-    serve.delete("scaled")
+    scaling = {"max_replicas": 2, "max_ongoing": 2, "upscale_delay_s": 1, "downscale_delay_s": 2}
+    with deployed(model_directory, "scaled", **scaling):
+        assert replicas("scaled") == 1
+        asyncio.run(load())
+        wait_until(lambda: replicas("scaled") == 1, 60)
+        assert httpx.post(f"{url}/v1/chat/completions", json=ASK, timeout=60).is_success
 
 
 def test_the_last_replica_may_sleep_until_somebody_asks(cluster, model_directory):
-    from ray import serve
-
-    deploy(
-        model_directory, "sleepy", num_cpus=0.5, min_replicas=0, max_replicas=1,
-        upscale_delay_s=0, downscale_delay_s=1,
-    )  # fmt: skip
-    wait_until(lambda: replicas("sleepy") == 0, 60)
-    assert httpx.get(f"{cluster}/sleepy/health").status_code == 200
-    assert httpx.post(f"{cluster}/sleepy/v1/chat/completions", json=ASK, timeout=120).is_success
-    serve.delete("sleepy")
+    url = f"{cluster}/sleepy"
+    scaling = {"min_replicas": 0, "upscale_delay_s": 0, "downscale_delay_s": 1}
+    with deployed(model_directory, "sleepy", **scaling):
+        wait_until(lambda: replicas("sleepy") == 0, 60)
+        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.post(f"{url}/v1/chat/completions", json=ASK, timeout=120).is_success
 
 
 def test_replicas_that_never_fit_are_refused_at_once(cluster, model_directory):
@@ -244,24 +237,19 @@ def test_metrics_have_the_load_of_every_replica(http):
 
 
 def test_without_keys_this_machine_is_answered_and_no_proxy(cluster, model_directory):
-    from ray import serve
-
-    deploy(model_directory, "open", num_cpus=0.5)
-    answer = httpx.post(f"{cluster}/open/v1/chat/completions", json=ASK, timeout=60)
-    assert answer.status_code == 200
-    headers = {"X-Forwarded-For": "10.0.0.9"}
-    assert httpx.get(f"{cluster}/open/v1/models", headers=headers).status_code == 403
-    serve.delete("open")
+    with deployed(model_directory, "open"):
+        answer = httpx.post(f"{cluster}/open/v1/chat/completions", json=ASK, timeout=60)
+        assert answer.status_code == 200
+        headers = {"X-Forwarded-For": "10.0.0.9"}
+        assert httpx.get(f"{cluster}/open/v1/models", headers=headers).status_code == 403
 
 
 def test_a_conversation_stays_with_the_replica_that_has_its_beginning(cluster, model_directory):
-    from ray import serve
-
-    deploy(
-        model_directory, "faithful", num_cpus=0.5, min_replicas=2, max_replicas=2,
-        routing="session",
-    )  # fmt: skip
     url = f"{cluster}/faithful"
+
+    def ask(messages):
+        body = ASK | {"messages": messages, "max_tokens": 2}
+        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status()
 
     def used():
         text = httpx.get(f"{url}/metrics").text
@@ -269,12 +257,11 @@ def test_a_conversation_stays_with_the_replica_that_has_its_beginning(cluster, m
         return {row.split('replica="')[1].split('"')[0] for row in rows}
 
     later = [*MESSAGES, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "and?"}]
-    for messages in (MESSAGES, later) * 3:
-        body = ASK | {"messages": messages, "max_tokens": 2}
-        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status()
-    assert len(used()) == 1
-    for number in range(12):
-        body = ASK | {"messages": [{"role": "user", "content": str(number)}], "max_tokens": 2}
-        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status()
-    assert len(used()) == 2
-    serve.delete("faithful")
+    two = {"min_replicas": 2, "max_replicas": 2, "routing": "session"}
+    with deployed(model_directory, "faithful", **two):
+        for messages in (MESSAGES, later) * 3:
+            ask(messages)
+        assert len(used()) == 1
+        for number in range(12):
+            ask([{"role": "user", "content": str(number)}])
+        assert len(used()) == 2

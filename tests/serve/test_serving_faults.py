@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.processes import descendants
-from tests.serve.application import deploy, replicas, running, wait_until
+from tests.serve.application import deploy, deployed, replicas, running, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -26,8 +26,6 @@ def replica_pids(name):
 
 
 def test_a_killed_replica_costs_time_and_only_the_streams_that_had_begun(cluster, model_directory):
-    deploy(model_directory, "killed", max_ongoing=1, num_cpus=0.5, context_length=4096)
-
     async def ask():
         async with httpx.AsyncClient(base_url=f"{cluster}/killed", timeout=120) as client:
             async with client.stream("POST", PATH, json=LONG | {"stream": True}) as streaming:
@@ -43,20 +41,19 @@ def test_a_killed_replica_costs_time_and_only_the_streams_that_had_begun(cluster
                 rest = [line async for line in lines]
             return begun, rest, await asyncio.gather(*waiting)
 
-    begun, rest, (whole, streamed) = asyncio.run(ask())
+    one_at_once = {"engine": "transformers", "max_ongoing": 1, "context_length": 4096}
+    with deployed(model_directory, "killed", **one_at_once):
+        begun, rest, (whole, streamed) = asyncio.run(ask())
+        wait_until(lambda: replicas("killed") == 1)
     assert "content" in "".join(begun)
     last = json.loads([line for line in rest if line][-1].removeprefix("data: "))
     assert last["error"]["code"] == "not_ready"
     assert whole.status_code == 200
     assert whole.json()["usage"]["completion_tokens"] > 0
     assert streamed.text.endswith("data: [DONE]\n\n")
-    wait_until(lambda: replicas("killed") == 1)
 
 
 def test_a_new_version_under_load_loses_nothing(cluster, model_directory):
-    deploy(model_directory, "renewed", num_cpus=0.5, max_ongoing=4)
-    old = replica_pids("renewed")
-
     async def ask_until(done, client, stream):
         answers = []
         while not done.is_set():
@@ -64,6 +61,9 @@ def test_a_new_version_under_load_loses_nothing(cluster, model_directory):
             ended = not stream or answer.text.endswith("data: [DONE]\n\n")
             answers.append((answer.status_code, ended))
         return answers
+
+    def renew():  # another version: its context is shorter
+        deploy(model_directory, "renewed", **version, context_length=1024)
 
     async def run():
         done = asyncio.Event()
@@ -73,26 +73,24 @@ def test_a_new_version_under_load_loses_nothing(cluster, model_directory):
                 for number in range(6)
             ]
             await asyncio.sleep(1)
-            # Another version: its context is shorter.
-            await asyncio.to_thread(
-                deploy, model_directory, "renewed", num_cpus=0.5, max_ongoing=4, context_length=1024
-            )
+            await asyncio.to_thread(renew)
             await asyncio.sleep(1)
             done.set()
             return [answer for answers in await asyncio.gather(*askers) for answer in answers]
 
-    answers = asyncio.run(run())
-    assert len(answers) > 20
-    assert set(answers) == {(200, True)}
-    models = httpx.get(f"{cluster}/renewed/v1/models").json()
-    assert models["data"][0]["max_model_len"] == 1024
-    wait_until(lambda: not set(old) & set(replica_pids("renewed")), 60)
-    wait_until(lambda: running(f"{cluster}/renewed") == 0)
+    version = {"engine": "scripted", "num_cpus": 0.5, "max_ongoing": 4}
+    with deployed(model_directory, "renewed", **version):
+        old = replica_pids("renewed")
+        answers = asyncio.run(run())
+        assert len(answers) > 20
+        assert set(answers) == {(200, True)}
+        models = httpx.get(f"{cluster}/renewed/v1/models").json()
+        assert models["data"][0]["max_model_len"] == 1024
+        wait_until(lambda: not set(old) & set(replica_pids("renewed")), 60)
+        wait_until(lambda: running(f"{cluster}/renewed") == 0)
 
 
 def test_ten_times_what_it_holds_is_refused_at_once_and_forgotten(cluster, model_directory):
-    deploy(model_directory, "flooded", num_cpus=0.5, max_ongoing=2, max_queued=4)
-
     async def flood():
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(
@@ -101,12 +99,13 @@ def test_ten_times_what_it_holds_is_refused_at_once_and_forgotten(cluster, model
             answers = await asyncio.gather(*[client.post(PATH, json=ASK) for _ in range(60)])
         return [(answer.status_code, answer.json()) for answer in answers]
 
-    for _ in range(2):
-        answers = asyncio.run(flood())
-        statuses = [status for status, _ in answers]
-        assert set(statuses) == {200, 429}
-        assert statuses.count(200) >= 6
-        assert {body["error"]["code"] for status, body in answers if status == 429} == {
-            "overloaded"
-        }
-    wait_until(lambda: running(f"{cluster}/flooded") == 0)
+    with deployed(model_directory, "flooded", max_ongoing=2, max_queued=4):
+        for _ in range(2):
+            answers = asyncio.run(flood())
+            statuses = [status for status, _ in answers]
+            assert set(statuses) == {200, 429}
+            assert statuses.count(200) >= 6
+            assert {body["error"]["code"] for status, body in answers if status == 429} == {
+                "overloaded"
+            }
+        wait_until(lambda: running(f"{cluster}/flooded") == 0)

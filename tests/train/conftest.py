@@ -1,8 +1,9 @@
-"""Data for training."""
+"""Data for training, and the undisturbed run that others are compared with."""
 
 import pytest
 
 from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
+from ochat_ray.train.config import TrainConfig
 from tests.token_tables import write_data
 
 
@@ -11,3 +12,34 @@ def data(tmp_path_factory, model_directory):
     """The run directory of a prepare that kept 24 conversations."""
     tokenizer = load_tokenizer(str(model_directory))
     return write_data(tmp_path_factory.mktemp("data"), tokenizer, tokenizer_digest(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def configured(data, model_directory):
+    """A function: the configuration of the undisturbed run, to another output, with changes.
+
+    Six epochs of 20 conversations, three per step.
+    """
+
+    def configured(output, **changes):
+        return TrainConfig(
+            **{
+                "recipe": "demo", "data": data, "model": str(model_directory),
+                "output": str(output), "num_workers": 2, "epochs": 6, "sequences_per_step": 3,
+                "max_tokens": 128, "learning_rate": 1e-3, "dtype": "float32",
+                "checkpoint_every": 5,
+            }
+            | changes
+        )  # fmt: skip
+
+    return configured
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shared_ray, configured, tmp_path_factory):
+    """Its configuration and its result."""
+    from ochat_ray.train.launch import train
+
+    shared_ray()
+    config = configured(tmp_path_factory.mktemp("undisturbed") / "model")
+    return config, train(config)

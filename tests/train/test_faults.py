@@ -1,121 +1,73 @@
 """Training that is disturbed: killed workers, other numbers of workers, full disks."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import threading
-import time
-from pathlib import Path
 
 import pytest
-import ray
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.launch import train
-from tests.processes import descendants
+from tests.train.runs import STEPS, kill_a_worker, metrics_of, steps_of
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.usefixtures("three_cpus"),
+    pytest.mark.usefixtures("local_ray"),
     # The thread that kills a worker must find one.
     pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 
-STEPS = 40
-
 
 @pytest.fixture(scope="module")
-def three_cpus():
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def configured(data, model_directory):
-    def configured(output, **changes):
-        return TrainConfig(
-            **{
-                "recipe": "demo", "data": data, "model": str(model_directory),
-                "output": str(output), "num_workers": 2, "epochs": STEPS // 10,
-                "sequences_per_step": 2, "max_tokens": 128, "learning_rate": 1e-3,
-                "dtype": "float32", "checkpoint_every": 7,
-            }
-            | changes
-        )  # fmt: skip
-
-    return configured
-
-
-@pytest.fixture(scope="module")
-def undisturbed(configured, tmp_path_factory):
-    return train(configured(tmp_path_factory.mktemp("undisturbed") / "model"))
-
-
-def lines(output):
-    path = Path(output, "metrics.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def kill_a_worker(output, step):
-    """Send SIGKILL to one of the workers once they have done a step; the thread that waits."""
-
-    def kill():
-        while not any(m["step"] >= step for m in lines(output)):
-            time.sleep(0.005)
-        os.kill(descendants("RayTrainWorker")[-1].pid, signal.SIGKILL)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    return thread
-
-
-def test_a_killed_worker_changes_nothing_but_the_time(configured, undisturbed, tmp_path):
-    config = configured(tmp_path / "model")
-    killer = kill_a_worker(config.output, 16)
-    result = train(config)
-    assert not killer.is_alive()
-    assert result["eval_after"]["loss"] == pytest.approx(
-        undisturbed["eval_after"]["loss"], abs=1e-6
-    )
-    steps = [m["step"] for m in lines(config.output) if "loss" in m]
-    assert steps == list(range(1, STEPS + 1))  # each counted once
-    names = [c.name for c in checkpoints.whole(RunDir.open(config.output))]
-    assert len({name.rsplit("-", 1)[1] for name in names}) == 1  # of the second attempt alone
-
-
-@pytest.fixture(scope="module")
-def stopped(configured, tmp_path_factory):
-    """A run of two workers that ended in its middle."""
+def stopped(shared_ray, configured, tmp_path_factory):
+    """A run of two workers of which one was killed in its middle, and that was not tried again."""
+    shared_ray()
     output = tmp_path_factory.mktemp("stopped") / "model"
-    kill_a_worker(output, 16)
+    killer = kill_a_worker(lambda: any(m["step"] >= 16 for m in metrics_of(output)))
     with pytest.raises(Exception, match="worker"):
         train(configured(output, max_failures=0))
-    assert 16 <= max(m["step"] for m in lines(output)) < STEPS
+    assert not killer.is_alive()
+    assert 16 <= max(m["step"] for m in metrics_of(output)) < STEPS
     return output
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
-def test_a_stopped_run_goes_on_with_another_number_of_workers(
-    configured, undisturbed, stopped, tmp_path, num_workers
-):
+def check_is_as_undisturbed(output, result, undisturbed, *, after, world_size):
+    """A run that went on with so many workers after a step: same losses, each step once."""
+    config, expected = undisturbed
+    steps = steps_of(metrics_of(output))
+    assert [m["step"] for m in steps] == list(range(1, STEPS + 1))
+    assert {m["world_size"] for m in steps if m["step"] > after} == {world_size}
+    assert result["eval_before"] == expected["eval_before"]
+    losses = [m["loss"] for m in steps_of(metrics_of(config.output))]
+    tolerance = 1e-6 if world_size == 2 else 1e-3
+    assert [m["loss"] for m in steps] == pytest.approx(losses, abs=tolerance)
+    assert result["eval_after"]["loss"] == pytest.approx(
+        expected["eval_after"]["loss"], abs=tolerance
+    )
+
+
+def test_a_stopped_run_goes_on_with_more_workers(configured, undisturbed, stopped, tmp_path):
     output = tmp_path / "model"
     shutil.copytree(stopped, output)
     last = checkpoints.latest(RunDir.open(str(output)))
     assert last.world_size == 2
-    result = train(configured(output, num_workers=num_workers, resume=True))
-    tolerance = 1e-6 if num_workers == 2 else 1e-3
-    expected = undisturbed["eval_after"]["loss"]
-    assert result["eval_after"]["loss"] == pytest.approx(expected, abs=tolerance)
-    assert result["eval_before"] == undisturbed["eval_before"]
-    steps = [m for m in lines(output) if "loss" in m]
-    assert [m["step"] for m in steps] == list(range(1, STEPS + 1))
-    assert {m["world_size"] for m in steps if m["step"] > last.step} == {num_workers}
+    result = train(configured(output, num_workers=3, resume=True))
+    check_is_as_undisturbed(output, result, undisturbed, after=last.step, world_size=3)
+
+
+def test_the_same_command_passes_over_a_checkpoint_that_lost_a_file(
+    configured, undisturbed, stopped, tmp_path
+):
+    output = tmp_path / "model"
+    shutil.copytree(stopped, output)
+    *_, before, last = checkpoints.whole(RunDir.open(str(output)))
+    shard = next((output / last.folder / "deepspeed").glob("*optim_states.pt"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert checkpoints.latest(RunDir.open(str(output))) == before
+    result = train(configured(output))
+    check_is_as_undisturbed(output, result, undisturbed, after=before.step, world_size=2)
 
 
 def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(configured, stopped, tmp_path):
@@ -141,21 +93,9 @@ def test_a_checkpoint_of_another_model_is_refused(configured, stopped, model_dir
         train(configured(output, model=str(other), resume=True))
 
 
-def test_the_same_command_passes_over_a_checkpoint_that_lost_a_file(
-    configured, undisturbed, stopped, tmp_path
+def test_a_full_disk_is_one_clear_line_and_one_worker_goes_on_from_the_last_checkpoint(
+    configured, undisturbed, tmp_path
 ):
-    output = tmp_path / "model"
-    shutil.copytree(stopped, output)
-    *_, before, last = checkpoints.whole(RunDir.open(str(output)))
-    shard = next((output / last.folder / "deepspeed").glob("*optim_states.pt"))
-    shard.write_bytes(shard.read_bytes()[:-100])
-    assert checkpoints.latest(RunDir.open(str(output))) == before
-    result = train(configured(output))
-    expected = undisturbed["eval_after"]["loss"]
-    assert result["eval_after"]["loss"] == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_full_disk_is_one_clear_line_and_leaves_the_last_good_checkpoint(configured, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -165,14 +105,15 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_last_good_checkpoint(confi
         pytest.skip("needs the right to mount a small file system")
     try:
         with pytest.raises(UserError, match="no space left on the device"):
-            train(configured(disk / "model", keep_checkpoints=100))
+            train(configured(disk / "model", keep_checkpoints=100, checkpoint_every=2))
         run = RunDir.open(str(disk / "model"))
         good = checkpoints.latest(run)
         assert good is not None
         assert not run.exists("ochat.json")
-        # With what is needed to go on, it does: nothing of the checkpoint was half-written.
+        # Nothing of the checkpoint was half-written: with room, training goes on from it.
         shutil.copytree(disk / "model", tmp_path / "model")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-    result = train(configured(tmp_path / "model", resume=True))
-    assert result["step"] == STEPS
+    output = tmp_path / "model"
+    result = train(configured(output, num_workers=1, resume=True))
+    check_is_as_undisturbed(output, result, undisturbed, after=good.step, world_size=1)

@@ -1,7 +1,8 @@
-"""The whole training job: a real local Ray, two ZeRO-3 workers, a tiny random Llama."""
+"""The whole training job: a real Ray, two ZeRO-3 workers, a tiny random Llama."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,31 +12,14 @@ from ochat_ray.run_dir import RunDir
 from ochat_ray.template import encode
 from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id, load_tokenizer, tokenizer_digest
 from ochat_ray.train.batch import make_batch, weighted_nll
-from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.forward import logits
 from ochat_ray.train.launch import train
 from ochat_ray.train.loop import train_worker
 from ochat_ray.train.tokens import TokenTable
 from tests.token_tables import write_data
+from tests.train.runs import STEPS, metrics_of, steps_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-
-
-def config(data, model_directory, output, **changes):
-    return TrainConfig(
-        **{
-            "recipe": "demo", "data": data, "model": str(model_directory), "output": str(output),
-            "num_workers": 2, "epochs": 10, "max_steps": 6, "sequences_per_step": 8,
-            "max_tokens": 128, "learning_rate": 1e-2, "dtype": "float32",
-        }
-        | changes
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(data, model_directory, tmp_path_factory):
-    output = tmp_path_factory.mktemp("run") / "model"
-    return config(data, model_directory, output), train(config(data, model_directory, output))
 
 
 def held_out_loss(directory, data):
@@ -52,103 +36,73 @@ def held_out_loss(directory, data):
     return nll / weight
 
 
-def test_the_held_out_loss_falls(trained):
-    _, result = trained
+def test_the_held_out_loss_falls(undisturbed):
+    _, result = undisturbed
     assert result["eval_after"]["loss"] < result["eval_before"]["loss"] - 0.5
 
 
-def test_the_loss_before_is_that_of_one_process(trained, data, model_directory):
-    _, result = trained
+def test_the_loss_before_is_that_of_one_process(undisturbed, data, model_directory):
+    _, result = undisturbed
     expected = held_out_loss(model_directory, data)
     assert result["eval_before"]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_exported_model_is_the_one_that_was_evaluated(trained, data):
-    configuration, result = trained
-    exported = held_out_loss(configuration.output, data)
+def test_the_exported_model_is_the_one_that_was_evaluated(undisturbed, data):
+    config, result = undisturbed
+    exported = held_out_loss(config.output, data)
     # bfloat16 weights: three digits.
     assert exported == pytest.approx(result["eval_after"]["loss"], rel=2e-2)
 
 
-def test_the_output_is_a_plain_hugging_face_directory(trained):
+def test_the_output_is_a_plain_hugging_face_directory(undisturbed):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    configuration, result = trained
-    model = AutoModelForCausalLM.from_pretrained(configuration.output)
-    tokenizer = AutoTokenizer.from_pretrained(configuration.output)
+    config, result = undisturbed
+    model = AutoModelForCausalLM.from_pretrained(config.output)
+    tokenizer = AutoTokenizer.from_pretrained(config.output)
     assert model.dtype == torch.bfloat16
     assert model.generation_config.eos_token_id == end_of_turn_id(tokenizer)
     assert "Human: " in tokenizer.chat_template
-    assert RunDir.open(configuration.output).read_json("ochat.json") == result
+    assert RunDir.open(config.output).read_json("ochat.json") == result
     assert result["world_size"] == 2
     assert result["data_digest"] == "d"
 
 
-def test_metrics_have_one_line_a_step_and_both_evaluations(trained):
-    configuration, _ = trained
-    run = RunDir.open(configuration.output)
-    with run.fs.open_input_stream(run.path("metrics.jsonl")) as stream:
-        lines = [json.loads(line) for line in stream.read().decode().splitlines()]
-    steps = [m for m in lines if "loss" in m]
-    assert [m["step"] for m in steps] == [1, 2, 3, 4, 5, 6]
-    # 20 conversations are two steps of 8 and one of 4.
-    assert [m["conversations"] for m in steps] == [8, 8, 4, 8, 8, 4]
-    assert [m["step"] for m in lines if "eval_loss" in m] == [0, 3, 6]
+def test_metrics_have_one_line_a_step_and_an_evaluation_an_epoch(undisturbed):
+    config, _ = undisturbed
+    lines = metrics_of(config.output)
+    assert [m["step"] for m in steps_of(lines)] == list(range(1, STEPS + 1))
+    # 20 conversations are six steps of 3 and one of 2.
+    assert [m["conversations"] for m in steps_of(lines)] == [3, 3, 3, 3, 3, 3, 2] * 6
+    assert [m["step"] for m in lines if "eval_loss" in m] == list(range(0, STEPS + 1, 7))
 
 
-def test_a_complete_model_is_not_trained_again_nor_lost(trained):
-    configuration, result = trained
-    assert train(configuration) == result
+def test_a_complete_model_is_not_trained_again_nor_lost(undisturbed):
+    config, result = undisturbed
+    assert train(config) == result
     with pytest.raises(UserError, match="another configuration"):
-        train(TrainConfig(**{**vars(configuration), "seed": 1}))
+        train(replace(config, seed=1))
 
 
-def test_one_worker_gives_the_same_losses_as_two(trained, data, model_directory, tmp_path):
-    configuration, _ = trained
-    alone = config(data, model_directory, tmp_path / "m", num_workers=1, max_steps=3)
-    train(alone)
-
-    def losses(output):
-        with open(f"{output}/metrics.jsonl") as file:
-            return [m["loss"] for m in map(json.loads, file) if "loss" in m][:3]
-
-    # The schedules differ in their number of steps; the first step's rate does not.
-    assert losses(alone.output)[:2] == pytest.approx(losses(configuration.output)[:2], rel=1e-4)
-
-
-def test_a_deepspeed_file_is_found_from_where_the_job_was_started(
-    data, model_directory, tmp_path, monkeypatch
-):
-    """Workers run in directories of their own."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "ds.json").write_text('{"zero_optimization": {"sub_group_size": 12345}}')
-    result = train(config(data, model_directory, tmp_path / "m", max_steps=1, deepspeed="ds.json"))
-    assert result["deepspeed"]["zero_optimization"]["sub_group_size"] == 12345
-
-
-def test_a_contradicting_deepspeed_file_is_refused_before_anything_starts(
-    data, model_directory, tmp_path
-):
+def test_a_contradicting_deepspeed_file_is_refused_before_anything_starts(configured, tmp_path):
     (tmp_path / "ds.json").write_text('{"gradient_clipping": 0.5}')
     with pytest.raises(UserError, match="decided by --max-grad-norm"):
-        train(config(data, model_directory, tmp_path / "m", deepspeed=str(tmp_path / "ds.json")))
+        train(configured(tmp_path / "m", deepspeed=str(tmp_path / "ds.json")))
     assert not (tmp_path / "m").exists()
 
 
-def test_files_that_no_training_wrote_are_not_cleared_away(data, model_directory, tmp_path):
+def test_files_that_no_training_wrote_are_not_cleared_away(configured, model_directory, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(model_directory, base)
     before = sorted(path.name for path in base.iterdir())
     for overwrite in (False, True):
         with pytest.raises(UserError, match="that no training wrote; choose another --output"):
-            train(config(data, base, base, overwrite=overwrite))
+            train(configured(base, model=str(base), overwrite=overwrite))
     assert sorted(path.name for path in base.iterdir()) == before
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
-    data, model_directory, tmp_path
-):
-    wild = config(data, model_directory, tmp_path / "m", learning_rate=1e30, warmup_ratio=0.0)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(configured, tmp_path):
+    wild = configured(tmp_path / "m", learning_rate=1e30, warmup_ratio=0.0, num_workers=1)
     with pytest.raises(Exception, match=r"step [23]: loss .* conversations \d\d, \d\d"):
         train(wild)
     assert not (tmp_path / "m/ochat.json").exists()
@@ -163,12 +117,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     ],
 )
 def test_data_that_does_not_fit_is_one_clear_line(
-    model_directory, tmp_path, tokenizer, changes, line
+    configured, model_directory, tmp_path, tokenizer, changes, line
 ):
     digest = tokenizer_digest(load_tokenizer(str(model_directory)))
     data = write_data(tmp_path / "data", tokenizer, digest, changes)
     with pytest.raises(UserError, match=line):
-        train(config(data, model_directory, tmp_path / "model"))
+        train(configured(tmp_path / "model", data=data))
 
 
 def test_a_worker_that_does_not_see_the_output_says_so(tmp_path):
@@ -178,13 +132,17 @@ def test_a_worker_that_does_not_see_the_output_says_so(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_more_workers_than_the_cluster_has_is_one_clear_line(data, model_directory, tmp_path):
-    with pytest.raises(UserError, match="3 workers need a CPU each, the cluster has 2"):
-        train(config(data, model_directory, tmp_path / "model", num_workers=3))
+def test_more_workers_than_the_cluster_has_is_one_clear_line(configured, tmp_path):
+    with pytest.raises(UserError, match="4 workers need a CPU each, the cluster has 3"):
+        train(configured(tmp_path / "model", num_workers=4))
 
 
-def test_big_code_gets_its_token_trains_and_opens(tmp_path, tokenizer):
-    """Tied embeddings, learned positions, no end-of-turn token in the base, no BOS."""
+def test_big_code_gets_its_token_trains_and_opens(configured, tmp_path, tokenizer, monkeypatch):
+    """Tied embeddings, learned positions, no end-of-turn token in the base, no BOS.
+
+    Beside it: a --deepspeed file is found from where the job was started, though workers run in
+    directories of their own.
+    """
     from tokenizers import Tokenizer
     from transformers import (
         AutoModelForCausalLM,
@@ -210,9 +168,15 @@ def test_big_code_gets_its_token_trains_and_opens(tmp_path, tokenizer):
     data = write_data(
         tmp_path / "data", with_token, tokenizer_digest(with_token), model_type="opencoder"
     )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"sub_group_size": 12345}}')
     result = train(
-        config(data, base, tmp_path / "model", recipe="opencoder", max_steps=2, learning_rate=1e-12)
-    )
+        configured(
+            tmp_path / "model", recipe="opencoder", data=data, model=str(base), max_steps=2,
+            learning_rate=1e-12, deepspeed="ds.json",
+        )
+    )  # fmt: skip
+    assert result["deepspeed"]["zero_optimization"]["sub_group_size"] == 12345
     assert result["eval_after"]["loss"] == pytest.approx(result["eval_before"]["loss"])
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     exported = opened.transformer.wte.weight
