@@ -12,6 +12,11 @@ import os
 import subprocess
 
 import pytest
+from hypothesis import settings
+
+# The deadline of 200 ms per example depends on what else the machine does.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 LEFT_OUT = set(os.environ.get("LEFT_OUT", "").split())
 

@@ -2,7 +2,7 @@
 # Run the fast tests on Pythons other than that of .venv: the system's, and newer ones.
 # tests/other_pythons.py decides what is skipped. Environments come from uv's cache, in seconds.
 #
-#   tests/other_pythons.sh [UV]      UV: the program uv; without it, nothing is run
+#   [PYTHONS="system 3.12 3.13"] tests/other_pythons.sh [UV]      UV: the program uv; without it, nothing is run
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=${1:-}
@@ -33,11 +33,11 @@ run_tests() {
     "$uv" pip install --quiet --python "$dir/bin/python" -c constraints.txt \
       --excludes "$dir.excludes" -e '.[dev]' &&
     RAY_AUTH_MODE=token "$dir/bin/python" -m pytest -p tests.other_pythons -m "$marks" \
-      -n 2 --dist loadfile -r fE
+      --ignore tests/serve/ui -n 2 --dist loadfile -r fE
 }
 
 status=0 summary="" done=" $(version .venv/bin/python) "
-for name in system 3.12 3.13; do
+for name in ${PYTHONS:-system 3.13}; do
   # PyPI's torch is a CUDA build of 3 GB, and CPU builds for newer Pythons may not be at hand.
   export LEFT_OUT="torch deepspeed accelerate"
   [ $name != system ] || LEFT_OUT=""
