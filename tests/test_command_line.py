@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
@@ -34,12 +33,23 @@ def test_a_user_error_that_a_worker_raised_is_found():
     assert user_message(WorkerGroupError()) == "in a worker"
 
 
+def test_a_user_error_in_nested_exception_groups_is_found():
+    group = ExceptionGroup("outer", [ExceptionGroup("inner", [UserError("of one task")])])
+    assert user_message(group) == "of one task"
+
+
+def test_an_exception_group_without_a_user_error_is_ours():
+    assert user_message(ExceptionGroup("tasks", [ValueError("a bug")])) is None
+
+
 def test_no_space_left_is_the_users_to_mend():
     assert "no space left" in user_message(OSError(errno.ENOSPC, "No space left on device", "/x"))
 
 
 @pytest.mark.parametrize("size", [10, 10_000])
 def test_no_space_left_for_a_torch_file_is_the_users_to_mend(size):
+    import torch
+
     with pytest.raises(RuntimeError) as error:
         torch.save(torch.zeros(size), "/dev/full")
     assert "no space left" in user_message(error.value)

@@ -123,8 +123,12 @@ async def for_all(items: Iterable[Item], work: Callable[[Item], Awaitable[Any]])
         async with asyncio.TaskGroup() as group:
             for item in items:
                 group.create_task(one(item))
-    except* (UserError, OSError) as errors:
-        raise errors.exceptions[0] from None
+    except ExceptionGroup as errors:
+        # Not except*: Python 3.11.0 to 3.11.3 wrap what is raised inside it (cpython gh-103590).
+        expected, others = errors.split((UserError, OSError))
+        if expected is None or others is not None:
+            raise
+        raise expected.exceptions[0] from None
     return failures
 
 

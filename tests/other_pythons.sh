@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Run the fast tests on Pythons other than that of .venv: the system's, and newer ones.
+# tests/other_pythons.py decides what is skipped. Environments come from uv's cache, in seconds.
+#
+#   [PYTHONS="system 3.12 3.13"] tests/other_pythons.sh [UV]      UV: the program uv; without it, nothing is run
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv=${1:-}
+if [ -z "$uv" ]; then
+  echo "test-pythons: nothing was run, since uv is not installed (pip install uv)"
+  exit 0
+fi
+marks="not ray and not slow and not end_to_end and not browser and not cluster and not gpu and not vllm"
+
+# Print the path of a Python; nothing where there is none. pyenv's shims fail unless selected.
+find_python() {
+  if [ "$1" = system ]; then
+    command -v /usr/bin/python3 || true
+  else
+    PYENV_VERSION=$(pyenv versions --bare 2> /dev/null | paste -sd:) UV_PYTHON_DOWNLOADS=never \
+      "$uv" python find "$1" 2> /dev/null || true
+  fi
+}
+
+version() { "$1" -c 'import platform; print(platform.python_version())'; }
+
+# Make the environment of a Python without the packages in LEFT_OUT, and run the tests in it.
+run_tests() {
+  local python=$1 dir=.venv-pythons/$2
+  mkdir -p .venv-pythons
+  tr ' ' '\n' <<< "$LEFT_OUT" > "$dir.excludes"
+  "$uv" venv --quiet --allow-existing --python "$python" "$dir" &&
+    "$uv" pip install --quiet --python "$dir/bin/python" -c constraints.txt \
+      --excludes "$dir.excludes" -e '.[dev]' &&
+    RAY_AUTH_MODE=token "$dir/bin/python" -m pytest -p tests.other_pythons -m "$marks" \
+      --ignore tests/serve/ui -n 2 --dist loadfile -r fE
+}
+
+status=0 summary="" done=" $(version .venv/bin/python) "
+for name in ${PYTHONS:-system 3.13}; do
+  # PyPI's torch is a CUDA build of 3 GB, and CPU builds for newer Pythons may not be at hand.
+  export LEFT_OUT="torch deepspeed accelerate"
+  [ $name != system ] || LEFT_OUT=""
+  python=$(find_python $name)
+  number=${python:+$(version "$python")}
+  if [ -z "$python" ]; then
+    result="not run, since there is none"
+  elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    result="$number, not run, since 3.11 is the oldest supported"
+  elif [[ $done == *" $number "* ]]; then
+    result="$number, not run a second time"
+  else
+    printf '\n== Python %s: %s%s ==\n' "$number" "$python" "${LEFT_OUT:+, without $LEFT_OUT}"
+    SECONDS=0 result=passed
+    run_tests "$python" "$number" || { result=FAILED status=1; }
+    result="$number, $result, $SECONDS s${LEFT_OUT:+, without $LEFT_OUT}"
+    done+="$number "
+  fi
+  summary+="Python $name: $result"$'\n'
+done
+printf '\n%s' "$summary"
+exit $status
