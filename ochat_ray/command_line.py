@@ -89,7 +89,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         # Ray keeps a task's own exception in `cause`, or several workers' in a dict.
         inner = [getattr(current, "cause", None), current.__cause__, current.__context__]
         inner += list(getattr(current, "worker_failures", {}).values())
-        if isinstance(current, BaseExceptionGroup):
+        # A group with an error of ours among the users' is ours to mend.
+        if isinstance(current, BaseExceptionGroup) and all(map(user_message, current.exceptions)):
             inner += current.exceptions
         pending += [e for e in reversed(inner) if isinstance(e, BaseException)]
 

@@ -38,8 +38,9 @@ def test_a_user_error_in_nested_exception_groups_is_found():
     assert user_message(group) == "of one task"
 
 
-def test_an_exception_group_without_a_user_error_is_ours():
-    assert user_message(ExceptionGroup("tasks", [ValueError("a bug")])) is None
+@pytest.mark.parametrize("others", [[], [UserError("of one task")]])
+def test_an_exception_group_with_a_bug_in_it_is_ours(others):
+    assert user_message(ExceptionGroup("tasks", [*others, ValueError("a bug")])) is None
 
 
 def test_no_space_left_is_the_users_to_mend():
