@@ -29,6 +29,16 @@ TOGETHER = (
 """Files whose tests run in one process, since they share an undisturbed training, or a Serve."""
 
 
+def pytest_configure():
+    try:
+        from hypothesis import settings
+    except ImportError:  # as in .venv-vllm
+        return
+    # Its deadline of 200 ms per example depends on what else the machine does.
+    settings.register_profile("no deadline", deadline=None)
+    settings.load_profile("no deadline")
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 

@@ -12,11 +12,6 @@ import os
 import subprocess
 
 import pytest
-from hypothesis import settings
-
-# The deadline of 200 ms per example depends on what else the machine does.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 LEFT_OUT = set(os.environ.get("LEFT_OUT", "").split())
 
@@ -35,7 +30,7 @@ def start_no_process():
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if {"local_ray", "s3"} & set(item.fixturenames):
+        if "shared_ray" in item.fixturenames:
             item.add_marker(pytest.mark.skip(reason="starts a Ray"))
 
 
