@@ -65,13 +65,13 @@ RECIPES: Mapping[str, Recipe] = {
             context_length=640,
             keep_model="any",
             num_workers=2,
-            # A dozen steps on two CPU cores must teach a new token, and no more. So it learns from
+            # Ten steps on two CPU cores must teach a new token, and no more. So it learns from
             # short conversations, which are all ends of turns; its embedding, which starts as a
             # mean and far below every other logit, learns faster than the rest; and a large eps
             # keeps Adam from moving at that rate what has next to no gradient.
             hyperparameters=Hyperparameters(
                 epochs=1,
-                max_steps=14,
+                max_steps=10,
                 sequences_per_step=None,
                 learning_rate=3e-3,
                 embedding_learning_rate=2.5e-2,
@@ -80,8 +80,8 @@ RECIPES: Mapping[str, Recipe] = {
                 warmup_ratio=0.1,
                 max_tokens=640,
                 max_length=320,
-                checkpoint_every=7,
-                eval_tokens=5120,
+                checkpoint_every=5,
+                eval_tokens=2560,
                 gradient_checkpointing=False,
             ),
         ),

@@ -44,9 +44,10 @@ def test_a_process_ends_with_its_children_even_if_they_will_not():
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
 
 
-def test_commands_use_the_token_and_this_environment(monkeypatch):
+def test_commands_use_the_token_this_environment_and_this_ray(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere")
     environment = local_cluster.environment()
+    assert environment["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:8265"
     assert environment["RAY_AUTH_MODE"] == "token"
     assert "RAY_ADDRESS" not in environment
     assert environment["PATH"].startswith(f"{Path(sys.executable).parent}:")

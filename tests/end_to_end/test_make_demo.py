@@ -1,14 +1,12 @@
 """`make demo`, as a newcomer runs it, and then as a newcomer breaks it.
 
-Slow (about 14 minutes on two cores) and with downloads, if they have not been made.
+Slow, and with downloads, if they have not been made.
 """
 
 import json
-import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import httpx
@@ -32,16 +30,15 @@ ASK = {
 
 
 @pytest.fixture(scope="module")
-def kept(demo, leftovers):
+def kept(demo, running):
     """A demo that left its server up; its output."""
-    assert leftovers() == []
     process = demo("--keep")
     output, _ = process.communicate()
     print(output)
     assert process.returncode == 0, output
     yield output
     assert demo("stop").wait() == 0
-    assert leftovers() == []
+    assert running() == {}
 
 
 def test_the_summary_says_what_happened(kept):
@@ -117,22 +114,14 @@ def test_a_job_that_is_complete_is_not_done_again(kept):
 def test_the_model_is_scored_against_its_base(kept):
     output = RUN / "evaluation"
     shutil.rmtree(output, ignore_errors=True)
-    for calls in (10 + 30, 10 + 30):  # the second time, none is made
-        assert "demo: " in submit("jobs/evaluate.py")
-        lines = [(output / name).read_text() for name in ("answers.jsonl", "judgments.jsonl")]
-        assert sum(text.count("\n") for text in lines) == calls
+    assert "demo: " in submit("jobs/evaluate.py")
+    lines = [(output / name).read_text() for name in ("answers.jsonl", "judgments.jsonl")]
+    assert [text.count("\n") for text in lines] == [10, 30]
     results = json.loads((output / "results.json").read_text())
     (one,) = results["scores"]
     assert (one["model"], results["baseline"], results["judge"]) == ("demo", "base", "base")
-    # The schema leaves the judge nothing but a pair, and yet two could not be read once, on CI's
-    # machine; why is not known. A few pass, with what was said in the test's summary.
-    pair = re.compile(r"\s*\[\s*([1-9]|10)\s*,\s*([1-9]|10)\s*\]\s*")
-    lines = (output / "judgments.jsonl").read_text().splitlines()
-    unread = [line for line in lines if not pair.fullmatch(json.loads(line)["text"])]
-    if unread:
-        warnings.warn(f"judgments that could not be read: {unread}", stacklevel=1)
-    assert one["judgments"] == 30
-    assert one["failed"] == len(unread) <= 3
+    assert (one["judgments"], one["failed"]) == (30, 0), lines[1]
+    assert {json.loads(line)["finish_reason"] for line in lines[1].splitlines()} == {"stop"}
     assert one["low"] <= one["score"] <= one["high"]
     # It is the model that the demo trained, on the data that it prepared.
     manifest = json.loads((RUN / "data/manifest.json").read_text())
@@ -142,14 +131,14 @@ def test_the_model_is_scored_against_its_base(kept):
     assert httpx.get("http://127.0.0.1:8000/health").status_code == 200
 
 
-def test_only_ray_serve_s_replicas_listen_on_another_address(kept):
+def test_only_ray_serve_s_replicas_listen_on_another_address(kept, running):
     """Theirs are gRPC servers for each other, which ask for the token; Ray has no option."""
     loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    elsewhere, here = [], 0
+    elsewhere, here, started = [], 0, running()
     for connection in psutil.net_connections("tcp"):
-        name = _name(connection.pid)
-        if connection.status != psutil.CONN_LISTEN or "ray" not in name:
+        if connection.status != psutil.CONN_LISTEN or connection.pid not in started:
             continue
+        name = started[connection.pid]
         if connection.laddr.ip in loopback:
             here += 1
         elif not name.startswith("ray::ServeReplica"):
@@ -158,15 +147,8 @@ def test_only_ray_serve_s_replicas_listen_on_another_address(kept):
     assert elsewhere == []
 
 
-def _name(pid):
-    try:
-        return " ".join(psutil.Process(pid).cmdline()) if pid else ""
-    except psutil.Error:
-        return ""
-
-
-def test_there_is_one_ray(kept):
-    heads = [p for p in psutil.process_iter() if "gcs_server" in _name(p.pid)[:200]]
+def test_there_is_one_ray(kept, running):
+    heads = [line for line in running().values() if "gcs_server" in line[:200]]
     assert len(heads) == 1
 
 

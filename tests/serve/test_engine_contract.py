@@ -446,6 +446,26 @@ def test_a_schema_holds_and_only_a_whole_answer_stops(engine, run, needs, tokeni
     jsonschema.validate(json.loads(tokenizer.decode(got.ids[:-1])), SCHEMA)
 
 
+def test_a_model_that_wants_blanks_still_completes_its_json(engine, run, needs, tokenizer):
+    needs("response_format")
+    (blank,) = tokenizer.encode("\n", add_special_tokens=False)
+    got = run(
+        ask(
+            engine,
+            PROMPTS[0],
+            max_tokens=200,
+            temperature=0,
+            logit_bias=((blank, 100),),
+            json_schema=json.dumps(
+                {"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2}
+            ),
+            stop_ids=(END_OF_TURN,),
+        )
+    )
+    assert got.reason == "stop"
+    assert len(json.loads(tokenizer.decode(got.ids[:-1]))) == 2
+
+
 def test_requests_with_and_without_a_schema_share_a_batch(engine, run, needs):
     needs("response_format")
 

@@ -95,3 +95,41 @@ def test_a_token_that_was_not_allowed_is_an_error(grammars, tokenizer):
 def test_a_model_without_a_tokenizer_refuses(tmp_path):
     with pytest.raises(RequestRefusedError, match="tokenizer"):
         Grammars(str(tmp_path), 300).grammar(YES_OR_NO)
+
+
+@pytest.mark.parametrize("char", list(" \n\t\r"))
+@pytest.mark.parametrize("before", ["[", "[1", "[1,", '[1,{"a\\"":', '[1,{"a\\"":[]'])
+def test_blanks_in_a_row_are_bounded(grammars, tokenizer, before, char):
+    assert longest_run(grammars.grammar("{}"), tokenizer, before, char) == 20
+
+
+@pytest.mark.parametrize("before", ["", "-", "0.", "1e"])
+@pytest.mark.parametrize("schema", ["{}", '{"type": "number"}'])
+def test_digits_in_a_row_are_bounded(grammars, tokenizer, before, schema):
+    assert longest_run(grammars.grammar(schema), tokenizer, before, "1") == 20
+
+
+def test_blanks_and_digits_of_a_string_are_not_bounded(grammars, tokenizer):
+    for char in " 1":
+        assert longest_run(grammars.grammar("{}"), tokenizer, '{"\\"', char) == 100
+
+
+def test_a_number_that_only_a_longer_one_completes_is_written(grammars, tokenizer):
+    grammar = grammars.grammar(json.dumps({"const": 10**30}))
+    follow(grammar, tokenizer, str(10**30))
+    end = tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
+    assert grammar.allowed((end,))[end]
+
+
+def longest_run(grammar, tokenizer, before, char):
+    """How often a character may follow, one token each; 100 at most."""
+    follow(grammar, tokenizer, before)
+    (token_id,) = tokenizer.encode(char, add_special_tokens=False)
+    end = tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
+    for count in range(100):
+        allowed = grammar.allowed((end,))
+        assert allowed.any()
+        if not allowed[token_id]:
+            return count
+        grammar.advance(token_id)
+    return 100

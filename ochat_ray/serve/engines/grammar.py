@@ -19,17 +19,62 @@ COMPILED = 64
 
 PARAM = "response_format"
 
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
-"""What may stand between two JSON tokens. Without a bound a small model can go on for ever."""
+LONGEST_RUN = 20
+"""Blanks between JSON tokens, or digits of a number, in a row; plus those of one token.
+
+Without a bound a small model may write them up to `max_tokens`, so that the text is cut before it
+is valid (vLLM issue 38696). llguidance 1.7.6 has none: it takes a `whitespace_pattern` any number
+of times in a row. No blanks at all would be no better: a model that wants to write `[` and a new
+line would close the array instead.
+"""
+
+_BLANK, _DIGIT, _OTHER = range(3)
+_KINDS = {**dict.fromkeys(b" \t\n\r", _BLANK), **dict.fromkeys(b"0123456789", _DIGIT)}
+
+
+class Tokens:
+    """A tokenizer for llguidance, with each id's bytes and the kind of the first of them."""
+
+    def __init__(self, tokenizer: Any, end_id: int) -> None:
+        self.tokenizer = from_tokenizer(tokenizer, eos_token=end_id)
+        self.end_id = end_id
+        self.bytes = [self.tokenizer.decode_bytes([i]) for i in range(self.tokenizer.vocab_size)]
+        self.kinds = np.array(
+            [_KINDS.get(spelt[0], _OTHER) if spelt else _OTHER for spelt in self.bytes]
+        )
+
+
+class _Run:
+    """The blanks or digits that a JSON text ends with, outside its strings."""
+
+    def __init__(self) -> None:
+        self.kind, self.length = _OTHER, 0
+        self._quoted = self._escaped = False
+
+    def extend(self, text: bytes) -> None:
+        for byte in text:
+            if self._quoted:
+                self._quoted = self._escaped or byte != ord('"')
+                self._escaped = not self._escaped and byte == ord("\\")
+            else:
+                self._quoted = byte == ord('"')
+                kind = _KINDS.get(byte, _OTHER)
+                self.length = self.length + 1 if kind == self.kind else 1
+                self.kind = kind
+
+    @property
+    def is_full(self) -> bool:
+        return self.kind != _OTHER and self.length >= LONGEST_RUN
 
 
 class Grammar:
     """One answer's way through its schema."""
 
-    def __init__(self, matcher: Any, vocabulary: int, end_id: int) -> None:
+    def __init__(self, matcher: Any, vocabulary: int, tokens: Tokens) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._end_id = end_id
+        self._tokens = tokens
+        self._run = _Run()
 
     def allowed(self, stop_ids: tuple[int, ...]) -> np.ndarray:
         """Of every id of the model's vocabulary, whether it may come next: bool, [vocabulary].
@@ -39,7 +84,12 @@ class Grammar:
         allowed = np.zeros(self._vocabulary, dtype=bool)
         mask = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)[: allowed.size]
         allowed[: mask.size] = mask
-        allowed[[self._end_id, *stop_ids]] = False
+        if self._run.is_full:
+            within = np.flatnonzero(allowed)
+            longer = within[self._tokens.kinds[within] == self._run.kind]
+            if longer.size < within.size:  # else the schema wants such a number
+                allowed[longer] = False
+        allowed[[self._tokens.end_id, *stop_ids]] = False
         if self._matcher.is_accepting():
             allowed[list(stop_ids)] = True
         self._check()
@@ -53,6 +103,7 @@ class Grammar:
         """
         self._matcher.consume_token(token_id)
         self._check()
+        self._run.extend(self._tokens.bytes[token_id])
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -67,8 +118,7 @@ class Grammars:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, Any] = OrderedDict()
-        self._tokenizer: Any = None
-        self._end_id = -1
+        self._tokens: Tokens | None = None
 
     def grammar(self, schema: str) -> Grammar:
         """The start of an answer that must match `schema`, a JSON Schema as JSON.
@@ -86,25 +136,23 @@ class Grammars:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(schema)
             matcher = self._compiled[schema].deep_copy()
-        return Grammar(matcher, self._vocabulary, self._end_id)
+            assert self._tokens is not None
+        return Grammar(matcher, self._vocabulary, self._tokens)
 
     def _compile(self, schema: str) -> Any:
-        if self._tokenizer is None:
+        if self._tokens is None:
             try:
                 tokenizer = load_tokenizer(self._directory)
-                self._end_id = end_of_turn_id(tokenizer)
-                self._tokenizer = from_tokenizer(tokenizer, eos_token=self._end_id)
+                self._tokens = Tokens(tokenizer, end_of_turn_id(tokenizer))
             except (UserError, ValueError) as error:
                 raise RequestRefusedError(
                     f"this model cannot follow a schema: {error}", PARAM
                 ) from error
         try:
-            source = LLMatcher.grammar_from_json_schema(
-                schema, overrides={"whitespace_pattern": WHITESPACE}
-            )
+            source = LLMatcher.grammar_from_json_schema(schema)
         except ValueError as error:
             raise RequestRefusedError(f"json_schema is not JSON: {error}", PARAM) from error
-        matcher = LLMatcher(self._tokenizer, source, log_level=0)
+        matcher = LLMatcher(self._tokens.tokenizer, source, log_level=0)
         if matcher.is_error():
             problem = f"json_schema cannot be compiled: {_first_line(matcher)}"
             raise RequestRefusedError(problem, PARAM)

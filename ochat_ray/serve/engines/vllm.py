@@ -210,7 +210,8 @@ def _open(settings: EngineSettings, load: _Load) -> AsyncLLM:
         gpu_memory_utilization=0.9 * min(1.0, settings.num_gpus or 1.0),
         enforce_eager=on_cpu,  # else minutes of C++ compilation
         # The only backend that ends an answer with the request's stop ids, not the tokenizer's.
-        structured_outputs_config={"backend": "xgrammar"},
+        # Blanks without end would cut an answer before it is valid (vLLM issue 38696).
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         use_tqdm_on_load=False,
     ).create_engine_config()
     config.cache_config.kv_cache_memory_bytes = _cache_bytes(config, settings, on_cpu)
