@@ -78,6 +78,7 @@ class Cluster:
         self.run("ray", "up", "--yes", "--no-config-cache", "cluster.yaml", timeout=400)
         port = int(self.jobs_url.rpartition(":")[2])
         self._dashboard.enter_context(self.forwarded(port, 8265))
+        wait_for(lambda: answers(self.jobs_url), "the dashboard")
         self.wait_for_hosts(3)
 
     def hang_up(self) -> None:
@@ -163,6 +164,14 @@ def wait_for(condition, what: str, seconds: float = 60) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not after {seconds} s")
         time.sleep(0.2)
+
+
+def answers(url: str) -> bool:
+    """Whether anything answers there, be it a refusal."""
+    try:
+        return bool(httpx.get(url).status_code)
+    except httpx.TransportError:
+        return False
 
 
 def _listens(port: int) -> bool:
