@@ -247,11 +247,11 @@ def cluster(hosts, store):
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }  # fmt: skip
     (hosts.folder / "bashrc").write_text(
-        # A host that is lost is declared dead after eight seconds, and Ray started on it again
-        # as soon; usually each takes longer. So does it for a host without its head.
-        "export RAY_health_check_period_ms=500 RAY_health_check_timeout_ms=2000\n"
+        # A host that is lost is declared dead after a dozen seconds, and Ray started on it again
+        # ten seconds later; usually each takes longer. So does it for a host without its head.
+        "export RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000\n"
         "export RAY_health_check_failure_threshold=3\n"
-        "export AUTOSCALER_HEARTBEAT_TIMEOUT_S=8 AUTOSCALER_UPDATE_INTERVAL_S=1\n"
+        "export AUTOSCALER_HEARTBEAT_TIMEOUT_S=10 AUTOSCALER_UPDATE_INTERVAL_S=1\n"
         "export RAY_gcs_rpc_server_reconnect_timeout_s=10\n" + exports_for(store)
     )
     made = Cluster(hosts, store, repository, environment)
