@@ -44,9 +44,10 @@ def head_node() -> str | None:
 
 
 def apart_from_gpus() -> dict[str, Any]:
-    """Options of a task that keep it off the nodes that have GPUs as long as others will do.
+    """Options of a task that keep it off the nodes that have GPUs while others have room.
 
-    Where the definition has nodes with CPUs alone, it waits for one of them.
+    Where the definition has nodes with CPUs alone, it waits for one of them. Elsewhere Ray takes
+    the fallback as soon as the others are busy, not only once they are gone.
     """
     with_gpus = [node["NodeID"] for node in _nodes() if node["Resources"].get("GPU")]
     if not with_gpus:

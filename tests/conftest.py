@@ -44,8 +44,14 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    """Run what starts a Ray first: with two processes, the tests that run last are then short."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    """Run what takes long first: with two processes, the tests that run last are then short."""
+    together = {file for files in TOGETHER for file in files}
+    items.sort(
+        key=lambda item: (
+            item.nodeid.split("::")[0] not in together,
+            item.get_closest_marker("ray") is None,
+        )
+    )
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -38,15 +38,17 @@ def test_a_cluster_without_cpus_is_refused_at_once(head, tmp_path, tokenizer_dir
 
 
 def nodes_of_a_pass():
+    """The nodes that do a pass of two tasks, which nodes of two CPUs have room for."""
+
     def where(_item):
         time.sleep(0.2)
         return {"node": ray.get_runtime_context().get_node_id()}
 
-    items = [{"n": n} for n in range(12)]
+    items = [{"n": n} for n in range(2)]
     return {found["node"] for found in pipeline._map_summaries(items, pipeline._each(where))}
 
 
-def test_nodes_with_gpus_are_left_alone_while_others_will_do(head):
+def test_nodes_with_gpus_are_left_alone_while_others_have_room(head):
     with_gpu = head.add_node(num_cpus=2, num_gpus=1)
     others = head.add_node(num_cpus=2)
     head.wait_for_nodes()
