@@ -164,7 +164,10 @@ def shared_ray(s3_server):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.items():  # workers inherit it
             patch.setenv(name, value)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": SHARED_CPUS})
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": SHARED_CPUS, "include_dashboard": False},
+        )
 
     def join(**options):
         if not ray.is_initialized():

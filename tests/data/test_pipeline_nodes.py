@@ -18,7 +18,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 def head():
     """A cluster of a head that takes no task."""
     ray.shutdown()  # the one that other files' tests share
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False},
+    )
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()

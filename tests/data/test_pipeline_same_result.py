@@ -120,7 +120,7 @@ def test_files_in_another_order_and_mixed_formats(tmp_path, tokenizer_directory,
 @pytest.mark.usefixtures("small_parts", "no_ray")
 def test_one_cpu(tmp_path, tokenizer_directory, undisturbed):
     write(tmp_path / "in")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     manifest = pipeline.prepare(config(tmp_path, tokenizer_directory))
     assert manifest["digest"] == undisturbed["digest"]
 
