@@ -131,7 +131,7 @@ class Cluster:
 
     def wait_for_hosts(self, count: int) -> None:
         """Until so many are alive: Ray's loss of one, or the autoscaler's start of Ray on one."""
-        wait_for(lambda: len(self.alive("nodes")) == count, f"{count} hosts", 240)
+        wait_for(lambda: len(self.alive("nodes")) == count, f"{count} hosts", 400)
 
     def hosts_of(self, deployment: str) -> list[Host]:
         """The host of each of its replicas."""
@@ -265,7 +265,7 @@ def cluster(hosts, store):
     made.run("ray", "down", "--yes", "cluster.yaml")
     # The head at once; a worker's Ray ends itself when it has not seen the head for a while.
     for host in made.members:
-        wait_for(lambda host=host: not host.rays(), f"the end of Ray on {host.address}", 120)
+        wait_for(lambda host=host: not host.rays(), f"the end of Ray on {host.address}", 240)
 
 
 @pytest.fixture(scope="session")
@@ -312,7 +312,7 @@ def printed_by_training(cluster, prepared):
     slow = cluster.workers[0]
 
     def speed_up():
-        wait_for(lambda: cluster.objects("runs/model/metrics.jsonl"), "a step", 240)
+        wait_for(lambda: cluster.objects("runs/model/metrics.jsonl"), "a step", 400)
         slow.speed_up()
 
     slow.slow_down()

@@ -14,7 +14,7 @@ from tests.cluster.hosts import CLIENT
 from tests.cluster.jobs import OUTPUT, meanwhile, preparation, prepare, result_of, train, training
 from tests.evaluate.endpoint import Endpoint
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def test_three_hosts_are_one_cluster(cluster):
@@ -110,7 +110,7 @@ STAGES = {"clean": ".work/clean/", "dedup": ".work/done/exact/", "tokenize": ".w
 def wait_for_stage(cluster, name, stage, done=0):
     """Until there are more than `done` files of it."""
     prefix = f"runs/{name}/{STAGES[stage]}"
-    wait_for(lambda: len(cluster.objects(prefix)) > done, f"{stage} of {name}", 120)
+    wait_for(lambda: len(cluster.objects(prefix)) > done, f"{stage} of {name}", 240)
 
 
 def lose_head(cluster, when, *job):
@@ -183,7 +183,7 @@ def test_full_object_stores_and_workers_killed_in_each_stage_change_nothing(clus
     cluster.run(*submit, "--", "python", "fill.py")
     spilled = "find /tmp/ray -path '*spill*' -type f -size +1M"
     for host in cluster.workers:
-        wait_for(lambda host=host: host.inside(spilled).stdout, "a spilled object", 120)
+        wait_for(lambda host=host: host.inside(spilled).stdout, "a spilled object", 240)
     with meanwhile(kill):
         again = prepare(cluster, "killed")
     cluster.run("ray", "job", "stop", "fill")  # fails where it has ended

@@ -10,7 +10,7 @@ from tests.cluster.conftest import copy_repository, exports_for, wait_for
 from tests.cluster.hosts import CLIENT, VENV
 from tests.cluster.jobs import BASE
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 PORT, PASSWORD = 6399, "of-this-test"
 ASK = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
@@ -69,11 +69,11 @@ def test_replicas_of_a_model_in_the_store_outlive_the_head(hosts, redis, run_on)
     def replica():
         return worker.inside("pgrep -f ^ray::ServeReplica:default:Model || true").stdout
 
-    wait_for(answer, "an answer", 120)
+    wait_for(answer, "an answer", 240)
     before = replica()
     head.crash()
     head.boot()
     assert not answer()
     run_on(head, start_head)
-    wait_for(answer, "an answer of the new head", 180)
+    wait_for(answer, "an answer of the new head", 240)
     assert replica() == before != ""

@@ -24,7 +24,7 @@ from tests.cluster.conftest import wait_for
 from tests.cluster.hosts import ROOT
 from tests.cluster.jobs import meanwhile
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 URL = "http://127.0.0.1:8000"
 CHAT = "/v1/chat/completions"
@@ -71,7 +71,7 @@ def walk(cluster, assets):
             stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            status = walk.wait(400)
+            status = walk.wait(800)
             printed.seek(0)
             yield status, printed.read()
         finally:
@@ -89,7 +89,7 @@ def test_the_lines_of_the_docs_lead_to_an_answer(walk):
 
 
 def test_replicas_on_two_hosts_answer(cluster, walk):
-    wait_for(lambda: len(cluster.hosts_of("Model")) == 2, "replicas on two hosts", 120)
+    wait_for(lambda: len(cluster.hosts_of("Model")) == 2, "replicas on two hosts", 240)
     trained = json.loads((cluster.hosts.disk / "shared/runs/model/ochat.json").read_text())
     model = httpx.get(f"{URL}/v1/models").json()["data"][0]
     assert model["training"]["data_digest"] == trained["data_digest"]
@@ -126,7 +126,7 @@ async def ask_until(end, streams):
 
 
 def test_a_lost_host_breaks_the_streams_of_its_replica_alone(cluster, walk):
-    wait_for(lambda: len(cluster.hosts_of("Model")) == 2, "replicas on two hosts", 120)
+    wait_for(lambda: len(cluster.hosts_of("Model")) == 2, "replicas on two hosts", 240)
     with_ingress = cluster.hosts_of("Ingress")
     lost = next(host for host in cluster.hosts_of("Model") if host not in with_ingress)
     streams, crashed, end = [], 0.0, float("inf")
@@ -135,7 +135,7 @@ def test_a_lost_host_breaks_the_streams_of_its_replica_alone(cluster, walk):
         await asyncio.gather(*(ask_until(lambda: end, streams) for _ in range(6)))
 
     with meanwhile(lambda: asyncio.run(load())):
-        wait_for(lambda: sum(stream.is_whole() for stream in streams) >= 12, "answers", 120)
+        wait_for(lambda: sum(stream.is_whole() for stream in streams) >= 12, "answers", 240)
         crashed = time.monotonic()
         lost.crash()
         end = crashed + 30
@@ -144,4 +144,4 @@ def test_a_lost_host_breaks_the_streams_of_its_replica_alone(cluster, walk):
     assert all(stream.has_error() and stream.asked < crashed for stream in broken), broken
     assert sum(stream.asked > crashed for stream in streams) > 6
     lost.boot()
-    wait_for(lambda: lost in cluster.hosts_of("Model"), "a replica on the host", 240)
+    wait_for(lambda: lost in cluster.hosts_of("Model"), "a replica on the host", 400)
