@@ -27,7 +27,7 @@ def configured(data, model_directory):
                 "recipe": "demo", "data": data, "model": str(model_directory),
                 "output": str(output), "num_workers": 2, "epochs": 6, "sequences_per_step": 3,
                 "max_tokens": 128, "learning_rate": 1e-3, "dtype": "float32",
-                "checkpoint_every": 5,
+                "checkpoint_every": 7,
             }
             | changes
         )  # fmt: skip
