@@ -69,7 +69,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "What is wrong with the request, or with its key"},
     "5XX": {"model": ErrorBody, "description": "The server failed, or cannot answer now"},
 }
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+# Before OpenAPI 3.2, `schema` describes each event of a stream.
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+_STREAM = {"text/event-stream": {"schema": _EVENT}}
 
 
 def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> FastAPI:

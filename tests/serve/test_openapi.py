@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,22 @@ CHECKS = (
     content_type_conformance,
     response_schema_conformance,
 )
+
+
+ASKED = {
+    "/v1/completions": {"prompt": "hello"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_a_stream_is_as_the_document_says(tokenizer, path):
+    app = app_for(tokenizer, Script(tokenizer, "ab"), context_length=256, insecure_open=True)
+    operation = schemathesis.openapi.from_asgi("/openapi.json", app)[path]["POST"]
+    body = ASKED[path] | {"model": "tiny", "stream": True}
+    case = operation.Case(body=body, media_type="application/json")
+    response = case.call_and_validate(checks=CHECKS)
+    assert response.text.endswith("data: [DONE]\n\n")
 
 
 def test_no_request_breaks_the_server_or_its_word(tokenizer):

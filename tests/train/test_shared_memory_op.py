@@ -17,6 +17,7 @@ LOAD = (
 def test_a_lock_that_a_killed_process_left_is_none():
     lock = Path(_get_build_directory("deepspeed_shm_comm", verbose=False)) / "lock"
     lock.touch()
+    done = []
     try:
         done = [
             subprocess.Popen(
