@@ -29,7 +29,7 @@ def kill_a_worker(when):
 
     def kill():
         while not when():
-            time.sleep(0.005)
+            time.sleep(0.05)
         os.kill(descendants("RayTrainWorker")[-1].pid, signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
