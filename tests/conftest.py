@@ -54,6 +54,7 @@ def pytest_collection_modifyitems(items):
     )
 
 
+@pytest.hookimpl(optionalhook=True)  # .venv-vllm has no xdist
 def pytest_xdist_make_scheduler(config, log):
     """Give a file, or those of a line of TOGETHER, to one process of `pytest -n`, as collected."""
     from xdist.scheduler import LoadFileScheduling
