@@ -26,7 +26,7 @@ TOGETHER = (
         "tests/serve/test_temporary.py",
     ),
 )
-"""Files whose tests run in one process, since they share an undisturbed training, or a Serve."""
+"""Groups of files that run in one process: they share an undisturbed training, or Ray Serve."""
 
 
 def pytest_configure():
@@ -44,7 +44,7 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    """Run what takes long first: with two processes, the tests that run last are then short."""
+    """Run long tests first, so that two processes end at about the same time."""
     together = {file for files in TOGETHER for file in files}
     items.sort(
         key=lambda item: (
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)  # .venv-vllm has no xdist
 def pytest_xdist_make_scheduler(config, log):
-    """Give a file, or those of a line of TOGETHER, to one process of `pytest -n`, as collected."""
+    """Schedule each file, or each group of TOGETHER, on one process, in collection order."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -140,7 +140,7 @@ def two_headed_model(tokenizer, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """The environment in which S3's clients find a server of its protocol on loopback."""
+    """Environment variables that point S3 clients to a server of its protocol on loopback."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0)
@@ -158,7 +158,7 @@ def s3_server():
 
 @pytest.fixture(scope="session")
 def shared_ray(s3_server):
-    """A function that joins this process to the Ray of three CPUs that all its tests share."""
+    """Function that connects this process to the Ray of three CPUs that all its tests share."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -181,13 +181,13 @@ def shared_ray(s3_server):
 
 @pytest.fixture
 def local_ray(shared_ray):
-    """The Ray of three CPUs that all tests of this process share."""
+    """Connect to the Ray of three CPUs that all tests of this process share."""
     shared_ray()
 
 
 @pytest.fixture
 def no_ray():
-    """No Ray that this process is on, for tests that start or join one of their own."""
+    """Disconnect this process from Ray, for tests that start or join one of their own."""
     import ray
 
     ray.shutdown()

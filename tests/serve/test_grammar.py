@@ -122,7 +122,7 @@ def test_a_number_that_only_a_longer_one_completes_is_written(grammars, tokenize
 
 
 def longest_run(grammar, tokenizer, before, char):
-    """How often a character may follow, one token each; 100 at most."""
+    """Count how often a character may follow, one token each; stop at 100."""
     follow(grammar, tokenizer, before)
     (token_id,) = tokenizer.encode(char, add_special_tokens=False)
     end = tokenizer.convert_tokens_to_ids("<|end_of_turn|>")

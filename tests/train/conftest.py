@@ -16,7 +16,7 @@ def data(tmp_path_factory, model_directory):
 
 @pytest.fixture(scope="session")
 def configured(data, model_directory):
-    """A function: the configuration of the undisturbed run, to another output, with changes.
+    """Factory of configurations that differ from the undisturbed run's in output and `changes`.
 
     Six epochs of 20 conversations, three per step.
     """
@@ -37,7 +37,7 @@ def configured(data, model_directory):
 
 @pytest.fixture(scope="session")
 def undisturbed(shared_ray, configured, tmp_path_factory):
-    """Its configuration and its result."""
+    """Configuration and result of the undisturbed run."""
     from ochat_ray.train.launch import train
 
     shared_ray()

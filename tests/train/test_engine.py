@@ -111,7 +111,7 @@ def other_rates(zero_stage):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The folder of the checkpoints that two processes write and others load."""
+    """Folder of the checkpoints that two processes write and others load."""
     return tmp_path_factory.mktemp("saved")
 
 
@@ -125,7 +125,7 @@ def rest_of_run(folder, config, **changes):
 
 @pytest.fixture(scope="module")
 def two(start, saved):
-    """What two processes computed."""
+    """Outcomes of two processes, by the case's name."""
     cases = {
         # Before ZeRO-3, with which DeepSpeed changes how modules are made.
         **{
@@ -146,14 +146,14 @@ def two(start, saved):
 
 @pytest.fixture(scope="module")
 def one(start, saved, two):
-    """What one process computed, from the checkpoints of two for a part of it."""
+    """Outcomes of one process; two of the cases resume from checkpoints of two processes."""
     vocabulary = {"max_tokens": 100, "vocabulary": 290, "config": GRADIENT}
     return start(1, {**from_two(saved), **PACKINGS, "vocabulary": vocabulary})
 
 
 @pytest.fixture(scope="module")
 def three(start, saved, one):
-    """What three processes computed from the checkpoints of two, which are converted already."""
+    """Outcomes of three processes that resume from the checkpoints of two, converted by `one`."""
     return start(3, from_two(saved))
 
 

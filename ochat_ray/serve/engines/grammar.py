@@ -20,11 +20,11 @@ COMPILED = 64
 PARAM = "response_format"
 
 LONGEST_RUN = 20
-"""Blanks between JSON tokens, or digits of a number, in a row; plus those of one token.
+"""Longest run of whitespace between JSON tokens, or of digits; one token may exceed it.
 
 Without a bound a small model may write them up to `max_tokens`, so that the text is cut before it
-is valid (vLLM issue 38696). llguidance 1.7.6 has none: it takes a `whitespace_pattern` any number
-of times in a row. No blanks at all would be no better: a model that wants to write `[` and a new
+is valid (vLLM issue 38696). llguidance 1.7.6 has no bound: it repeats a `whitespace_pattern` any
+number of times. Forbidding whitespace would be no better: a model that wants to write `[` and a new
 line would close the array instead.
 """
 
