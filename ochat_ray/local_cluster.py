@@ -47,6 +47,13 @@ def need_free_ports(ports: Iterable[int] = (RAY_PORT, DASHBOARD_PORT, SERVE_PORT
                 ) from error
 
 
+def free_port() -> int:
+    """Return a port of loopback on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def environment() -> dict[str, str]:
     """The environment of every command of the demo.
 
@@ -89,6 +96,8 @@ def start_ray(temp_dir: Path, log: Path) -> subprocess.Popen[bytes]:
                 *("ray", "start", "--head", "--block", "--disable-usage-stats"),
                 *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
                 *(f"--port={RAY_PORT}", f"--dashboard-port={DASHBOARD_PORT}"),
+                # Its default, 52365, is taken where another Ray runs; no job then starts here.
+                f"--dashboard-agent-listen-port={free_port()}",
                 f"--temp-dir={temp_dir}",
             ],
             env=environment(),

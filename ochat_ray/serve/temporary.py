@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from ray import serve
 from ray.serve.context import _get_global_client  # nothing public says the proxy's port
 
 from ochat_ray import ray_session
+from ochat_ray.local_cluster import free_port
 from ochat_ray.serve import ServeArgs, app
 
 CPUS = 0.5
@@ -26,7 +26,7 @@ def served(models: Mapping[str, str]) -> Iterator[dict[str, str]]:
     own_ray = ray_session.join_or_start()
     own_serve = _get_global_client(raise_if_no_controller_running=False) is None
     if own_serve:
-        serve.start(http_options={"host": "127.0.0.1", "port": _free_port()})
+        serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
     applications = {name: f"evaluate-{name}" for name in models}
     try:
         for name, directory in models.items():
@@ -50,9 +50,3 @@ def served(models: Mapping[str, str]) -> Iterator[dict[str, str]]:
             serve.shutdown()
         if own_ray:
             ray.shutdown()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ def small_inputs(tmp_path_factory):
     return {"XDG_CACHE_HOME": str(cache), "TORCH_EXTENSIONS_DIR": str(compiled)}
 
 
+@pytest.fixture
+def agents_port_in_use():
+    """Something listens where another Ray's agent does, and the demo's would by default."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):  # another Ray does have it
+            other.bind(("127.0.0.1", 52365))
+            other.listen()
+        yield
+
+
+@pytest.mark.usefixtures("agents_port_in_use")
 @pytest.mark.parametrize(
     ("stage", "sign", "manifest"),
     [

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from ray.util.state import list_actors
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.client import CallFailedError, Client
 from ochat_ray.evaluate.spread import SpreadClient, connect
+from ochat_ray.local_cluster import free_port
 from tests.evaluate.endpoint import Endpoint, refusal
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -26,11 +26,8 @@ CALLS = 120
 @pytest.fixture(scope="module")
 def two_nodes():
     ray.shutdown()  # the one that other files' tests share
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # list_actors asks the dashboard, which gives up where another one has its port.
-    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port}
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)

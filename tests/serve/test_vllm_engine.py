@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from ochat_ray.errors import UserError
+from ochat_ray.local_cluster import free_port
 from ochat_ray.serve.args import ServeArgs, resolve
 from ochat_ray.serve.engines.base import EngineUnavailableError, Sampling
 
@@ -166,9 +166,7 @@ def test_serve_answers_over_http_and_leaves_no_process(two_headed_model):
     from ochat_ray.serve import app
     from ochat_ray.template import encode
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:

@@ -1,7 +1,6 @@
 """Real DeepSpeed in processes of its own: gradients against plain PyTorch, and checkpoints."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ochat_ray.local_cluster import free_port
 from ochat_ray.train.loss import pack_scales
 
 pytestmark = pytest.mark.timeout(600)
@@ -46,9 +46,7 @@ def start(tmp_path_factory, model_directory):
 
     def start(world_size, cases):
         folder = tmp_path_factory.mktemp("engine")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         task = {
             "port": port,
             "model": str(model_directory),
