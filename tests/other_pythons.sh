@@ -2,7 +2,7 @@
 # Run the fast tests on Pythons other than that of .venv: the system's, and newer ones.
 # tests/other_pythons.py decides what is skipped. Environments come from uv's cache, in seconds.
 #
-#   [PYTHONS="system 3.12 3.13"] tests/other_pythons.sh [UV]      UV: the program uv; without it, nothing is run
+#   [PYTHONS="system 3.12 3.13"] tests/other_pythons.sh [UV]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=${1:-}
@@ -38,11 +38,11 @@ run_tests() {
 
 status=0 summary="" done=" $(version .venv/bin/python) "
 for name in ${PYTHONS:-system 3.13}; do
-  # PyPI's torch is a CUDA build of 3 GB, and CPU builds for newer Pythons may not be at hand.
-  export LEFT_OUT="torch deepspeed accelerate"
-  [ $name != system ] || LEFT_OUT=""
   python=$(find_python $name)
   number=${python:+$(version "$python")}
+  # Of .venv's minor version torch is in the cache. For another, PyPI's is a CUDA build of 3 GB.
+  export LEFT_OUT="torch deepspeed accelerate"
+  [[ $done != " ${number%.*}."* ]] || LEFT_OUT=""
   if [ -z "$python" ]; then
     result="not run, since there is none"
   elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
