@@ -13,10 +13,23 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """One message; a user's text is kept byte for byte as typed."""
+    """One message; a user's text is kept byte for byte as typed.
+
+    `weight` is the loss weight that the input gives the turn, or None for the role's own
+    (`loss_weight`). `html` says that the text is ChatGPT's rendered HTML, not converted yet.
+    """
 
     role: Role
     text: str
+    weight: float | None = None
+    html: bool = False
+
+    @property
+    def loss_weight(self) -> float:
+        """What each token of the text counts in the loss: an answer's 1 unless the input says."""
+        if self.weight is not None:
+            return self.weight
+        return 1.0 if self.role == "assistant" else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,9 +37,13 @@ class Conversation:
     """Turns in order, and where they came from.
 
     `source` is the input file, `id` is unique within it as far as the input says.
-    `model` is the label as found, or None. `html` says that the assistant's turns are ChatGPT's
-    rendered HTML, which `fidelity` measures the conversion of: the share of blocks that the
-    Markdown gives back, or None where nothing was converted. `pagers` counts the pagers taken off.
+    `model` is the label as found, or None. `condition` is the word that the record itself puts
+    before every role prefix, or None. `unknown_keys` are the names of the record's and its turns'
+    keys that nothing here reads ("language", "turn.timestamp"), each once.
+
+    Of the answers that were converted from HTML, `fidelity` is the share of blocks that the
+    Markdown gives back and `text_fidelity` the share of the visible text; both are None where
+    nothing was converted. `pagers` counts the pagers taken off.
     """
 
     id: str
@@ -34,8 +51,10 @@ class Conversation:
     turns: tuple[Turn, ...]
     model: str | None = None
     title: str | None = None
-    html: bool = False
+    condition: str | None = None
+    unknown_keys: tuple[str, ...] = ()
     fidelity: float | None = None
+    text_fidelity: float | None = None
     pagers: int = 0
 
 
@@ -58,6 +77,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     NO_DATA = "no_data"
     MALFORMED = "malformed"
+    UNSUPPORTED = "unsupported"
     OTHER_MODEL = "other_model"
     TOO_SHORT = "too_short"
     EMPTY_TURN = "empty_turn"
@@ -91,7 +111,25 @@ class Drop:
     detail: str = ""
 
 
-TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassedOver:
+    """A file, or an archive's member, of a kind that holds no conversations.
+
+    `kind` is its extension in lower case with the dot (".txt"), "no extension", "hidden", or
+    "archive noise" for what an operating system adds (__MACOSX, .DS_Store).
+    """
+
+    source: str
+    kind: str
+
+
+Record = Conversation | Drop | PassedOver
+"""What reading yields: each is counted, as kept or dropped later, or as passed over."""
+
+
+TURNS = pa.list_(
+    pa.struct([("role", pa.string()), ("text", pa.string()), ("weight", pa.float32())])
+)
 
 CONVERSATIONS = pa.schema(
     [
@@ -102,6 +140,8 @@ CONVERSATIONS = pa.schema(
         ("turns", TURNS),
         ("digest", pa.string()),
         ("fidelity", pa.float32()),
+        ("text_fidelity", pa.float32()),
+        ("condition", pa.string()),
     ]
 )
 
@@ -132,9 +172,14 @@ def conversation_row(conversation: Conversation, digest: str) -> dict[str, objec
         "source": conversation.source,
         "model": conversation.model,
         "title": conversation.title,
-        "turns": [{"role": turn.role, "text": turn.text} for turn in conversation.turns],
+        "turns": [
+            {"role": turn.role, "text": turn.text, "weight": turn.loss_weight}
+            for turn in conversation.turns
+        ],
         "digest": digest,
         "fidelity": conversation.fidelity,
+        "text_fidelity": conversation.text_fidelity,
+        "condition": conversation.condition,
     }
 
 

@@ -18,7 +18,7 @@ from ochat_ray.schema import Turn
 from ochat_ray.segment_marks import BORDER, VOID
 from ochat_ray.tokenizer import END_OF_TURN, encode_texts, end_of_turn_id
 
-ANY_TURN = Turn | Mapping[str, str]
+ANY_TURN = Turn | Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,12 +67,14 @@ def encode(
 ) -> tuple[list[int], list[float]]:
     """Token ids and loss weights of one conversation; two lists of the same length.
 
-    BOS, prefixes and all of a system or user turn weigh 0; an assistant turn's text and its
-    end-of-turn token weigh 1. Prefix and text are tokenised apart and as text only: a special
-    token that a person typed stays text. Nothing is truncated here.
+    BOS and prefixes weigh 0; a turn's text and its end-of-turn token have the turn's weight, which
+    is 1 for an assistant's and 0 for others unless the turn says. Prefix and text are tokenised
+    apart and as text only: a special token that a person typed stays text. Nothing is truncated
+    here.
 
     Args:
-        turns: `Turn`s, or mappings with the keys "role" and "text" as the tables hold them.
+        turns: `Turn`s, or mappings with the keys "role", "text" and, at will, "weight", as the
+            tables hold them.
         model_type: a key of `TEMPLATES`.
         tokenizer: a transformers tokenizer that has the end-of-turn token.
         condition: a word before every role prefix, as in C-RLFT: "GPT4" makes "GPT4 Human: ".
@@ -107,25 +109,25 @@ def encode_batch(
     if conditions is None:
         conditions = [""] * len(conversations)
 
-    flat = [_role_and_text(turn) for turns in conversations for turn in turns]
-    for role, _ in flat:
+    flat = [_turn(turn) for turns in conversations for turn in turns]
+    for role in {turn.role for turn in flat}:
         if role not in template.prefixes and role != "system":
             raise UserError(f"unknown role {role!r}; roles are system, user and assistant")
     keys = [(condition, role) for condition in set(conditions) for role in template.prefixes]
     prefix_texts = [_prefix(template, role, condition) for condition, role in keys]
-    texts = encode_texts([*prefix_texts, *(text for _, text in flat)], tokenizer)
+    texts = encode_texts([*prefix_texts, *(turn.text for turn in flat)], tokenizer)
     prefixes = dict(zip(keys, texts, strict=False))
-    segments = zip((role for role, _ in flat), texts[len(keys) :], strict=True)
+    segments = zip(flat, texts[len(keys) :], strict=True)
 
     encoded = []
     for turns, condition in zip(conversations, conditions, strict=True):
         ids, weights = list(bos), [0.0] * len(bos)
         for _ in turns:
-            role, text = next(segments)
-            prefix = prefixes.get((condition, role), [])
+            turn, text = next(segments)
+            prefix = prefixes.get((condition, turn.role), [])
             ids += prefix + text + [end_of_turn]
             weights += [0.0] * len(prefix)
-            weights += [1.0 if role == "assistant" else 0.0] * (len(text) + 1)
+            weights += [turn.loss_weight] * (len(text) + 1)
         if add_generation_prompt:
             prefix = prefixes[condition, "assistant"]
             ids += prefix
@@ -194,7 +196,7 @@ def _prefix(template: Template, role: str, condition: str) -> str:
     return f"{condition} {prefix}" if condition else prefix
 
 
-def _role_and_text(turn: ANY_TURN) -> tuple[str, str]:
+def _turn(turn: ANY_TURN) -> Turn:
     if isinstance(turn, Turn):
-        return turn.role, turn.text
-    return turn["role"], turn["text"]
+        return turn
+    return Turn(role=turn["role"], text=turn["text"], weight=turn.get("weight"))

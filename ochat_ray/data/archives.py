@@ -13,14 +13,14 @@ import pyarrow as pa
 from ochat_ray.data.inputs import basename, is_page
 from ochat_ray.data.share_page import MAX_PAGE_BYTES, Unusable
 from ochat_ray.run_dir import open_location
-from ochat_ray.schema import Conversation, Drop, Reason, Stage
+from ochat_ray.schema import Drop, Reason, Record, Stage
 
-ParsePage = Callable[[bytes | Unusable, str], Conversation | Drop]
+ParsePage = Callable[[bytes | Unusable, str], Iterator[Record]]
 
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
-def tar_pages(uri: str, parse: ParsePage) -> Iterator[Conversation | Drop]:
+def tar_pages(uri: str, parse: ParsePage) -> Iterator[Record]:
     """The pages of a tar archive, compressed or not; members of other kinds are passed over.
 
     Where the archive is damaged or cut off, what was whole before is kept and a `Drop` says so.
@@ -38,7 +38,7 @@ def tar_pages(uri: str, parse: ParsePage) -> Iterator[Conversation | Drop]:
                     page = file.read(MAX_PAGE_BYTES + 1)
                     if len(page) < min(member.size, MAX_PAGE_BYTES + 1):
                         raise EOFError("it ends in the middle of a page")
-                    yield parse(page, f"{uri}!{member.name}")
+                    yield from parse(page, f"{uri}!{member.name}")
                     read += 1
     except _DAMAGED as error:
         yield _torn(uri, read, error)
@@ -48,14 +48,14 @@ def tar_pages(uri: str, parse: ParsePage) -> Iterator[Conversation | Drop]:
         yield _torn(uri, read, error)
 
 
-def zip_pages(uri: str, parse: ParsePage) -> Iterator[Conversation | Drop]:
+def zip_pages(uri: str, parse: ParsePage) -> Iterator[Record]:
     """The pages of a zip archive, as `tar_pages`; a damaged member costs only itself."""
     fs, path = open_location(uri)
     try:
         with fs.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
             for info in archive.infolist():
                 if not info.is_dir() and is_page(info.filename):
-                    yield parse(_zip_member(archive, info), f"{uri}!{info.filename}")
+                    yield from parse(_zip_member(archive, info), f"{uri}!{info.filename}")
     except (*_DAMAGED, pa.ArrowInvalid) as error:  # Arrow's for a seek before the start
         yield _torn(uri, 0, error)
 

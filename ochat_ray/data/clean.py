@@ -143,8 +143,7 @@ def blocked_words_rule(words: Sequence[str]) -> Rule:
             # Stripping the markup takes time, and few turns hold the word at all.
             if not pattern.search(turn.text):
                 continue
-            html = conversation.html and turn.role == "assistant"
-            if match := pattern.search(visible_text(turn.text, html=html)):
+            if match := pattern.search(visible_text(turn.text, html=turn.html)):
                 detail = f"{match.group().lower()} in turn {position}"
                 return _drop(conversation, Reason.BLOCKED_WORD, detail)
         return conversation
@@ -195,20 +194,20 @@ def convert_rule(min_fidelity: float) -> Rule:
         turns, equal, blocks, pagers = [], 0, 0, 0
         for position, turn in enumerate(conversation.turns):
             if turn.role == "assistant":
-                if conversation.html and ("<" in turn.text or "&" in turn.text):
+                if turn.html and ("<" in turn.text or "&" in turn.text):
                     try:
                         converted = convert(turn.text)
                         measured = fidelity(converted)
                     except ConversionError as error:
                         detail = f"turn {position}: {error}"
                         return _drop(conversation, Reason.CONVERSION_FAILED, detail)
-                    turn = replace(turn, text=converted.markdown)
+                    turn = replace(turn, text=converted.markdown, html=False)
                     equal, blocks = equal + measured[0], blocks + measured[1]
                     pagers += converted.pager
                 else:  # Markdown or plain text already
                     text = without_pager(turn.text)
                     pagers += text != turn.text
-                    turn = replace(turn, text=text)
+                    turn = replace(turn, text=text, html=False)
             turns.append(turn)
         share = equal / blocks if blocks else None
         if share is not None and share < min_fidelity:
@@ -217,7 +216,6 @@ def convert_rule(min_fidelity: float) -> Rule:
         return replace(
             conversation,
             turns=tuple(turns),
-            html=False,
             fidelity=share,
             pagers=conversation.pagers + pagers,
         )

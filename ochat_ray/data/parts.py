@@ -27,7 +27,9 @@ from ochat_ray.schema import (
     TOKENS,
     Conversation,
     Drop,
+    PassedOver,
     Reason,
+    Record,
     Stage,
     Turn,
     conversation_row,
@@ -51,9 +53,9 @@ CLEANED = CONVERSATIONS.append(pa.field("original", pa.list_(pa.string())))
 """What cleaning leaves; `original` has the turns as they were read, for a few that are shown."""
 
 
-def parts_of(records: Iterable[Conversation | Drop]) -> Iterator[list[Conversation | Drop]]:
+def parts_of(records: Iterable[Record]) -> Iterator[list[Record]]:
     """The records in parts, of bounded number and size."""
-    part: list[Conversation | Drop] = []
+    part: list[Record] = []
     characters = 0
     for record in records:
         part.append(record)
@@ -67,10 +69,10 @@ def parts_of(records: Iterable[Conversation | Drop]) -> Iterator[list[Conversati
 
 
 def clean_part(
-    run: RunDir, part: str, records: Sequence[Conversation | Drop], rules: Sequence[clean.Rule]
+    run: RunDir, part: str, records: Sequence[Record], rules: Sequence[clean.Rule]
 ) -> Summary:
     """Apply the rules to a part's records; write what is left and the ledger of what is not."""
-    results = [r if isinstance(r, Drop) else clean.clean(r, rules) for r in records]
+    results = [clean.clean(r, rules) if isinstance(r, Conversation) else r for r in records]
     pairs = [
         (old, new)
         for old, new in zip(records, results, strict=True)
@@ -90,6 +92,8 @@ def clean_part(
         "part": part,
         "read": len(records),
         "read_well": len(read_well),
+        "passed_over": _count(r.kind for r in records if isinstance(r, PassedOver)),
+        "unknown_keys": _count(key for r in read_well for key in r.unknown_keys),
         "models": _count(clean.normalize_model(r.model) for r in read_well),
         "pagers": sum(new.pagers for _, new in pairs),
         "rows": len(rows),
@@ -241,7 +245,8 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         source=row["source"],
         model=row["model"],
         title=row["title"],
-        turns=tuple(Turn(role=t["role"], text=t["text"]) for t in row["turns"]),
+        turns=tuple(Turn(role=t["role"], text=t["text"], weight=t["weight"]) for t in row["turns"]),
+        condition=row["condition"],
     )
 
 

@@ -42,7 +42,7 @@ from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.parts import WORK, Summary, clean_part, parts_of, tokenize_part
 from ochat_ray.data.report import render_report
 from ochat_ray.data.sources import read_files
-from ochat_ray.data.statistics import Statistics
+from ochat_ray.data.statistics import Statistics, most_first
 from ochat_ray.data.tokenize import DIGEST_MODULUS
 from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
@@ -105,6 +105,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         "tokens": statistics.tokens(),
         "digest": f"{digest:064x}",
         "fidelity": statistics.fidelity(),
+        "unknown_keys": most_first(statistics.unknown_keys),
         "pagers": statistics.pagers,
         "tokenizer": identity["tokenizer"],
         "tokenizer_path": config.tokenizer,

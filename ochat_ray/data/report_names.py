@@ -10,6 +10,7 @@ EXPLANATIONS: dict[str, str] = {
     Reason.TOO_LARGE: "beyond the bounds of a page or a conversation",
     Reason.NO_DATA: "a page without a conversation in it",
     Reason.MALFORMED: "not a list of turns with a known role and a text",
+    Reason.UNSUPPORTED: "it needs what no template here writes",
     Reason.OTHER_MODEL: "another model than the one to keep",
     Reason.TOO_SHORT: "no question with an answer",
     Reason.EMPTY_TURN: "a turn of white space only",

@@ -9,7 +9,7 @@ from typing import Any
 MAX_EXAMPLES = 3
 MAX_SAMPLES = 50
 MAX_WORST = 10
-MAX_LABELS = 1000
+MAX_NAMES = 1000
 
 
 @dataclass
@@ -25,6 +25,10 @@ class Statistics:
     cut_conversations: int = 0
     models: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """Files and archives' members that hold no conversations, by kind."""
+    unknown_keys: Counter[str] = field(default_factory=Counter)
+    """Keys of records and turns that nothing here reads: how many records have each."""
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     token_sums: Counter[str] = field(default_factory=Counter)
@@ -48,10 +52,9 @@ class Statistics:
         self.read_well += summary["read_well"]
         self.cleaned += summary["rows"]
         self.pagers += summary["pagers"]
-        for label, count in summary["models"].items():
-            # Labels are free text: pages made to fill the memory share one line.
-            known = label in self.models or len(self.models) < MAX_LABELS
-            self.models[label if known else "other labels"] += count
+        _add_bounded(self.models, summary["models"], "other labels")
+        _add_bounded(self.passed_over, summary["passed_over"], "other kinds")
+        _add_bounded(self.unknown_keys, summary["unknown_keys"], "other keys")
         self._add_drops(summary)
 
     def add_tokenize(self, summary: dict[str, Any]) -> None:
@@ -83,11 +86,17 @@ class Statistics:
         return sum(self.token_sums.values())
 
     def counts(self) -> dict[str, Any]:
-        """The manifest's `counts`; read == kept + the sum of dropped."""
+        """The manifest's `counts`; read == kept + the sums of dropped and of passed_over."""
         kept = sum(self.rows.values())
-        dropped = dict(sorted(self.drops.items(), key=lambda item: -item[1]))
-        assert self.read == kept + sum(dropped.values()), "an input was lost"
-        return {"read": self.read, "kept": kept, "dropped": dropped}
+        counts = {
+            "read": self.read,
+            "kept": kept,
+            "dropped": most_first(self.drops),
+            "passed_over": most_first(self.passed_over),
+        }
+        lost = self.read - kept - self.drops.total() - self.passed_over.total()
+        assert lost == 0, "an input was lost"
+        return counts
 
     def fidelity(self) -> dict[str, Any]:
         """The manifest's `fidelity`: of kept conversations that were converted from HTML."""
@@ -124,3 +133,15 @@ class Statistics:
             # The smallest ids, so that the report does not depend on which part came first.
             known.sort(key=lambda d: (d["id"], d["source"]))
             del known[MAX_EXAMPLES:]
+
+
+def most_first(counts: Counter[str]) -> dict[str, int]:
+    """Names with their counts, the largest first, then by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _add_bounded(counter: Counter[str], counts: dict[str, int], rest: str) -> None:
+    """Add counts by name. Names are free text: inputs made to fill the memory share one line."""
+    for name, count in counts.items():
+        known = name in counter or len(counter) < MAX_NAMES
+        counter[name if known else rest] += count

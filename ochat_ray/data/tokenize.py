@@ -44,7 +44,8 @@ def tokenize(
     """Rows in the order of the conversations, each cut at `max_length` tokens.
 
     A row may have no supervised token left; the caller decides what becomes of it. `classes` are
-    by normalised model label; other labels' conversations weigh 1 and have no condition.
+    by normalised model label; other labels' conversations weigh 1. A conversation's own condition
+    stands where its label has none.
     """
     found = [
         (classes or {}).get(normalize_model(conversation.model), ModelClass())
@@ -54,7 +55,10 @@ def tokenize(
         [conversation.turns for conversation in conversations],
         model_type,
         tokenizer,
-        conditions=[of_model.condition for of_model in found],
+        conditions=[
+            of_model.condition or conversation.condition or ""
+            for conversation, of_model in zip(conversations, found, strict=True)
+        ],
     )
     return [
         TokenRow(

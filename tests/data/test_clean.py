@@ -114,13 +114,18 @@ def test_a_model_label_has_one_spelling(label, model):
 
 
 def page(*turns):
-    return replace(conversation(*turns), html=True)
+    return with_html(conversation(*turns))
+
+
+def with_html(made):
+    turns = (replace(turn, html=turn.role == "assistant") for turn in made.turns)
+    return replace(made, turns=tuple(turns))
 
 
 def test_html_answers_are_converted_and_questions_are_not():
     result = clean(page("u:<p>a</p> *b*", "a:<p>c <b>d</b></p>"), RULES)
     assert [turn.text for turn in result.turns] == ["<p>a</p> *b*", "c **d**"]
-    assert (result.fidelity, result.html) == (1.0, False)
+    assert (result.fidelity, result.turns[1].html) == (1.0, False)
 
 
 def test_a_page_s_answer_without_markup_is_plain_text():
@@ -176,7 +181,7 @@ def test_pagers_are_counted():
     ],
 )
 def test_a_blocked_word_counts_where_a_reader_sees_it(turn, blocked):
-    result = clean(replace(conversation("u:q", turn), html="<p>" in turn), RULES)
+    result = clean((page if "<p>" in turn else conversation)("u:q", turn), RULES)
     assert (isinstance(result, Drop) and result.reason == Reason.BLOCKED_WORD) == blocked
 
 

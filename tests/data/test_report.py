@@ -48,6 +48,7 @@ def drop(reason, id, stage="clean", detail=EVIL):
 def cleaned(read, rows, models, drops):
     return {
         "read": read, "read_well": sum(models.values()), "rows": rows, "pagers": 1,
+        "passed_over": {}, "unknown_keys": {},
         "models": models, "dropped": drops, "drop_counts": Counter(d["reason"] for d in drops),
     }  # fmt: skip
 
@@ -110,7 +111,12 @@ def text(stats=None):
 
 
 def test_counts_add_up():
-    assert statistics().counts() == {"read": 5, "kept": 2, "dropped": {"empty_turn": 2, "torn": 1}}
+    assert statistics().counts() == {
+        "read": 5,
+        "kept": 2,
+        "dropped": {"empty_turn": 2, "torn": 1},
+        "passed_over": {},
+    }
     assert statistics().tokens()["eval"] == {"rows": 1, "tokens": 20, "supervised_tokens": 8}
 
 

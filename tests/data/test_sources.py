@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ochat_ray.data.sources import parse_item, read_file
+from ochat_ray.data.records import parse_item
+from ochat_ray.data.sources import read_file
 from ochat_ray.schema import Conversation, Drop, Reason
 from tests.pages import share_page
 
@@ -147,7 +148,8 @@ HTML_TURNS = [
 )
 def test_a_dump_s_answers_are_html_only_from_end_to_end(answer, html):
     turns = [HTML_TURNS[0], {"from": "gpt", "value": answer}]
-    assert parse_item({"conversations": turns}, source="x", index=0).html == html
+    user, assistant = parse_item({"conversations": turns}, source="x", index=0).turns
+    assert (user.html, assistant.html) == (False, html)
 
 
 def test_a_conversation_beyond_all_measure_is_dropped():
@@ -159,7 +161,8 @@ def test_a_conversation_beyond_all_measure_is_dropped():
 def test_a_share_page_and_its_avatar(tmp_path):
     page = share_page([*HTML_TURNS], id="abc", model="Model: GPT-4", avatarUrl="data:secret")
     (conversation,), drops = read(write(tmp_path / "x.html", page))
-    assert (conversation.id, conversation.model, conversation.html) == ("abc", "Model: GPT-4", True)
+    assert (conversation.id, conversation.model) == ("abc", "Model: GPT-4")
+    assert [turn.html for turn in conversation.turns] == [False, True]
     assert conversation.turns[0].text == "<div>is this HTML?</div>"
     assert "secret" not in repr(conversation)
     assert drops == []
