@@ -19,11 +19,11 @@ import pytest
 import yaml
 
 from tests.cluster.hosts import CLIENT, ROOT, Host, Hosts, why_not
-from tests.cluster.jobs import meanwhile, prepare, result_of, training
+from tests.cluster.jobs import OUTPUT, meanwhile, preparation, result_of, training
 from tests.pages import share_page
 
 BIN = Path(sys.prefix) / "bin"
-PAGES, FILES, FILE_RECORDS = 120, 8, 200
+PAGES, FILES, FILE_RECORDS = 120, 16, 100
 
 
 class CommandError(Exception):
@@ -78,6 +78,7 @@ class Cluster:
         self.run("ray", "up", "--yes", "--no-config-cache", "cluster.yaml", timeout=400)
         port = int(self.jobs_url.rpartition(":")[2])
         self._dashboard.enter_context(self.forwarded(port, 8265))
+        wait_for(lambda: answers(self.jobs_url), "the dashboard")
         self.wait_for_hosts(3)
 
     def hang_up(self) -> None:
@@ -89,6 +90,17 @@ class Cluster:
         with pytest.raises(CommandError) as failure:
             self.run(*command)
         return str(failure.value)
+
+    @contextmanager
+    def without_code(self) -> Iterator[None]:
+        """Hosts that do not have this repository."""
+        for host in self.members:
+            host.inside("cd ~/ochat_ray && mkdir hidden && mv jobs ochat_ray hidden")
+        try:
+            yield
+        finally:
+            for host in self.members:
+                host.inside("cd ~/ochat_ray && mv hidden/* . && rmdir hidden")
 
     def submit(self, *command: str, timeout: float = 600) -> str:
         """`ray job submit`; what the job printed."""
@@ -119,7 +131,7 @@ class Cluster:
 
     def wait_for_hosts(self, count: int) -> None:
         """Until so many are alive: Ray's loss of one, or the autoscaler's start of Ray on one."""
-        wait_for(lambda: len(self.alive("nodes")) == count, f"{count} hosts", 240)
+        wait_for(lambda: len(self.alive("nodes")) == count, f"{count} hosts", 400)
 
     def hosts_of(self, deployment: str) -> list[Host]:
         """The host of each of its replicas."""
@@ -154,6 +166,14 @@ def wait_for(condition, what: str, seconds: float = 60) -> None:
         time.sleep(0.2)
 
 
+def answers(url: str) -> bool:
+    """Whether anything answers there, be it a refusal."""
+    try:
+        return bool(httpx.get(url).status_code)
+    except httpx.TransportError:
+        return False
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -177,8 +197,8 @@ def hosts():
 
 
 @pytest.fixture(scope="session")
-def store(hosts):
-    """A client of a store of S3's protocol that hosts reach too, with an empty "bucket"."""
+def store(hosts, model_directory):
+    """A client of a store of S3's protocol that hosts reach too; "bucket" has a base model."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -190,8 +210,19 @@ def store(hosts):
         aws_access_key_id="test", aws_secret_access_key="test",
     )  # fmt: skip
     client.create_bucket(Bucket="bucket")
+    for file in model_directory.iterdir():
+        client.put_object(Bucket="bucket", Key=f"base/{file.name}", Body=file.read_bytes())
     yield client
     server.stop()
+
+
+def exports_for(store: Any) -> str:
+    """Lines of a host's ~/.bashrc: the store's address, and time for Ray to start."""
+    return (
+        "export RAY_raylet_start_wait_time_s=120\n"
+        "export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1\n"
+        f"export AWS_EC2_METADATA_DISABLED=true AWS_ENDPOINT_URL={store.meta.endpoint_url}\n"
+    )
 
 
 COMPILE = (
@@ -202,30 +233,28 @@ COMPILE = (
 
 
 @pytest.fixture(scope="session")
-def cluster(hosts, store, model_directory):
+def cluster(hosts, store):
     """A head and two workers, made by `ray up` over SSH."""
     repository, home = hosts.folder / "repository", hosts.folder / "home"
     copy_repository(repository)
-    shutil.copytree(model_directory, repository / "tiny")
     (home / ".ray").mkdir(parents=True)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "HOME": str(home), "RAY_AUTH_MODE": "token",
         "RAY_UP_enable_autoscaler_v2": "0",
+        "RAY_TMPDIR": str(home),  # `ray up` keeps the state of a cluster of this name there
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}",
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }  # fmt: skip
     (hosts.folder / "bashrc").write_text(
-        # A host that is lost is known to be after a dozen seconds, and Ray started on it
-        # again ten seconds later; usually each is longer. So is it for a host without its head.
+        # A host that is lost is declared dead after a dozen seconds, and Ray started on it again
+        # ten seconds later; usually each takes longer. So does it for a host without its head.
         "export RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000\n"
         "export RAY_health_check_failure_threshold=3\n"
-        "export AUTOSCALER_HEARTBEAT_TIMEOUT_S=10 AUTOSCALER_UPDATE_INTERVAL_S=2\n"
+        "export AUTOSCALER_HEARTBEAT_TIMEOUT_S=10 AUTOSCALER_UPDATE_INTERVAL_S=1\n"
         "export RAY_gcs_rpc_server_reconnect_timeout_s=10\n"
-        "export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1\n"
-        f"export AWS_EC2_METADATA_DISABLED=true AWS_ENDPOINT_URL={store.meta.endpoint_url}\n"
-        # Two hosts that compile the same at the same time take two minutes of two processors.
-        f"export TORCH_EXTENSIONS_DIR={hosts.folder}/compiled\n"
+        # What is left of Ray on a worker waits so long for an answer of a head that is gone.
+        "export RAY_gcs_server_request_timeout_seconds=20\n" + exports_for(store)
     )
     made = Cluster(hosts, store, repository, environment)
     made.run("ray", "get-auth-token", "--generate")
@@ -238,14 +267,12 @@ def cluster(hosts, store, model_directory):
     made.run("ray", "down", "--yes", "cluster.yaml")
     # The head at once; a worker's Ray ends itself when it has not seen the head for a while.
     for host in made.members:
-        wait_for(lambda host=host: not host.rays(), f"the end of Ray on {host.address}", 120)
+        wait_for(lambda host=host: not host.rays(), f"the end of Ray on {host.address}", 240)
 
 
 @pytest.fixture(scope="session")
-def conversations(cluster):
-    """How many are in the store, beside a base model: share pages, and files of records."""
-    for file in (cluster.repository / "tiny").iterdir():
-        cluster.store.put_object(Bucket="bucket", Key=f"base/{file.name}", Body=file.read_bytes())
+def conversations(store):
+    """How many are in the store: share pages, and files of records."""
     turns = [
         [
             {"from": "human", "value": f"question {n}"},
@@ -255,25 +282,30 @@ def conversations(cluster):
     ]
     for number, items in enumerate(turns[:PAGES]):
         page = share_page(items, id=f"p{number}", model="Model: GPT-4")
-        cluster.store.put_object(Bucket="bucket", Key=f"input/{number}.html", Body=page)
+        store.put_object(Bucket="bucket", Key=f"input/{number}.html", Body=page)
     for number in range(FILES):
         start = PAGES + number * FILE_RECORDS
         lines = "".join(
             json.dumps({"id": f"r{start + n}", "model": "GPT-4", "conversations": items}) + "\n"
             for n, items in enumerate(turns[start : start + FILE_RECORDS])
         )
-        cluster.store.put_object(Bucket="bucket", Key=f"input/{number}.jsonl", Body=lines.encode())
+        store.put_object(Bucket="bucket", Key=f"input/{number}.jsonl", Body=lines.encode())
     return len(turns)
 
 
 @pytest.fixture(scope="session")
 def prepared(cluster, conversations):
-    """The manifest of an undisturbed run over them."""
-    return prepare(cluster, "data")
+    """The manifest of an undisturbed run over them, whose code travels to hosts without it."""
+    code = ("--runtime-env", "runtime_env.yaml", "--working-dir", ".")
+    with cluster.without_code():
+        return result_of(
+            cluster.run("ray", "job", "submit", *code, "--", *preparation(f"{OUTPUT}/data"))
+        )
 
 
-LONG = ("--max-steps", "40", "--epochs", "10")
-"""The options of a training that lasts long enough to lose a host in it."""
+STEPS = 40
+LONG = ("--max-steps", str(STEPS), "--epochs", "10", "--checkpoint-every", "14")
+"""The options of a training that lasts long enough to lose hosts in it."""
 
 
 @pytest.fixture(scope="session")
@@ -282,7 +314,7 @@ def printed_by_training(cluster, prepared):
     slow = cluster.workers[0]
 
     def speed_up():
-        wait_for(lambda: cluster.objects("runs/model/metrics.jsonl"), "a step", 240)
+        wait_for(lambda: cluster.objects("runs/model/metrics.jsonl"), "a step", 400)
         slow.speed_up()
 
     slow.slow_down()

@@ -5,12 +5,17 @@ mount -t proc proc /proc
 hostname "$HOST_NAME"
 ip link set lo up
 
-# Its own home and Python environment: what is written there stays in the host's memory. Its own
-# /tmp, and nothing where the checkout is.
+# Its own home and Python environment: what is written there stays in the host's memory, except
+# DeepSpeed's operators, which are compiled once for all. Its own /tmp, and nothing where the
+# checkout is.
 layers=$HOST_FOLDER/layers
 mkdir "$layers" && mount -t tmpfs tmpfs "$layers"
-mkdir "$layers"/{home,home-work,venv,venv-work,lower}
+mkdir "$layers"/{home,home-work,venv,venv-work,lower,compiled}
+compiled=$HOME/.cache/torch_extensions
+mkdir -p "$compiled"
+mount --bind "$compiled" "$layers/compiled"
 mount -t overlay overlay -o "lowerdir=$HOME,upperdir=$layers/home,workdir=$layers/home-work" "$HOME"
+mount --bind "$layers/compiled" "$compiled"
 mount --bind "$VENV" "$layers/lower"
 for path in /tmp /dev/shm /run "$CHECKOUT"; do mount -t tmpfs tmpfs "$path"; done
 mkdir -p "$VENV" /run/sshd

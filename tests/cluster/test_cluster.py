@@ -1,4 +1,7 @@
-"""The jobs on a head and two workers, as they run on one machine."""
+"""The jobs on a head and two workers, as they run on one machine.
+
+What a lost host, a full disk and a lost head cost them: time.
+"""
 
 import json
 
@@ -6,11 +9,12 @@ import grpc
 import httpx
 import pytest
 
+from tests.cluster.conftest import LONG, STEPS, wait_for
 from tests.cluster.hosts import CLIENT
-from tests.cluster.jobs import OUTPUT, preparation, result_of
+from tests.cluster.jobs import OUTPUT, meanwhile, preparation, prepare, result_of, train, training
 from tests.evaluate.endpoint import Endpoint
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def test_three_hosts_are_one_cluster(cluster):
@@ -68,22 +72,13 @@ def test_an_output_that_hosts_do_not_share_is_one_clear_line(cluster, conversati
 
 
 def test_the_code_travels_with_a_job_to_hosts_without_it(cluster, prepared):
-    for host in cluster.members:
-        host.inside("cd ~/ochat_ray && mkdir hidden && mv jobs ochat_ray hidden")
-    try:
-        output = f"{OUTPUT}/travelled"
-        environment = ("--runtime-env", "runtime_env.yaml", "--working-dir", ".")
-        submit = ("ray", "job", "submit")
-        assert "can't open file" in cluster.fail(*submit, "--", *preparation(output))
-        printed = cluster.run(*submit, *environment, "--", *preparation(output))
-    finally:
-        for host in cluster.members:
-            host.inside("cd ~/ochat_ray && mv hidden/* .")
-    assert result_of(printed)["digest"] == prepared["digest"]
+    with cluster.without_code():  # as when `prepared` ran
+        printed = cluster.fail("ray", "job", "submit", "--", *preparation(f"{OUTPUT}/stayed"))
+    assert "can't open file" in printed
 
 
 def test_two_hosts_train_one_model(trained):
-    assert (trained["world_size"], trained["step"]) == (2, 40)
+    assert (trained["world_size"], trained["step"]) == (2, STEPS)
 
 
 def test_a_slow_link_is_said_to_be_one(printed_by_training):
@@ -106,3 +101,157 @@ def test_evaluation_asks_from_every_host(cluster):
     assert (result["scores"][0]["judgments"], result["scores"][0]["score"]) == (60, 100)
     assert len(endpoint.asked) == 2 * 30 + 60
     assert endpoint.askers == {host.address for host in cluster.members}
+
+
+STAGES = {"clean": ".work/clean/", "dedup": ".work/done/exact/", "tokenize": ".work/tokens/"}
+"""The folder of a run whose first file shows that the stage is under way."""
+
+
+def wait_for_stage(cluster, name, stage, done=0):
+    """Until there are more than `done` files of it."""
+    prefix = f"runs/{name}/{STAGES[stage]}"
+    wait_for(lambda: len(cluster.objects(prefix)) > done, f"{stage} of {name}", 240)
+
+
+def lose_head(cluster, when, *job):
+    """Crash the head in the middle of a job, start it again and `ray up`."""
+
+    def crash():
+        when()
+        cluster.head.crash()
+        cluster.hang_up()  # for the client, whom nobody told
+
+    with meanwhile(crash):
+        cluster.fail("ray", "job", "submit", "--", *job)
+    cluster.head.boot()
+    cluster.up()
+
+
+def test_a_lost_head_and_hosts_that_crash_in_each_stage_of_prepare_change_nothing(
+    cluster, prepared
+):
+    first, second = cluster.workers
+    job = preparation(f"{OUTPUT}/crashed", "--resume")
+    lose_head(cluster, lambda: wait_for_stage(cluster, "crashed", "clean"), *job)
+    assert not cluster.objects("runs/crashed/manifest.json")
+    done = len(cluster.objects(f"runs/crashed/{STAGES['clean']}"))
+
+    def crash():
+        wait_for_stage(cluster, "crashed", "clean", done)
+        first.crash()
+        wait_for_stage(cluster, "crashed", "dedup")
+        second.crash()
+        cluster.wait_for_hosts(1)
+        first.boot()
+        wait_for_stage(cluster, "crashed", "tokenize")
+        first.crash()
+        cluster.wait_for_hosts(1)
+        first.boot()
+        second.boot()
+
+    with meanwhile(crash):
+        again = result_of(cluster.submit(*job))
+    assert again["digest"] == prepared["digest"]
+    assert again["counts"] == prepared["counts"]
+    cluster.wait_for_hosts(3)  # the autoscaler starts Ray on them again
+
+
+FILL = """
+import ray, time
+ray.init()
+fill = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(lambda: bytes(50 << 20))
+kept = [fill.remote() for _ in range(12)]
+ray.wait(kept, num_returns=len(kept))
+time.sleep(600)
+"""
+"""Several times what the hosts' stores hold, until it is stopped."""
+
+
+def test_full_object_stores_and_workers_killed_in_each_stage_change_nothing(cluster, prepared):
+    killed = []
+
+    def kill():
+        for stage in STAGES:
+            wait_for_stage(cluster, "killed", stage)
+            for host in cluster.workers:
+                # Prints how many.
+                found = host.inside("pkill -9 -c -f '^ray::(IDLE|MapBatches)' || true").stdout
+                killed.append(int(found))
+
+    cluster.head.inside("cat > ~/ochat_ray/fill.py", input=FILL)
+    submit = ("ray", "job", "submit", "--no-wait", "--submission-id", "fill")
+    cluster.run(*submit, "--", "python", "fill.py")
+    spilled = "find /tmp/ray -path '*spill*' -type f -size +1M"
+    for host in cluster.workers:
+        wait_for(lambda host=host: host.inside(spilled).stdout, "a spilled object", 240)
+    with meanwhile(kill):
+        again = prepare(cluster, "killed")
+    cluster.run("ray", "job", "stop", "fill")  # fails where it has ended
+    assert sum(killed) >= len(STAGES), killed
+    assert again["digest"] == prepared["digest"]
+
+
+def test_a_full_disk_is_one_line_and_resume_goes_on(cluster, prepared):
+    # Hosts that share a disk need no store.
+    output = f"{cluster.hosts.disk}/full"
+    filler = cluster.hosts.disk / "filler"
+    cluster.hosts.resize_disk(1)
+    filler.write_bytes(b"x" * 900_000)
+    printed = cluster.fail("ray", "job", "submit", "--", *preparation(output))
+    assert "\njobs/prepare.py: no space left on the device" in printed
+    assert "Traceback" not in printed
+    filler.unlink()
+    cluster.hosts.resize_disk(64)
+    again = result_of(cluster.submit(*preparation(output, "--resume")))
+    assert again["digest"] == prepared["digest"]
+
+
+def wait_for_checkpoint(cluster, name, attempts=1):
+    def found():
+        # state.json is written last; the directory's name ends with the attempt's.
+        keys = cluster.objects(f"runs/{name}/checkpoints/step-")
+        saved = {key.split("/")[3] for key in keys if key.endswith("/state.json")}
+        return len({directory.rpartition("-")[2] for directory in saved}) == attempts
+
+    wait_for(found, f"a checkpoint of attempt {attempts} at {name}", 240)
+
+
+def steps_of(cluster, name):
+    lines = map(json.loads, cluster.read(f"runs/{name}/metrics.jsonl").splitlines())
+    return [line["step"] for line in lines if "loss" in line]
+
+
+def test_a_host_cut_off_and_then_the_head_lost_while_training_lead_to_the_same_loss(
+    cluster, trained
+):
+    job = training("lost", *LONG)
+
+    def cut():
+        wait_for_checkpoint(cluster, "lost")
+        cluster.workers[1].unplug()
+        cluster.wait_for_hosts(2)
+        cluster.workers[1].plug()
+        wait_for_checkpoint(cluster, "lost", attempts=2)
+
+    lose_head(cluster, cut, *job)
+    assert not cluster.objects("runs/lost/ochat.json")
+    result = result_of(cluster.submit(*job))
+    assert (result["world_size"], result["step"]) == (2, STEPS)
+    assert steps_of(cluster, "lost") == list(range(1, STEPS + 1))
+    assert result["eval_after"]["loss"] == pytest.approx(trained["eval_after"]["loss"], 1e-5)
+
+
+def test_a_host_lost_for_good_while_training_leaves_the_same_loss(cluster, trained):
+    lost = cluster.workers[0]
+
+    def crash():
+        wait_for_checkpoint(cluster, "smaller")
+        lost.crash()
+
+    with meanwhile(crash):
+        result = train(cluster, "smaller", *LONG, "--num-workers-min", "1")
+    assert (result["world_size"], result["step"]) == (1, STEPS)
+    assert steps_of(cluster, "smaller") == list(range(1, STEPS + 1))
+    assert result["eval_after"]["loss"] == pytest.approx(trained["eval_after"]["loss"], 1e-3)
+    lost.boot()
+    cluster.wait_for_hosts(3)  # else `ray down` meets a start of Ray that is under way

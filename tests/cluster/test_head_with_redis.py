@@ -6,13 +6,14 @@ import subprocess
 
 import pytest
 
-from tests.cluster.conftest import copy_repository, wait_for
+from tests.cluster.conftest import copy_repository, exports_for, wait_for
 from tests.cluster.hosts import CLIENT, VENV
+from tests.cluster.jobs import BASE
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 PORT, PASSWORD = 6399, "of-this-test"
-ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+ASK = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
 
 @pytest.fixture
@@ -30,15 +31,14 @@ def redis(hosts):
 
 
 @pytest.fixture
-def run_on(hosts, model_directory):
+def run_on(hosts, store):
     """Runs a command of the project on a host, as if somebody had installed it there."""
     repository = hosts.folder / "without-ray-up"
     copy_repository(repository)
-    shutil.copytree(model_directory, repository / "tiny")
     (hosts.folder / "bashrc").write_text(
         f"export PYTHONPATH={repository} PATH={VENV}/bin:$PATH RAY_AUTH_MODE=token\n"
         "mkdir -p ~/.ray && echo 0123456789abcdef0123456789abcdef > ~/.ray/auth_token\n"
-        "chmod 600 ~/.ray/auth_token\n"
+        "chmod 600 ~/.ray/auth_token\n" + exports_for(store)
     )
 
     def run(host, command):
@@ -49,7 +49,7 @@ def run_on(hosts, model_directory):
     return run
 
 
-def test_replicas_outlive_the_head(hosts, redis, run_on):
+def test_replicas_of_a_model_in_the_store_outlive_the_head(hosts, redis, run_on):
     head, worker = hosts.add(2)
     start_head = (
         f"RAY_REDIS_ADDRESS={redis} ray start --head --port=6379 --num-cpus=0 "
@@ -57,7 +57,7 @@ def test_replicas_outlive_the_head(hosts, redis, run_on):
     )
     run_on(head, start_head)
     run_on(worker, f"ray start --address={head.address}:6379 --num-cpus=1")
-    run_on(head, "serve run --non-blocking ochat_ray.serve:app model=$PWD/tiny ui=false")
+    run_on(head, f"serve run --non-blocking ochat_ray.serve:app model={BASE} ui=false")
 
     def answer():
         done = head.inside(
@@ -69,11 +69,11 @@ def test_replicas_outlive_the_head(hosts, redis, run_on):
     def replica():
         return worker.inside("pgrep -f ^ray::ServeReplica:default:Model || true").stdout
 
-    wait_for(answer, "an answer", 120)
+    wait_for(answer, "an answer", 240)
     before = replica()
     head.crash()
     head.boot()
     assert not answer()
     run_on(head, start_head)
-    wait_for(answer, "an answer of the new head", 180)
+    wait_for(answer, "an answer of the new head", 240)
     assert replica() == before != ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import math
@@ -373,32 +374,43 @@ def test_openais_key_goes_to_openai_alone(tmp_path, questions, monkeypatch):
 def test_a_run_that_is_killed_goes_on_with_the_same_numbers_and_asks_nothing_twice(
     tmp_path, questions
 ):
-    stop, begun = {"after": 15}, []
+    endpoint, begun = Endpoint(answer), []
+    chat = endpoint.chat
 
-    def slow(body, before):
-        begun.append(body)
-        return "hang" if len(begun) > stop["after"] else None
+    async def fifteen_for_the_killed(request):
+        if request.headers["authorization"] == "Bearer killed":
+            begun.append(request)
+            if len(begun) > 15:
+                await asyncio.sleep(3600)
+        return await chat(request)
 
-    endpoint = Endpoint(answer, slow)
+    endpoint.chat = fifteen_for_the_killed
     with endpoint.serving():
         command = [
             sys.executable, str(JOB), "--questions", str(questions), "--output",
             str(tmp_path / "out"), "--model", "ours", "--baseline", "base", "--judge", "judge",
             "--url", endpoint.url, "--judge-url", endpoint.url, "--samples", "2", "--json",
         ]  # fmt: skip
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=with_key("killed")
+        )
         deadline = time.monotonic() + 60
-        while len(begun) <= stop["after"] or recorded(tmp_path / "out") < stop["after"]:
+        while len(begun) <= 15 or recorded(tmp_path / "out") < 15:
             time.sleep(0.01)
             assert process.poll() is None
             assert time.monotonic() < deadline
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert recorded(tmp_path / "out") == sum(endpoint.answered.values()) == 15
-        stop["after"] = 10**6
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=with_key("second")
+        )
     assert json.loads(done.stdout.splitlines()[-1])["scores"][0]["score"] == 200
     assert sum(endpoint.answered.values()) == 2 * QUESTIONS + 4 * QUESTIONS
+
+
+def with_key(key):
+    return {**os.environ, "OCHAT_RAY_API_KEY": key}
 
 
 def recorded(output):
