@@ -12,6 +12,7 @@ from ochat_ray.data.fidelity import fidelity
 from ochat_ray.data.html_noise import without_pager
 from ochat_ray.data.html_tree import ConversionError
 from ochat_ray.data.markdown import convert
+from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.schema import Conversation, Drop, Reason, Stage
 
 Rule = Callable[[Conversation], Conversation | Drop]
@@ -67,27 +68,6 @@ def keep_model_rule(keep_model: str | Collection[str]) -> Rule:
         return _drop(conversation, Reason.OTHER_MODEL, conversation.model or "no label")
 
     return rule
-
-
-_GPT_3_5 = re.compile(r"(default|legacy|turbo|chatgpt|text-davinci-002-render\S*)(?! *\(?gpt-4)")
-
-
-def normalize_model(label: str | None) -> str:
-    """A page's free-text model label in one spelling; "" where there is none.
-
-    "Model: GPT-4", "gpt 4" and "GPT-4-0314" are "gpt-4"; a variant that answers with the help of
-    tools is another model: "GPT-4 (browsing)" is "gpt-4 (browsing)". ChatGPT's default and legacy
-    models of the time are "gpt-3.5".
-    """
-    text = re.sub(r"^model\s*:\s*", "", " ".join((label or "").lower().split()))
-    match = re.fullmatch(r"(?:chat)?gpt[- ]?(\d(?:\.\d)?)(?:-\d{4})?(?: ?\((.*)\)| (.*))?", text)
-    if match:
-        variant = (match[2] or match[3] or "").strip()
-        variant = "" if variant in ("default", "legacy", "turbo") else variant
-        return f"gpt-{match[1]}" + (f" ({variant})" if variant else "")
-    if re.fullmatch(r"gpt[- ]?3\.5[- ]turbo(?:-\d{4})?", text) or _GPT_3_5.match(text):
-        return "gpt-3.5"
-    return text
 
 
 def trim_ends(conversation: Conversation) -> Conversation:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import open_location
@@ -88,7 +89,7 @@ class PrepareConfig:
         """
         if weights := self._weights():
             return list(weights)
-        return [] if self.keep_model == "any" else [_normalize_model(self.keep_model)]
+        return [] if self.keep_model == "any" else [normalize_model(self.keep_model)]
 
     def classes(self) -> dict[str, ModelClass]:
         """Weight and condition of the normalised model labels that have either.
@@ -175,7 +176,7 @@ def _pairs(text: str, flag: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in text.split(",") if text else []:
         name, _, value = (part.strip() for part in pair.rpartition("="))
-        label = _normalize_model(name)
+        label = normalize_model(name)
         if not label or not value:
             raise UserError(f"{flag} is LABEL=VALUE,LABEL=VALUE; {pair.strip()!r} is not of it")
         if label in found:
@@ -191,9 +192,3 @@ def _is_weight(text: str) -> bool:
     except (ValueError, OverflowError):
         return False
     return 0.0 < weight < math.inf
-
-
-def _normalize_model(label: str) -> str:
-    from ochat_ray.data.clean import normalize_model  # its parsers, so that --help is quick
-
-    return normalize_model(label)

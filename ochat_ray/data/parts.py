@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ochat_ray.data import clean, dedup
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.language import language_of
+from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.near_duplicates import conversation_text
 from ochat_ray.data.tokenize import TokenRow, table_digest, tokenize
 from ochat_ray.run_dir import RunDir, Split
@@ -94,7 +95,7 @@ def clean_part(
         "read_well": len(read_well),
         "passed_over": _count(r.kind for r in records if isinstance(r, PassedOver)),
         "unknown_keys": _count(key for r in read_well for key in r.unknown_keys),
-        "models": _count(clean.normalize_model(r.model) for r in read_well),
+        "models": _count(normalize_model(r.model) for r in read_well),
         "pagers": sum(new.pagers for _, new in pairs),
         "rows": len(rows),
         **_write_drops(run, f"clean/{part}", [r for r in results if isinstance(r, Drop)]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ochat_ray.data.clean import normalize_model
+from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.run_dir import Split
 from ochat_ray.schema import Conversation, ModelClass
 from ochat_ray.template import encode_batch

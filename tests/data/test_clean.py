@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ochat_ray.data.clean import clean, normalize_model, rules
+from ochat_ray.data.clean import clean, rules
 from ochat_ray.data.decontaminate import load_questions
 from ochat_ray.schema import Conversation, Drop, Reason, Turn
 
@@ -87,30 +87,6 @@ def test_several_models_are_kept():
     labels = ["Model: GPT-4", "Default (GPT-3.5)", "Claude 2", None]
     kept = [cleaned("u:q", "a:r", model=m, keep_model=["gpt-4", "GPT-3.5"]) for m in labels]
     assert kept == [["u:q", "a:r"], ["u:q", "a:r"], Reason.OTHER_MODEL, Reason.OTHER_MODEL]
-
-
-@pytest.mark.parametrize(
-    ("label", "model"),
-    [
-        ("Model: GPT-4", "gpt-4"),
-        (" model:  gpt 4 ", "gpt-4"),
-        ("GPT-4-0314", "gpt-4"),
-        ("GPT-4 (Default)", "gpt-4"),
-        ("Model: GPT-4 (browsing)", "gpt-4 (browsing)"),
-        ("GPT-4 Browsing", "gpt-4 (browsing)"),
-        ("gpt-4-32k", "gpt-4-32k"),
-        ("Model: Default (GPT-3.5)", "gpt-3.5"),
-        ("Legacy (GPT-3.5)", "gpt-3.5"),
-        ("Turbo (Default for free users)", "gpt-3.5"),
-        ("gpt-3.5-turbo-0301", "gpt-3.5"),
-        ("text-davinci-002-render-sha", "gpt-3.5"),
-        ("Claude 2", "claude 2"),
-        ("", ""),
-        (None, ""),
-    ],
-)
-def test_a_model_label_has_one_spelling(label, model):
-    assert normalize_model(label) == model
 
 
 def page(*turns):
