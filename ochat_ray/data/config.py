@@ -39,6 +39,9 @@ class PrepareConfig:
     blocked_words: tuple[str, ...] = ("openai",)
     """Words that drop a conversation: whole words, in any case, as a reader sees them. @FILE
     reads them from a file, one a line."""
+    keep_noise: tuple[str, ...] = ()
+    """Rules for text of browser extensions and error messages to switch off, by their names in
+    docs/data-format.md; "all" switches off all."""
     min_fidelity: float = 0.0
     """Share of blocks that a conversion from HTML must give back; below it, a conversation goes."""
     near_duplicates: float | None = None
@@ -71,6 +74,7 @@ class PrepareConfig:
             raise UserError(f"--near-duplicates must be in (0, 1), not {self.near_duplicates}")
         if self.resume and self.overwrite:
             raise UserError("--resume goes on with a run and --overwrite replaces it; give one")
+        self.noise_rules()
         weights, kept = self._weights(), self.kept_labels()
         if weights and self.keep_model not in (recipe(self.recipe).keep_model, "any"):
             raise UserError("--class-weights names the labels to keep; leave out --keep-model")
@@ -137,6 +141,21 @@ class PrepareConfig:
             words += [line.strip() for line in lines if line.strip()]
         return words
 
+    def noise_rules(self) -> list[str]:
+        """Names of the rules of `data/noise_rules.py` that apply.
+
+        Raises:
+            UserError: --keep-noise names a rule that does not exist.
+        """
+        from ochat_ray.data.noise_rules import RULES  # its parsers, so that --help is quick
+
+        for name in self.keep_noise:
+            if name not in (*RULES, "all"):
+                raise UserError(
+                    f"--keep-noise: there is no rule {name!r}; choose of {', '.join(RULES)}, all"
+                )
+        return [name for name in RULES if not {name, "all"} & {*self.keep_noise}]
+
     @classmethod
     def for_recipe(cls, name: str) -> PrepareConfig:
         """The recipe's defaults; what the demo recipe fetches is not fetched yet."""
@@ -158,6 +177,7 @@ class PrepareConfig:
             "class_weights": self._weights(),
             "conditions": self._conditions(),
             "blocked_words": self.words(),
+            "noise_rules": self.noise_rules(),
             "min_fidelity": self.min_fidelity,
             "near_duplicates": self.near_duplicates,
             "decontaminate": list(self.decontaminate),

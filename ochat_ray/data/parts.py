@@ -81,10 +81,9 @@ def clean_part(
     ]
     rows = [conversation_row(new, dedup.digest(new.turns)) for _, new in pairs]
     shown = set(sorted(str(row["digest"]) for row in rows)[:SAMPLES])
-    for (old, _), row in zip(pairs, rows, strict=True):
+    for (old, new), row in zip(pairs, rows, strict=True):
         is_shown = row["digest"] in shown
-        # Trimmed as the rules have trimmed it, so that each turn stands beside its own.
-        shown_turns = clean.trim_ends(old).turns if is_shown else ()
+        shown_turns = _as_read(old, new) if is_shown else ()
         row["original"] = [turn.text[:SHOWN_CHARACTERS] for turn in shown_turns] or None
     if rows:
         write_parquet(run, cleaned(part), pa.Table.from_pylist(rows, CLEANED))
@@ -96,10 +95,29 @@ def clean_part(
         "passed_over": _count(r.kind for r in records if isinstance(r, PassedOver)),
         "unknown_keys": _count(key for r in read_well for key in r.unknown_keys),
         "models": _count(normalize_model(r.model) for r in read_well),
-        "pagers": sum(new.pagers for _, new in pairs),
+        "noise": _count(
+            [name for _, new in pairs for name in new.noise]
+            + [
+                drop.detail.partition(":")[0]
+                for drop in results
+                if isinstance(drop, Drop) and drop.reason == Reason.PROVIDER_ERROR
+            ]
+        ),
         "rows": len(rows),
         **_write_drops(run, f"clean/{part}", [r for r in results if isinstance(r, Drop)]),
     }
+
+
+def _as_read(old: Conversation, new: Conversation) -> Sequence[Turn]:
+    """The turns of a record that the rules left, as they were read: each beside its own.
+
+    Of a conversation that passes, the rules take off a system turn, answers before the first
+    question, and the end.
+    """
+    turns = old.turns
+    system = turns[:1] if new.turns[0].role == "system" else ()
+    first = next(n for n, turn in enumerate(turns) if turn.role == "user")
+    return (*system, *turns[first:])[: len(new.turns)]
 
 
 def minhash_input(run: RunDir, part: str) -> tuple[pa.Table, list[str]]:

@@ -78,6 +78,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         blocked_words=config.words(),
         min_fidelity=config.min_fidelity,
         questions=load_questions(config.decontaminate) if config.decontaminate else None,
+        noise=config.noise_rules(),
     )
     run = RunDir.open(config.output)
     if run.exists(MANIFEST):
@@ -106,7 +107,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         "digest": f"{digest:064x}",
         "fidelity": statistics.fidelity(),
         "unknown_keys": most_first(statistics.unknown_keys),
-        "pagers": statistics.pagers,
+        "noise": most_first(statistics.noise),
         "tokenizer": identity["tokenizer"],
         "tokenizer_path": config.tokenizer,
         "model_type": recipe(config.recipe).model_type,

@@ -14,7 +14,7 @@ from typing import Any
 from ochat_ray.data.report_html import bar, bars_of, cut, histogram, percent, section
 from ochat_ray.data.report_names import EXPLANATIONS, LANGUAGES
 from ochat_ray.data.report_samples import samples_section
-from ochat_ray.data.statistics import Statistics
+from ochat_ray.data.statistics import Statistics, most_first
 from ochat_ray.report_style import STYLE
 from ochat_ray.schema import Stage
 
@@ -32,6 +32,7 @@ def render_report(manifest: dict[str, Any], statistics: Statistics) -> str:
     sections = [
         _funnel(manifest["counts"], statistics),
         _reasons(manifest["counts"], statistics),
+        _noise(statistics),
         _labels(statistics),
         _turns(statistics),
         _lengths(manifest["context_length"], statistics),
@@ -92,11 +93,7 @@ def _funnel(counts: dict[str, Any], statistics: Statistics) -> str:
         if dropped and stage != Stage.TOKENIZE:
             rows.append(_row(_LEFT_AFTER[stage], left, read, bar(left, read), "sum"))
     rows.append(_row("kept", counts["kept"], read, bar(counts["kept"], read), "sum"))
-    pagers = (
-        f"Pagers (“2 / 3” before a turn's first word, from a browser extension) were taken off "
-        f"{statistics.pagers:,} {'turn' if statistics.pagers == 1 else 'turns'}."
-    )
-    body = f"<table>{''.join(rows)}</table><p class=soft>{pagers}</p>"
+    body = f"<table>{''.join(rows)}</table>"
     return section("funnel", "From read to kept", body)
 
 
@@ -128,6 +125,21 @@ def _reasons(counts: dict[str, Any], statistics: Statistics) -> str:
         )
     note = "<p class=soft>Every one is in dropped/*.parquet, with its source file.</p>"
     return section("reasons", "Why the others were dropped", body + note)
+
+
+def _noise(statistics: Statistics) -> str:
+    if not statistics.noise:
+        return ""
+    total = statistics.noise.total()
+    body = "".join(
+        _row(name, n, total, bar(n, total)) for name, n in most_first(statistics.noise).items()
+    )
+    note = (
+        "<p class=soft>Turns that a rule took something off: a browser extension's text, or all of "
+        "a provider's error message (also of the conversations that were dropped for one). "
+        "docs/data-format.md lists the rules; --keep-noise switches them off.</p>"
+    )
+    return section("noise", "Text that was taken off", f"<table>{body}</table>{note}")
 
 
 def _labels(statistics: Statistics) -> str:

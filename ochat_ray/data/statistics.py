@@ -18,8 +18,6 @@ class Statistics:
 
     read: int = 0
     read_well: int = 0
-    pagers: int = 0
-    """Turns that a pager was taken off, in conversations that pass the rules."""
     cleaned: int = 0
     cut_tokens: int = 0
     cut_conversations: int = 0
@@ -27,6 +25,8 @@ class Statistics:
     drops: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
     """Files and archives' members that hold no conversations, by kind."""
+    noise: Counter[str] = field(default_factory=Counter)
+    """Turns that each rule of `noise_rules` changed or took away."""
     unknown_keys: Counter[str] = field(default_factory=Counter)
     """Keys of records and turns that nothing here reads: how many records have each."""
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Statistics:
         self.read += summary["read"]
         self.read_well += summary["read_well"]
         self.cleaned += summary["rows"]
-        self.pagers += summary["pagers"]
+        self.noise.update(summary["noise"])
         _add_bounded(self.models, summary["models"], "other labels")
         _add_bounded(self.passed_over, summary["passed_over"], "other kinds")
         _add_bounded(self.unknown_keys, summary["unknown_keys"], "other keys")

@@ -47,7 +47,7 @@ def drop(reason, id, stage="clean", detail=EVIL):
 
 def cleaned(read, rows, models, drops):
     return {
-        "read": read, "read_well": sum(models.values()), "rows": rows, "pagers": 1,
+        "read": read, "read_well": sum(models.values()), "rows": rows, "noise": {"pager": 1},
         "passed_over": {}, "unknown_keys": {},
         "models": models, "dropped": drops, "drop_counts": Counter(d["reason"] for d in drops),
     }  # fmt: skip
@@ -192,13 +192,24 @@ def test_the_funnel_goes_through_the_stages():
     rows = text()[text().index("|From read to kept") :]
     places = [rows.index(row) for row in ("|5|100%", "|1|20.0%", "|4|80.0%", "|2|40.0%")]
     assert places == sorted(places)
-    assert "were taken off 2 turns" in rows
 
 
 def test_a_reason_has_its_examples_and_its_meaning():
     found = text()
-    assert "|empty_turn| 2|a turn of white space only|a| |<script>" in found
+    assert "|empty_turn| 2|a turn that shows nothing|a| |<script>" in found
     assert EXPLANATIONS.keys() == set(Reason)
+
+
+def test_what_was_taken_off_is_counted_by_rule():
+    assert "|Text that was taken off|pager|2|100%" in text()
+    assert (
+        "taken off"
+        not in Page(
+            render_report(
+                manifest(Statistics(seconds={"total": 0.0})), Statistics(seconds={"total": 0.0})
+            )
+        ).text
+    )
 
 
 def test_labels_are_those_before_the_filter():
