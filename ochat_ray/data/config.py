@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from ochat_ray.data.long_conversations import Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
@@ -54,7 +55,10 @@ class PrepareConfig:
     seed: int = 42
     """Seed of the choice of held-out conversations."""
     max_length: int = 2048
-    """Tokens a conversation is cut at."""
+    """Context length in tokens: the most that a sample has."""
+    long: Long = "cut"
+    """A longer conversation is cut at the context length, split into samples at turn boundaries
+    (each with the system turn), or dropped."""
     resume: bool = False
     """Go on with a run that was killed, instead of starting clean."""
     overwrite: bool = False
@@ -184,6 +188,7 @@ class PrepareConfig:
             "eval_ratio": self.eval_ratio,
             "seed": self.seed,
             "max_length": self.max_length,
+            "long": self.long,
         }
 
 

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from ochat_ray.data import clean, dedup
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.language import language_of
+from ochat_ray.data.long_conversations import CHOICES, Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.near_duplicates import conversation_text
-from ochat_ray.data.tokenize import TokenRow, table_digest, tokenize
+from ochat_ray.data.tokenize import Tokenized, TokenRow, table_digest, tokenize
 from ochat_ray.run_dir import RunDir, Split
 from ochat_ray.schema import (
     CONVERSATIONS,
@@ -167,18 +168,22 @@ def tokenize_part(
         else:
             unique.append(row)
 
-    tokens = tokenize(
+    tokenized = tokenize(
         [_conversation(row) for row in unique],
         model_type=model_type,
         tokenizer=tokenizer,
         max_length=config.max_length,
         classes=config.classes(),
+        long=config.long,
     )
-    kept: list[tuple[Split, dict[str, Any], TokenRow]] = []
-    for row, token_row in zip(unique, tokens, strict=True):
-        if token_row.supervised:
+    kept: list[tuple[Split, dict[str, Any], Tokenized]] = []
+    for row, result in zip(unique, tokenized, strict=True):
+        if result.samples:
             split = dedup.split_of(row["digest"], eval_ratio=config.eval_ratio, seed=config.seed)
-            kept.append((split, row, token_row))
+            kept.append((split, row, result))
+        elif config.long == "drop" and result.length > config.max_length:
+            detail = f"{result.length:,} tokens, longer than {config.max_length:,}"
+            dropped.append(_drop(row, Stage.TOKENIZE, Reason.TOO_LONG, detail))
         else:
             detail = f"no answer within {config.max_length} tokens"
             dropped.append(_drop(row, Stage.TOKENIZE, Reason.NO_SUPERVISED_TOKENS, detail))
@@ -186,8 +191,9 @@ def tokenize_part(
     if kept:
         conversations = pa.Table.from_pylist([row for _, row, _ in kept], CONVERSATIONS)
         write_parquet(run, f"{WORK}/conversations/{part}.parquet", conversations)
+    samples = [(split, sample) for split, _, result in kept for sample in result.samples]
     for split in ("train", "eval"):
-        rows_of_split = [token_row for s, _, token_row in kept if s == split]
+        rows_of_split = [sample for s, sample in samples if s == split]
         if rows_of_split:
             _write_tokens(run, f"{WORK}/tokens/{split}/{part}.arrow", rows_of_split)
     return {
@@ -195,19 +201,33 @@ def tokenize_part(
         "read": len(rows),
         "kept": [
             [
-                *(split, len(row["turns"]), len(token.input_ids), token.supervised, token.cut),
+                *(split, len(row["turns"]), result.length, result.cut, len(result.samples)),
+                sum(len(sample.input_ids) for sample in result.samples),
+                sum(sample.supervised for sample in result.samples),
                 *(row["fidelity"], language_of(_beginning(row))),
             ]
-            for split, row, token in kept
+            for split, row, result in kept
         ],
+        "offered": sum(result.length for result in tokenized),
+        "yields": {choice: _sum_yields(tokenized, choice) for choice in CHOICES},
         "samples": [_sample(*k, tokenizer) for k in kept if _share(k[1]["digest"]) < sample_share],
         "worst": [
             {"id": row["id"], "source": row["source"], "fidelity": row["fidelity"]}
             for _, row, _ in sorted(kept, key=_fidelity)[:5]
             if row["fidelity"] is not None and row["fidelity"] < 1.0
         ],
-        "digest": f"{table_digest((split, token) for split, _, token in kept):x}",
+        "digest": f"{table_digest(samples):x}",
         **_write_drops(run, f"tokenize/{part}", dropped),
+    }
+
+
+def _sum_yields(tokenized: Sequence[Tokenized], choice: Long) -> dict[str, int]:
+    found = [result.yields[choice] for result in tokenized]
+    return {
+        "conversations": sum(y.samples > 0 for y in found),
+        "samples": sum(y.samples for y in found),
+        "tokens": sum(y.tokens for y in found),
+        "supervised_tokens": sum(y.supervised for y in found),
     }
 
 
@@ -230,23 +250,31 @@ def _beginning(row: dict[str, Any]) -> str:
     return " ".join(turn["text"][:100] for turn in row["turns"][:2])
 
 
-def _sample(split: Split, row: dict[str, Any], token: TokenRow, tokenizer: Any) -> Summary:
-    """One conversation for the report: as read, as converted, and as the model sees it."""
+def _sample(split: Split, row: dict[str, Any], result: Tokenized, tokenizer: Any) -> Summary:
+    """One conversation for the report: as read, as converted, and as the model sees it.
+
+    Of several samples the first one is shown.
+    """
+    first = result.samples[0]
     original = row["original"] or [None] * len(row["turns"])
-    turns = list(zip(row["turns"], original, strict=True))[:SHOWN_TURNS]
-    pieces = _pieces(token.input_ids[:SHOWN_TOKENS], tokenizer)
+    turns = list(zip(row["turns"], original, strict=True))
+    is_system = bool(turns) and turns[0][0]["role"] == "system"
+    turns = [*turns[: int(is_system)], *turns[max(result.first_turn, int(is_system)) :]]
+    pieces = _pieces(first.input_ids[:SHOWN_TOKENS], tokenizer)
     return {
         "digest": row["digest"],
         "id": row["id"],
         "source": row["source"],
         "split": split,
         "fidelity": row["fidelity"],
-        "length": len(token.input_ids),
-        "turn_count": len(row["turns"]),
+        "length": len(first.input_ids),
+        "samples": len(result.samples),
+        "turn_count": len(turns),
         "turns": [
-            [turn["role"], before, turn["text"][:SHOWN_CHARACTERS]] for turn, before in turns
+            [turn["role"], before, turn["text"][:SHOWN_CHARACTERS]]
+            for turn, before in turns[:SHOWN_TURNS]
         ],
-        "tokens": [list(t) for t in zip(pieces, token.loss_weights, strict=False)],
+        "tokens": [list(t) for t in zip(pieces, first.loss_weights, strict=False)],
     }
 
 

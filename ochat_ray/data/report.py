@@ -67,14 +67,20 @@ def _tiles(manifest: dict[str, Any], statistics: Statistics) -> str:
     tiles = [
         (f"{counts['read']:,}", "read"),
         (f"{counts['kept']:,}", f"kept, {percent(counts['kept'], counts['read'])}"),
-        (f"{tokens['eval']['rows']:,}", "of them held out"),
+        (f"{statistics.kept['eval']:,}", "of them held out"),
         (f"{total:,}", "tokens"),
         (percent(supervised, total), "supervised"),
-        (percent(statistics.cut_tokens, total + statistics.cut_tokens), "lost to the limit"),
+        (percent(_lost(statistics), statistics.offered), "lost to the limit"),
         (f"{manifest['seconds']['total']:,.0f} s", "from start to end"),
     ]
     body = "".join(f"<div class=tile><b>{value}</b>{label}</div>" for value, label in tiles)
     return f"<div class=tiles>{body}</div>"
+
+
+def _lost(statistics: Statistics) -> int:
+    """Tokens of unique conversations that are in no sample."""
+    kept = sum(length * n for length, n in statistics.lengths.items())
+    return statistics.offered - kept + statistics.cut_tokens
 
 
 def _funnel(counts: dict[str, Any], statistics: Statistics) -> str:
@@ -202,14 +208,44 @@ def _lengths(limit: int, statistics: Statistics) -> str:
     ticks += [(n * limit / top, f"{n * limit:,}") for n in (1, 2, 3) if n * limit <= 0.8 * top]
     ticks.append((1.0, end))
     chart = histogram(bars, unit="tokens", ticks=ticks, mark=(to_limit, f"context {limit:,}"))
-    whole = statistics.token_count + statistics.cut_tokens
+    return section(
+        "lengths",
+        "Tokens in a conversation",
+        f"{chart}<p class=soft>{_cut_note(limit, statistics)}</p>{_choices(statistics)}",
+    )
+
+
+def _cut_note(limit: int, statistics: Statistics) -> str:
+    whole = sum(length * n for length, n in statistics.lengths.items())
     kept = statistics.lengths.total()
     note = (
         f"{statistics.cut_conversations:,} of the {kept:,} kept conversations "
         f"({percent(statistics.cut_conversations, kept)}) are cut at {limit:,} tokens, which "
         f"loses {statistics.cut_tokens:,} tokens ({percent(statistics.cut_tokens, whole)})."
     )
-    return section("lengths", "Tokens in a conversation", f"{chart}<p class=soft>{note}</p>")
+    further = statistics.rows.total() - kept
+    if further:
+        note += (
+            f" Split at turn boundaries, the conversations have {further:,} further samples; only "
+            "rounds (a question with its answer) that are longer than the context are cut."
+        )
+    return note
+
+
+def _choices(statistics: Statistics) -> str:
+    """What each choice of --long keeps of the unique conversations."""
+    body = (
+        "<tr><th>--long<th class=n>conversations<th class=n>samples<th class=n>tokens"
+        "<th class=n>supervised"
+    )
+    for choice, sums in statistics.yields.items():
+        names = ("conversations", "samples", "tokens", "supervised_tokens")
+        body += f"<tr><td>{escape(choice)}" + "".join(f"<td class=n>{sums[n]:,}" for n in names)
+    note = (
+        "<p class=soft>What each choice of --long keeps of the unique conversations. A sample of "
+        "split begins with the system turn again.</p>"
+    )
+    return f"<table>{body}</table>{note}" if statistics.yields else ""
 
 
 _FIDELITY_STEPS = ((99, "99% or more"), (95, "95% to 99%"), (90, "90% to 95%"), (50, "50% to 90%"))
@@ -247,7 +283,7 @@ def _fidelity(statistics: Statistics) -> str:
 
 
 def _speed(seconds: dict[str, float], statistics: Statistics) -> str:
-    kept = sum(statistics.rows.values())
+    kept = statistics.kept.total()
     done = {
         "clean": statistics.read,
         "dedup": statistics.cleaned,

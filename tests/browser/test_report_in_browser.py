@@ -20,7 +20,9 @@ def hostile_report():
     )  # fmt: skip
     stats.add_tokenize(
         {
-            "kept": [["train", 2, 4, 2, 0, 0.5, HOSTILE]],
+            "kept": [["train", 2, 4, 0, 1, 4, 2, 0.5, HOSTILE]],
+            "offered": 4,
+            "yields": {},
             "worst": [{"id": HOSTILE, "source": HOSTILE, "fidelity": 0.5}],
             "samples": [
                 {

@@ -98,3 +98,9 @@ def test_noise_rules_are_switched_off_by_name():
         UserError, match="--keep-noise: there is no rule 'pagers'; choose of pager,"
     ):
         replace(OPENCHAT, keep_noise=("pagers",)).check()
+
+
+def test_a_run_with_another_choice_for_long_conversations_is_another_run():
+    assert OPENCHAT.long == "cut"
+    identities = [replace(OPENCHAT, long=long).identity() for long in ("cut", "split", "drop")]
+    assert all(identities.count(identity) == 1 for identity in identities)

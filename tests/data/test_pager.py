@@ -42,7 +42,8 @@ def test_a_pager_before_other_text_is_possible(text, rest):
     "text",
     [
         "1 / 2x + 3 = 7, solve for x", "1 / 2x = 4, so x = 8", "3 / 4X+1", "1 / 2n of",
-        "1 / 2mv^2", "1 / 2sin(x)", "1 / 2Mg + O2", "1 / 2H2O", "1 / 2Base × height", "1 / 2Area = A", "1 / 2π r",
+        "1 / 2mv^2", "1 / 2sin(x)", "1 / 2Mg + O2", "1 / 2H2O", "1 / 2Base × height",
+        "1 / 2Area = A", "1 / 2π r",
         "1 / 2cup of flour", "3 / 4inch pipe", "1 / 2Cup sugar", "3 / 4\" pipe", "1 / 2的学生",
         "1 / 2の人", "2 / 3rd", "2 / 3rds of it", "2 / 3 of them", "1 / 2", "1 / 2\n", "1 / 2%",
         "3 / 2What", "0 / 2What", "100 / 200What", "2/3What", "12 / 345What", "see 2 / 3What",
