@@ -16,12 +16,13 @@ import regex
 # notehead, Egyptian full and half blank, Khitan filler.
 _BLANKS = "\u2800\U0001d159\U00013441\U00013442\U00016fe4"
 # Signs such as U+0600 are format characters, yet they are drawn.
-_NOTHING = regex.compile(
+_CHARACTER = (
     r"[[\p{White_Space}\p{Default_Ignorable_Code_Point}\p{Cf}\p{Cc}\p{Noncharacter_Code_Point}"
-    + _BLANKS
-    + r"]--\p{Prepended_Concatenation_Mark}]*+",
-    regex.V1,
+    rf"{_BLANKS}]--\p{{Prepended_Concatenation_Mark}}]"
 )
+_NOTHING = regex.compile(f"{_CHARACTER}*+", regex.V1)
+# Most answers fail at their first letter.
+_MARKUP_ONLY = regex.compile(rf"(?:{_CHARACTER}|<[^>]*>|&[#\w]+;)*+", regex.V1)
 _TAG = regex.compile(r"<[^>]*>")
 # Elements and attributes that show something, or may, without any text.
 _SHOWN = regex.compile(
@@ -38,6 +39,6 @@ def shows_nothing(text: str) -> bool:
 
 def html_shows_nothing(html: str) -> bool:
     """Return True if HTML has no character that is drawn, and no picture, rule or formula."""
-    if len(html) > 100_000 or _SHOWN.search(html):
+    if _MARKUP_ONLY.fullmatch(html) is None or _SHOWN.search(html):
         return False
     return shows_nothing(unescape(_TAG.sub("", html)))

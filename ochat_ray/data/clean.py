@@ -98,10 +98,10 @@ def without_empty_system(conversation: Conversation) -> Conversation:
 
 
 def provider_errors_rule(names: Collection[str]) -> Rule:
-    """No error message of a provider is an answer.
+    """Take away answers that are a provider's error message.
 
-    At the end it is left out with its question. Before another answer it ends the conversation's
-    sense: such a conversation is dropped, and so is one of nothing else.
+    At the end one is left out with its question. A conversation with one before another answer is
+    dropped, since what follows may answer a question that is gone; so is one of nothing else.
     """
 
     def rule(conversation: Conversation) -> Conversation | Drop:
@@ -195,7 +195,7 @@ _PRE_WRAP = re.compile(
 
 
 def unboxed_user_turns(conversation: Conversation) -> Conversation:
-    """User turns without the box that some dumps wrap them in.
+    """Take user turns out of the box that some dumps wrap them in.
 
     Only ChatGPT's own `whitespace-pre-wrap` box around text alone is recognised: HTML that a
     person typed stays.

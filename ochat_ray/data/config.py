@@ -146,7 +146,7 @@ class PrepareConfig:
         return words
 
     def noise_rules(self) -> list[str]:
-        """Names of the rules of `data/noise_rules.py` that apply.
+        """Return the names of the rules of `data/noise_rules.py` that apply.
 
         Raises:
             UserError: --keep-noise names a rule that does not exist.

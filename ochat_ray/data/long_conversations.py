@@ -54,7 +54,7 @@ class Piece:
 
 
 def layout_of(roles: Sequence[Role], ends: Sequence[int], bos: int) -> Layout:
-    """The layout of a conversation whose turns end before the positions `ends`.
+    """Return the layout of a conversation whose turns end before the positions `ends`.
 
     Args:
         roles: of the turns; only the first may be a system turn.
@@ -77,7 +77,7 @@ def layout_of(roles: Sequence[Role], ends: Sequence[int], bos: int) -> Layout:
 
 
 def pieces(layout: Layout, max_length: int, long: Long) -> list[Piece]:
-    """The samples of a conversation, each of at most `max_length` tokens.
+    """Return the samples of a conversation, each of at most `max_length` tokens.
 
     "cut" makes one, of the conversation's beginning. "split" begins a further one, with the head
     again, at the first round that does not fit; a round that does not fit into any is cut, in a

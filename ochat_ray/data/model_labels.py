@@ -74,7 +74,7 @@ _FAMILIES = re.compile(
 
 
 def normalize_model(label: str | None) -> str:
-    """A label in one spelling; "" where there is none.
+    """Return a label in one spelling; "" where there is none.
 
     "Model: GPT-4", "gpt 4" and "GPT-4-0314" are "gpt-4": a date names the same model's snapshot. A
     variant that answers with the help of tools is another model: "GPT-4 Browsing" is "gpt-4
@@ -87,7 +87,7 @@ def normalize_model(label: str | None) -> str:
 
 
 def _known(name: str) -> str | None:
-    """The one spelling of a label of the table."""
+    """Return the one spelling of a label of the table."""
     dated = _exact(name)
     if dated:
         return dated
@@ -114,7 +114,7 @@ def _exact(name: str) -> str | None:
 
 
 def _claude(match: re.Match[str]) -> str:
-    """Up to 3.7 the tier stands after the version, as Anthropic writes it, and from 4 on before."""
+    """Write a Claude label as Anthropic does: up to 3.7 the tier follows the version, later not."""
     tier, major, minor = match["tier"] or match["tier_after"], match["major"], match["minor"]
     version = f"{major}.{minor}" if minor not in (None, "0") else major
     tier_first = tier if tier and (major is None or int(major) >= 4) else None

@@ -5,7 +5,7 @@ it off. The table is in docs/data-format.md. Tails and labels are taken off only
 can have come through an extension (`EXTENSION_ORIGINS`), error messages in every input.
 
 Sources: the demo's part of the ShareGPT dump, where each tail but those marked was seen; the error
-messages of chat.openai.com, OpenAI's API, Bing and Poe.
+messages of chat.openai.com, of OpenAI's API and of Bing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _tail(name: str, pattern: str, *, own: bool = False) -> Tail:
 _TAIL_CHARACTERS = 1000
 TAILS: tuple[Tail, ...] = (
     _tail("share_prompt", r"Share Prompt"),
-    _tail("translate_now", r"(?:\n ){4}(?:지금 번역하기|Translate now)", own=True),
+    _tail("translate_now", r"(?:\r?\n ){3,4}(?:지금 번역하기|Translate now)", own=True),
     _tail("translate_now", r"지금 번역하기|Translate now"),
     _tail("save_submit", r"Save & SubmitCancel", own=True),
     _tail("copy_to_clipboard", r"Copy to Clipboard"),
@@ -72,7 +72,7 @@ _ENDINGS = (
     "Prompt", "하기", "now", "Cancel", "Clipboard", "words", "Ukrainian", "response", "Notion"
 )  # fmt: skip
 
-_FENCE = re.compile(r"(?P<before>[ \t>]*(?P<fence>`{3,}|~{3,}))[ \t]*(?P<info>[^`\n]*)")
+_FENCE = re.compile(r"(?P<before>[ \t>]*+(?P<fence>`{3,}|~{3,}))[ \t]*+(?P<info>[^`\n]*)")
 _LABEL = re.compile(r"(?P<language>[\w+#.-]*?)[ \t]*Copy code(?P<rest>.*)", re.DOTALL)
 _SHARED_FROM = re.compile(
     r"\s*\*This (?:chat )?conversation is shared from "
@@ -255,7 +255,7 @@ def _without_tails(
     text: str, tails: Sequence[Tail], sure: Collection[str], found: list[str]
 ) -> str:
     """Take tails off until none is left: one extension's follows another's."""
-    while text.endswith(_ENDINGS):
+    while text.rstrip().endswith(_ENDINGS):
         for tail in tails:
             before = _before(text, tail)
             if before is None:
@@ -270,12 +270,12 @@ def _without_tails(
 
 
 def _before(text: str, tail: Tail) -> str | None:
-    """The text before a tail; None where it does not end with it."""
-    if not text.endswith(_ENDINGS):
+    """Return the text before a tail and the blanks after it; None where it does not end with it."""
+    end = text.rstrip()
+    if not end.endswith(_ENDINGS):
         return None
-    start = max(0, len(text) - _TAIL_CHARACTERS)
-    match = tail.pattern.search(text, start)
-    return text[: match.start()] if match else None
+    match = tail.pattern.search(end, max(0, len(end) - _TAIL_CHARACTERS))
+    return end[: match.start()] if match else None
 
 
 def _is_certain(text: str, tail: Tail) -> bool:

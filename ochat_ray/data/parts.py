@@ -110,7 +110,7 @@ def clean_part(
 
 
 def _as_read(old: Conversation, new: Conversation) -> Sequence[Turn]:
-    """The turns of a record that the rules left, as they were read: each beside its own.
+    """Return the turns of a record that the rules left, as they were read.
 
     Of a conversation that passes, the rules take off a system turn, answers before the first
     question, and the end.
@@ -251,7 +251,7 @@ def _beginning(row: dict[str, Any]) -> str:
 
 
 def _sample(split: Split, row: dict[str, Any], result: Tokenized, tokenizer: Any) -> Summary:
-    """One conversation for the report: as read, as converted, and as the model sees it.
+    """Describe one conversation for the report: as read, as converted, and as the model sees it.
 
     Of several samples the first one is shown.
     """

@@ -100,7 +100,7 @@ def parse_item(item: Any, *, source: str, index: int, page: bool = False) -> Con
 
 
 def _origin(item: Mapping[str, Any], raw_turns: Sequence[Any], *, page: bool) -> Origin:
-    """Where a record came from, as far as its form says."""
+    """Return where a record came from, as far as its form shows."""
     if page:
         return "page"
     named = raw_turns is item.get("conversations") or raw_turns is item.get("items")

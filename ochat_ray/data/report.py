@@ -78,7 +78,7 @@ def _tiles(manifest: dict[str, Any], statistics: Statistics) -> str:
 
 
 def _lost(statistics: Statistics) -> int:
-    """Tokens of unique conversations that are in no sample."""
+    """Count tokens of unique conversations that are in no sample."""
     kept = sum(length * n for length, n in statistics.lengths.items())
     return statistics.offered - kept + statistics.cut_tokens
 
@@ -233,7 +233,7 @@ def _cut_note(limit: int, statistics: Statistics) -> str:
 
 
 def _choices(statistics: Statistics) -> str:
-    """What each choice of --long keeps of the unique conversations."""
+    """Compare what each choice of --long keeps of the unique conversations."""
     body = (
         "<tr><th>--long<th class=n>conversations<th class=n>samples<th class=n>tokens"
         "<th class=n>supervised"

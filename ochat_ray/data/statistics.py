@@ -129,7 +129,7 @@ class Statistics:
         }
 
     def long(self) -> dict[str, dict[str, int]]:
-        """The manifest's `long`: what each choice of `--long` keeps."""
+        """Return the manifest's `long`: what each choice of `--long` keeps."""
         return {choice: dict(sums) for choice, sums in self.yields.items()}
 
     def explain_drops(self) -> str:

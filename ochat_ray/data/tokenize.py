@@ -67,7 +67,7 @@ def tokenize(
     classes: Mapping[str, ModelClass] | None = None,
     long: Long = "cut",
 ) -> list[Tokenized]:
-    """The conversations' samples, in their order, each of at most `max_length` tokens.
+    """Return the conversations' samples, in their order, each of at most `max_length` tokens.
 
     A further sample of a conversation has "#2", "#3", ... after its id. `classes` are by
     normalised model label; other labels' conversations weigh 1. A conversation's own condition
@@ -160,12 +160,12 @@ def _tokenized(
 def _supervised(
     layout: Layout, max_length: int, long: Long, before: np.ndarray[Any, Any]
 ) -> list[Piece]:
-    """The pieces that have a supervised token."""
+    """Return the pieces that have a supervised token."""
     return [piece for piece in pieces(layout, max_length, long) if _count(before, piece)]
 
 
 def _count(before: np.ndarray[Any, Any], piece: Piece) -> int:
-    """Supervised tokens of a piece, by how many there are before each position."""
+    """Count a piece's supervised tokens; `before` has how many there are before each position."""
     return int(sum(before[end] - before[start] for start, end in (piece.head, piece.body)))
 
 

@@ -28,6 +28,7 @@ def noise(*turns, names=RULES):
         ("Why is that?Share Prompt", "Why is that?", ["share_prompt"]),
         ('say "yes"Share Prompt', 'say "yes"', ["share_prompt"]),
         ("(see above)Share Prompt", "(see above)", ["share_prompt"]),
+        ("continueShare Prompt \n", "continue", ["share_prompt"]),
         ("more지금 번역하기", "more", ["translate_now"]),
         (f"go on  \n{TRANSLATE}", "go on  \n", ["translate_now"]),
         ("go on\n \n \n \n Translate now", "go on", ["translate_now"]),

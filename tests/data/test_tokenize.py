@@ -89,6 +89,21 @@ def test_split_pieces_are_the_encoding_of_their_own_turns(tokenizer, system, con
     assert all(len(row.input_ids) <= two for row in result.samples)
 
 
+def test_a_template_without_bos_is_split_in_the_same_way(tokenizer):
+    pairs = rounds("one", "two", "three")
+    limit = max(len(encode(pair, "opencoder", tokenizer)[0]) for pair in pairs)
+    (result,) = tokenize(
+        [joined(pairs)],
+        model_type="opencoder",
+        tokenizer=tokenizer,
+        max_length=limit,
+        long="split",
+    )
+    assert [(row.input_ids, row.loss_weights) for row in result.samples] == [
+        encode(pair, "opencoder", tokenizer) for pair in pairs
+    ]
+
+
 def test_a_round_longer_than_the_context_is_cut_in_a_sample_of_its_own(tokenizer):
     pairs = rounds("a", "b" + 30 * " long", "c")
     encoded = [tokens_of((SYSTEM, *pair), tokenizer) for pair in pairs]
