@@ -35,7 +35,7 @@ def render_report(manifest: dict[str, Any], statistics: Statistics) -> str:
         _noise(statistics),
         _labels(statistics),
         _turns(statistics),
-        _lengths(manifest["context_length"], statistics),
+        _lengths(manifest["context_length"], manifest["config"].get("long"), statistics),
         _languages(statistics),
         _fidelity(statistics),
         _speed(manifest["seconds"], statistics),
@@ -193,7 +193,7 @@ def _turns(statistics: Statistics) -> str:
     return section("turns", "Turns in a conversation", histogram(bars, unit="turns", ticks=ticks))
 
 
-def _lengths(limit: int, statistics: Statistics) -> str:
+def _lengths(limit: int, long: str | None, statistics: Statistics) -> str:
     """Lengths before the cut; the context length is between two bars."""
     longest = max(statistics.lengths, default=0)
     to_limit = min(16, limit)
@@ -211,7 +211,7 @@ def _lengths(limit: int, statistics: Statistics) -> str:
     return section(
         "lengths",
         "Tokens in a conversation",
-        f"{chart}<p class=soft>{_cut_note(limit, statistics)}</p>{_choices(statistics)}",
+        f"{chart}<p class=soft>{_cut_note(limit, statistics)}</p>{_choices(long, statistics)}",
     )
 
 
@@ -232,7 +232,7 @@ def _cut_note(limit: int, statistics: Statistics) -> str:
     return note
 
 
-def _choices(statistics: Statistics) -> str:
+def _choices(chosen: str | None, statistics: Statistics) -> str:
     """Compare what each choice of --long keeps of the unique conversations."""
     body = (
         "<tr><th>--long<th class=n>conversations<th class=n>samples<th class=n>tokens"
@@ -240,7 +240,8 @@ def _choices(statistics: Statistics) -> str:
     )
     for choice, sums in statistics.yields.items():
         names = ("conversations", "samples", "tokens", "supervised_tokens")
-        body += f"<tr><td>{escape(choice)}" + "".join(f"<td class=n>{sums[n]:,}" for n in names)
+        label = f"{choice}, this run" if choice == chosen else choice
+        body += f"<tr><td>{escape(label)}" + "".join(f"<td class=n>{sums[n]:,}" for n in names)
     note = (
         "<p class=soft>What each choice of --long keeps of the unique conversations. A sample of "
         "split begins with the system turn again.</p>"

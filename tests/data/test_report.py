@@ -106,7 +106,7 @@ def manifest(stats):
     return {
         "counts": stats.counts(), "tokens": stats.tokens(), "digest": "ab" * 32,
         "model_type": EVIL, "context_length": 20, "tokenizer_path": EVIL,
-        "config": {"recipe": EVIL, "input": [EVIL], "near_duplicates": None},
+        "config": {"recipe": EVIL, "input": [EVIL], "near_duplicates": None, "long": "cut"},
         "versions": {"ray": EVIL},
         "seconds": {stage: round(s, 1) for stage, s in stats.seconds.items()},
     }  # fmt: skip
@@ -246,7 +246,7 @@ def test_what_the_context_length_cuts_off_is_stated():
 
 
 def test_each_choice_of_long_has_what_it_would_keep():
-    assert "|cut|2|2|30|12|split|2|3|36|14|drop|1|1|10|4|" in text()
+    assert "|cut, this run|2|2|30|12|split|2|3|36|14|drop|1|1|10|4|" in text()
     assert "further samples" not in text()
     assert "|14.3%|lost to the limit" in text()
 
