@@ -38,7 +38,8 @@ def describe(config: PrepareConfig, manifest: dict[str, Any]) -> str:
     dropped = ", ".join(f"{reason} {n:,}" for reason, n in counts["dropped"].items()) or "none"
     return (
         f"read {counts['read']:,} · kept {counts['kept']:,} · dropped: {dropped}\n"
-        f"tokens: train {tokens['train']['tokens']:,}, eval {tokens['eval']['tokens']:,}\n"
+        f"tokens: train {tokens['train']['tokens']:,}, eval {tokens['eval']['tokens']:,}, "
+        f"in {manifest['samples']:,} samples\n"
         f"data: {config.output}   report: {config.output}/report.html"
     )
 

@@ -9,6 +9,7 @@ from typing import Literal
 import pyarrow as pa
 
 Role = Literal["system", "user", "assistant"]
+Origin = Literal["page", "sharegpt", "other"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,11 @@ class Conversation:
 
     Of the answers that were converted from HTML, `fidelity` is the share of blocks that the
     Markdown gives back and `text_fidelity` the share of the visible text; both are None where
-    nothing was converted. `pagers` counts the pagers taken off.
+    nothing was converted.
+
+    `origin` is "page" for a share page of sharegpt.com and "sharegpt" for a record of its format
+    (`conversations` or `items` of `from` and `value`): only there can a browser extension have
+    added text. `noise` names the rules of `data/noise_rules.py` that took something off.
     """
 
     id: str
@@ -55,7 +60,8 @@ class Conversation:
     unknown_keys: tuple[str, ...] = ()
     fidelity: float | None = None
     text_fidelity: float | None = None
-    pagers: int = 0
+    origin: Origin = "other"
+    noise: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,12 +88,14 @@ class Reason(StrEnum):
     TOO_SHORT = "too_short"
     EMPTY_TURN = "empty_turn"
     WRONG_ROLE_ORDER = "wrong_role_order"
+    PROVIDER_ERROR = "provider_error"
     BLOCKED_WORD = "blocked_word"
     CONVERSION_FAILED = "conversion_failed"
     LOW_FIDELITY = "low_fidelity"
     CONTAMINATED = "contaminated"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near_duplicate"
+    TOO_LONG = "too_long"
     NO_SUPERVISED_TOKENS = "no_supervised_tokens"
 
 

@@ -136,6 +136,34 @@ def encode_batch(
     return encoded
 
 
+def check_template(model_type: str, tokenizer: Any, conditions: Iterable[str] = ()) -> None:
+    """Encode a short conversation of every role, with each condition and with none.
+
+    Raises:
+        UserError: the tokenizer cannot write the template: it has no BOS token, no end-of-turn
+            token, or no tokens for a role prefix.
+    """
+    template = template_for(model_type)
+    end_of_turn = end_of_turn_id(tokenizer)
+    probe = [Turn(role=role, text="a") for role in ("system", "user", "assistant")]
+    for condition in dict.fromkeys(["", *conditions]):
+        ids, weights = encode(probe, model_type, tokenizer, condition=condition)
+        prefixes = [_prefix(template, role, condition) for role in template.prefixes]
+        segments = encode_texts([*prefixes, "a"], tokenizer)
+        for text, segment in zip(prefixes, segments, strict=False):
+            if not segment or getattr(tokenizer, "unk_token_id", None) in segment:
+                raise UserError(
+                    f"the tokenizer has no tokens for {text!r}, a role prefix of model type "
+                    f"{model_type!r}; choose another tokenizer"
+                    + (", or another word for --conditions" if condition else "")
+                )
+        if len(ids) != len(weights) or ids.count(end_of_turn) != len(probe):
+            raise UserError(
+                f"the tokenizer writes its end-of-turn token {ids.count(end_of_turn)} times in "
+                f"{len(probe)} turns; model type {model_type!r} cannot be written with it"
+            )
+
+
 def chat_template(model_type: str, special_tokens: Iterable[str] = ()) -> str:
     """A Jinja chat template with `segment_marks`, for a tokenizer that acts on them.
 

@@ -3,10 +3,12 @@
 import copy
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from ochat_ray.errors import UserError
 from ochat_ray.schema import Turn
-from ochat_ray.template import chat_template, encode, encode_batch
+from ochat_ray.template import chat_template, check_template, encode, encode_batch
 from ochat_ray.tokenizer import end_of_turn_id
 
 USER = {"role": "user", "text": "hello"}
@@ -123,3 +125,29 @@ def test_the_chat_template_writes_the_same_text_and_marks_where_segments_meet(to
         "Human: \ufdd0hello <\ufdd1s>\ufdd1\ufdd1<|end_of_turn|>"
         "Assistant: \ufdd0fine\ufdd1<|end_of_turn|>Assistant: "
     )
+
+
+@pytest.mark.parametrize("model_type", ["openchat", "openchat_8192", "opencoder"])
+def test_a_tokenizer_that_can_write_the_template_passes_the_check(tokenizer, model_type):
+    check_template(model_type, tokenizer, ["GPT4", "日本"])
+
+
+def test_a_tokenizer_without_bos_fails_the_check_of_the_types_that_need_it(tokenizer):
+    without = copy.deepcopy(tokenizer)
+    without.bos_token = None
+    check_template("opencoder", without)
+    for model_type in ("openchat", "openchat_8192"):
+        with pytest.raises(UserError, match="needs a tokenizer with a BOS token"):
+            check_template(model_type, without)
+
+
+def test_a_condition_that_the_tokenizer_cannot_write_fails_the_check():
+    model = models.WordLevel({"<unk>": 0, "<s>": 1, "Human": 2, "Assistant": 3, ":": 4, "a": 5,
+                              "User": 6}, unk_token="<unk>")  # fmt: skip
+    words = Tokenizer(model)
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<|end_of_turn|>"])
+    small = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<unk>")
+    check_template("openchat", small)
+    with pytest.raises(UserError, match=r"no tokens for 'GPT4 Human: '.*--conditions"):
+        check_template("openchat", small, ["GPT4"])

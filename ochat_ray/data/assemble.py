@@ -23,9 +23,7 @@ def plan_files(run: RunDir, summaries: Sequence[Summary], rows: int) -> list[dic
     for split in ("train", "eval"):
         sizes = [(f"{WORK}/tokens/{split}/{s['part']}.arrow", s[split]) for s in summaries]
         items += _files(f"tokens/{split}", "arrow", sizes, rows)
-    kept = [
-        (f"{WORK}/conversations/{s['part']}.parquet", s["train"] + s["eval"]) for s in summaries
-    ]
+    kept = [(f"{WORK}/conversations/{s['part']}.parquet", s["kept"]) for s in summaries]
     items += _files("conversations", "parquet", kept, rows)
     dropped = [
         (name, _parquet_rows(run, name))

@@ -7,11 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from html import unescape
 
+from ochat_ray.data.blank_text import html_shows_nothing, shows_nothing
 from ochat_ray.data.decontaminate import Questions
 from ochat_ray.data.fidelity import fidelity
-from ochat_ray.data.html_noise import without_pager
 from ochat_ray.data.html_tree import ConversionError
 from ochat_ray.data.markdown import convert
+from ochat_ray.data.model_labels import normalize_model
+from ochat_ray.data.noise_rules import EXTENSION_ORIGINS, RULES, provider_error, without_noise
 from ochat_ray.schema import Conversation, Drop, Reason, Stage
 
 Rule = Callable[[Conversation], Conversation | Drop]
@@ -33,6 +35,7 @@ def rules(
     blocked_words: Sequence[str],
     min_fidelity: float = 0.0,
     questions: Questions | None = None,
+    noise: Collection[str] = RULES,
 ) -> list[Rule]:
     """The rules of a run: those that only need the record come before any conversion.
 
@@ -41,16 +44,20 @@ def rules(
         blocked_words: words that drop a conversation, whole and in any case.
         min_fidelity: share of blocks that a conversion must give back.
         questions: evaluation questions that no conversation may contain.
+        noise: names of the rules of `noise_rules` that apply.
     """
     found = [
         keep_model_rule(keep_model),
+        unboxed_user_turns,
+        noise_rule(noise),
+        without_empty_system,
         trim_ends,
+        provider_errors_rule(noise),
         need_turns,
         need_text,
         need_alternating_roles,
         blocked_words_rule(blocked_words),
-        plain_user_turns,
-        convert_rule(min_fidelity),
+        convert_rule(min_fidelity, noise),
         need_text,
     ]
     return found if questions is None else [*found, questions_rule(questions)]
@@ -69,25 +76,48 @@ def keep_model_rule(keep_model: str | Collection[str]) -> Rule:
     return rule
 
 
-_GPT_3_5 = re.compile(r"(default|legacy|turbo|chatgpt|text-davinci-002-render\S*)(?! *\(?gpt-4)")
+def noise_rule(names: Collection[str]) -> Rule:
+    """Take off what browser extensions added, where the record can have come through one."""
+
+    def rule(conversation: Conversation) -> Conversation:
+        if conversation.origin not in EXTENSION_ORIGINS:
+            return conversation
+        turns, found = without_noise(conversation.turns, names)
+        noise = (*conversation.noise, *found)
+        return replace(conversation, turns=tuple(turns), noise=noise) if found else conversation
+
+    return rule
 
 
-def normalize_model(label: str | None) -> str:
-    """A page's free-text model label in one spelling; "" where there is none.
+def without_empty_system(conversation: Conversation) -> Conversation:
+    """Leave out a system turn at the start that shows nothing: it is no system turn."""
+    turns = conversation.turns
+    if turns and turns[0].role == "system" and shows_nothing(turns[0].text):
+        return replace(conversation, turns=turns[1:])
+    return conversation
 
-    "Model: GPT-4", "gpt 4" and "GPT-4-0314" are "gpt-4"; a variant that answers with the help of
-    tools is another model: "GPT-4 (browsing)" is "gpt-4 (browsing)". ChatGPT's default and legacy
-    models of the time are "gpt-3.5".
+
+def provider_errors_rule(names: Collection[str]) -> Rule:
+    """Take away answers that are a provider's error message.
+
+    At the end one is left out with its question. A conversation with one before another answer is
+    dropped, since what follows may answer a question that is gone; so is one of nothing else.
     """
-    text = re.sub(r"^model\s*:\s*", "", " ".join((label or "").lower().split()))
-    match = re.fullmatch(r"(?:chat)?gpt[- ]?(\d(?:\.\d)?)(?:-\d{4})?(?: ?\((.*)\)| (.*))?", text)
-    if match:
-        variant = (match[2] or match[3] or "").strip()
-        variant = "" if variant in ("default", "legacy", "turbo") else variant
-        return f"gpt-{match[1]}" + (f" ({variant})" if variant else "")
-    if re.fullmatch(r"gpt[- ]?3\.5[- ]turbo(?:-\d{4})?", text) or _GPT_3_5.match(text):
-        return "gpt-3.5"
-    return text
+
+    def rule(conversation: Conversation) -> Conversation | Drop:
+        turns, found = conversation.turns, list(conversation.noise)
+        while turns and (name := provider_error(turns[-1], names)):
+            found.append(name)
+            conversation = trim_ends(replace(conversation, turns=turns[:-1], noise=tuple(found)))
+            turns = conversation.turns
+            if not any(turn.role == "assistant" for turn in turns):
+                return _drop(conversation, Reason.PROVIDER_ERROR, f"{name}: the only answer")
+        for position, turn in enumerate(turns):
+            if name := provider_error(turn, names):
+                return _drop(conversation, Reason.PROVIDER_ERROR, f"{name}: turn {position}")
+        return conversation
+
+    return rule
 
 
 def trim_ends(conversation: Conversation) -> Conversation:
@@ -112,9 +142,9 @@ def need_turns(conversation: Conversation) -> Conversation | Drop:
 
 
 def need_text(conversation: Conversation) -> Conversation | Drop:
-    """Drop a conversation with a turn of white space only."""
+    """Drop a conversation with a turn that shows nothing."""
     for position, turn in enumerate(conversation.turns):
-        if not turn.text.strip():
+        if (html_shows_nothing if turn.html else shows_nothing)(turn.text):
             return _drop(conversation, Reason.EMPTY_TURN, f"turn {position}")
     return conversation
 
@@ -164,61 +194,53 @@ _PRE_WRAP = re.compile(
 )
 
 
-def plain_user_turns(conversation: Conversation) -> Conversation:
-    """User turns as typed: without the box some dumps wrap them in, and without the pager.
+def unboxed_user_turns(conversation: Conversation) -> Conversation:
+    """Take user turns out of the box that some dumps wrap them in.
 
     Only ChatGPT's own `whitespace-pre-wrap` box around text alone is recognised: HTML that a
     person typed stays.
     """
-    pagers = 0
     turns = []
     for turn in conversation.turns:
         if turn.role == "user":
             boxed = _PRE_WRAP.fullmatch(turn.text)
-            typed = unescape(boxed[1]) if boxed and _is_closed(turn.text) else turn.text
-            text = without_pager(typed)
-            pagers += text != typed
-            turn = replace(turn, text=text)
+            if boxed and _is_closed(turn.text):
+                turn = replace(turn, text=unescape(boxed[1]))
         turns.append(turn)
-    return replace(conversation, turns=tuple(turns), pagers=conversation.pagers + pagers)
+    return replace(conversation, turns=tuple(turns))
 
 
 def _is_closed(html: str) -> bool:
     return html.count("<div") == html.count("</div>")
 
 
-def convert_rule(min_fidelity: float) -> Rule:
+def convert_rule(min_fidelity: float, noise: Collection[str] = RULES) -> Rule:
     """Turn HTML answers into Markdown, and measure how much of their structure that keeps."""
 
     def rule(conversation: Conversation) -> Conversation | Drop:
-        turns, equal, blocks, pagers = [], 0, 0, 0
+        turns, equal, blocks = [], 0, 0
+        found = list(conversation.noise)
+        names = noise if conversation.origin in EXTENSION_ORIGINS else ()
         for position, turn in enumerate(conversation.turns):
             if turn.role == "assistant":
                 if turn.html and ("<" in turn.text or "&" in turn.text):
                     try:
-                        converted = convert(turn.text)
+                        converted = convert(turn.text, names)
                         measured = fidelity(converted)
                     except ConversionError as error:
                         detail = f"turn {position}: {error}"
                         return _drop(conversation, Reason.CONVERSION_FAILED, detail)
                     turn = replace(turn, text=converted.markdown, html=False)
                     equal, blocks = equal + measured[0], blocks + measured[1]
-                    pagers += converted.pager
-                else:  # Markdown or plain text already
-                    text = without_pager(turn.text)
-                    pagers += text != turn.text
-                    turn = replace(turn, text=text, html=False)
+                    found += converted.noise
+                elif turn.html:  # plain text on a page
+                    turn = replace(turn, html=False)
             turns.append(turn)
         share = equal / blocks if blocks else None
         if share is not None and share < min_fidelity:
             detail = f"{share:.3f} of {blocks} blocks come back"
             return _drop(conversation, Reason.LOW_FIDELITY, detail)
-        return replace(
-            conversation,
-            turns=tuple(turns),
-            fidelity=share,
-            pagers=conversation.pagers + pagers,
-        )
+        return replace(conversation, turns=tuple(turns), fidelity=share, noise=tuple(found))
 
     return rule
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from ochat_ray.data.long_conversations import Long
+from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import open_location
@@ -38,6 +40,9 @@ class PrepareConfig:
     blocked_words: tuple[str, ...] = ("openai",)
     """Words that drop a conversation: whole words, in any case, as a reader sees them. @FILE
     reads them from a file, one a line."""
+    keep_noise: tuple[str, ...] = ()
+    """Rules for text of browser extensions and error messages to switch off, by their names in
+    docs/data-format.md; "all" switches off all."""
     min_fidelity: float = 0.0
     """Share of blocks that a conversion from HTML must give back; below it, a conversation goes."""
     near_duplicates: float | None = None
@@ -50,7 +55,10 @@ class PrepareConfig:
     seed: int = 42
     """Seed of the choice of held-out conversations."""
     max_length: int = 2048
-    """Tokens a conversation is cut at."""
+    """Context length in tokens: the most that a sample has."""
+    long: Long = "cut"
+    """A longer conversation is cut at the context length, split into samples at turn boundaries
+    (each with the system turn), or dropped."""
     resume: bool = False
     """Go on with a run that was killed, instead of starting clean."""
     overwrite: bool = False
@@ -70,6 +78,7 @@ class PrepareConfig:
             raise UserError(f"--near-duplicates must be in (0, 1), not {self.near_duplicates}")
         if self.resume and self.overwrite:
             raise UserError("--resume goes on with a run and --overwrite replaces it; give one")
+        self.noise_rules()
         weights, kept = self._weights(), self.kept_labels()
         if weights and self.keep_model not in (recipe(self.recipe).keep_model, "any"):
             raise UserError("--class-weights names the labels to keep; leave out --keep-model")
@@ -88,7 +97,7 @@ class PrepareConfig:
         """
         if weights := self._weights():
             return list(weights)
-        return [] if self.keep_model == "any" else [_normalize_model(self.keep_model)]
+        return [] if self.keep_model == "any" else [normalize_model(self.keep_model)]
 
     def classes(self) -> dict[str, ModelClass]:
         """Weight and condition of the normalised model labels that have either.
@@ -136,6 +145,21 @@ class PrepareConfig:
             words += [line.strip() for line in lines if line.strip()]
         return words
 
+    def noise_rules(self) -> list[str]:
+        """Return the names of the rules of `data/noise_rules.py` that apply.
+
+        Raises:
+            UserError: --keep-noise names a rule that does not exist.
+        """
+        from ochat_ray.data.noise_rules import RULES  # its parsers, so that --help is quick
+
+        for name in self.keep_noise:
+            if name not in (*RULES, "all"):
+                raise UserError(
+                    f"--keep-noise: there is no rule {name!r}; choose of {', '.join(RULES)}, all"
+                )
+        return [name for name in RULES if not {name, "all"} & {*self.keep_noise}]
+
     @classmethod
     def for_recipe(cls, name: str) -> PrepareConfig:
         """The recipe's defaults; what the demo recipe fetches is not fetched yet."""
@@ -157,12 +181,14 @@ class PrepareConfig:
             "class_weights": self._weights(),
             "conditions": self._conditions(),
             "blocked_words": self.words(),
+            "noise_rules": self.noise_rules(),
             "min_fidelity": self.min_fidelity,
             "near_duplicates": self.near_duplicates,
             "decontaminate": list(self.decontaminate),
             "eval_ratio": self.eval_ratio,
             "seed": self.seed,
             "max_length": self.max_length,
+            "long": self.long,
         }
 
 
@@ -175,7 +201,7 @@ def _pairs(text: str, flag: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in text.split(",") if text else []:
         name, _, value = (part.strip() for part in pair.rpartition("="))
-        label = _normalize_model(name)
+        label = normalize_model(name)
         if not label or not value:
             raise UserError(f"{flag} is LABEL=VALUE,LABEL=VALUE; {pair.strip()!r} is not of it")
         if label in found:
@@ -191,9 +217,3 @@ def _is_weight(text: str) -> bool:
     except (ValueError, OverflowError):
         return False
     return 0.0 < weight < math.inf
-
-
-def _normalize_model(label: str) -> str:
-    from ochat_ray.data.clean import normalize_model  # its parsers, so that --help is quick
-
-    return normalize_model(label)

@@ -8,12 +8,17 @@ extension's bar below the text. Both are only taken off where an extension put t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any
 
-_PAGER = re.compile(r"\s*(\d{1,4}) / (\d{1,4})")
-_PAGER_IN_HTML = re.compile(r"(?:\s|<[^<>]{0,2000}>)*\d{1,4} / \d{1,4}")
+from ochat_ray.data.pager import PAGER_TEXT, is_pager, without_pager
+
+PAGER, COUNTER = "pager", "counter"
+HTML_NOISE = (PAGER, COUNTER)
+"""Names of what can be taken off an answer in HTML."""
+
+_PAGER_IN_HTML = re.compile(r"(?:\s|<[^<>]{0,2000}>)*(\d{1,2}) / (\d{1,2})(?P<markup>\s*<)?")
 _COUNTER = re.compile(r"Copy\s?\d+ chars / \d+ words\s*$")
 # HTML may hold these and lxml reads them, but it does not write them.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -21,25 +26,20 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _BESIDE = frozenset({"body", "div", "span"})
 
 
-def without_pager(text: str) -> str:
-    """A turn of plain text without the pager glued to its start.
-
-    Glued: no blank between. "2 / 3 of them" is what somebody wrote, and so is "3 / 2What".
-    """
-    match = _PAGER.match(text)
-    glued = match is not None and text[match.end() : match.end() + 1].strip(" \t\r\n,.;:/-+*=%)")
-    return text[match.end() :] if match and glued and _is_pager(match) else text
-
-
-def strip_noise(root: Any, html: str) -> bool:
-    """Take pager and counter off a parsed turn; whether there was a pager."""
-    if "chars / " in html:
-        _strip_counter(root)
-    return bool(_PAGER_IN_HTML.match(html)) and _strip_pager(root)
+def strip_noise(root: Any, html: str, names: Collection[str] = HTML_NOISE) -> tuple[str, ...]:
+    """Take pager and counter, as far as named, off a parsed turn; return what was taken off."""
+    found = []
+    if COUNTER in names and "chars / " in html and _strip_counter(root):
+        found.append(COUNTER)
+    if PAGER in names and _PAGER_IN_HTML.match(html) and _strip_pager(root):
+        found.append(PAGER)
+    return tuple(found)
 
 
-def _is_pager(match: re.Match[str]) -> bool:
-    return 1 <= int(match[1]) <= int(match[2])
+def has_pager(html: str) -> bool:
+    """Return True if HTML begins with a pager that markup follows."""
+    match = _PAGER_IN_HTML.match(html)
+    return match is not None and match["markup"] is not None and is_pager(match)
 
 
 def _strip_pager(root: Any) -> bool:
@@ -53,8 +53,8 @@ def _strip_pager(root: Any) -> bool:
         if holder is None or not _is_beside(holder):
             continue
         text = getattr(candidate, kind)
-        match = _PAGER.match(text)
-        if match is None or not _is_pager(match):
+        match = PAGER_TEXT.match(text)
+        if match is None or not is_pager(match):
             continue
         rest = text[match.end() :]
         if not rest.strip() and _is_all_there_is(root, text):
@@ -69,11 +69,13 @@ def _is_all_there_is(root: Any, text: str) -> bool:
     return "".join(root.itertext()).strip() == text.strip()
 
 
-def _strip_counter(root: Any) -> None:
+def _strip_counter(root: Any) -> bool:
+    found = False
     for element in [*root.iter("div", "span")]:
         whole = "".join(islice(element.itertext(), 8)).strip()  # the counter has two
         if _is_beside(element) and _COUNTER.fullmatch(whole):
             element.clear(keep_tail=True)
+            found = True
     for holder, kind, text in _texts_from_the_end(root):
         if not text.strip():
             continue
@@ -85,7 +87,9 @@ def _strip_counter(root: Any) -> None:
             or (not text[: match.start()].strip() and _is_beside(parent))
         ):
             _set(holder, kind, text[: match.start()])
-        return
+            return True
+        break
+    return found
 
 
 def _set(element: Any, kind: str, text: str) -> None:

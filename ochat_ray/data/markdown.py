@@ -12,7 +12,7 @@ label and a "Copy code" button around `<code class="hljs language-x">`, KaTeX wi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -20,7 +20,7 @@ from typing import Literal
 from lxml import etree
 
 from ochat_ray.data import markdown_text as text_of
-from ochat_ray.data.html_noise import strip_noise
+from ochat_ray.data.html_noise import HTML_NOISE, PAGER, strip_noise
 from ochat_ray.data.html_tree import (
     BLOCKS,
     CHROME,
@@ -51,13 +51,18 @@ class Converted:
     """A converted turn.
 
     `skeleton` is the Markdown with `MATH_MARK` for every formula, which CommonMark does not know;
-    `root` is the parsed HTML without its noise; `pager` says that a pager was taken off the start.
+    `root` is the parsed HTML without its noise; `noise` names what was taken off (`HTML_NOISE`).
     """
 
     markdown: str
     skeleton: str
     root: Element
-    pager: bool
+    noise: tuple[str, ...]
+
+    @property
+    def pager(self) -> bool:
+        """A pager was taken off the start."""
+        return PAGER in self.noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +87,12 @@ def html_to_markdown(html: str) -> str:
     return convert(html).markdown
 
 
-def convert(html: str) -> Converted:
-    """`html_to_markdown`, with what `fidelity` needs to judge it."""
+def convert(html: str, noise: Collection[str] = HTML_NOISE) -> Converted:
+    """Return `html_to_markdown` with what `fidelity` needs; `noise` names what to take off."""
     root = parse(html)
-    pager = strip_noise(root, html)
+    taken_off = strip_noise(root, html, noise)
     text = "\n\n".join(block.text for block in _blocks(root))
-    return Converted(without_marks(text), skeleton(text), root, pager)
+    return Converted(without_marks(text), skeleton(text), root, taken_off)
 
 
 def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:

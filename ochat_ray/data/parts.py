@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 from ochat_ray.data import clean, dedup
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.language import language_of
+from ochat_ray.data.long_conversations import CHOICES, Long
+from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.near_duplicates import conversation_text
-from ochat_ray.data.tokenize import TokenRow, table_digest, tokenize
+from ochat_ray.data.tokenize import Tokenized, TokenRow, table_digest, tokenize
 from ochat_ray.run_dir import RunDir, Split
 from ochat_ray.schema import (
     CONVERSATIONS,
@@ -80,10 +82,9 @@ def clean_part(
     ]
     rows = [conversation_row(new, dedup.digest(new.turns)) for _, new in pairs]
     shown = set(sorted(str(row["digest"]) for row in rows)[:SAMPLES])
-    for (old, _), row in zip(pairs, rows, strict=True):
+    for (old, new), row in zip(pairs, rows, strict=True):
         is_shown = row["digest"] in shown
-        # Trimmed as the rules have trimmed it, so that each turn stands beside its own.
-        shown_turns = clean.trim_ends(old).turns if is_shown else ()
+        shown_turns = _as_read(old, new) if is_shown else ()
         row["original"] = [turn.text[:SHOWN_CHARACTERS] for turn in shown_turns] or None
     if rows:
         write_parquet(run, cleaned(part), pa.Table.from_pylist(rows, CLEANED))
@@ -94,11 +95,30 @@ def clean_part(
         "read_well": len(read_well),
         "passed_over": _count(r.kind for r in records if isinstance(r, PassedOver)),
         "unknown_keys": _count(key for r in read_well for key in r.unknown_keys),
-        "models": _count(clean.normalize_model(r.model) for r in read_well),
-        "pagers": sum(new.pagers for _, new in pairs),
+        "models": _count(normalize_model(r.model) for r in read_well),
+        "noise": _count(
+            [name for _, new in pairs for name in new.noise]
+            + [
+                drop.detail.partition(":")[0]
+                for drop in results
+                if isinstance(drop, Drop) and drop.reason == Reason.PROVIDER_ERROR
+            ]
+        ),
         "rows": len(rows),
         **_write_drops(run, f"clean/{part}", [r for r in results if isinstance(r, Drop)]),
     }
+
+
+def _as_read(old: Conversation, new: Conversation) -> Sequence[Turn]:
+    """Return the turns of a record that the rules left, as they were read.
+
+    Of a conversation that passes, the rules take off a system turn, answers before the first
+    question, and the end.
+    """
+    turns = old.turns
+    system = turns[:1] if new.turns[0].role == "system" else ()
+    first = next(n for n, turn in enumerate(turns) if turn.role == "user")
+    return (*system, *turns[first:])[: len(new.turns)]
 
 
 def minhash_input(run: RunDir, part: str) -> tuple[pa.Table, list[str]]:
@@ -148,18 +168,22 @@ def tokenize_part(
         else:
             unique.append(row)
 
-    tokens = tokenize(
+    tokenized = tokenize(
         [_conversation(row) for row in unique],
         model_type=model_type,
         tokenizer=tokenizer,
         max_length=config.max_length,
         classes=config.classes(),
+        long=config.long,
     )
-    kept: list[tuple[Split, dict[str, Any], TokenRow]] = []
-    for row, token_row in zip(unique, tokens, strict=True):
-        if token_row.supervised:
+    kept: list[tuple[Split, dict[str, Any], Tokenized]] = []
+    for row, result in zip(unique, tokenized, strict=True):
+        if result.samples:
             split = dedup.split_of(row["digest"], eval_ratio=config.eval_ratio, seed=config.seed)
-            kept.append((split, row, token_row))
+            kept.append((split, row, result))
+        elif config.long == "drop" and result.length > config.max_length:
+            detail = f"{result.length:,} tokens, longer than {config.max_length:,}"
+            dropped.append(_drop(row, Stage.TOKENIZE, Reason.TOO_LONG, detail))
         else:
             detail = f"no answer within {config.max_length} tokens"
             dropped.append(_drop(row, Stage.TOKENIZE, Reason.NO_SUPERVISED_TOKENS, detail))
@@ -167,8 +191,9 @@ def tokenize_part(
     if kept:
         conversations = pa.Table.from_pylist([row for _, row, _ in kept], CONVERSATIONS)
         write_parquet(run, f"{WORK}/conversations/{part}.parquet", conversations)
+    samples = [(split, sample) for split, _, result in kept for sample in result.samples]
     for split in ("train", "eval"):
-        rows_of_split = [token_row for s, _, token_row in kept if s == split]
+        rows_of_split = [sample for s, sample in samples if s == split]
         if rows_of_split:
             _write_tokens(run, f"{WORK}/tokens/{split}/{part}.arrow", rows_of_split)
     return {
@@ -176,19 +201,33 @@ def tokenize_part(
         "read": len(rows),
         "kept": [
             [
-                *(split, len(row["turns"]), len(token.input_ids), token.supervised, token.cut),
+                *(split, len(row["turns"]), result.length, result.cut, len(result.samples)),
+                sum(len(sample.input_ids) for sample in result.samples),
+                sum(sample.supervised for sample in result.samples),
                 *(row["fidelity"], language_of(_beginning(row))),
             ]
-            for split, row, token in kept
+            for split, row, result in kept
         ],
+        "offered": sum(result.length for result in tokenized),
+        "yields": {choice: _sum_yields(tokenized, choice) for choice in CHOICES},
         "samples": [_sample(*k, tokenizer) for k in kept if _share(k[1]["digest"]) < sample_share],
         "worst": [
             {"id": row["id"], "source": row["source"], "fidelity": row["fidelity"]}
             for _, row, _ in sorted(kept, key=_fidelity)[:5]
             if row["fidelity"] is not None and row["fidelity"] < 1.0
         ],
-        "digest": f"{table_digest((split, token) for split, _, token in kept):x}",
+        "digest": f"{table_digest(samples):x}",
         **_write_drops(run, f"tokenize/{part}", dropped),
+    }
+
+
+def _sum_yields(tokenized: Sequence[Tokenized], choice: Long) -> dict[str, int]:
+    found = [result.yields[choice] for result in tokenized]
+    return {
+        "conversations": sum(y.samples > 0 for y in found),
+        "samples": sum(y.samples for y in found),
+        "tokens": sum(y.tokens for y in found),
+        "supervised_tokens": sum(y.supervised for y in found),
     }
 
 
@@ -211,23 +250,31 @@ def _beginning(row: dict[str, Any]) -> str:
     return " ".join(turn["text"][:100] for turn in row["turns"][:2])
 
 
-def _sample(split: Split, row: dict[str, Any], token: TokenRow, tokenizer: Any) -> Summary:
-    """One conversation for the report: as read, as converted, and as the model sees it."""
+def _sample(split: Split, row: dict[str, Any], result: Tokenized, tokenizer: Any) -> Summary:
+    """Describe one conversation for the report: as read, as converted, and as the model sees it.
+
+    Of several samples the first one is shown.
+    """
+    first = result.samples[0]
     original = row["original"] or [None] * len(row["turns"])
-    turns = list(zip(row["turns"], original, strict=True))[:SHOWN_TURNS]
-    pieces = _pieces(token.input_ids[:SHOWN_TOKENS], tokenizer)
+    turns = list(zip(row["turns"], original, strict=True))
+    is_system = bool(turns) and turns[0][0]["role"] == "system"
+    turns = [*turns[: int(is_system)], *turns[max(result.first_turn, int(is_system)) :]]
+    pieces = _pieces(first.input_ids[:SHOWN_TOKENS], tokenizer)
     return {
         "digest": row["digest"],
         "id": row["id"],
         "source": row["source"],
         "split": split,
         "fidelity": row["fidelity"],
-        "length": len(token.input_ids),
-        "turn_count": len(row["turns"]),
+        "length": len(first.input_ids),
+        "samples": len(result.samples),
+        "turn_count": len(turns),
         "turns": [
-            [turn["role"], before, turn["text"][:SHOWN_CHARACTERS]] for turn, before in turns
+            [turn["role"], before, turn["text"][:SHOWN_CHARACTERS]]
+            for turn, before in turns[:SHOWN_TURNS]
         ],
-        "tokens": [list(t) for t in zip(pieces, token.loss_weights, strict=False)],
+        "tokens": [list(t) for t in zip(pieces, first.loss_weights, strict=False)],
     }
 
 

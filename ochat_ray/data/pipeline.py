@@ -48,6 +48,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import MANIFEST, RunDir, completed, not_on_this_host
+from ochat_ray.template import check_template
 from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 
 PLAN = f"{WORK}/plan.json"
@@ -67,9 +68,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     config.check()
+    tokenizer = load_tokenizer(config.tokenizer)
+    conditions = [model_class.condition for model_class in config.classes().values()]
+    check_template(recipe(config.recipe).model_type, tokenizer, conditions)
     identity: dict[str, Any] = {
         **config.identity(),
-        "tokenizer": tokenizer_digest(load_tokenizer(config.tokenizer)),
+        "tokenizer": tokenizer_digest(tokenizer),
         # Signatures are comparable within one version only.
         "rensa": version("rensa"),
     }
@@ -78,6 +82,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         blocked_words=config.words(),
         min_fidelity=config.min_fidelity,
         questions=load_questions(config.decontaminate) if config.decontaminate else None,
+        noise=config.noise_rules(),
     )
     run = RunDir.open(config.output)
     if run.exists(MANIFEST):
@@ -102,11 +107,13 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     statistics.seconds["total"] = time.monotonic() - started
     manifest = {
         "counts": statistics.counts(),
+        "samples": statistics.rows.total(),
         "tokens": statistics.tokens(),
+        "long": statistics.long(),
         "digest": f"{digest:064x}",
         "fidelity": statistics.fidelity(),
         "unknown_keys": most_first(statistics.unknown_keys),
-        "pagers": statistics.pagers,
+        "noise": most_first(statistics.noise),
         "tokenizer": identity["tokenizer"],
         "tokenizer_path": config.tokenizer,
         "model_type": recipe(config.recipe).model_type,
@@ -315,11 +322,16 @@ def _tokenize_pass(
         statistics.add_tokenize(summary)
         progress.add(summary["read"], f"{statistics.token_count:,} tokens")
         rows = {"train": 0, "eval": 0}
-        for split, *_ in summary["kept"]:
-            rows[split] += 1
-        dropped = sum(summary["drop_counts"].values())
+        for split, _, _, _, samples, *_ in summary["kept"]:
+            rows[split] += samples
         summaries.append(
-            {"part": summary["part"], "digest": summary["digest"], "dropped": dropped, **rows}
+            {
+                "part": summary["part"],
+                "digest": summary["digest"],
+                "kept": len(summary["kept"]),
+                "dropped": sum(summary["drop_counts"].values()),
+                **rows,
+            }
         )
 
     finished = _finished(run, "tokenize")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ochat_ray.schema import Conversation, Drop, Reason, Role, Stage, Turn
+from ochat_ray.schema import Conversation, Drop, Origin, Reason, Role, Stage, Turn
 
 MAX_CHARACTERS = 8_000_000
 """Of one conversation; a book has a million."""
@@ -95,7 +95,16 @@ def parse_item(item: Any, *, source: str, index: int, page: bool = False) -> Con
         turns=tuple(turns),
         model=_label(item.get("model")),
         title=_label(item.get("title")),
+        origin=_origin(item, raw_turns, page=page),
     )
+
+
+def _origin(item: Mapping[str, Any], raw_turns: Sequence[Any], *, page: bool) -> Origin:
+    """Return where a record came from, as far as its form shows."""
+    if page:
+        return "page"
+    named = raw_turns is item.get("conversations") or raw_turns is item.get("items")
+    return "sharegpt" if named and any("from" in turn for turn in raw_turns) else "other"
 
 
 def _label(value: Any) -> str | None:

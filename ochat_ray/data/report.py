@@ -14,7 +14,7 @@ from typing import Any
 from ochat_ray.data.report_html import bar, bars_of, cut, histogram, percent, section
 from ochat_ray.data.report_names import EXPLANATIONS, LANGUAGES
 from ochat_ray.data.report_samples import samples_section
-from ochat_ray.data.statistics import Statistics
+from ochat_ray.data.statistics import Statistics, most_first
 from ochat_ray.report_style import STYLE
 from ochat_ray.schema import Stage
 
@@ -32,9 +32,10 @@ def render_report(manifest: dict[str, Any], statistics: Statistics) -> str:
     sections = [
         _funnel(manifest["counts"], statistics),
         _reasons(manifest["counts"], statistics),
+        _noise(statistics),
         _labels(statistics),
         _turns(statistics),
-        _lengths(manifest["context_length"], statistics),
+        _lengths(manifest["context_length"], manifest["config"].get("long"), statistics),
         _languages(statistics),
         _fidelity(statistics),
         _speed(manifest["seconds"], statistics),
@@ -66,14 +67,20 @@ def _tiles(manifest: dict[str, Any], statistics: Statistics) -> str:
     tiles = [
         (f"{counts['read']:,}", "read"),
         (f"{counts['kept']:,}", f"kept, {percent(counts['kept'], counts['read'])}"),
-        (f"{tokens['eval']['rows']:,}", "of them held out"),
+        (f"{statistics.kept['eval']:,}", "of them held out"),
         (f"{total:,}", "tokens"),
         (percent(supervised, total), "supervised"),
-        (percent(statistics.cut_tokens, total + statistics.cut_tokens), "lost to the limit"),
+        (percent(_lost(statistics), statistics.offered), "lost to the limit"),
         (f"{manifest['seconds']['total']:,.0f} s", "from start to end"),
     ]
     body = "".join(f"<div class=tile><b>{value}</b>{label}</div>" for value, label in tiles)
     return f"<div class=tiles>{body}</div>"
+
+
+def _lost(statistics: Statistics) -> int:
+    """Count tokens of unique conversations that are in no sample."""
+    kept = sum(length * n for length, n in statistics.lengths.items())
+    return statistics.offered - kept + statistics.cut_tokens
 
 
 def _funnel(counts: dict[str, Any], statistics: Statistics) -> str:
@@ -92,11 +99,7 @@ def _funnel(counts: dict[str, Any], statistics: Statistics) -> str:
         if dropped and stage != Stage.TOKENIZE:
             rows.append(_row(_LEFT_AFTER[stage], left, read, bar(left, read), "sum"))
     rows.append(_row("kept", counts["kept"], read, bar(counts["kept"], read), "sum"))
-    pagers = (
-        f"Pagers (“2 / 3” before a turn's first word, from a browser extension) were taken off "
-        f"{statistics.pagers:,} {'turn' if statistics.pagers == 1 else 'turns'}."
-    )
-    body = f"<table>{''.join(rows)}</table><p class=soft>{pagers}</p>"
+    body = f"<table>{''.join(rows)}</table>"
     return section("funnel", "From read to kept", body)
 
 
@@ -128,6 +131,21 @@ def _reasons(counts: dict[str, Any], statistics: Statistics) -> str:
         )
     note = "<p class=soft>Every one is in dropped/*.parquet, with its source file.</p>"
     return section("reasons", "Why the others were dropped", body + note)
+
+
+def _noise(statistics: Statistics) -> str:
+    if not statistics.noise:
+        return ""
+    total = statistics.noise.total()
+    body = "".join(
+        _row(name, n, total, bar(n, total)) for name, n in most_first(statistics.noise).items()
+    )
+    note = (
+        "<p class=soft>Turns that a rule took something off: a browser extension's text, or all of "
+        "a provider's error message (also of the conversations that were dropped for one). "
+        "docs/data-format.md lists the rules; --keep-noise switches them off.</p>"
+    )
+    return section("noise", "Text that was taken off", f"<table>{body}</table>{note}")
 
 
 def _labels(statistics: Statistics) -> str:
@@ -175,7 +193,7 @@ def _turns(statistics: Statistics) -> str:
     return section("turns", "Turns in a conversation", histogram(bars, unit="turns", ticks=ticks))
 
 
-def _lengths(limit: int, statistics: Statistics) -> str:
+def _lengths(limit: int, long: str | None, statistics: Statistics) -> str:
     """Lengths before the cut; the context length is between two bars."""
     longest = max(statistics.lengths, default=0)
     to_limit = min(16, limit)
@@ -190,14 +208,45 @@ def _lengths(limit: int, statistics: Statistics) -> str:
     ticks += [(n * limit / top, f"{n * limit:,}") for n in (1, 2, 3) if n * limit <= 0.8 * top]
     ticks.append((1.0, end))
     chart = histogram(bars, unit="tokens", ticks=ticks, mark=(to_limit, f"context {limit:,}"))
-    whole = statistics.token_count + statistics.cut_tokens
+    return section(
+        "lengths",
+        "Tokens in a conversation",
+        f"{chart}<p class=soft>{_cut_note(limit, statistics)}</p>{_choices(long, statistics)}",
+    )
+
+
+def _cut_note(limit: int, statistics: Statistics) -> str:
+    whole = sum(length * n for length, n in statistics.lengths.items())
     kept = statistics.lengths.total()
     note = (
         f"{statistics.cut_conversations:,} of the {kept:,} kept conversations "
         f"({percent(statistics.cut_conversations, kept)}) are cut at {limit:,} tokens, which "
         f"loses {statistics.cut_tokens:,} tokens ({percent(statistics.cut_tokens, whole)})."
     )
-    return section("lengths", "Tokens in a conversation", f"{chart}<p class=soft>{note}</p>")
+    further = statistics.rows.total() - kept
+    if further:
+        note += (
+            f" Split at turn boundaries, the conversations have {further:,} further samples; only "
+            "rounds (a question with its answer) that are longer than the context are cut."
+        )
+    return note
+
+
+def _choices(chosen: str | None, statistics: Statistics) -> str:
+    """Compare what each choice of --long keeps of the unique conversations."""
+    body = (
+        "<tr><th>--long<th class=n>conversations<th class=n>samples<th class=n>tokens"
+        "<th class=n>supervised"
+    )
+    for choice, sums in statistics.yields.items():
+        names = ("conversations", "samples", "tokens", "supervised_tokens")
+        label = f"{choice}, this run" if choice == chosen else choice
+        body += f"<tr><td>{escape(label)}" + "".join(f"<td class=n>{sums[n]:,}" for n in names)
+    note = (
+        "<p class=soft>What each choice of --long keeps of the unique conversations. A sample of "
+        "split begins with the system turn again.</p>"
+    )
+    return f"<table>{body}</table>{note}" if statistics.yields else ""
 
 
 _FIDELITY_STEPS = ((99, "99% or more"), (95, "95% to 99%"), (90, "90% to 95%"), (50, "50% to 90%"))
@@ -235,7 +284,7 @@ def _fidelity(statistics: Statistics) -> str:
 
 
 def _speed(seconds: dict[str, float], statistics: Statistics) -> str:
-    kept = sum(statistics.rows.values())
+    kept = statistics.kept.total()
     done = {
         "clean": statistics.read,
         "dedup": statistics.cleaned,

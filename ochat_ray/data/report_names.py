@@ -13,14 +13,16 @@ EXPLANATIONS: dict[str, str] = {
     Reason.UNSUPPORTED: "it needs what no template here writes",
     Reason.OTHER_MODEL: "another model than the one to keep",
     Reason.TOO_SHORT: "no question with an answer",
-    Reason.EMPTY_TURN: "a turn of white space only",
+    Reason.EMPTY_TURN: "a turn that shows nothing",
     Reason.WRONG_ROLE_ORDER: "user and assistant do not alternate",
+    Reason.PROVIDER_ERROR: "an answer before the last, or the only one, is a provider's error",
     Reason.BLOCKED_WORD: "a reader sees a blocked word",
     Reason.CONVERSION_FAILED: "HTML nested too deeply",
     Reason.LOW_FIDELITY: "the Markdown gives back too little of the HTML",
     Reason.CONTAMINATED: "it contains an evaluation question",
     Reason.DUPLICATE: "the same roles and texts as one that is kept",
     Reason.NEAR_DUPLICATE: "nearly the same words as one that is kept",
+    Reason.TOO_LONG: "longer than the context, and --long drop",
     Reason.NO_SUPERVISED_TOKENS: "no answer begins within the context length",
 }
 

@@ -39,15 +39,22 @@ def samples_section(samples: Sequence[dict[str, Any]]) -> str:
 def _sample(number: int, sample: dict[str, Any]) -> str:
     turns = sample["turns"]
     facts = [f"{sample['turn_count']:,} turns", f"{sample['length']:,} tokens"]
+    further = sample.get("samples", 1) - 1
+    if further:
+        facts.append(f"the first of {further + 1:,} samples")
     if sample["split"] == "eval":
         facts.append("held out")
     if sample["fidelity"] is not None and sample["fidelity"] < 1:
         facts.append(f"fidelity {int(sample['fidelity'] * 1000) / 10}%")
     question = cut(next((text for role, _, text in turns if role == "user"), ""), 110)
     tokens = tokens_by_turn(sample["tokens"])
-    more_tokens = sample["length"] > len(sample["tokens"])
+    rest = "cut here at the context length"
+    if sample["length"] > len(sample["tokens"]):
+        rest = "more tokens, not shown"
+    elif further:
+        rest = "in a further sample"
     shown = "".join(
-        _turn(position, turn, tokens[position] if position < len(tokens) else [], more_tokens)
+        _turn(position, turn, tokens[position] if position < len(tokens) else [], rest)
         for position, turn in enumerate(turns)
     )
     hidden = sample["turn_count"] - len(turns)
@@ -60,7 +67,7 @@ def _sample(number: int, sample: dict[str, Any]) -> str:
     )
 
 
-def _turn(position: int, turn: Sequence[Any], tokens: list[Token], more_tokens: bool) -> str:
+def _turn(position: int, turn: Sequence[Any], tokens: list[Token], rest: str) -> str:
     role, original, text = turn
     panes = []
     if original is None or original == text:
@@ -69,7 +76,7 @@ def _turn(position: int, turn: Sequence[Any], tokens: list[Token], more_tokens: 
         is_html = role == "assistant" and "<" in original
         panes.append(_pane("Original HTML" if is_html else "As it was read", _text(original)))
         panes.append(_pane("Markdown" if is_html else "As it was kept", _text(text)))
-    panes.append(_pane("Tokens", _tokens(tokens, more_tokens)))
+    panes.append(_pane("Tokens", _tokens(tokens, rest)))
     return (
         f"<div class=turn><h3>{position + 1}. {escape(role)}</h3>"
         f"<div class=panes>{''.join(panes)}</div></div>"
@@ -100,14 +107,13 @@ def tokens_by_turn(tokens: Sequence[Sequence[Any]]) -> list[list[Token]]:
     return turns
 
 
-def _tokens(tokens: list[Token], more_tokens: bool) -> str:
+def _tokens(tokens: list[Token], rest: str) -> str:
     runs = []
     for supervised, run in groupby(join_broken(tokens), key=lambda token: token[1] > 0):
         pieces = "".join(_piece(piece, count) for piece, _, count in run)
         runs.append(f"<mark>{pieces}</mark>" if supervised else f"<span>{pieces}</span>")
     if not tokens or tokens[-1][0] != END_OF_TURN:
-        end = "more tokens, not shown" if more_tokens else "cut here at the context length"
-        runs.append(f"<span class=soft>… {end}</span>")
+        runs.append(f"<span class=soft>… {rest}</span>")
     return "".join(runs)
 
 

@@ -18,15 +18,21 @@ class Statistics:
 
     read: int = 0
     read_well: int = 0
-    pagers: int = 0
-    """Turns that a pager was taken off, in conversations that pass the rules."""
     cleaned: int = 0
+    kept: Counter[str] = field(default_factory=Counter)
+    """Conversations of each split; `rows` counts their samples, `--long split` making several."""
     cut_tokens: int = 0
     cut_conversations: int = 0
+    offered: int = 0
+    """Tokens of all unique conversations, before any choice of `--long`."""
+    yields: dict[str, Counter[str]] = field(default_factory=dict)
+    """Conversations, samples, tokens and supervised tokens that each choice of `--long` keeps."""
     models: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
     """Files and archives' members that hold no conversations, by kind."""
+    noise: Counter[str] = field(default_factory=Counter)
+    """Turns that each rule of `noise_rules` changed or took away."""
     unknown_keys: Counter[str] = field(default_factory=Counter)
     """Keys of records and turns that nothing here reads: how many records have each."""
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
@@ -51,7 +57,7 @@ class Statistics:
         self.read += summary["read"]
         self.read_well += summary["read_well"]
         self.cleaned += summary["rows"]
-        self.pagers += summary["pagers"]
+        self.noise.update(summary["noise"])
         _add_bounded(self.models, summary["models"], "other labels")
         _add_bounded(self.passed_over, summary["passed_over"], "other kinds")
         _add_bounded(self.unknown_keys, summary["unknown_keys"], "other keys")
@@ -59,12 +65,14 @@ class Statistics:
 
     def add_tokenize(self, summary: dict[str, Any]) -> None:
         """Count a part's summary from the tokenising pass."""
-        for split, turns, length, supervised, cut, fidelity, language in summary["kept"]:
-            self.rows[split] += 1
-            self.token_sums[split] += length
+        for split, turns, length, cut, samples, tokens, supervised, *rest in summary["kept"]:
+            fidelity, language = rest
+            self.kept[split] += 1
+            self.rows[split] += samples
+            self.token_sums[split] += tokens
             self.supervised_sums[split] += supervised
             self.turns[turns] += 1
-            self.lengths[length + cut] += 1
+            self.lengths[length] += 1
             self.cut_tokens += cut
             self.cut_conversations += cut > 0
             self.languages[language] += 1
@@ -73,6 +81,9 @@ class Statistics:
                 self.intact += fidelity == 1.0
                 self.fidelity_sum += fidelity
                 self.fidelities[int(fidelity * 100)] += 1
+        self.offered += summary["offered"]
+        for choice, sums in summary["yields"].items():
+            self.yields.setdefault(choice, Counter()).update(sums)
         self.worst = sorted(
             self.worst + summary["worst"], key=lambda w: (w["fidelity"], w["id"], w["source"])
         )[:MAX_WORST]
@@ -87,7 +98,7 @@ class Statistics:
 
     def counts(self) -> dict[str, Any]:
         """The manifest's `counts`; read == kept + the sums of dropped and of passed_over."""
-        kept = sum(self.rows.values())
+        kept = self.kept.total()
         counts = {
             "read": self.read,
             "kept": kept,
@@ -116,6 +127,10 @@ class Statistics:
             }
             for split in ("train", "eval")
         }
+
+    def long(self) -> dict[str, dict[str, int]]:
+        """Return the manifest's `long`: what each choice of `--long` keeps."""
+        return {choice: dict(sums) for choice, sums in self.yields.items()}
 
     def explain_drops(self) -> str:
         """The reasons, with the first example of the most frequent one, in one line."""

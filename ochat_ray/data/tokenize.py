@@ -9,28 +9,53 @@ from typing import Any
 
 import numpy as np
 
-from ochat_ray.data.clean import normalize_model
+from ochat_ray.data.long_conversations import CHOICES, Layout, Long, Piece, layout_of, pieces
+from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.run_dir import Split
 from ochat_ray.schema import Conversation, ModelClass
-from ochat_ray.template import encode_batch
+from ochat_ray.template import encode_batch, template_for
+from ochat_ray.tokenizer import end_of_turn_id
 
 DIGEST_MODULUS = 2**256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRow:
-    """One conversation's ids and loss weights, cut at the context length."""
+    """Ids and loss weights of one sample: a conversation, or a piece of a long one."""
 
     id: str
     input_ids: list[int]
     loss_weights: list[float]
-    cut: int
-    """Tokens that the context length cut off."""
 
     @property
     def supervised(self) -> int:
         """How many tokens have a weight."""
         return len(self.loss_weights) - self.loss_weights.count(0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Yield:
+    """Samples, tokens and supervised tokens that a conversation gives; 0 where it is dropped."""
+
+    samples: int = 0
+    tokens: int = 0
+    supervised: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokenized:
+    """One conversation's samples; none where no supervised token is left.
+
+    `length` is the conversation's in tokens, and `cut` those of them that are in no sample.
+    `first_turn` is the first turn, apart from a system turn, of the first sample. `yields` says
+    what each choice of `--long` would give.
+    """
+
+    samples: tuple[TokenRow, ...]
+    length: int
+    cut: int
+    first_turn: int
+    yields: Mapping[Long, Yield]
 
 
 def tokenize(
@@ -40,11 +65,12 @@ def tokenize(
     tokenizer: Any,
     max_length: int,
     classes: Mapping[str, ModelClass] | None = None,
-) -> list[TokenRow]:
-    """Rows in the order of the conversations, each cut at `max_length` tokens.
+    long: Long = "cut",
+) -> list[Tokenized]:
+    """Return the conversations' samples, in their order, each of at most `max_length` tokens.
 
-    A row may have no supervised token left; the caller decides what becomes of it. `classes` are
-    by normalised model label; other labels' conversations weigh 1. A conversation's own condition
+    A further sample of a conversation has "#2", "#3", ... after its id. `classes` are by
+    normalised model label; other labels' conversations weigh 1. A conversation's own condition
     stands where its label has none.
     """
     found = [
@@ -60,17 +86,91 @@ def tokenize(
             for conversation, of_model in zip(conversations, found, strict=True)
         ],
     )
+    bos = int(template_for(model_type).bos)
+    end_of_turn = end_of_turn_id(tokenizer)
     return [
-        TokenRow(
-            id=conversation.id,
-            input_ids=ids[:max_length],
-            loss_weights=_times(of_model.weight, weights[:max_length]),
-            cut=max(0, len(ids) - max_length),
+        _tokenized(
+            conversation,
+            ids,
+            _times(of_model.weight, weights),
+            max_length=max_length,
+            long=long,
+            bos=bos,
+            end_of_turn=end_of_turn,
         )
         for conversation, of_model, (ids, weights) in zip(
             conversations, found, encoded, strict=True
         )
     ]
+
+
+def _tokenized(
+    conversation: Conversation,
+    ids: list[int],
+    weights: list[float],
+    *,
+    max_length: int,
+    long: Long,
+    bos: int,
+    end_of_turn: int,
+) -> Tokenized:
+    if len(ids) <= max_length:
+        whole = TokenRow(id=conversation.id, input_ids=ids, loss_weights=weights)
+        supervised = whole.supervised
+        same = Yield(samples=1, tokens=len(ids), supervised=supervised) if supervised else Yield()
+        return Tokenized(
+            samples=(whole,) if supervised else (),
+            length=len(ids),
+            cut=0,
+            first_turn=0,
+            yields=dict.fromkeys(CHOICES, same),
+        )
+    # The token ends each turn and is nowhere else: text never becomes it.
+    ends = np.flatnonzero(np.asarray(ids) == end_of_turn) + 1
+    layout = layout_of([turn.role for turn in conversation.turns], ends.tolist(), bos)
+    before = np.concatenate(([0], np.cumsum(np.asarray(weights) != 0.0)))
+    kept = {choice: _supervised(layout, max_length, choice, before) for choice in CHOICES}
+    chosen = kept[long]
+    covered = sum(piece.body[1] - piece.body[0] for piece in chosen)
+    samples = tuple(
+        TokenRow(
+            id=conversation.id if number == 1 else f"{conversation.id}#{number}",
+            input_ids=_join(ids, piece),
+            loss_weights=_join(weights, piece),
+        )
+        for number, piece in enumerate(chosen, 1)
+    )
+    head = chosen[0].head[1] if chosen else 0
+    return Tokenized(
+        samples=samples,
+        length=len(ids),
+        cut=len(ids) - head - covered,
+        first_turn=chosen[0].first_turn if chosen else 0,
+        yields={
+            choice: Yield(
+                samples=len(found),
+                tokens=sum(piece.length for piece in found),
+                supervised=sum(_count(before, piece) for piece in found),
+            )
+            for choice, found in kept.items()
+        },
+    )
+
+
+def _supervised(
+    layout: Layout, max_length: int, long: Long, before: np.ndarray[Any, Any]
+) -> list[Piece]:
+    """Return the pieces that have a supervised token."""
+    return [piece for piece in pieces(layout, max_length, long) if _count(before, piece)]
+
+
+def _count(before: np.ndarray[Any, Any], piece: Piece) -> int:
+    """Count a piece's supervised tokens; `before` has how many there are before each position."""
+    return int(sum(before[end] - before[start] for start, end in (piece.head, piece.body)))
+
+
+def _join(values: list[Any], piece: Piece) -> list[Any]:
+    return values[slice(*piece.head)] + values[slice(*piece.body)]
 
 
 def _times(factor: float, weights: list[float]) -> list[float]:

@@ -14,13 +14,15 @@ def hostile_report():
     stats = Statistics(seconds={"clean": 1.0, "total": 2.0})
     stats.add_clean(
         {
-            "read": 2, "read_well": 2, "rows": 1, "pagers": 0, "models": {HOSTILE: 2},
+            "read": 2, "read_well": 2, "rows": 1, "noise": {}, "models": {HOSTILE: 2},
             "dropped": [drop | {"reason": HOSTILE}], "drop_counts": {HOSTILE: 1},
         }
     )  # fmt: skip
     stats.add_tokenize(
         {
-            "kept": [["train", 2, 4, 2, 0, 0.5, HOSTILE]],
+            "kept": [["train", 2, 4, 0, 1, 4, 2, 0.5, HOSTILE]],
+            "offered": 4,
+            "yields": {},
             "worst": [{"id": HOSTILE, "source": HOSTILE, "fidelity": 0.5}],
             "samples": [
                 {

@@ -30,10 +30,10 @@ def run(tmp_path):
 
 
 SUMMARIES = [
-    {"part": "a", "train": 3, "eval": 0},
-    {"part": "b", "train": 0, "eval": 0},
-    {"part": "c", "train": 4, "eval": 0},
-    {"part": "d", "train": 1, "eval": 1},
+    {"part": "a", "kept": 3, "train": 3, "eval": 0},
+    {"part": "b", "kept": 0, "train": 0, "eval": 0},
+    {"part": "c", "kept": 4, "train": 4, "eval": 0},
+    {"part": "d", "kept": 1, "train": 1, "eval": 1},
 ]
 
 
@@ -57,4 +57,4 @@ def test_every_file_but_the_last_has_the_rows_and_all_are_in_order(run):
 
 
 def test_no_rows_are_no_files(run):
-    assert plan_files(run, [{"part": "b", "train": 0, "eval": 0}], 3) == []
+    assert plan_files(run, [{"part": "b", "kept": 0, "train": 0, "eval": 0}], 3) == []

@@ -5,19 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from ochat_ray.data.clean import clean, normalize_model, rules
+from ochat_ray.data.clean import clean, rules
 from ochat_ray.data.decontaminate import load_questions
+from ochat_ray.data.records import parse_item
 from ochat_ray.schema import Conversation, Drop, Reason, Turn
 
 RULES = rules(keep_model="any", blocked_words=("openai",))
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
 
 
-def conversation(*turns, model=None):
+def conversation(*turns, model=None, origin="sharegpt"):
     return Conversation(
         id="x",
         source="f",
         model=model,
+        origin=origin,
         turns=tuple(Turn(role=ROLES[turn[0]], text=turn[2:]) for turn in turns),
     )
 
@@ -89,30 +91,6 @@ def test_several_models_are_kept():
     assert kept == [["u:q", "a:r"], ["u:q", "a:r"], Reason.OTHER_MODEL, Reason.OTHER_MODEL]
 
 
-@pytest.mark.parametrize(
-    ("label", "model"),
-    [
-        ("Model: GPT-4", "gpt-4"),
-        (" model:  gpt 4 ", "gpt-4"),
-        ("GPT-4-0314", "gpt-4"),
-        ("GPT-4 (Default)", "gpt-4"),
-        ("Model: GPT-4 (browsing)", "gpt-4 (browsing)"),
-        ("GPT-4 Browsing", "gpt-4 (browsing)"),
-        ("gpt-4-32k", "gpt-4-32k"),
-        ("Model: Default (GPT-3.5)", "gpt-3.5"),
-        ("Legacy (GPT-3.5)", "gpt-3.5"),
-        ("Turbo (Default for free users)", "gpt-3.5"),
-        ("gpt-3.5-turbo-0301", "gpt-3.5"),
-        ("text-davinci-002-render-sha", "gpt-3.5"),
-        ("Claude 2", "claude 2"),
-        ("", ""),
-        (None, ""),
-    ],
-)
-def test_a_model_label_has_one_spelling(label, model):
-    assert normalize_model(label) == model
-
-
 def page(*turns):
     return with_html(conversation(*turns))
 
@@ -156,9 +134,6 @@ def test_a_conversion_that_fails_or_loses_too_much_is_dropped():
         ('<div class="box">a</div>', None),
         ('<div class="whitespace-pre-wrap">a</div> and why?', None),
         ("2 / 3What is this?", "What is this?"),
-        ("3 / 2What is this?", None),
-        ("2 / 3 of them", None),
-        ("1 / 2", None),
         ("see 2 / 3What", None),
     ],
 )
@@ -168,7 +143,118 @@ def test_a_user_s_turn_is_as_typed_save_for_the_box_and_the_pager(typed, kept):
 
 
 def test_pagers_are_counted():
-    assert clean(page("u:1 / 2q", "a:2 / 2<p>r</p>"), RULES).pagers == 2
+    assert clean(page("u:1 / 2q", "a:2 / 2<p>r</p>"), RULES).noise == ("pager", "pager")
+
+
+@pytest.mark.parametrize(
+    "answer", ["1 / 2Hello", "<p>a</p>Copy12 chars / 34 words", "fineShare Prompt"]
+)
+def test_what_never_came_through_an_extension_is_kept_byte_for_byte(answer):
+    asked = "2 / 3What is it?Share Prompt"
+    result = clean(conversation(f"u:{asked}", f"a:{answer}", origin="other"), RULES)
+    assert [turn.text for turn in result.turns] == [asked, answer]
+    html = with_html(conversation("u:q", "a:2 / 3<p>a</p>", origin="other"))
+    assert clean(html, RULES).turns[1].text == "2 / 3\n\na"
+
+
+def test_a_fraction_in_openai_messages_is_no_pager():
+    asked, answer = "1 / 2Alpha plus 3 is 7; 1 / 2x + 3 = 7", "1 / 2Hello"
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    result = clean(parse_item({"messages": messages}, source="x", index=0), RULES)
+    assert ([turn.text for turn in result.turns], result.noise) == ([asked, answer], ())
+    turns = [{"from": "human", "value": "2 / 3Why?"}, {"from": "gpt", "value": "2 / 2Because"}]
+    for key in ("conversations", "items"):
+        result = clean(parse_item({key: turns}, source="x", index=0), RULES)
+        assert [turn.text for turn in result.turns] == ["Why?", "Because"]
+
+
+def test_a_rule_that_is_switched_off_takes_nothing():
+    made = conversation("u:2 / 3What?Share Prompt", "a:network error")
+    kept = clean(made, rules(keep_model="any", blocked_words=(), noise=["share_prompt"]))
+    assert [turn.text for turn in kept.turns] == ["2 / 3What?", "network error"]
+    assert kept.noise == ("share_prompt",)
+    html = clean(
+        page("u:q", "a:2 / 3<p>a</p>"), rules(keep_model="any", blocked_words=(), noise=())
+    )
+    assert html.turns[1].text == "2 / 3\n\na"
+
+
+TOO_MANY = "Too many requests in 1 hour. Try again later."
+CONTACT = "An error occurred. If this issue persists please contact us through our help center at "
+
+
+@pytest.mark.parametrize(
+    ("turns", "kept", "noise"),
+    [
+        (["u:q", "a:r", "u:x", f"a:{TOO_MANY}"], ["u:q", "a:r"], ("too_many_requests",)),
+        (["u:q", "a:r", "u:x", "a:network error", "u:y", f"a:{TOO_MANY}"], ["u:q", "a:r"],
+         ("too_many_requests", "network_error")),
+        (["s:rules", "u:q", "a:r", "u:x", "a:network error"], ["s:rules", "u:q", "a:r"],
+         ("network_error",)),
+        (["a:network error", "u:q", "a:r"], ["u:q", "a:r"], ()),
+        (["u:q", f"a:It says: {TOO_MANY}"], ["u:q", f"a:It says: {TOO_MANY}"], ()),
+        ([f"u:{TOO_MANY}", "a:r"], [f"u:{TOO_MANY}", "a:r"], ()),
+        (["u:q", "a:r", "u:x", f"a:{CONTACT}help.openai.com."], ["u:q", "a:r"],
+         ("error_occurred",)),
+    ],
+)  # fmt: skip
+def test_an_error_at_the_end_goes_with_its_question(turns, kept, noise):
+    result = clean(conversation(*turns), RULES)
+    assert [f"{turn.role[0]}:{turn.text}" for turn in result.turns] == kept
+    assert result.noise == noise
+
+
+@pytest.mark.parametrize(
+    ("turns", "detail"),
+    [
+        (["u:q", f"a:{TOO_MANY}"], "too_many_requests: the only answer"),
+        (["u:q", f"a:{TOO_MANY}", "u:q", "a:r"], "too_many_requests: turn 1"),
+        (["u:q", f"a:{TOO_MANY}", "u:q", "a:r", "u:q", "a:network error"],
+         "too_many_requests: turn 1"),
+    ],
+)  # fmt: skip
+def test_an_error_that_other_answers_follow_drops_the_conversation(turns, detail):
+    for made in (conversation(*turns), conversation(*turns, origin="other")):
+        drop = clean(made, RULES)
+        assert (drop.reason, drop.detail) == (Reason.PROVIDER_ERROR, detail)
+
+
+def test_an_error_in_html_is_found():
+    made = page(
+        "u:q", "a:<p>r</p>", "u:x",
+        f'a:<div class="red"><p>{CONTACT}<a href="https://help.openai.com/">help.openai.com</a>.'
+        "</p></div>",
+    )  # fmt: skip
+    assert [turn.text for turn in clean(made, RULES).turns] == ["q", "r"]
+
+
+@pytest.mark.parametrize("system", ["", " \n", "\u200b"])
+def test_an_empty_system_turn_is_no_system_turn(system):
+    assert cleaned(f"s:{system}", "u:q", "a:r") == ["u:q", "a:r"]
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u2800", "\xad", "\ufe0f", "\u3164"])
+def test_a_turn_that_shows_nothing_is_empty(text):
+    assert cleaned("u:go on", f"a:{text}") == Reason.EMPTY_TURN
+    assert cleaned(f"u:{text}", "a:r") == Reason.EMPTY_TURN
+
+
+@pytest.mark.parametrize(
+    "html",
+    ["<p>&#8203;</p>", "<p><b>&shy;</b></p>", "&nbsp;", "\u200b", "<p></p>", "<ul><li></ul>"],
+)
+def test_an_html_answer_that_shows_nothing_is_empty(html):
+    assert clean(page("u:q", f"a:{html}"), RULES).reason == Reason.EMPTY_TURN
+
+
+def test_an_answer_of_a_picture_alone_is_the_picture():
+    result = clean(page("u:q", "a:<p><img src='https://x.test/y.png'></p>"), RULES)
+    assert result.turns[1].text == "![](https://x.test/y.png)"
+
+
+@pytest.mark.parametrize("text", ["\U0001f468\u200d\U0001f469", "\u2764\ufe0f", "a\u200bb\u200b"])
+def test_invisible_characters_in_a_text_stay(text):
+    assert cleaned(f"u:{text}", f"a:{text}") == [f"u:{text}", f"a:{text}"]
 
 
 @pytest.mark.parametrize(

@@ -87,3 +87,20 @@ def test_a_run_with_other_weights_or_conditions_is_another_run():
     assert all(identities.count(identity) == 1 for identity in identities)
     same = replace(OPENCHAT, keep_model="any", class_weights="gpt 3.5=0.1, GPT-4=1.0")
     assert same.identity() == identities[1]
+
+
+def test_noise_rules_are_switched_off_by_name():
+    config = replace(OPENCHAT, keep_noise=("pager", "network_error"))
+    assert set(OPENCHAT.noise_rules()) - set(config.noise_rules()) == {"pager", "network_error"}
+    assert replace(OPENCHAT, keep_noise=("all",)).noise_rules() == []
+    assert config.identity() != OPENCHAT.identity()
+    with pytest.raises(
+        UserError, match="--keep-noise: there is no rule 'pagers'; choose of pager,"
+    ):
+        replace(OPENCHAT, keep_noise=("pagers",)).check()
+
+
+def test_a_run_with_another_choice_for_long_conversations_is_another_run():
+    assert OPENCHAT.long == "cut"
+    identities = [replace(OPENCHAT, long=long).identity() for long in ("cut", "split", "drop")]
+    assert all(identities.count(identity) == 1 for identity in identities)

@@ -1,5 +1,6 @@
 """The whole data job on a real local Ray, on small files made here."""
 
+import copy
 import json
 import random
 
@@ -193,3 +194,29 @@ def test_what_a_task_on_another_host_does_not_see_is_one_clear_line(
     message = user_message(failure.value)
     assert message.startswith(f"{tmp_path / missing} is not there on ")
     assert "s3://" in message
+
+
+def test_the_template_is_checked_before_anything_is_read(tmp_path, tokenizer):
+    without = copy.deepcopy(tokenizer)
+    without.bos_token = None
+    without.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="needs a tokenizer with a BOS token"):
+        pipeline.prepare(config(tmp_path, str(tmp_path / "tokenizer"), recipe="openchat"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_run_has_more_samples_than_conversations(tmp_path, tokenizer_directory):
+    long = {"id": "l", "conversations": 9 * item("x")["conversations"]}
+    write(tmp_path / "in", [*items(), long])
+    manifest = pipeline.prepare(config(tmp_path, tokenizer_directory, long="split"))
+    rows = sum(split["rows"] for split in manifest["tokens"].values())
+    assert manifest["counts"]["kept"] == 31
+    assert manifest["samples"] == rows == manifest["long"]["split"]["samples"] > 31
+    kept = pq.read_table(tmp_path / "out/conversations")["id"].to_pylist()
+    ids = [
+        id
+        for s in ("train", "eval")
+        for id in open_tokens(str(tmp_path / "out"), s)["id"].to_pylist()
+    ]
+    assert len(set(ids)) == rows
+    assert {id.split("#")[0] for id in ids} == set(kept)

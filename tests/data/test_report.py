@@ -47,7 +47,7 @@ def drop(reason, id, stage="clean", detail=EVIL):
 
 def cleaned(read, rows, models, drops):
     return {
-        "read": read, "read_well": sum(models.values()), "rows": rows, "pagers": 1,
+        "read": read, "read_well": sum(models.values()), "rows": rows, "noise": {"pager": 1},
         "passed_over": {}, "unknown_keys": {},
         "models": models, "dropped": drops, "drop_counts": Counter(d["reason"] for d in drops),
     }  # fmt: skip
@@ -65,6 +65,11 @@ def sample(**changed):
     } | changed  # fmt: skip
 
 
+def yields(conversations, samples, tokens, supervised):
+    names = ("conversations", "samples", "tokens", "supervised_tokens")
+    return dict(zip(names, (conversations, samples, tokens, supervised), strict=True))
+
+
 def statistics(order=(0, 1), kept=None):
     """Of 5 records one cannot be read, two have an empty turn and two are kept."""
     parts = [
@@ -78,9 +83,15 @@ def statistics(order=(0, 1), kept=None):
         {
             "kept": kept
             or [
-                ["train", 2, 10, 4, 0, 1.0, "en"],
-                ["eval", 4, 20, 8, 5, 0.5, EVIL],
+                ["train", 2, 10, 0, 1, 10, 4, 1.0, "en"],
+                ["eval", 4, 25, 5, 1, 20, 8, 0.5, EVIL],
             ],
+            "offered": 35,
+            "yields": {
+                "cut": yields(2, 2, 30, 12),
+                "split": yields(2, 3, 36, 14),
+                "drop": yields(1, 1, 10, 4),
+            },
             "worst": [{"id": EVIL, "source": EVIL, "fidelity": 0.5}],
             "samples": [sample()],
             "dropped": [],
@@ -95,7 +106,7 @@ def manifest(stats):
     return {
         "counts": stats.counts(), "tokens": stats.tokens(), "digest": "ab" * 32,
         "model_type": EVIL, "context_length": 20, "tokenizer_path": EVIL,
-        "config": {"recipe": EVIL, "input": [EVIL], "near_duplicates": None},
+        "config": {"recipe": EVIL, "input": [EVIL], "near_duplicates": None, "long": "cut"},
         "versions": {"ray": EVIL},
         "seconds": {stage: round(s, 1) for stage, s in stats.seconds.items()},
     }  # fmt: skip
@@ -192,13 +203,24 @@ def test_the_funnel_goes_through_the_stages():
     rows = text()[text().index("|From read to kept") :]
     places = [rows.index(row) for row in ("|5|100%", "|1|20.0%", "|4|80.0%", "|2|40.0%")]
     assert places == sorted(places)
-    assert "were taken off 2 turns" in rows
 
 
 def test_a_reason_has_its_examples_and_its_meaning():
     found = text()
-    assert "|empty_turn| 2|a turn of white space only|a| |<script>" in found
+    assert "|empty_turn| 2|a turn that shows nothing|a| |<script>" in found
     assert EXPLANATIONS.keys() == set(Reason)
+
+
+def test_what_was_taken_off_is_counted_by_rule():
+    assert "|Text that was taken off|pager|2|100%" in text()
+    assert (
+        "taken off"
+        not in Page(
+            render_report(
+                manifest(Statistics(seconds={"total": 0.0})), Statistics(seconds={"total": 0.0})
+            )
+        ).text
+    )
 
 
 def test_labels_are_those_before_the_filter():
@@ -210,8 +232,10 @@ def test_labels_are_those_before_the_filter():
 def test_languages_have_names():
     assert "|English|1|50.0%" in text()
     assert LANGUAGES["zh"] == "Chinese"
-    assert "|unclear|2|100%" in text(statistics(kept=2 * [["train", 2, 9, 4, 0, 1.0, ""]]))
-    assert "|fuv|1|" in text(statistics(kept=[["train", 2, 9, 4, 0, 1.0, f] for f in ("fuv", "")]))
+    assert "|unclear|2|100%" in text(statistics(kept=2 * [["train", 2, 9, 0, 1, 9, 4, 1.0, ""]]))
+    assert "|fuv|1|" in text(
+        statistics(kept=[["train", 2, 9, 0, 1, 9, 4, 1.0, f] for f in ("fuv", "")])
+    )
 
 
 def test_what_the_context_length_cuts_off_is_stated():
@@ -219,6 +243,23 @@ def test_what_the_context_length_cuts_off_is_stated():
     assert "1 of the 2 kept conversations (50.0%) are cut at 20 tokens" in text()
     assert "loses 5 tokens (14.3%)" in text()
     assert "|context 20" in text()
+
+
+def test_each_choice_of_long_has_what_it_would_keep():
+    assert "|cut, this run|2|2|30|12|split|2|3|36|14|drop|1|1|10|4|" in text()
+    assert "further samples" not in text()
+    assert "|14.3%|lost to the limit" in text()
+
+
+def test_split_conversations_are_told_from_cut_ones():
+    row = ["train", 4, 40, 0, 3, 46, 20, None, "en"]
+    split = statistics(kept=[row, [*row[:4], 1, 40, *row[6:]]])
+    assert split.tokens()["train"]["rows"] == 4
+    assert split.kept.total() == split.lengths.total() == 2
+    assert "the conversations have 2 further samples" in text(split)
+    stats = statistics()
+    stats.samples = [sample(samples=3)]
+    assert "the first of 3 samples" in report(stats)
 
 
 def test_fidelity_counts_what_is_intact():
@@ -231,7 +272,7 @@ def test_fidelity_counts_what_is_intact():
 
 def test_where_nothing_was_converted_nothing_is_said_of_fidelity():
     assert "fidelity" in report()
-    plain = statistics(kept=2 * [["train", 2, 9, 4, 0, None, "en"]])
+    plain = statistics(kept=2 * [["train", 2, 9, 0, 1, 9, 4, None, "en"]])
     plain.samples = []
     assert "idelity" not in report(plain)
 
