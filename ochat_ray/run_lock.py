@@ -17,7 +17,7 @@ X and Y both win, and that X's claim is the smaller. Then Y's list lacked it. Y 
 after its own claim was written, hence at least `settle_s` after X's time stamp. But a claim whose
 writing took longer than half of `settle_s` is given up, so X's claim was visible by then, if the
 store lists what was written (S3, GCS and Azure do) and its time stamps, rounded to a second, are
-wrong by less than the other half. Once held, the lock stays held: later claims have later time stamps.
+wrong by less than the other half. Once held, the lock stays held: later claims have later stamps.
 
 **A paused owner** (a laptop asleep, a stopped virtual machine) may be taken for dead. It finds its
 claim superseded at its next heartbeat or `check`, and stops. What remains is the time between its
