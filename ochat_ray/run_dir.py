@@ -140,6 +140,17 @@ class RunDir:
         with self.fs.open_input_stream(self.path(name), compression=None) as stream:
             return json.loads(stream.read())
 
+    def load_json(self, name: str) -> Any:
+        """The JSON file's value.
+
+        Raises:
+            UserError: there is no such file, as on a host that does not share the directory.
+        """
+        value = self.read_json(name)
+        if value is None:
+            raise not_on_this_host(self.path(name))
+        return value
+
     def remove(self, name: str) -> None:
         """Remove a file or a folder, if it is there."""
         kind = self.fs.get_file_info(self.path(name)).type

@@ -102,6 +102,16 @@ def test_the_heartbeat_of_a_run_notices_that_it_lost_its_lock(run, monkeypatch):
         pass
 
 
+def test_an_error_of_a_run_that_lost_its_lock_is_the_lost_lock(run):
+    def fail():
+        with hold(run, "prepare", QUICK):
+            run.remove(LOCK_FOLDER)
+            raise FileNotFoundError("a part")
+
+    with pytest.raises(UserError, match="another run has taken over"):
+        fail()
+
+
 def test_a_lock_whose_folder_is_deleted_is_lost(run):
     with hold(run, "prepare", QUICK) as lock:
         run.remove(LOCK_FOLDER)
@@ -208,14 +218,12 @@ def test_a_store_that_writes_too_slowly_for_the_protocol_is_refused(tmp_path, mo
 
 def test_the_lock_on_s3(s3):
     run = RunDir.open("s3://bucket/out")
-    timing = Timing(settle_s=1.2)
+    timing = Timing(settle_s=2.5)
     with hold(run, "prepare", timing) as lock:
         with pytest.raises(UserError, match="in use by prepare"):
             hold(run, "prepare", timing).__enter__()
         lock.check()
         assert lock._claims.renew()
-    with hold(run, "prepare", timing) as lock:
-        lock.check()
         run.remove(LOCK_FOLDER)
         with pytest.raises(UserError, match="taken over"):
             lock.check()

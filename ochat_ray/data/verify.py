@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -41,18 +41,36 @@ def row_digest(split: str, id: str, input_ids: bytes, loss_weights: bytes) -> in
     return int.from_bytes(hashlib.sha256(framed).digest(), "little")
 
 
-def verify_tables(uri: str, manifest: Mapping[str, Any]) -> None:
-    """Compare the token tables of a run directory with its manifest: files, rows, digest.
+TOKEN_TABLES = ("tokens/train", "tokens/eval")
+ALL_TABLES = (*TOKEN_TABLES, "conversations", "dropped")
+
+
+def verify_tables(
+    uri: str, manifest: Mapping[str, Any], tables: Sequence[str] = TOKEN_TABLES
+) -> None:
+    """Compare tables of a run directory with its manifest: files, rows, digest.
+
+    `tables` includes the token tables; of others, rows are counted.
 
     Raises:
         UserError: they disagree; the line names the file, if the manifest describes files.
     """
     run = RunDir.open(uri)
-    found = summarize_files(run, _token_files(run))
+    found = summarize_files(run, list_tables(run, tables))
     recorded = manifest.get("files")
     if recorded is not None:
-        check_files(uri, found, {n: f for n, f in recorded.items() if n.startswith("tokens/")})
+        expected = {n: file for n, file in recorded.items() if n.rpartition("/")[0] in tables}
+        check_files(uri, found, expected)
     check_totals(uri, found, manifest)
+
+
+def list_tables(run: RunDir, tables: Sequence[str]) -> list[str]:
+    """Names of the files of these tables that are there."""
+    return [
+        name
+        for folder in tables
+        for name in run.files(folder, ".arrow" if folder in TOKEN_TABLES else ".parquet")
+    ]
 
 
 def check_files(
@@ -79,6 +97,10 @@ def check_totals(uri: str, files: Mapping[str, FileSummary], manifest: Mapping[s
                 raise _disagreement(
                     uri, f"the {split} split has {_values(key, total, counts[key])}"
                 )
+    rows = sum(file["rows"] for name, file in files.items() if name.startswith("tokens/"))
+    conversations = [f["rows"] for name, f in files.items() if name.startswith("conversations/")]
+    if conversations and sum(conversations) != rows:
+        raise _disagreement(uri, f"conversations/ has {_values('rows', sum(conversations), rows)}")
     digest = sum(int(file["digest"], 16) for file in files.values() if "digest" in file)
     if f"{digest % DIGEST_MODULUS:064x}" != manifest["digest"]:
         raise _disagreement(uri, "the token tables have other content than its digest says")
@@ -126,10 +148,6 @@ def summarize_file(run: RunDir, name: str) -> FileSummary:
     }
 
 
-def _token_files(run: RunDir) -> list[str]:
-    return [name for split in ("train", "eval") for name in run.files(f"tokens/{split}", ".arrow")]
-
-
 def _batches(run: RunDir, name: str) -> Iterator[pa.RecordBatch]:
     local = isinstance(run.fs, pafs.LocalFileSystem)
     source = pa.memory_map(run.path(name)) if local else run.fs.open_input_file(run.path(name))
@@ -172,9 +190,7 @@ def _values(key: str, found: Any, expected: Any) -> str:
 
 
 def _disagreement(uri: str, what: str) -> UserError:
-    return UserError(
-        f"{uri} does not agree with its {MANIFEST}: {what}; prepare it again with --overwrite"
-    )
+    return UserError(f"{uri} does not agree with its {MANIFEST}: {what}; prepare the data again")
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,13 +2,21 @@
 
 import hashlib
 import struct
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ochat_ray.data.tokenize import TokenRow, table_digest
-from ochat_ray.data.verify import check_files, summarize_file, summarize_files, verify_tables
+from ochat_ray.data.verify import (
+    ALL_TABLES,
+    check_files,
+    check_totals,
+    summarize_file,
+    summarize_files,
+    verify_tables,
+)
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
 from ochat_ray.schema import TOKENS
@@ -149,11 +157,33 @@ def test_a_row_whose_columns_disagree_is_refused(data, change):
         "length": pa.array([2], pa.int32()),
     }
     table = pa.table(columns | change, TOKENS)
-    with run.writing("tokens/train/00001.arrow") as stream:
-        with pa.ipc.new_file(stream, TOKENS) as writer:
-            writer.write_table(table)
+    with (
+        run.writing("tokens/train/00001.arrow") as stream,
+        pa.ipc.new_file(stream, TOKENS) as writer,
+    ):
+        writer.write_table(table)
     with pytest.raises(UserError, match=r"tokens/train/00001\.arrow cannot be read"):
         verify_tables(run.root, manifest)
+
+
+def test_conversations_are_counted_with_the_token_rows(data):
+    run, manifest = data
+    files = {**manifest["files"], "conversations/00000.parquet": {"rows": 4}}
+    check_totals(run.root, files, manifest)
+    files["conversations/00000.parquet"] = {"rows": 5}
+    with pytest.raises(UserError, match="conversations/ has 5 rows instead of 4"):
+        check_totals(run.root, files, manifest)
+
+
+def test_all_tables_are_verified_where_that_is_asked_for(data):
+    run, manifest = data
+    (Path(run.root) / "conversations").mkdir()
+    pq.write_table(pa.table({"id": ["a"] * 4}), run.path("conversations/00000.parquet"))
+    with pytest.raises(UserError, match=r"conversations/00000\.parquet is not one of its files"):
+        verify_tables(run.root, manifest, ALL_TABLES)
+    manifest["files"]["conversations/00000.parquet"] = {"rows": 4}
+    verify_tables(run.root, manifest, ALL_TABLES)
+    verify_tables(run.root, manifest)
 
 
 def test_no_tables_at_all_are_refused(tmp_path, data):
