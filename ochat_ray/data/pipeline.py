@@ -114,8 +114,10 @@ def _set_up(
     config: PrepareConfig, output: Output, stack: ExitStack
 ) -> tuple[RunLock, Plan | dict[str, Any], dict[str, Any]]:
     """Lock the output directory until `stack` ends; the plan, or the manifest if it is complete."""
-    identity = identity_of(config)
-    lock = stack.enter_context(hold(output.run, "prepare"))
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(identity_of, config)
+        lock = stack.enter_context(hold(output.run, "prepare"))
+        identity = opening.result()
     # Another run may have completed it since the first look.
     done = completed_already(config, output, identity)
     return lock, done or make_plan(config, output, identity), identity

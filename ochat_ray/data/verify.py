@@ -174,9 +174,9 @@ def _digest(
     ids: tuple[np.ndarray, np.ndarray],
     weights: tuple[np.ndarray, np.ndarray],
 ) -> int:
-    id_bytes = memoryview(np.ascontiguousarray(ids[1], "<i4").view(np.uint8))
-    weight_bytes = memoryview(np.ascontiguousarray(weights[1], "<f4").view(np.uint8))
-    ends = (4 * ids[0]).tolist()
+    id_bytes = np.asarray(ids[1], "<i4").tobytes()
+    weight_bytes = np.asarray(weights[1], "<f4").tobytes()
+    ends: list[int] = (4 * ids[0].astype(np.int64)).tolist()
     return sum(
         row_digest(split, name, id_bytes[start:end], weight_bytes[start:end])
         for name, start, end in zip(names, ends[:-1], ends[1:], strict=True)
