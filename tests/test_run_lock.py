@@ -13,10 +13,11 @@ from dataclasses import replace
 import pytest
 from pyarrow import fs as pafs
 
-from ochat_ray import run_lock
+from ochat_ray import lock_claims, run_lock
 from ochat_ray.errors import UserError
+from ochat_ray.lock_claims import LOCK_FOLDER, Owner, Timing
 from ochat_ray.run_dir import RunDir
-from ochat_ray.run_lock import LOCK_FOLDER, Owner, Timing, hold
+from ochat_ray.run_lock import hold
 
 QUICK = Timing(beat_s=0.02, stale_s=0.6, settle_s=0.2)
 
@@ -94,7 +95,7 @@ def test_an_owner_on_another_host_is_dead_when_its_heartbeat_is_old(run, monkeyp
 
 def test_the_heartbeat_of_a_run_notices_that_it_lost_its_lock(run, monkeypatch):
     with hold(run, "prepare", QUICK) as old:
-        monkeypatch.setattr(run_lock, "_is_live", lambda *_: False)
+        monkeypatch.setattr(lock_claims, "is_live", lambda *_: False)
         with hold(run, "prepare", QUICK) as new:
             wait_until(lambda: old.is_lost)
             new.check()
@@ -183,10 +184,10 @@ def test_a_contender_that_was_slow_gives_way_to_a_higher_claim(tmp_path, monkeyp
     with hold(run, "prepare"):
         pass
     with hold(run, "prepare") as lock:  # claim 2; 1 has been removed
-        numbers = run_lock._DiskClaims._numbers
+        numbers = lock_claims.DiskClaims._numbers
         stale = iter([[]])  # what the slow one listed before all this
         monkeypatch.setattr(
-            run_lock._DiskClaims, "_numbers", lambda claims: next(stale, None) or numbers(claims)
+            lock_claims.DiskClaims, "_numbers", lambda claims: next(stale, None) or numbers(claims)
         )
         with pytest.raises(UserError, match="in use by prepare"):
             hold(run, "prepare").__enter__()
@@ -207,9 +208,9 @@ def test_a_claim_without_its_text_yet_is_respected(tmp_path):
 
 def test_a_store_that_writes_too_slowly_for_the_protocol_is_refused(tmp_path, monkeypatch):
     run = RunDir(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "out")
-    write = run_lock._StoreClaims._write
+    write = lock_claims.StoreClaims._write
     monkeypatch.setattr(
-        run_lock._StoreClaims, "_write", lambda *a: (time.sleep(0.11), write(*a))[1]
+        lock_claims.StoreClaims, "_write", lambda *a: (time.sleep(0.11), write(*a))[1]
     )
     with pytest.raises(UserError, match=r"longer than 0\.1 s"):
         hold(run, "prepare", QUICK).__enter__()

@@ -16,8 +16,8 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from ochat_ray.errors import UserError
+from ochat_ray.lock_claims import RUN_FOLDER
 from ochat_ray.run_dir import MANIFEST, RunDir
-from ochat_ray.run_lock import RUN_FOLDER
 
 RECORD = f"{RUN_FOLDER}/written.json"
 REPORT = "report.html"

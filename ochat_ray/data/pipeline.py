@@ -51,8 +51,8 @@ from ochat_ray.data.plan import (
     completed_already,
     group_files,
     identity_of,
-    make_plan,
     record_content,
+    set_up,
 )
 from ochat_ray.data.report import render_report
 from ochat_ray.data.sources import read_files
@@ -102,25 +102,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     with ExitStack() as stack:
         # Ray takes seconds to start; opening the tokenizer and listing the inputs take as long.
         with ThreadPoolExecutor(1) as pool:
-            set_up = pool.submit(_set_up, config, output, stack)
+            starting = pool.submit(set_up, config, output, stack)
             _start_ray()
-            lock, plan, identity = set_up.result()
+            lock, plan, identity = starting.result()
         if isinstance(plan, dict):
             return plan
         return _run(config, output, lock, plan, identity, rules, started)
-
-
-def _set_up(
-    config: PrepareConfig, output: Output, stack: ExitStack
-) -> tuple[RunLock, Plan | dict[str, Any], dict[str, Any]]:
-    """Lock the output directory until `stack` ends; the plan, or the manifest if it is complete."""
-    with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(identity_of, config)
-        lock = stack.enter_context(hold(output.run, "prepare"))
-        identity = opening.result()
-    # Another run may have completed it since the first look.
-    done = completed_already(config, output, identity)
-    return lock, done or make_plan(config, output, identity), identity
 
 
 def _run(

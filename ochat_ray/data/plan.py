@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +22,7 @@ from ochat_ray.data.output import PLAN, Output
 from ochat_ray.data.verify import ALL_TABLES, verify_tables
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import MANIFEST, RunDir, completed
+from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 
 
@@ -72,6 +75,19 @@ def completed_already(
             print(f"{error}; starting clean", file=sys.stderr)
             return None
     return completed(output.run, MANIFEST, identity, overwrite=config.overwrite)
+
+
+def set_up(
+    config: PrepareConfig, output: Output, stack: ExitStack
+) -> tuple[RunLock, Plan | dict[str, Any], dict[str, Any]]:
+    """Lock the output directory until `stack` ends; the plan, or the manifest if it is complete."""
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(identity_of, config)
+        lock = stack.enter_context(hold(output.run, "prepare"))
+        identity = opening.result()
+    # Another run may have completed it since the first look.
+    done = completed_already(config, output, identity)
+    return lock, done or make_plan(config, output, identity), identity
 
 
 def make_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -> Plan:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ochat_ray.run_lock import Timing
+from ochat_ray.lock_claims import Timing
 from tests.cluster.conftest import LONG, wait_for
 from tests.cluster.jobs import OUTPUT, meanwhile, preparation, prepare, result_of, train, training
 

@@ -18,8 +18,8 @@ from ochat_ray.data import pipeline
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.verify import ALL_TABLES, verify_tables
 from ochat_ray.errors import UserError
+from ochat_ray.lock_claims import LOCK_FOLDER, Owner
 from ochat_ray.run_dir import RunDir, read_manifest
-from ochat_ray.run_lock import LOCK_FOLDER, Owner
 
 STRIDE = 17
 """Writes from one kill to the next; 1 kills at each."""
