@@ -18,6 +18,7 @@ wrong by less than the other half. Once held, the lock stays held: later claims 
 from __future__ import annotations
 
 import json
+import math
 import os
 import posixpath
 import re
@@ -68,7 +69,7 @@ class Owner:
     """Host, boot and process namespace: a process id means the same throughout it."""
     pid: int
     process_started: float
-    """Creation time of the process (Unix time); process ids are reused."""
+    """Start of the process, for comparison only; process ids are reused."""
     started: float
     """Unix time of the claim, for people."""
 
@@ -81,7 +82,7 @@ class Owner:
             host=socket.gethostname(),
             machine=_machine(),
             pid=os.getpid(),
-            process_started=psutil.Process().create_time(),
+            process_started=_process_start(os.getpid()),
             started=time.time(),
         )
 
@@ -97,14 +98,10 @@ class Owner:
         """Return whether the process exists, or None where that cannot be seen from here."""
         if self.machine != _machine():
             return None
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.process_started) < 5.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-        except psutil.AccessDenied:
-            return True
+        start = _process_start(self.pid)
+        if start == -math.inf and _is_hidden(self.pid):
+            return None
+        return abs(start - self.process_started) < 5.0
 
 
 class Claims(Protocol):
@@ -303,6 +300,37 @@ def _refuse_if_live(owner: Owner | None, age_s: float, timing: Timing, root: str
 
 def _json(value: Owner) -> bytes:
     return json.dumps(asdict(value)).encode() + b"\n"
+
+
+def _process_start(pid: int) -> float:
+    """When a process started; -inf where there is none, or only its exit status is left.
+
+    In Linux's ticks since boot, which a clock that is set does not move, elsewhere in Unix time.
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            # After the program's name, which may hold blanks and brackets: state, ..., start.
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return -math.inf
+        return -math.inf if fields[0] in b"ZX" else float(fields[19])
+    try:
+        process = psutil.Process(pid)
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return -math.inf if ended else process.create_time()
+    except psutil.NoSuchProcess:
+        return -math.inf
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return whether it may be another user's process that /proc does not show (`hidepid`)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return False
 
 
 @cache

@@ -139,16 +139,27 @@ def test_kill_9_of_the_owner_frees_the_lock_at_once_on_the_same_host(tmp_path):
     with pytest.raises(UserError, match=rf"pid {process.pid}, "):
         hold(run, "prepare", Timing(stale_s=0.0)).__enter__()
     os.kill(process.pid, signal.SIGKILL)
-    process.join(30)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # as a parent that does not ask
     with hold(run, "prepare"):
         pass
+    process.join(30)
 
 
 def test_a_process_of_the_same_number_is_not_the_same_process():
     owner = Owner.current("prepare")
     assert owner.is_alive() is True
     assert replace(owner, process_started=owner.process_started - 60).is_alive() is False
+    assert replace(owner, pid=2**22 + 1).is_alive() is False  # Linux has none above 2**22
     assert replace(owner, machine="elsewhere").is_alive() is None
+
+
+def test_another_users_process_that_is_hidden_is_judged_by_its_heartbeat(monkeypatch):
+    def refuse(pid, signal):
+        raise PermissionError
+
+    owner = replace(Owner.current("prepare"), pid=2**22 + 1)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert owner.is_alive() is None
 
 
 def test_of_many_that_start_at_the_same_instant_at_most_one_goes_on(run):
