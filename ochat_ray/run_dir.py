@@ -63,11 +63,14 @@ def with_retries(fs: pafs.FileSystem) -> pafs.FileSystem:
     `from_uri` takes no retry strategy, and pickling loses it (apache/arrow issue 47348). The
     options are those that pickling keeps. AWS's "standard" strategy, pyarrow's default, stops
     retrying once a hundred retries of a process have failed, as under a rate limit they do.
+    A small file is one request and no multipart upload (`allow_delayed_open`), of which a killed
+    process would leave a part behind.
     """
     if not isinstance(fs, pafs.S3FileSystem):
         return fs
     _, (options,) = fs.__reduce__()
     retries = pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+    options = options | {"allow_delayed_open": True}
     return pafs.S3FileSystem(**options, retry_strategy=retries)
 
 

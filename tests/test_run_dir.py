@@ -142,3 +142,12 @@ def test_503_and_reset_connections_of_s3_are_retried(failing_store, where):
         run = pickle.loads(pickle.dumps(run))
     assert run.exists("x")
     assert len(failing_store) == 5
+
+
+def test_a_small_file_on_s3_is_one_request(s3):
+    run = RunDir.open("s3://bucket/out")
+    stream = run.fs.open_output_stream(run.path("x.json"), compression=None)
+    stream.write(b"{}")
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket="bucket")
+    stream.close()
+    assert s3.get_object(Bucket="bucket", Key="out/x.json")["Body"].read() == b"{}"

@@ -9,16 +9,18 @@ import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ochat_ray import run_lock
 from ochat_ray.data import pipeline
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.verify import ALL_TABLES, verify_tables
 from ochat_ray.errors import UserError
-from ochat_ray.lock_claims import LOCK_FOLDER, Owner
+from ochat_ray.lock_claims import LOCK_FOLDER, Owner, Timing
 from ochat_ray.run_dir import RunDir, read_manifest
 
 STRIDE = 17
@@ -279,3 +281,30 @@ def test_the_lock_is_free_after_a_run_and_after_an_error(config):
     pipeline.prepare(replace(config, seed=1, resume=True))
     (claim,) = (RunDir.open(config.output)).files(LOCK_FOLDER, ".json")
     assert RunDir.open(config.output).read_json(claim) == {"released": True}
+
+
+def test_a_run_on_s3_that_failed_is_resumed_and_is_the_run_of_the_same_files_on_a_disk(
+    config, expected, s3, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run_lock, "Timing", partial(Timing, settle_s=1.0))
+    for file in (tmp_path / "in").iterdir():
+        s3.put_object(Bucket="bucket", Key=f"in/{file.name}", Body=file.read_bytes())
+    config = replace(config, input=("s3://bucket/in",), output="s3://bucket/out")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "assemble", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pipeline.prepare(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "tokenize_part", lambda *_, **__: pytest.fail("done before"))
+        manifest = pipeline.prepare(replace(config, resume=True))
+    verify_tables(config.output, manifest, ALL_TABLES)
+    for key in ("digest", "counts", "tokens", "files"):
+        assert manifest[key] == expected[key]
+    assert manifest["identity"]["inputs"] == expected["identity"]["inputs"]
+    keys = [o["Key"] for o in s3.list_objects_v2(Bucket="bucket", Prefix="out/")["Contents"]]
+    assert not [key for key in keys if ".work" in key or ".tmp" in key or key.endswith(".beat")]
+
+    assert pipeline.prepare(config) == manifest
+    s3.put_object(Bucket="bucket", Key="in/0.json", Body=b"[]" + b" " * 100)
+    with pytest.raises(UserError, match="another configuration"):
+        pipeline.prepare(config)
