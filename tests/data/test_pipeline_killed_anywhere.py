@@ -6,7 +6,9 @@ The passes run in this process, in place of Ray's tasks, so that every write can
 import json
 import multiprocessing
 import os
+import random
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -308,3 +310,40 @@ def test_a_run_on_s3_that_failed_is_resumed_and_is_the_run_of_the_same_files_on_
     s3.put_object(Bucket="bucket", Key="in/0.json", Body=b"[]" + b" " * 100)
     with pytest.raises(UserError, match="another configuration"):
         pipeline.prepare(config)
+
+
+def run_in_fork(config, ready):
+    """Run in this forked process; the exit status is that of the job."""
+    ready.wait()
+    try:
+        pipeline.prepare(config)
+    except UserError as error:
+        os._exit(2 if "in use by prepare" in str(error) else 3)
+    os._exit(0)
+
+
+def test_two_runs_that_start_together_while_one_is_killed_at_a_random_instant(config, expected):
+    context, rng = multiprocessing.get_context("fork"), random.Random(1)
+    one, two = replace(config, overwrite=True), replace(config, overwrite=True, seed=7)
+    other = pipeline.prepare(replace(two, output=f"{config.output}-other"))
+    assert other["digest"] != expected["digest"]
+    statuses = set()
+    for _ in range(10):
+        ready = context.Barrier(2)
+        processes = [context.Process(target=run_in_fork, args=(c, ready)) for c in (one, two)]
+        for process in processes:
+            process.start()
+        time.sleep(rng.uniform(0.0, 0.6))
+        processes[0].kill()
+        for process in processes:
+            process.join(60)
+        first, second = (process.exitcode for process in processes)
+        statuses.add((first, second))
+        assert first in (0, 2, -9)
+        assert second in (0, 2)
+        if second == 0 and first != 0:
+            check(two, other)
+        pipeline.prepare(one)
+        check(one, expected)
+        assert leftovers(one) == []
+    assert (-9, 0) in statuses or (-9, 2) in statuses
