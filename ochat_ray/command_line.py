@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, is_store_failure
 
 Config = TypeVar("Config")
 
@@ -70,7 +70,7 @@ def user_message(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS):
             first = str(cause).splitlines()[0]
             return f"cannot write ({first}); choose another --output"
-        if isinstance(cause, OSError) and _AWS_ERROR in str(cause):
+        if is_store_failure(cause):
             return _s3_message(str(cause).splitlines()[0])
     return None
 
@@ -79,8 +79,6 @@ def user_message(error: BaseException) -> str | None:
 # C++ says only that less was written than it gave, or nothing.
 _FULL_DISK = ("No space left on device", "inline_container.cc", "iostream error")
 
-
-_AWS_ERROR = "AWS Error "  # of pyarrow, which has no type for it
 
 # An expired token is a 400; a HEAD request's response has no body that names it.
 _CREDENTIALS = re.compile(

@@ -1,6 +1,6 @@
 """Claims to the lock of an output directory: of several contenders at most one succeeds.
 
-**Disks** (`LocalFileSystem`, NFS included) create a file exclusively. Claims are numbered, and the
+**Disks** (`LocalFileSystem`, NFS included) create a name exclusively. Claims are numbered, and the
 highest number holds the lock. Who finds the highest claim n released or dead creates n + 1; of
 several contenders one succeeds. A contender that was slow may create a number that has been removed
 in the meantime; it lists again and finds a higher one, since the highest is never removed, not even
@@ -137,10 +137,7 @@ class DiskClaims:
             highest = max(self._numbers(), default=0)
             if highest:
                 self._refuse_if_live(self._path(highest))
-            try:
-                with self._path(highest + 1).open("xb") as file:
-                    file.write(_json(self._owner))
-            except FileExistsError:
+            if not self._create(self._path(highest + 1)):
                 continue  # another contender was quicker: look at its claim
             if max(self._numbers(), default=0) == highest + 1:
                 self._number = highest + 1
@@ -162,6 +159,25 @@ class DiskClaims:
         released = self._folder / f".released-{self._owner.token}"
         released.write_bytes(_RELEASED)
         released.replace(self._path(self._number))
+
+    def _create(self, path: Path) -> bool:
+        """Create a claim with its content, unless there is one; return whether it is ours."""
+        text, draft = _json(self._owner), self._folder / f".draft-{self._owner.token}"
+        try:
+            draft.write_bytes(text)
+            os.link(draft, path)
+        except FileExistsError:
+            # NFS may report that of our own name, where the answer to a first request was lost.
+            return path.exists() and path.read_bytes() == text
+        except OSError:  # a disk without hard links
+            try:
+                with path.open("xb") as file:
+                    file.write(text)
+            except FileExistsError:
+                return False
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
 
     def _refuse_if_live(self, path: Path) -> None:
         try:

@@ -184,9 +184,11 @@ def completed(
         print(f"{run.root} is complete already, with this configuration; nothing to do")
         return dict(found)
     if not overwrite:
+        before = found.get("identity") or {}
+        different = [key for key in identity if before.get(key) != identity[key]]
         raise UserError(
-            f"{run.root} holds a complete run of another configuration; choose another --output, "
-            "or replace it with --overwrite"
+            f"{run.root} holds a complete run of another configuration ({', '.join(different)}); "
+            "choose another --output, or replace it with --overwrite"
         )
     return None
 

@@ -205,6 +205,28 @@ def test_a_contender_that_was_slow_gives_way_to_a_higher_claim(tmp_path, monkeyp
         lock.check()
 
 
+def test_a_disk_without_hard_links_has_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError()))
+    run = RunDir.open(str(tmp_path))
+    with hold(run, "prepare"), pytest.raises(UserError, match="in use by prepare"):
+        hold(run, "prepare").__enter__()
+    with hold(run, "prepare") as lock:
+        lock.check()
+    test_of_many_that_start_at_the_same_instant_at_most_one_goes_on(run)
+
+
+def test_a_network_disk_that_reports_our_own_claim_as_anothers_is_believed_by_content(
+    tmp_path, monkeypatch
+):
+    def link(source, target, link=os.link):
+        link(source, target)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", link)
+    with hold(RunDir.open(str(tmp_path)), "prepare") as lock:
+        lock.check()
+
+
 def test_a_claim_without_its_text_yet_is_respected(tmp_path):
     run = RunDir.open(str(tmp_path))
     claim = tmp_path / LOCK_FOLDER / "00000001.json"

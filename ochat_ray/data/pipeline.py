@@ -119,7 +119,7 @@ def _run(
     rules: list[clean.Rule],
     started: float,
 ) -> dict[str, Any]:
-    """All passes; the manifest of the run directory."""
+    """Run all passes; return the manifest of the run directory."""
     work = plan.work
     statistics = Statistics()
     parts_found = _clean_pass(config, work, plan.groups, rules, statistics)
@@ -353,7 +353,7 @@ def _write_pass(
     summaries: list[Summary],
     statistics: Statistics,
 ) -> dict[str, FileSummary]:
-    """Write the tables of the contract, of files of FILE_ROWS rows; summaries of what is there."""
+    """Write, place and verify the tables in files of FILE_ROWS rows; summarize the files."""
     progress = Progress("write", "files")
     items = plan_files(work, summaries, FILE_ROWS)
     expected = {

@@ -37,7 +37,7 @@ class Plan:
 
 
 def identity_of(config: PrepareConfig) -> dict[str, Any]:
-    """What the result depends on, besides the inputs' content."""
+    """Return what the result depends on, besides the inputs' content."""
     return {
         **config.identity(),
         "decontaminate": sorted(content_digests(config.decontaminate)),
@@ -65,9 +65,10 @@ def completed_already(
     if found is None:
         output.check_ownership()
         return None
-    # All inputs are read only if that decides.
-    if found == identity | {"inputs": found.get("inputs")}:
-        identity = identity | {"inputs": Content.of(find_files(config.input)).identity()}
+    inputs = found.get("inputs")
+    if found == identity | {"inputs": inputs}:  # all inputs are read only if that decides
+        inputs = Content.of(find_files(config.input)).identity()
+    identity = identity | {"inputs": inputs}
     if found == identity:
         try:
             verify_tables(config.output, manifest, ALL_TABLES)
@@ -80,7 +81,11 @@ def completed_already(
 def set_up(
     config: PrepareConfig, output: Output, stack: ExitStack
 ) -> tuple[RunLock, Plan | dict[str, Any], dict[str, Any]]:
-    """Lock the output directory until `stack` ends; the plan, or the manifest if it is complete."""
+    """Lock the output directory until `stack` ends, and plan the run.
+
+    Returns:
+        The lock; the plan, or the manifest if the run is complete already; the run's identity.
+    """
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(identity_of, config)
         lock = stack.enter_context(hold(output.run, "prepare"))

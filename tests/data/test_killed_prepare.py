@@ -120,7 +120,7 @@ def test_kill_9_at_random_instants_never_leaves_a_wrong_table(
     for number in range(KILLS):
         jobs.change(rng.randrange(PAGES))
         first = jobs.start("--overwrite", seed=number)
-        time.sleep(rng.uniform(0.2, 1.0) * undisturbed_s)
+        time.sleep(rng.uniform(0.3, 1.0) * undisturbed_s)
         first.kill()
         first.communicate()
         if number % 3 == 0:

@@ -178,8 +178,10 @@ def test_a_complete_run_is_found_again_in_a_moved_folder(config, output, tmp_pat
 
 def test_other_bytes_of_the_same_size_are_another_run(config, output, tmp_path):
     complete(output, config)
+    with pytest.raises(UserError, match=r"another configuration \(seed\)"):
+        completed_already(config, output, IDENTITY | {"seed": 1})
     rewrite(tmp_path / "in/1.json", "[7]")
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match=r"another configuration \(inputs\)"):
         completed_already(config, output, IDENTITY)
     assert completed_already(replace(config, overwrite=True), output, IDENTITY) is None
 

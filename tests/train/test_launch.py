@@ -114,6 +114,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(configured, 
         ({"tokenizer": "another"}, "was tokenised with another tokenizer"),
         ({"model_type": "opencoder"}, "prepared with the template opencoder"),
         ({"tokens": {"train": {"rows": 0}, "eval": {"rows": 1}}}, "train split .* is empty"),
+        ({"digest": "0" * 64}, "does not agree with its manifest"),
     ],
 )
 def test_data_that_does_not_fit_is_one_clear_line(
