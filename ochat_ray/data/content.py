@@ -91,12 +91,12 @@ class Content:
                 self._names.append({"path": file.uri, "bytes": file.size, "sha256": digest})
 
     def identity(self) -> dict[str, Any]:
-        """Number, bytes and digest of the files."""
+        """Return number, bytes and digest of the files."""
         digest = f"{self._digests % 2**256:064x}"
         return {"files": self.files, "bytes": self.bytes, "digest": digest}
 
     def described(self) -> Any:
-        """The files by name where they are few, otherwise `identity`."""
+        """Return the files by name where they are few, otherwise `identity`."""
         return self._names if self.files <= LISTED_FILES else self.identity()
 
 

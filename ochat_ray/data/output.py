@@ -47,7 +47,7 @@ class Output:
     run: RunDir
 
     def work(self, token: str) -> RunDir:
-        """The work folder of a run."""
+        """Return the work folder of a run."""
         return RunDir(self.run.fs, self.run.path(_work(token)))
 
     def start_work(self, token: str) -> RunDir:

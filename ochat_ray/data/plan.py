@@ -50,7 +50,7 @@ def identity_of(config: PrepareConfig) -> dict[str, Any]:
 def completed_already(
     config: PrepareConfig, output: Output, identity: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The manifest of this very run, if it is complete and its tables agree with it.
+    """Return the manifest of this very run, if it is complete and its tables agree with it.
 
     Raises:
         UserError: another run is complete there, and --overwrite is not given.
