@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, is_store_failure
 
 Config = TypeVar("Config")
 
@@ -69,12 +70,31 @@ def user_message(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS):
             first = str(cause).splitlines()[0]
             return f"cannot write ({first}); choose another --output"
+        if is_store_failure(cause):
+            return _s3_message(str(cause).splitlines()[0])
     return None
 
 
 # Libraries written in Rust raise types of their own with the system's text; torch.save's writer in
 # C++ says only that less was written than it gave, or nothing.
 _FULL_DISK = ("No space left on device", "inline_container.cc", "iostream error")
+
+
+# An expired token is a 400; a HEAD request's response has no body that names it.
+_CREDENTIALS = re.compile(
+    r"ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIALS|UNRECOGNIZED_CLIENT|REQUEST_EXPIRED"
+    r"|(?:Expired|Invalid)Token|TokenRefreshRequired|TooSkewed|HTTP status 40[13]"
+    r"|HTTP status 400\).*No response body"
+)
+_TRANSIENT = re.compile(r"NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|TIMEOUT|INTERNAL|HTTP status 5")
+
+
+def _s3_message(error: str) -> str:
+    if _CREDENTIALS.search(error):
+        return f"S3 refuses the credentials ({error}); renew them, and run again with --resume"
+    if _TRANSIENT.search(error):
+        return f"S3 still fails after retries ({error}); run again later with --resume"
+    return f"S3 refuses a request ({error}); check the URI"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

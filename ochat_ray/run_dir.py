@@ -23,6 +23,9 @@ from ochat_ray.errors import UserError
 
 MANIFEST = "manifest.json"
 
+S3_ATTEMPTS = 11
+"""Requests until an S3 error (503, a reset connection) is raised: after 25 ms, 50 ms, ... 25 s."""
+
 Split = Literal["train", "eval"]
 
 
@@ -48,9 +51,27 @@ def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in uri:
         return pafs.LocalFileSystem(), absolute(uri)
     try:
-        return pafs.FileSystem.from_uri(uri)
+        fs, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, ValueError, ImportError) as error:
         raise UserError(f"cannot open {uri}: {error}") from error
+    return with_retries(fs), path
+
+
+def with_retries(fs: pafs.FileSystem) -> pafs.FileSystem:
+    """Return an S3 file system that backs off exponentially for 50 s; others as they are.
+
+    `from_uri` takes no retry strategy, and pickling loses it (apache/arrow issue 47348). The
+    options are those that pickling keeps. AWS's "standard" strategy, pyarrow's default, stops
+    retrying once a hundred retries of a process have failed, as under a rate limit they do.
+    A small file is one request and no multipart upload (`allow_delayed_open`), of which a killed
+    process would leave a part behind.
+    """
+    if not isinstance(fs, pafs.S3FileSystem):
+        return fs
+    _, (options,) = fs.__reduce__()
+    retries = pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+    options = options | {"allow_delayed_open": True}
+    return pafs.S3FileSystem(**options, retry_strategy=retries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +80,9 @@ class RunDir:
 
     fs: pafs.FileSystem
     root: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.fs, self.root)
 
     @classmethod
     def open(cls, uri: str) -> RunDir:
@@ -98,6 +122,11 @@ class RunDir:
                 self.fs.delete_file(unfinished)
             raise
 
+    def move(self, name: str, to: str) -> None:
+        """Rename a file; one that is there under the new name is replaced."""
+        self.fs.create_dir(posixpath.dirname(self.path(to)), recursive=True)
+        self.fs.move(self.path(name), self.path(to))
+
     def write_text(self, name: str, text: str) -> None:
         """Write a small text file, whole or not at all."""
         with self.writing(name) as stream:
@@ -114,6 +143,17 @@ class RunDir:
         with self.fs.open_input_stream(self.path(name), compression=None) as stream:
             return json.loads(stream.read())
 
+    def load_json(self, name: str) -> Any:
+        """The JSON file's value.
+
+        Raises:
+            UserError: there is no such file, as on a host that does not share the directory.
+        """
+        value = self.read_json(name)
+        if value is None:
+            raise not_on_this_host(self.path(name))
+        return value
+
     def remove(self, name: str) -> None:
         """Remove a file or a folder, if it is there."""
         kind = self.fs.get_file_info(self.path(name)).type
@@ -121,6 +161,10 @@ class RunDir:
             self.fs.delete_file(self.path(name))
         elif kind == pafs.FileType.Directory:
             self.fs.delete_dir(self.path(name))
+
+
+def _reopen(fs: pafs.FileSystem, root: str) -> RunDir:
+    return RunDir(with_retries(fs), root)
 
 
 def completed(
@@ -140,9 +184,11 @@ def completed(
         print(f"{run.root} is complete already, with this configuration; nothing to do")
         return dict(found)
     if not overwrite:
+        before = found.get("identity") or {}
+        different = [key for key in identity if before.get(key) != identity[key]]
         raise UserError(
-            f"{run.root} holds a complete run of another configuration; choose another --output, "
-            "or replace it with --overwrite"
+            f"{run.root} holds a complete run of another configuration ({', '.join(different)}); "
+            "choose another --output, or replace it with --overwrite"
         )
     return None
 

@@ -26,6 +26,32 @@ def test_a_user_error_under_others_is_found():
     assert user_message(outer) == "do this"
 
 
+@pytest.mark.parametrize(
+    ("aws_error", "line"),
+    [
+        ("UNKNOWN (HTTP status 400) during HeadObject operation: No response body.", "credentials"),
+        (
+            "UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: "
+            "ExpiredToken Message: The provided token has expired.",
+            "credentials",
+        ),
+        ("ACCESS_DENIED during HeadObject operation: No response body.", "credentials"),
+        ("INVALID_ACCESS_KEY_ID during ListObjectsV2 operation: unknown key", "credentials"),
+        ("SIGNATURE_DOES_NOT_MATCH during PutObject operation: other", "credentials"),
+        ("UNKNOWN (HTTP status 503) during HeadObject operation: No response body.", "later"),
+        ("SLOW_DOWN during PutObject operation: Please reduce your request rate.", "later"),
+        ("NETWORK_CONNECTION during GetObject operation: curlCode: 56, reset by peer", "later"),
+        ("NO_SUCH_BUCKET during PutObject operation: The bucket does not exist", "check the URI"),
+    ],
+)
+def test_an_error_of_s3_is_one_line(aws_error, line):
+    error = OSError(f"When reading 'x' in bucket 'b': AWS Error {aws_error}\nand more")
+    message = user_message(error)
+    assert line in message
+    assert aws_error in message
+    assert "\n" not in message
+
+
 def test_a_user_error_that_a_worker_raised_is_found():
     class WorkerGroupError(RuntimeError):
         worker_failures = {0: UserError("in a worker")}  # noqa: RUF012

@@ -1,5 +1,11 @@
 """Files appear whole or not at all."""
 
+import pickle
+import socket
+import struct
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pyarrow as pa
 import pytest
 
@@ -81,3 +87,67 @@ def test_data_without_a_manifest_is_not_complete(tmp_path):
 def test_an_unknown_scheme_is_one_clear_line():
     with pytest.raises(UserError, match="cannot open nope://x"):
         open_location("nope://x")
+
+
+def test_a_moved_file_replaces_the_one_that_is_there(tmp_path):
+    run = RunDir.open(str(tmp_path))
+    run.write_text("a/x.txt", "new")
+    run.write_text("b/x.txt", "old")
+    run.move("a/x.txt", "b/x.txt")
+    run.write_text("a/y.txt", "other")
+    run.move("a/y.txt", "c/d/y.txt")
+    assert (tmp_path / "b/x.txt").read_text() == "new"
+    assert (tmp_path / "c/d/y.txt").read_text() == "other"
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+@pytest.fixture
+def failing_store(monkeypatch):
+    """An S3 store that answers 503 and resets connections, four times in all."""
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            requests.append(self.path)
+            if len(requests) in (2, 4):
+                reset = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                self.close_connection = True
+                return
+            self.send_response(503 if len(requests) < 4 else 200)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield requests
+        server.shutdown()
+
+
+@pytest.mark.parametrize("where", ["driver", "worker"])
+def test_503_and_reset_connections_of_s3_are_retried(failing_store, where):
+    run = RunDir.open("s3://bucket/out")
+    if where == "worker":
+        run = pickle.loads(pickle.dumps(run))
+    assert run.exists("x")
+    assert len(failing_store) == 5
+
+
+def test_a_small_file_on_s3_is_one_request(s3):
+    run = RunDir.open("s3://bucket/out")
+    stream = run.fs.open_output_stream(run.path("x.json"), compression=None)
+    stream.write(b"{}")
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket="bucket")
+    stream.close()
+    assert s3.get_object(Bucket="bucket", Key="out/x.json")["Body"].read() == b"{}"

@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+from ochat_ray.data.verify import summarize_files
 from ochat_ray.run_dir import RunDir
 from ochat_ray.schema import TOKENS
 from ochat_ray.template import encode
@@ -10,7 +11,7 @@ from ochat_ray.template import encode
 def write_data(directory, tokenizer, digest, changes=(), model_type="openchat"):
     """Token tables of 24 conversations that all have the same short answer."""
     run = RunDir.open(str(directory))
-    tokens = {}
+    names = []
     for split, count in (("train", 20), ("eval", 4)):
         rows = []
         for i in range(count):
@@ -26,9 +27,16 @@ def write_data(directory, tokenizer, digest, changes=(), model_type="openchat"):
         name = f"tokens/{split}/0.arrow"
         with run.writing(name) as stream, pa.ipc.new_file(stream, TOKENS) as writer:
             writer.write_table(table)
-        tokens[split] = {"rows": count}
+        names.append(name)
+    files = summarize_files(run, names)
+    tokens = {
+        name.split("/")[1]: {key: file[key] for key in ("rows", "tokens", "supervised_tokens")}
+        for name, file in files.items()
+    }
+    content = sum(int(file["digest"], 16) for file in files.values()) % 2**256
     manifest = {
-        "model_type": model_type, "context_length": 128, "digest": "d", "tokens": tokens,
+        "model_type": model_type, "context_length": 128, "tokens": tokens, "files": files,
+        "digest": f"{content:064x}",
         "tokenizer": digest, "tokenizer_path": "somewhere",
     }  # fmt: skip
     run.write_json("manifest.json", manifest | dict(changes))

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ochat_ray.data.parts import WORK, Summary
+from ochat_ray.data.parts import Summary
 from ochat_ray.run_dir import RunDir
 
 FILE_ROWS = 10_000
@@ -21,14 +21,14 @@ def plan_files(run: RunDir, summaries: Sequence[Summary], rows: int) -> list[dic
     """{name, pieces} of every file of the contract's tables."""
     items: list[dict[str, Any]] = []
     for split in ("train", "eval"):
-        sizes = [(f"{WORK}/tokens/{split}/{s['part']}.arrow", s[split]) for s in summaries]
+        sizes = [(f"tokens/{split}/{s['part']}.arrow", s[split]) for s in summaries]
         items += _files(f"tokens/{split}", "arrow", sizes, rows)
-    kept = [(f"{WORK}/conversations/{s['part']}.parquet", s["kept"]) for s in summaries]
+    kept = [(f"conversations/{s['part']}.parquet", s["kept"]) for s in summaries]
     items += _files("conversations", "parquet", kept, rows)
     dropped = [
         (name, _parquet_rows(run, name))
         for stage in ("clean", "tokenize")
-        for name in run.files(f"{WORK}/dropped/{stage}", ".parquet")
+        for name in run.files(f"dropped/{stage}", ".parquet")
     ]
     items += _files("dropped", "parquet", dropped, 10 * rows)
     return items

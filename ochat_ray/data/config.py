@@ -173,10 +173,9 @@ class PrepareConfig:
         )
 
     def identity(self) -> dict[str, object]:
-        """What the result depends on, besides the inputs' content and the tokenizer."""
+        """What the result depends on, besides the content of inputs, questions and tokenizer."""
         return {
             "recipe": self.recipe,
-            "input": list(self.input),
             "keep_model": None if self.class_weights else self.keep_model,
             "class_weights": self._weights(),
             "conditions": self._conditions(),
@@ -184,11 +183,18 @@ class PrepareConfig:
             "noise_rules": self.noise_rules(),
             "min_fidelity": self.min_fidelity,
             "near_duplicates": self.near_duplicates,
-            "decontaminate": list(self.decontaminate),
             "eval_ratio": self.eval_ratio,
             "seed": self.seed,
             "max_length": self.max_length,
             "long": self.long,
+        }
+
+    def described(self) -> dict[str, object]:
+        """`identity` and the names of the files, for people."""
+        return {
+            "input": list(self.input),
+            **self.identity(),
+            "decontaminate": list(self.decontaminate),
         }
 
 

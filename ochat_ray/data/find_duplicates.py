@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from ochat_ray.data import duplicates as dup
 from ochat_ray.data.parts import (
-    WORK,
     Summary,
     cleaned,
     minhash_input,
@@ -49,7 +48,7 @@ def find_exact(run: RunDir, parts: Sequence[str], shard: int, shards: int) -> Su
         return {"found": 0}
     with ThreadPoolExecutor(READERS) as pool:
         table = dup.exact_duplicates(pa.concat_tables(pool.map(keys_of, parts)))
-    write_parquet(run, f"{WORK}/duplicates/exact-{shard:06d}.parquet", table, GROUP_ROWS)
+    write_parquet(run, f"duplicates/exact-{shard:06d}.parquet", table, GROUP_ROWS)
     return {"found": len(table)}
 
 
@@ -69,7 +68,7 @@ def find_pairs(run: RunDir, parts: Sequence[str], band: str, shard: int, shards:
     hashes, order = table[band].to_numpy(), table["order"].to_numpy()
     pairs = dup.near_pairs(hashes, order, shard, shards)
     columns = {"left": pa.array(pairs[:, 0]), "right": pa.array(pairs[:, 1])}
-    write_parquet(run, f"{WORK}/pairs/{band}-{shard:06d}.parquet", pa.table(columns))
+    write_parquet(run, f"pairs/{band}-{shard:06d}.parquet", pa.table(columns))
     return {"pairs": len(pairs)}
 
 
@@ -77,7 +76,7 @@ def find_near(run: RunDir, parts: Sequence[str], threshold: float) -> int:
     """Write the near duplicates among all candidate pairs; how many there are."""
     pairs = [
         np.stack([table["left"].to_numpy(), table["right"].to_numpy()], axis=1)
-        for name in run.files(f"{WORK}/pairs", ".parquet")
+        for name in run.files("pairs", ".parquet")
         for table in [read_parquet(run, name)]
     ]
     wanted = np.unique(np.concatenate([np.empty((0, 2), np.int64), *pairs]))
@@ -85,7 +84,7 @@ def find_near(run: RunDir, parts: Sequence[str], threshold: float) -> int:
     if not candidates:
         return 0
     table = dup.near_duplicates(pairs, pa.concat_tables(candidates), threshold)
-    write_parquet(run, f"{WORK}/duplicates/near.parquet", table, GROUP_ROWS)
+    write_parquet(run, "duplicates/near.parquet", table, GROUP_ROWS)
     return len(table)
 
 
@@ -101,4 +100,4 @@ def _candidates(run: RunDir, parts: Sequence[str], wanted: np.ndarray) -> Iterat
 
 
 def _minhash(part: str) -> str:
-    return f"{WORK}/minhash/{part}.parquet"
+    return f"minhash/{part}.parquet"

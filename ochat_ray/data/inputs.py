@@ -12,7 +12,6 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pyarrow import fs as pafs
 
@@ -23,9 +22,6 @@ PAGES = (".html", ".htm")
 RECORDS = (".json", ".jsonl", ".ndjson", ".parquet")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 COMPRESSIONS = ("", ".gz", ".bz2", ".zst")
-
-LISTED_FILES = 100
-"""Up to this many input files are named in a manifest; of more, there is a digest."""
 
 GROUP_FILES = 1000
 GROUP_BYTES = 64 * 2**20
@@ -41,10 +37,11 @@ _KINDS = "share pages (.html), .json, .jsonl, .parquet, or archives (.tar, .tar.
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file to read: its path or URI, and its size in bytes."""
+    """A file to read: its path or URI, its size in bytes, and when it was last changed."""
 
     uri: str
     size: int
+    mtime_ns: int = 0
 
 
 def is_page(name: str) -> bool:
@@ -97,11 +94,10 @@ def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
 
 
 class Listing:
-    """Counts files as they are listed; their digest does not depend on the order."""
+    """Counts files as they are listed."""
 
     def __init__(self) -> None:
-        self.files: list[dict[str, Any]] | None = []
-        self.count = self.file_count = self.bytes = self.digest = 0
+        self.count = self._stamps = 0
 
     @classmethod
     def of(cls, files: Iterable[InputFile]) -> Listing:
@@ -111,27 +107,23 @@ class Listing:
             pass
         return listing
 
-    def groups(self, files: Iterable[InputFile]) -> Iterator[list[str]]:
-        """`groups`, counted as they pass: their URIs."""
+    def groups(self, files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
+        """`groups`, counted as they pass."""
         for group in groups(files):
             self.count += 1
             for file in group:
-                self.file_count += 1
-                self.bytes += file.size
-                name = hashlib.sha256(f"{file.size}:{file.uri}".encode())
-                self.digest += int.from_bytes(name.digest(), "little")
-                if self.files is not None:
-                    self.files.append({"path": file.uri, "bytes": file.size})
-                    if len(self.files) > LISTED_FILES:
-                        self.files = None
-            yield [file.uri for file in group]
+                text = f"{file.size}:{file.mtime_ns}:{file.uri}"
+                state = hashlib.sha256(text.encode(errors="surrogateescape"))
+                self._stamps += int.from_bytes(state.digest(), "little")
+            yield group
 
-    def summary(self) -> Any:
-        """The files by name where they are few, otherwise their number, bytes and digest."""
-        if self.files is not None:
-            return self.files
-        digest = f"{self.digest % 2**256:064x}"
-        return {"files": self.file_count, "bytes": self.bytes, "digest": digest}
+    @property
+    def stamp(self) -> str:
+        """A digest of names, sizes and times: another one where a file has been changed.
+
+        It does not depend on the order. An equal one does not prove equal content.
+        """
+        return f"{self._stamps % 2**256:064x}"
 
 
 def _normal(uri: str) -> str:
@@ -157,7 +149,7 @@ def _files_of(uri: str) -> Iterator[InputFile]:
     if info.type == pafs.FileType.File:
         if not path.lower().endswith(_READABLE):
             raise UserError(f"input {uri} is of a kind that is not read; expected {_KINDS}")
-        yield InputFile(uri, info.size)
+        yield InputFile(uri, info.size, info.mtime_ns or 0)
     else:
         yield from _folder(uri)
 
@@ -176,7 +168,7 @@ def _folder(uri: str, above: tuple[str, ...] = ()) -> Iterator[InputFile]:
         if entry.type == pafs.FileType.Directory:
             yield from _folder(prefix + entry.path, (*above, real))
         elif entry.type == pafs.FileType.File and entry.base_name.lower().endswith(_READABLE):
-            yield InputFile(prefix + entry.path, entry.size)
+            yield InputFile(prefix + entry.path, entry.size, entry.mtime_ns or 0)
 
 
 def _glob(uri: str) -> re.Pattern[str]:

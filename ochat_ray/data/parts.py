@@ -1,7 +1,8 @@
 """What one task does to one part of the conversations: read, transform, write, sum up.
 
 A part is a fixed range of the input's records, so its files have the same name and content however
-often it is done, and whoever does it. Its summary, a plain JSON value, is written last: where it
+often it is done, and whoever does it. They lie in the run's work folder, which the functions here
+take as `run`. Its summary, a plain JSON value, is written last: where it
 is there, the part is done, and a resumed run takes it as it is.
 """
 
@@ -37,9 +38,6 @@ from ochat_ray.schema import (
     conversation_row,
     drop_row,
 )
-
-WORK = ".work"
-"""Folder of what only later passes need; it is gone when the run is complete."""
 
 PART_ROWS = 1000
 PART_CHARACTERS = 64_000_000
@@ -137,7 +135,7 @@ def minhash_input(run: RunDir, part: str) -> tuple[pa.Table, list[str]]:
 def duplicates_of(run: RunDir, part: str) -> dict[int, tuple[str, str]]:
     """Rows of a part that are another's duplicates: (reason, what they are the same as)."""
     found: dict[int, tuple[str, str]] = {}
-    for name in run.files(f"{WORK}/duplicates", ".parquet"):
+    for name in run.files("duplicates", ".parquet"):
         with run.fs.open_input_file(run.path(name)) as file:
             table = pq.read_table(file, filters=pc.field("part") == part)
         for row in table.to_pylist():
@@ -190,12 +188,12 @@ def tokenize_part(
 
     if kept:
         conversations = pa.Table.from_pylist([row for _, row, _ in kept], CONVERSATIONS)
-        write_parquet(run, f"{WORK}/conversations/{part}.parquet", conversations)
+        write_parquet(run, f"conversations/{part}.parquet", conversations)
     samples = [(split, sample) for split, _, result in kept for sample in result.samples]
     for split in ("train", "eval"):
         rows_of_split = [sample for s, sample in samples if s == split]
         if rows_of_split:
-            _write_tokens(run, f"{WORK}/tokens/{split}/{part}.arrow", rows_of_split)
+            _write_tokens(run, f"tokens/{split}/{part}.arrow", rows_of_split)
     return {
         "part": part,
         "read": len(rows),
@@ -233,7 +231,7 @@ def _sum_yields(tokenized: Sequence[Tokenized], choice: Long) -> dict[str, int]:
 
 def cleaned(part: str) -> str:
     """The file of a part's cleaned conversations."""
-    return f"{WORK}/clean/{part}.parquet"
+    return f"clean/{part}.parquet"
 
 
 def _share(digest: str) -> float:
@@ -325,7 +323,7 @@ def _id_and_source(drop: Drop) -> tuple[str, str]:
 def _write_drops(run: RunDir, name: str, drops: list[Drop]) -> Summary:
     if drops:
         table = pa.Table.from_pylist([drop_row(d) for d in drops], DROPPED)
-        write_parquet(run, f"{WORK}/dropped/{name}.parquet", table)
+        write_parquet(run, f"dropped/{name}.parquet", table)
     return {
         "dropped": [drop_row(drop) for drop in _examples(drops)],
         "drop_counts": _count(str(drop.reason) for drop in drops),

@@ -5,8 +5,10 @@
 3. tokenize: drop duplicates, tokenise, split, write the parts' tables;
 4. write: the parts' tables in files of a fixed number of rows.
 
-Each task reads files and writes files of fixed names, so one that runs twice counts once, the
-conversations never have to fit in memory, and a resumed run does what is not there yet.
+Each task reads files and writes files of fixed names in the run's work folder, so one that runs
+twice counts once, the conversations never have to fit in memory, and a resumed run does what is not
+there yet. The driver moves the finished tables to their places, verifies them and writes the
+manifest, under the output directory's lock.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
@@ -37,24 +40,37 @@ from ochat_ray.data.find_duplicates import (
     shards_of,
     write_minhash,
 )
-from ochat_ray.data.inputs import Listing, check_inputs, find_files
+from ochat_ray.data.inputs import check_inputs
+from ochat_ray.data.manifest import manifest_of
 from ochat_ray.data.near_duplicates import banding
-from ochat_ray.data.parts import WORK, Summary, clean_part, parts_of, tokenize_part
+from ochat_ray.data.output import FINISHED, REPORT, Output
+from ochat_ray.data.parts import Summary, clean_part, parts_of, tokenize_part
+from ochat_ray.data.plan import (
+    Plan,
+    check_inputs_stayed,
+    completed_already,
+    group_files,
+    identity_of,
+    record_content,
+    set_up,
+)
 from ochat_ray.data.report import render_report
 from ochat_ray.data.sources import read_files
-from ochat_ray.data.statistics import Statistics, most_first
-from ochat_ray.data.tokenize import DIGEST_MODULUS
+from ochat_ray.data.statistics import Statistics
+from ochat_ray.data.verify import (
+    ALL_TABLES,
+    FileSummary,
+    check_files,
+    check_totals,
+    list_tables,
+    summarize_files,
+)
 from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import recipe
-from ochat_ray.run_dir import MANIFEST, RunDir, completed, not_on_this_host
-from ochat_ray.template import check_template
-from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
-
-PLAN = f"{WORK}/plan.json"
-"""What an unfinished run is of, and how many groups of files it has."""
-
-_ARTIFACTS = (MANIFEST, "report.html", "conversations", "dropped", "tokens", WORK)
+from ochat_ray.run_dir import MANIFEST, RunDir, not_on_this_host
+from ochat_ray.run_lock import RunLock, hold
+from ochat_ray.tokenizer import load_tokenizer
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
@@ -68,15 +84,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     config.check()
-    tokenizer = load_tokenizer(config.tokenizer)
-    conditions = [model_class.condition for model_class in config.classes().values()]
-    check_template(recipe(config.recipe).model_type, tokenizer, conditions)
-    identity: dict[str, Any] = {
-        **config.identity(),
-        "tokenizer": tokenizer_digest(tokenizer),
-        # Signatures are comparable within one version only.
-        "rensa": version("rensa"),
-    }
+    check_inputs(config.input)
     rules = clean.rules(
         keep_model=config.kept_labels() or "any",
         blocked_words=config.words(),
@@ -84,77 +92,56 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         questions=load_questions(config.decontaminate) if config.decontaminate else None,
         noise=config.noise_rules(),
     )
-    run = RunDir.open(config.output)
-    if run.exists(MANIFEST):
-        inputs = Listing.of(find_files(config.input)).summary()
-        identity_of_run = identity | {"inputs": inputs}
-        if done := completed(run, MANIFEST, identity_of_run, overwrite=config.overwrite):
-            return done
-        run.remove(MANIFEST)
-        run.remove(WORK)
-    plan = _plan(config, run, identity)
+    output = Output(RunDir.open(config.output))
+    if output.run.exists(MANIFEST) and (
+        done := completed_already(config, output, identity_of(config))
+    ):
+        if output.has_work():  # it was killed while it cleaned up
+            with hold(output.run, "prepare"):
+                output.clear_work()
+        return done
+    with ExitStack() as stack:
+        # Ray takes seconds to start; opening the tokenizer and listing the inputs take as long.
+        with ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(set_up, config, output, stack)
+            _start_ray()
+            lock, plan, identity = starting.result()
+        if isinstance(plan, dict):
+            return plan
+        return _run(config, output, lock, plan, identity, rules, started)
 
-    _start_ray()
+
+def _run(
+    config: PrepareConfig,
+    output: Output,
+    lock: RunLock,
+    plan: Plan,
+    identity: dict[str, Any],
+    rules: list[clean.Rule],
+    started: float,
+) -> dict[str, Any]:
+    """Run all passes; return the manifest of the run directory."""
+    work = plan.work
     statistics = Statistics()
-    parts_found = _clean_pass(config, run, plan["groups"], rules, statistics)
-    _duplicates_pass(config, run, parts_found, statistics)
-    summaries = _tokenize_pass(config, run, list(parts_found), statistics)
+    parts_found = _clean_pass(config, work, plan.groups, rules, statistics)
+    check_inputs_stayed(config, plan)
+    lock.check()
+    _duplicates_pass(config, work, parts_found, statistics)
+    lock.check()
+    summaries = _tokenize_pass(config, work, list(parts_found), statistics)
     if statistics.counts()["kept"] == 0:
         raise UserError(f"nothing was kept: {statistics.explain_drops()}")
-    _write_pass(run, summaries, statistics)
+    lock.check()
+    files = _write_pass(output, work, lock, summaries, statistics)
 
-    digest = sum(int(summary["digest"], 16) for summary in summaries) % DIGEST_MODULUS
     statistics.seconds["total"] = time.monotonic() - started
-    manifest = {
-        "counts": statistics.counts(),
-        "samples": statistics.rows.total(),
-        "tokens": statistics.tokens(),
-        "long": statistics.long(),
-        "digest": f"{digest:064x}",
-        "fidelity": statistics.fidelity(),
-        "unknown_keys": most_first(statistics.unknown_keys),
-        "noise": most_first(statistics.noise),
-        "tokenizer": identity["tokenizer"],
-        "tokenizer_path": config.tokenizer,
-        "model_type": recipe(config.recipe).model_type,
-        "context_length": config.max_length,
-        "config": config.identity(),
-        "inputs": plan["inputs"],
-        "identity": identity | {"inputs": plan["inputs"]},
-        "seconds": {stage: round(s, 1) for stage, s in statistics.seconds.items()},
-        "versions": {
-            package: version(package)
-            for package in ("ochat-ray", "ray", "transformers", "tokenizers", "pyarrow", "lxml")
-        },
-    }
-    run.write_text("report.html", render_report(manifest, statistics))
-    run.remove(WORK)
-    run.write_json(MANIFEST, manifest)
+    manifest = manifest_of(config, plan, identity, files, summaries, statistics)
+    check_totals(output.run.root, files, manifest)
+    output.run.write_text(REPORT, render_report(manifest, statistics))
+    lock.check()
+    output.run.write_json(MANIFEST, manifest)
+    output.clear_work()  # last: a run that is killed here is complete
     return manifest
-
-
-def _plan(config: PrepareConfig, run: RunDir, identity: dict[str, Any]) -> dict[str, Any]:
-    """What is to be done: of the unfinished run that is resumed, or of the inputs as they are."""
-    plan = run.read_json(PLAN) if config.resume else None
-    if plan is not None and plan["identity"] != identity:
-        raise UserError(
-            f"{config.output} holds an unfinished run of another configuration; "
-            "leave out --resume to start clean"
-        )
-    if plan is None:
-        check_inputs(config.input)  # before anything of an unfinished run is given up
-        for name in _ARTIFACTS:
-            run.remove(name)
-        listing = Listing()
-        for number, uris in enumerate(listing.groups(find_files(config.input))):
-            run.write_json(_group(number), uris)
-        plan = {"identity": identity, "inputs": listing.summary(), "groups": listing.count}
-        run.write_json(PLAN, plan)
-    return dict(plan)
-
-
-def _group(number: int) -> str:
-    return f"{WORK}/inputs/{number:06d}.json"
 
 
 def _start_ray() -> None:
@@ -210,19 +197,24 @@ def _clean_pass(
 
     def clean_group(batch: pa.Table) -> Iterator[pa.Table]:
         group = batch["group"][0].as_py()
-        uris = _load(run, _group(group))
+        files = group_files(run, group)
+        uris = [file.uri for file in files]
         for uri in uris:
             if "://" not in uri and not os.path.exists(uri):
                 raise not_on_this_host(uri)
         count = 0
-        for records in parts_of(read_files(uris)):
-            part = f"{group:06d}-{count:04d}"
-            summary = run.read_json(_done("clean", part))
-            if summary is None:
-                summary = clean_part(run, part, records, rules)
-                run.write_json(_done("clean", part), summary)
-            yield _summary(summary)
-            count += 1
+        with ThreadPoolExecutor(1) as pool:
+            content = pool.submit(record_content, run, group, files)
+            for records in parts_of(read_files(uris)):
+                content.result()
+                part = f"{group:06d}-{count:04d}"
+                summary = run.read_json(_done("clean", part))
+                if summary is None:
+                    summary = clean_part(run, part, records, rules)
+                    run.write_json(_done("clean", part), summary)
+                yield _summary(summary)
+                count += 1
+            content.result()
         run.write_json(_done("groups", f"{group:06d}"), {"parts": count})
 
     progress = Progress("clean", "conversations")
@@ -236,9 +228,9 @@ def _clean_pass(
 
     finished = _finished(run, "groups")
     for group in sorted(finished):
-        parts_of_group = _load(run, _done("groups", group))["parts"]
+        parts_of_group = run.load_json(_done("groups", group))["parts"]
         for number in range(parts_of_group):
-            add(_load(run, _done("clean", f"{group}-{number:04d}")))
+            add(run.load_json(_done("clean", f"{group}-{number:04d}")))
     rest = [{"group": n} for n in range(group_count) if f"{n:06d}" not in finished]
     for summary in _map_summaries(rest, clean_group):
         add(summary)
@@ -268,7 +260,7 @@ def _duplicates_pass(
 
     for _ in _map_summaries(todo, _each(exact)):
         pass
-    found = sum(_load(run, _done("exact", f"{s:06d}"))["found"] for s in range(shards))
+    found = sum(run.load_json(_done("exact", f"{s:06d}"))["found"] for s in range(shards))
     progress.add(statistics.cleaned)
     statistics.seconds["dedup"] = progress.finish(f"{found:,} duplicates")
     if config.near_duplicates is not None:
@@ -336,7 +328,7 @@ def _tokenize_pass(
 
     finished = _finished(run, "tokenize")
     for part in sorted(finished):
-        add(_load(run, _done("tokenize", part)))
+        add(run.load_json(_done("tokenize", part)))
     rest = [{"part": part} for part in part_names if part not in finished]
     # Four times as many as are shown, since some turn out to be duplicates.
     sample_share = 4 * parts.SAMPLES / max(1, statistics.cleaned)
@@ -360,33 +352,41 @@ def _tokenize_pass(
     return sorted(summaries, key=lambda s: str(s["part"]))
 
 
-def _write_pass(run: RunDir, summaries: list[Summary], statistics: Statistics) -> None:
-    """The tables of the contract, of files of FILE_ROWS rows."""
+def _write_pass(
+    output: Output,
+    work: RunDir,
+    lock: RunLock,
+    summaries: list[Summary],
+    statistics: Statistics,
+) -> dict[str, FileSummary]:
+    """Write, place and verify the tables in files of FILE_ROWS rows; summarize the files."""
     progress = Progress("write", "files")
-    items = plan_files(run, summaries, FILE_ROWS)
+    items = plan_files(work, summaries, FILE_ROWS)
+    expected = {
+        item["name"]: {"rows": sum(count for *_, count in item["pieces"])} for item in items
+    }
 
     def write(item: dict[str, Any]) -> Summary:
-        if not run.exists(item["name"]):
-            assemble(run, item["name"], item["pieces"])
+        name = f"{FINISHED}/{item['name']}"
+        if not (work.exists(name) or output.run.exists(item["name"])):
+            assemble(work, name, item["pieces"])
         return {"name": item["name"]}
 
     for _ in _map_summaries(items, _each(write)):
         progress.add(1)
+    lock.check()
+    output.publish(work, expected)
+    files = summarize_files(output.run, list_tables(output.run, ALL_TABLES))
+    check_files(output.run.root, files, expected)
     statistics.seconds["write"] = progress.finish()
+    return files
 
 
 def _done(stage: str, name: str) -> str:
     """The file whose existence says that a stage is done with a part."""
-    return f"{WORK}/done/{stage}/{name}.json"
-
-
-def _load(run: RunDir, name: str) -> Any:
-    value = run.read_json(name)
-    if value is None:
-        raise not_on_this_host(run.path(name))
-    return value
+    return f"done/{stage}/{name}.json"
 
 
 def _finished(run: RunDir, stage: str) -> set[str]:
-    names = run.files(f"{WORK}/done/{stage}", ".json")
+    names = run.files(f"done/{stage}", ".json")
     return {name.rsplit("/", 1)[-1].removesuffix(".json") for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,11 @@ import numpy as np
 
 from ochat_ray.data.long_conversations import CHOICES, Layout, Long, Piece, layout_of, pieces
 from ochat_ray.data.model_labels import normalize_model
+from ochat_ray.data.verify import DIGEST_MODULUS, row_digest
 from ochat_ray.run_dir import Split
 from ochat_ray.schema import Conversation, ModelClass
 from ochat_ray.template import encode_batch, template_for
 from ochat_ray.tokenizer import end_of_turn_id
-
-DIGEST_MODULUS = 2**256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,16 +181,15 @@ def table_digest(rows: Iterable[tuple[Split, TokenRow]]) -> int:
     Sums of parts add up to the sum of the whole, in whatever order: the digest does not depend on
     files, blocks or workers. A row that is there twice changes it.
     """
-    total = 0
-    for split, row in rows:
-        state = hashlib.sha256()
-        for data in (
-            split.encode(),
-            row.id.encode(),
-            np.asarray(row.input_ids, "<i4").tobytes(),
-            np.asarray(row.loss_weights, "<f4").tobytes(),
-        ):
-            state.update(len(data).to_bytes(8, "little"))
-            state.update(data)
-        total += int.from_bytes(state.digest(), "little")
-    return total % DIGEST_MODULUS
+    return (
+        sum(
+            row_digest(
+                split,
+                row.id,
+                np.asarray(row.input_ids, "<i4").tobytes(),
+                np.asarray(row.loss_weights, "<f4").tobytes(),
+            )
+            for split, row in rows
+        )
+        % DIGEST_MODULUS
+    )

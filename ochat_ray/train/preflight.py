@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+from ochat_ray.data.verify import verify_tables
 from ochat_ray.errors import UserError
 from ochat_ray.exported_tokenizer import export_tokenizer
 from ochat_ray.recipes import recipe
@@ -70,6 +71,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             f"than {config.model} has; prepare it again with --tokenizer {config.model}"
         )
     extended_config(config, config.model, manifest)
+    verify_tables(config.data, manifest)
     for split in splits:
         longest = int(TokenTable(config.data, split, config.max_length).lengths.max())
         if longest > config.max_tokens:

@@ -18,13 +18,13 @@ def run(tmp_path):
         start += size
         for split in ("train", "eval"):
             with (
-                run.writing(f".work/tokens/{split}/{part}.arrow") as stream,
+                run.writing(f"tokens/{split}/{part}.arrow") as stream,
                 pa.ipc.new_file(stream, table.schema) as writer,
             ):
                 writer.write_table(table)
-        with run.writing(f".work/conversations/{part}.parquet") as stream:
+        with run.writing(f"conversations/{part}.parquet") as stream:
             pq.write_table(table, stream)
-        with run.writing(f".work/dropped/clean/{part}.parquet") as stream:
+        with run.writing(f"dropped/clean/{part}.parquet") as stream:
             pq.write_table(DROPPED.empty_table(), stream)
     return run
 

@@ -76,14 +76,16 @@ def test_pages_are_grouped_and_other_files_are_not(monkeypatch):
     ]  # fmt: skip
 
 
-def test_a_listing_does_not_depend_on_the_order(monkeypatch):
-    monkeypatch.setattr(inputs, "LISTED_FILES", 2)
-    files = [InputFile(f"{n}.html", n) for n in range(5)]
-    one, other = Listing.of(files).summary(), Listing.of(reversed(files)).summary()
-    assert one == other
-    assert (one["files"], one["bytes"]) == (5, 10)
-    assert Listing.of([*files[:4], InputFile("4.html", 3)]).summary() != one
-    assert Listing.of(files[:2]).summary() == [
-        {"path": "0.html", "bytes": 0},
-        {"path": "1.html", "bytes": 1},
-    ]
+def test_a_listing_does_not_depend_on_the_order_and_finds_a_change():
+    files = [InputFile(f"{n}.html", n, 100 + n) for n in range(5)]
+    stamp = Listing.of(files).stamp
+    assert Listing.of(reversed(files)).stamp == stamp
+    for changed in (InputFile("4.html", 3, 104), InputFile("4.html", 4, 105)):
+        assert Listing.of([*files[:4], changed]).stamp != stamp
+    assert Listing.of(files[:4]).stamp != stamp
+
+
+def test_a_file_is_listed_with_its_size_and_time(tmp_path):
+    touch(tmp_path, "a.json")
+    (file,) = find_files([str(tmp_path)])
+    assert (file.size, file.mtime_ns) == (1, (tmp_path / "a.json").stat().st_mtime_ns)

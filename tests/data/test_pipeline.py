@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ochat_ray.command_line import user_message
 from ochat_ray.data import parts, pipeline
 from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.verify import verify_tables
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import open_tokens
 
@@ -74,7 +76,7 @@ def test_every_input_ends_as_kept_or_dropped(tmp_path, tokenizer_directory):
     assert len(rows[1]) == manifest["tokens"]["eval"]["rows"] > 0
     assert json.loads((out / "manifest.json").read_text()) == manifest
     assert "From read to kept" in (out / "report.html").read_text()
-    assert not (out / ".work").exists()
+    assert not list(out.glob(".work-*"))
 
 
 def test_the_digest_depends_on_content_alone(tmp_path, tokenizer_directory, monkeypatch):
@@ -111,11 +113,14 @@ def test_what_an_interrupted_run_left_is_not_mixed_in(tmp_path, tokenizer_direct
     write(tmp_path / "in", items())
     first = pipeline.prepare(config(tmp_path, tokenizer_directory))
     (tmp_path / "out/manifest.json").unlink()
-    stale = tmp_path / "out/tokens/train/99999-00000.arrow"
+    table = tmp_path / "out/tokens/train/00000.arrow"
+    table.write_bytes(b"half a file of another run")
+    stale = table.with_name(f".tmp-{'0' * 32}-00000.arrow")
     stale.write_bytes(b"half a file of another run")
     again = pipeline.prepare(config(tmp_path, tokenizer_directory))
     assert not stale.exists()
     assert again["digest"] == first["digest"]
+    verify_tables(str(tmp_path / "out"), again)
 
 
 def test_a_human_turn_is_kept_byte_for_byte(tmp_path, tokenizer_directory):
@@ -177,22 +182,24 @@ def test_an_input_without_conversations_is_one_clear_line(
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-@pytest.mark.parametrize("missing", ["in/1.json", "out/.work/inputs/000000.json"])
+@pytest.mark.parametrize("missing", ["in/1.json", "inputs/000000.json"])
 def test_what_a_task_on_another_host_does_not_see_is_one_clear_line(
     tmp_path, tokenizer_directory, monkeypatch, missing
 ):
     write(tmp_path / "in", items())
-    start = pipeline._start_ray
+    clean_pass, removed = pipeline._clean_pass, []
 
-    def start_without():
-        (tmp_path / missing).unlink()  # listed or written before, as on the driver's host
-        start()
+    def clean_without(config, work, *options):
+        folder = Path(work.root) if missing.startswith("inputs") else tmp_path
+        removed.append(folder / missing)  # listed or written before, as on the driver's host
+        removed[0].unlink()
+        return clean_pass(config, work, *options)
 
-    monkeypatch.setattr(pipeline, "_start_ray", start_without)
+    monkeypatch.setattr(pipeline, "_clean_pass", clean_without)
     with pytest.raises(Exception, match="UserError") as failure:
         pipeline.prepare(config(tmp_path, tokenizer_directory))
     message = user_message(failure.value)
-    assert message.startswith(f"{tmp_path / missing} is not there on ")
+    assert message.startswith(f"{removed[0]} is not there on ")
     assert "s3://" in message
 
 

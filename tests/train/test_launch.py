@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ochat_ray.errors import UserError
-from ochat_ray.run_dir import RunDir
+from ochat_ray.run_dir import RunDir, read_manifest
 from ochat_ray.template import encode
 from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id, load_tokenizer, tokenizer_digest
 from ochat_ray.train.batch import make_batch, weighted_nll
@@ -54,7 +54,7 @@ def test_the_exported_model_is_the_one_that_was_evaluated(undisturbed, data):
     assert exported == pytest.approx(result["eval_after"]["loss"], rel=2e-2)
 
 
-def test_the_output_is_a_plain_hugging_face_directory(undisturbed):
+def test_the_output_is_a_plain_hugging_face_directory(undisturbed, data):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     config, result = undisturbed
@@ -65,7 +65,7 @@ def test_the_output_is_a_plain_hugging_face_directory(undisturbed):
     assert "Human: " in tokenizer.chat_template
     assert RunDir.open(config.output).read_json("ochat.json") == result
     assert result["world_size"] == 2
-    assert result["data_digest"] == "d"
+    assert result["data_digest"] == read_manifest(data)["digest"]
 
 
 def test_metrics_have_one_line_a_step_and_an_evaluation_an_epoch(undisturbed):
@@ -114,6 +114,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(configured, 
         ({"tokenizer": "another"}, "was tokenised with another tokenizer"),
         ({"model_type": "opencoder"}, "prepared with the template opencoder"),
         ({"tokens": {"train": {"rows": 0}, "eval": {"rows": 1}}}, "train split .* is empty"),
+        ({"digest": "0" * 64}, "does not agree with its manifest"),
     ],
 )
 def test_data_that_does_not_fit_is_one_clear_line(

@@ -1,0 +1,60 @@
+"""The manifest of a run of `prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.parts import Summary
+from ochat_ray.data.plan import Plan, content_of
+from ochat_ray.data.statistics import Statistics, most_first
+from ochat_ray.data.verify import DIGEST_MODULUS, FileSummary
+from ochat_ray.recipes import recipe
+
+
+def manifest_of(
+    config: PrepareConfig,
+    plan: Plan,
+    identity: Mapping[str, Any],
+    files: Mapping[str, FileSummary],
+    summaries: Sequence[Summary],
+    statistics: Statistics,
+) -> dict[str, Any]:
+    """Describe a run as what its passes counted.
+
+    Args:
+        config: The configuration.
+        plan: What was read.
+        identity: What the result depends on, besides the inputs' content.
+        files: What is in the files of the tables.
+        summaries: What the parts' tables held, from the tokenising pass.
+        statistics: Sums over the parts.
+    """
+    content = content_of(plan)
+    digest = sum(int(summary["digest"], 16) for summary in summaries) % DIGEST_MODULUS
+    return {
+        "counts": statistics.counts(),
+        "samples": statistics.rows.total(),
+        "tokens": statistics.tokens(),
+        "long": statistics.long(),
+        "digest": f"{digest:064x}",
+        "fidelity": statistics.fidelity(),
+        "unknown_keys": most_first(statistics.unknown_keys),
+        "noise": most_first(statistics.noise),
+        "tokenizer": identity["tokenizer"],
+        "tokenizer_path": config.tokenizer,
+        "model_type": recipe(config.recipe).model_type,
+        "context_length": config.max_length,
+        "config": config.described(),
+        "inputs": content.described(),
+        "identity": {**identity, "inputs": content.identity()},
+        "run": plan.token,
+        "files": dict(files),
+        "seconds": {stage: round(s, 1) for stage, s in statistics.seconds.items()},
+        "versions": {
+            package: version(package)
+            for package in ("ochat-ray", "ray", "transformers", "tokenizers", "pyarrow", "lxml")
+        },
+    }

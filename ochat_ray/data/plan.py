@@ -1,0 +1,232 @@
+"""Start of a run: which files it reads, as a new run or as the unfinished one that it resumes.
+
+The content of each group of files is recorded before the first of its parts is. A resumed run, and
+a task that is run again, compare what they find with it: no table mixes two versions of an input.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.content import Changes, Content, changes, content_digests
+from ochat_ray.data.inputs import InputFile, Listing, find_files
+from ochat_ray.data.output import PLAN, Output
+from ochat_ray.data.verify import ALL_TABLES, verify_tables
+from ochat_ray.errors import UserError
+from ochat_ray.recipes import recipe
+from ochat_ray.run_dir import MANIFEST, RunDir, completed
+from ochat_ray.run_lock import RunLock, hold
+from ochat_ray.template import check_template
+from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A run's work folder, its number of groups of files, and the listing that it started from."""
+
+    token: str
+    work: RunDir
+    groups: int
+    stamp: str
+
+
+def identity_of(config: PrepareConfig) -> dict[str, Any]:
+    """Return what the result depends on, besides the inputs' content.
+
+    Raises:
+        UserError: the tokenizer is not usable, or not with the recipe's template.
+    """
+    tokenizer = load_tokenizer(config.tokenizer)
+    conditions = [model_class.condition for model_class in config.classes().values()]
+    check_template(recipe(config.recipe).model_type, tokenizer, conditions)
+    return {
+        **config.identity(),
+        "decontaminate": sorted(content_digests(config.decontaminate)),
+        "tokenizer": tokenizer_digest(tokenizer),
+        # Signatures are comparable within one version only.
+        "rensa": version("rensa"),
+    }
+
+
+def completed_already(
+    config: PrepareConfig, output: Output, identity: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return the manifest of this very run, if it is complete and its tables agree with it.
+
+    Raises:
+        UserError: another run is complete there, and --overwrite is not given.
+    """
+    try:
+        manifest = output.run.read_json(MANIFEST)
+    except ValueError:  # not JSON
+        manifest = {}
+    if manifest is None:
+        return None
+    found = manifest.get("identity") if isinstance(manifest, dict) else None
+    if found is None:
+        output.check_ownership()
+        return None
+    inputs = found.get("inputs")
+    if found == identity | {"inputs": inputs}:  # all inputs are read only if that decides
+        inputs = Content.of(find_files(config.input)).identity()
+    identity = identity | {"inputs": inputs}
+    if found == identity:
+        try:
+            verify_tables(config.output, manifest, ALL_TABLES)
+        except UserError as error:
+            print(f"{error}; starting clean", file=sys.stderr)
+            return None
+    return completed(output.run, MANIFEST, identity, overwrite=config.overwrite)
+
+
+def set_up(
+    config: PrepareConfig, output: Output, stack: ExitStack
+) -> tuple[RunLock, Plan | dict[str, Any], dict[str, Any]]:
+    """Lock the output directory until `stack` ends, and plan the run.
+
+    Returns:
+        The lock; the plan, or the manifest if the run is complete already; the run's identity.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(identity_of, config)
+        lock = stack.enter_context(hold(output.run, "prepare"))
+        identity = opening.result()
+    # Another run may have completed it since the first look.
+    done = completed_already(config, output, identity)
+    return lock, done or make_plan(config, output, identity), identity
+
+
+def make_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -> Plan:
+    """Resume the unfinished run in the output directory, or delete it and plan a new one.
+
+    `identity` is without the inputs. The caller holds the directory's lock.
+
+    Raises:
+        UserError: files that no run wrote are in the way, or the unfinished run is of another
+            configuration or has read other files.
+    """
+    output.check_ownership()
+    unfinished = output.unfinished() if config.resume else None
+    if unfinished is None:
+        return _new_plan(config, output, identity)
+    token, plan = unfinished
+    keys = sorted({*identity, *plan["identity"]})
+    different = [key for key in keys if plan["identity"].get(key) != identity.get(key)]
+    if different:
+        raise UserError(
+            f"{config.output} holds an unfinished run of another configuration "
+            f"({', '.join(different)}); leave out --resume to start clean"
+        )
+    work = output.work(token)
+    current = list(find_files(config.input))
+    _check_unchanged(work, plan["groups"], current)
+    return Plan(token=token, work=work, groups=plan["groups"], stamp=Listing.of(current).stamp)
+
+
+def group_files(work: RunDir, number: int) -> list[InputFile]:
+    """The files of a group, as they were listed."""
+    return [InputFile(*file) for file in work.load_json(_group(number))]
+
+
+def record_content(work: RunDir, number: int, files: Sequence[InputFile]) -> None:
+    """Read a group's files and record their content, before any of its parts is written.
+
+    Raises:
+        UserError: other content is recorded, since a file has been changed in the meantime.
+    """
+    digests = content_digests([file.uri for file in files])
+    recorded = work.read_json(_content(number))
+    if recorded is None:
+        work.write_json(_content(number), digests)
+        return
+    for file, digest, before in zip(files, digests, recorded, strict=True):
+        if digest != before:
+            raise _changed(file.uri)
+
+
+def content_of(plan: Plan) -> Content:
+    """The content that all groups have recorded."""
+    content = Content()
+    for number in range(plan.groups):
+        content.add(group_files(plan.work, number), plan.work.load_json(_content(number)))
+    return content
+
+
+def check_inputs_stayed(config: PrepareConfig, plan: Plan) -> None:
+    """Compare the inputs, once all are read, with their listing when the run started.
+
+    Raises:
+        UserError: a file was changed or removed while the run was reading.
+    """
+    current = list(find_files(config.input))
+    if Listing.of(current).stamp != plan.stamp:
+        _report(changes(_planned(plan.work, plan.groups), current), resumed=False)
+
+
+def _new_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -> Plan:
+    output.clear()
+    token = uuid.uuid4().hex
+    work = output.start_work(token)
+    listing = Listing()
+    for number, files in enumerate(listing.groups(find_files(config.input))):
+        work.write_json(_group(number), [[f.uri, f.size, f.mtime_ns] for f in files])
+    plan = {"token": token, "identity": identity, "groups": listing.count}
+    work.write_json(PLAN, plan)
+    return Plan(token=token, work=work, groups=listing.count, stamp=listing.stamp)
+
+
+def _check_unchanged(work: RunDir, groups: int, current: Sequence[InputFile]) -> None:
+    """Compare the inputs with what an unfinished run has read, by content where it has."""
+    by_uri = {file.uri: file for file in current}
+    unread: list[InputFile] = []
+    for number in range(groups):
+        files = group_files(work, number)
+        if work.exists(_content(number)) and all(file.uri in by_uri for file in files):
+            record_content(work, number, files)
+            # What was only touched is the same.
+            unread += [by_uri[file.uri] for file in files]
+        else:
+            unread += files
+    _report(changes(unread, current), resumed=True)
+
+
+def _report(found: Changes, *, resumed: bool) -> None:
+    """Raise a UserError for the first file that is changed or gone; name new ones."""
+    if found.gone:
+        raise _changed(found.gone[0], "is gone")
+    if found.changed:
+        raise _changed(found.changed[0])
+    if found.new:
+        print(
+            f"{len(found.new):,} input files are new since the run started and are not part of it, "
+            f"such as {found.new[0]}; "
+            + ("a start without --resume reads them" if resumed else "another run reads them"),
+            file=sys.stderr,
+        )
+
+
+def _changed(uri: str, what: str = "was changed") -> UserError:
+    return UserError(
+        f"input {uri} {what} since this run started; start clean, without --resume, when nothing "
+        "writes to the inputs"
+    )
+
+
+def _planned(work: RunDir, groups: int) -> list[InputFile]:
+    return [file for number in range(groups) for file in group_files(work, number)]
+
+
+def _group(number: int) -> str:
+    return f"inputs/{number:06d}.json"
+
+
+def _content(number: int) -> str:
+    return f"content/{number:06d}.json"

@@ -1,0 +1,362 @@
+"""Claims to the lock of an output directory: of several contenders at most one succeeds.
+
+**Disks** (`LocalFileSystem`, NFS included) create a name exclusively. Claims are numbered, and the
+highest number holds the lock. Who finds the highest claim n released or dead creates n + 1; of
+several contenders one succeeds. A contender that was slow may create a number that has been removed
+in the meantime; it lists again and finds a higher one, since the highest is never removed, not even
+by its release. So nobody holds the lock without having found every earlier claim released or dead.
+
+**Object stores** have no exclusive creation in pyarrow. A contender writes a claim of its own name,
+waits `settle_s`, and lists: the live claim with the smallest (time stamp, token) wins. Suppose that
+X and Y both win, and that X's claim is the smaller. Then Y's list lacked it. Y lists `settle_s`
+after its own claim was written, hence at least `settle_s` after X's time stamp. But a claim whose
+writing took longer than half of `settle_s` is deleted, so X's claim was visible by then, if the
+store lists what was written (S3, GCS and Azure do) and its time stamps, rounded to a second, are
+wrong by less than the other half. Once held, the lock stays held: later claims have later stamps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import posixpath
+import re
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+from pyarrow import fs as pafs
+
+from ochat_ray.errors import UserError
+from ochat_ray.run_dir import RunDir
+
+RUN_FOLDER = ".run"
+"""Folder of an output directory for the lock and the record of what runs wrote there."""
+
+LOCK_FOLDER = f"{RUN_FOLDER}/lock"
+
+CLAIM_ATTEMPTS = 5
+"""Times that a claim is written on an object store that is too slow."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Seconds of the protocol."""
+
+    beat_s: float = 10.0
+    """Between two heartbeats."""
+    stale_s: float = 60.0
+    """Age of a heartbeat from which its owner is dead."""
+    settle_s: float = 5.0
+    """Wait of a contender on an object store."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Owner:
+    """The process behind a claim."""
+
+    token: str
+    stage: str
+    host: str
+    machine: str
+    """Host, boot and process namespace: a process id means the same throughout it."""
+    pid: int
+    process_started: float
+    """Start of the process, for comparison only; process ids are reused."""
+    started: float
+    """Unix time of the claim, for people."""
+
+    @classmethod
+    def current(cls, stage: str) -> Owner:
+        """This process, with a new token."""
+        return cls(
+            token=uuid.uuid4().hex,
+            stage=stage,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            process_started=_process_start(os.getpid()),
+            started=time.time(),
+        )
+
+    @classmethod
+    def parse(cls, data: bytes) -> Owner | None:
+        """The owner that a claim's file names, or None where the file is not complete."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+
+    def is_alive(self) -> bool | None:
+        """Return whether the process exists, or None where that cannot be seen from here."""
+        if self.machine != _machine():
+            return None
+        start = _process_start(self.pid)
+        if start == -math.inf and _is_hidden(self.pid):
+            return None
+        return abs(start - self.process_started) < 5.0
+
+
+class Claims(Protocol):
+    """One process's claim to the lock of a directory."""
+
+    def take(self) -> None:
+        """Claim the lock, or raise a UserError that names its owner."""
+
+    def renew(self) -> bool:
+        """Renew the heartbeat; return whether the lock is still held."""
+
+    def is_held(self) -> bool:
+        """Return whether the lock is still held."""
+
+    def release(self) -> None:
+        """Let the next run claim the lock at once."""
+
+
+_RELEASED = b'{"released": true}\n'
+
+
+class DiskClaims:
+    """Numbered files, created exclusively; the heartbeat is the file's modification time."""
+
+    def __init__(self, run: RunDir, owner: Owner, timing: Timing) -> None:
+        self._root, self._owner, self._timing = run.root, owner, timing
+        self._folder = Path(run.path(LOCK_FOLDER))
+        self._number = 0
+
+    def take(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while not self._number:
+            highest = max(self._numbers(), default=0)
+            if highest:
+                self._refuse_if_live(self._path(highest))
+            if not self._create(self._path(highest + 1)):
+                continue  # another contender was quicker: look at its claim
+            if max(self._numbers(), default=0) == highest + 1:
+                self._number = highest + 1
+        for number in self._numbers():
+            if number < self._number:
+                self._path(number).unlink(missing_ok=True)
+
+    def renew(self) -> bool:
+        try:
+            os.utime(self._path(self._number))  # by the clock of the disk's server
+        except FileNotFoundError:
+            return False
+        return self.is_held()
+
+    def is_held(self) -> bool:
+        return max(self._numbers(), default=0) == self._number
+
+    def release(self) -> None:
+        released = self._folder / f".released-{self._owner.token}"
+        released.write_bytes(_RELEASED)
+        released.replace(self._path(self._number))
+
+    def _create(self, path: Path) -> bool:
+        """Create a claim with its content, unless there is one; return whether it is ours."""
+        text, draft = _json(self._owner), self._folder / f".draft-{self._owner.token}"
+        try:
+            draft.write_bytes(text)
+            os.link(draft, path)
+        except FileExistsError:
+            # NFS may report that of our own name, where the answer to a first request was lost.
+            return path.exists() and path.read_bytes() == text
+        except OSError:  # a disk without hard links
+            try:
+                with path.open("xb") as file:
+                    file.write(text)
+            except FileExistsError:
+                return False
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
+
+    def _refuse_if_live(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:  # NFS asks the server for an opened file's time
+                data, beat = file.read(), os.fstat(file.fileno()).st_mtime
+        except FileNotFoundError:
+            return
+        if data == _RELEASED:
+            return
+        _refuse_if_live(Owner.parse(data), self._now() - beat, self._timing, self._root)
+
+    def _now(self) -> float:
+        probe = self._folder / f".now-{self._owner.token}"
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now
+
+    def _numbers(self) -> list[int]:
+        try:
+            names = os.listdir(self._folder)
+        except FileNotFoundError:
+            return []
+        return [int(name[:-5]) for name in names if re.fullmatch(r"\d{8}\.json", name)]
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:08d}.json"
+
+
+class StoreClaims:
+    """Claims named by their tokens, which are written once, and their heartbeats beside them."""
+
+    def __init__(self, run: RunDir, owner: Owner, timing: Timing) -> None:
+        self._run, self._owner, self._timing = run, owner, timing
+
+    def take(self) -> None:
+        self._run.fs.create_dir(self._run.path(LOCK_FOLDER), recursive=True)
+        self._write_claim()
+        time.sleep(self._timing.settle_s)
+        self._write(self._beat, b"")  # its time stamp is the present
+        stamps = self._stamps()
+        now, own = stamps[self._beat], (stamps[self._claim], self._claim)
+        try:
+            for claim, stamp in sorted(stamps.items()):
+                if claim != self._claim and claim.endswith(".json"):
+                    beat = claim.removesuffix(".json") + ".beat"
+                    age = now - max(stamp, stamps.get(beat, stamp))
+                    self._refuse_or_remove(claim, age, earlier=(stamp, claim) < own)
+        except UserError:
+            self.release()
+            raise
+
+    def renew(self) -> bool:
+        self._write(self._beat, b"")
+        return self.is_held()
+
+    def is_held(self) -> bool:
+        return self._run.exists(self._claim)
+
+    def release(self) -> None:
+        for name in (self._claim, self._beat):
+            self._run.remove(name)
+
+    def _refuse_or_remove(self, claim: str, age: float, *, earlier: bool) -> None:
+        try:
+            with self._run.fs.open_input_stream(self._run.path(claim), compression=None) as stream:
+                owner = Owner.parse(stream.read())
+        except FileNotFoundError:
+            return
+        if earlier:
+            _refuse_if_live(owner, age, self._timing, self._run.root)
+        elif is_live(owner, age, self._timing):
+            return  # it lists after us and gives way
+        for name in (claim, claim.removesuffix(".json") + ".beat"):
+            self._run.remove(name)
+
+    def _write_claim(self) -> None:
+        """Write the claim within half of `settle_s`, on which the protocol relies."""
+        bound = self._timing.settle_s / 2
+        for _ in range(CLAIM_ATTEMPTS):
+            begun = time.monotonic()
+            self._write(self._claim, _json(self._owner))
+            if time.monotonic() - begun <= bound:
+                return
+            self.release()
+        raise UserError(
+            f"{self._run.root} takes longer than {bound:g} s to write a small file, "
+            f"{CLAIM_ATTEMPTS} times in a row; run it again"
+        )
+
+    @property
+    def _claim(self) -> str:
+        return f"{LOCK_FOLDER}/{self._owner.token}.json"
+
+    @property
+    def _beat(self) -> str:
+        return f"{LOCK_FOLDER}/{self._owner.token}.beat"
+
+    def _write(self, name: str, data: bytes) -> None:
+        # In place: a rename is a copy on an object store and has a time stamp of its own.
+        with self._run.fs.open_output_stream(self._run.path(name), compression=None) as stream:
+            stream.write(data)
+
+    def _stamps(self) -> dict[str, float]:
+        selector = pafs.FileSelector(self._run.path(LOCK_FOLDER), allow_not_found=True)
+        return {
+            posixpath.join(LOCK_FOLDER, info.base_name): (info.mtime_ns or 0) / 1e9
+            for info in self._run.fs.get_file_info(selector)
+            if info.type == pafs.FileType.File
+        }
+
+
+def is_live(owner: Owner | None, age_s: float, timing: Timing) -> bool:
+    alive = owner.is_alive() if owner else None
+    return age_s < timing.stale_s if alive is None else alive
+
+
+def _refuse_if_live(owner: Owner | None, age_s: float, timing: Timing, root: str) -> None:
+    """Raise a UserError that names the owner and what to do, unless the claim is dead."""
+    if not is_live(owner, age_s, timing):
+        return
+    if owner is None:
+        raise UserError(f"another run is starting in {root}; choose another --output, or wait")
+    started = datetime.fromtimestamp(owner.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    expiry = (
+        ""
+        if owner.is_alive()
+        else f"; if that process has died, wait {max(1.0, timing.stale_s - age_s):.0f} s"
+    )
+    raise UserError(
+        f"{root} is in use by {owner.stage} on {owner.host} (pid {owner.pid}, started {started}, "
+        f"last heartbeat {max(0.0, age_s):.0f} s ago); choose another --output, wait until it ends "
+        f"or stop it{expiry}"
+    )
+
+
+def _json(value: Owner) -> bytes:
+    return json.dumps(asdict(value)).encode() + b"\n"
+
+
+def _process_start(pid: int) -> float:
+    """When a process started; -inf where there is none, or only its exit status is left.
+
+    In Linux's ticks since boot, which a clock that is set does not move, elsewhere in Unix time.
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            # After the program's name, which may hold blanks and brackets: state, ..., start.
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return -math.inf
+        return -math.inf if fields[0] in b"ZX" else float(fields[19])
+    try:
+        process = psutil.Process(pid)
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return -math.inf if ended else process.create_time()
+    except psutil.NoSuchProcess:
+        return -math.inf
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return whether it may be another user's process that /proc does not show (`hidepid`)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return False
+
+
+@cache
+def _machine() -> str:
+    facts: list[Any] = [socket.gethostname()]
+    try:
+        facts += [
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            os.readlink("/proc/self/ns/pid"),
+        ]
+    except OSError:  # macOS
+        facts.append(round(psutil.boot_time() / 60))
+    return " ".join(map(str, facts))

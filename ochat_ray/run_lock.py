@@ -1,0 +1,98 @@
+"""Lock of an output directory: one run at a time, on a disk, a network disk or an object store.
+
+The lock lies in the directory itself, so hosts that share nothing else respect it. Its owner renews
+a heartbeat from a thread. A claim is live while its process exists, where that can be seen from
+here, and otherwise while its heartbeat is young. Ages are differences of two time stamps of one
+clock, that of the disk or store: the hosts' clocks need not agree. `lock_claims.py` has the
+protocol by which one of several contenders gets the lock, and why no two can.
+
+**A paused owner** (a laptop asleep, a stopped virtual machine) may be taken for dead. It finds its
+claim superseded at its next heartbeat or `check`, and stops. What remains is the time between its
+last `check` and the write that follows. No file system refuses that write, which is why readers
+verify tables against their manifest.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from pyarrow import fs as pafs
+
+from ochat_ray.errors import UserError
+from ochat_ray.lock_claims import LOCK_FOLDER, Claims, DiskClaims, Owner, StoreClaims, Timing
+from ochat_ray.run_dir import RunDir
+
+
+class RunLock:
+    """A lock that this process holds until `hold` ends, unless another run takes it over."""
+
+    def __init__(self, run: RunDir, claims: Claims, beat_s: float) -> None:
+        self._run, self._claims, self._beat_s = run, claims, beat_s
+        self._lost, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a heartbeat found the lock taken over; costs nothing."""
+        return self._lost.is_set()
+
+    def check(self) -> None:
+        """Ask the disk or store whether this process still holds the lock.
+
+        Raises:
+            UserError: another run has taken it over, or the claim was deleted.
+        """
+        if self.is_lost or not self._claims.is_held():
+            self._lost.set()
+            raise UserError(
+                f"another run has taken over {self._run.root}, or its folder {LOCK_FOLDER} was "
+                "deleted; this run stops without a result: run it again when the other has ended"
+            )
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._beat_s):
+            try:
+                if not self._claims.renew():
+                    self._lost.set()
+                    return
+            except OSError:  # the store does not answer; the claim ages until it does
+                continue
+
+    def _end(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(self._beat_s)
+        if not self.is_lost:
+            # A claim that stays is found dead with its process, or by its age.
+            with suppress(OSError):
+                self._claims.release()
+
+
+@contextmanager
+def hold(run: RunDir, stage: str, timing: Timing | None = None) -> Iterator[RunLock]:
+    """Hold the lock of an output directory; `stage` names the job for others' messages.
+
+    Raises:
+        UserError: another run holds it; or the block failed and the lock was lost, which explains
+            why its files were gone.
+    """
+    timing = timing or Timing()
+    owner = Owner.current(stage)
+    claims: Claims = (
+        DiskClaims(run, owner, timing)
+        if isinstance(run.fs, pafs.LocalFileSystem)
+        else StoreClaims(run, owner, timing)
+    )
+    claims.take()
+    lock = RunLock(run, claims, timing.beat_s)
+    lock._thread.start()
+    try:
+        yield lock
+    except Exception:
+        with suppress(OSError):
+            lock.check()
+        raise
+    finally:
+        lock._end()
