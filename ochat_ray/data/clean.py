@@ -12,7 +12,7 @@ from ochat_ray.data.fidelity import fidelity
 from ochat_ray.data.html_noise import without_pager
 from ochat_ray.data.html_tree import ConversionError
 from ochat_ray.data.markdown import convert
-from ochat_ray.schema import Conversation, Drop, Reason, Stage
+from ochat_ray.schema import Conversation, Drop, Reason, Stage, Turn
 
 Rule = Callable[[Conversation], Conversation | Drop]
 
@@ -33,6 +33,7 @@ def rules(
     blocked_words: Sequence[str],
     min_fidelity: float = 0.0,
     questions: Questions | None = None,
+    merge_turns: bool = False,
 ) -> list[Rule]:
     """The rules of a run: those that only need the record come before any conversion.
 
@@ -41,17 +42,19 @@ def rules(
         blocked_words: words that drop a conversation, whole and in any case.
         min_fidelity: share of blocks that a conversion must give back.
         questions: evaluation questions that no conversation may contain.
+        merge_turns: join consecutive turns of one role, once they are converted.
     """
     found = [
         keep_model_rule(keep_model),
         trim_ends,
         need_turns,
         need_text,
-        need_alternating_roles,
+        *([] if merge_turns else [need_alternating_roles]),
         blocked_words_rule(blocked_words),
         plain_user_turns,
         convert_rule(min_fidelity),
         need_text,
+        *([merge_consecutive_turns, need_alternating_roles] if merge_turns else []),
     ]
     return found if questions is None else [*found, questions_rule(questions)]
 
@@ -117,6 +120,20 @@ def need_text(conversation: Conversation) -> Conversation | Drop:
         if not turn.text.strip():
             return _drop(conversation, Reason.EMPTY_TURN, f"turn {position}")
     return conversation
+
+
+def merge_consecutive_turns(conversation: Conversation) -> Conversation | Drop:
+    """Join consecutive turns of one role by a blank line; their loss weights must agree."""
+    turns: list[Turn] = []
+    for position, turn in enumerate(conversation.turns):
+        if not turns or turns[-1].role != turn.role:
+            turns.append(turn)
+        elif turns[-1].loss_weight != turn.loss_weight:
+            detail = f"turns {position - 1} and {position} have different loss weights"
+            return _drop(conversation, Reason.WRONG_ROLE_ORDER, detail)
+        else:
+            turns[-1] = replace(turns[-1], text=f"{turns[-1].text}\n\n{turn.text}")
+    return replace(conversation, turns=tuple(turns))
 
 
 def need_alternating_roles(conversation: Conversation) -> Conversation | Drop:

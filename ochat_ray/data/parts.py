@@ -80,10 +80,12 @@ def clean_part(
     ]
     rows = [conversation_row(new, dedup.digest(new.turns)) for _, new in pairs]
     shown = set(sorted(str(row["digest"]) for row in rows)[:SAMPLES])
-    for (old, _), row in zip(pairs, rows, strict=True):
+    for (old, new), row in zip(pairs, rows, strict=True):
         is_shown = row["digest"] in shown
         # Trimmed as the rules have trimmed it, so that each turn stands beside its own.
         shown_turns = clean.trim_ends(old).turns if is_shown else ()
+        if len(shown_turns) != len(new.turns):  # consecutive turns were merged
+            shown_turns = ()
         row["original"] = [turn.text[:SHOWN_CHARACTERS] for turn in shown_turns] or None
     if rows:
         write_parquet(run, cleaned(part), pa.Table.from_pylist(rows, CLEANED))
@@ -94,6 +96,13 @@ def clean_part(
         "read_well": len(read_well),
         "passed_over": _count(r.kind for r in records if isinstance(r, PassedOver)),
         "unknown_keys": _count(key for r in read_well for key in r.unknown_keys),
+        "left_out": _count(name for r in read_well for name in r.left_out),
+        "answers": _count(
+            "html" if turn.html else "markdown"
+            for r in read_well
+            for turn in r.turns
+            if turn.role == "assistant"
+        ),
         "models": _count(clean.normalize_model(r.model) for r in read_well),
         "pagers": sum(new.pagers for _, new in pairs),
         "rows": len(rows),

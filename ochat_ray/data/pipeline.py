@@ -40,6 +40,7 @@ from ochat_ray.data.find_duplicates import (
 from ochat_ray.data.inputs import Listing, check_inputs, find_files
 from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.parts import WORK, Summary, clean_part, parts_of, tokenize_part
+from ochat_ray.data.records import ReadOptions
 from ochat_ray.data.report import render_report
 from ochat_ray.data.sources import read_files
 from ochat_ray.data.statistics import Statistics, most_first
@@ -76,6 +77,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     rules = clean.rules(
         keep_model=config.kept_labels() or "any",
         blocked_words=config.words(),
+        merge_turns=config.merge_turns,
         min_fidelity=config.min_fidelity,
         questions=load_questions(config.decontaminate) if config.decontaminate else None,
     )
@@ -105,7 +107,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         "tokens": statistics.tokens(),
         "digest": f"{digest:064x}",
         "fidelity": statistics.fidelity(),
+        "answers": {kind: statistics.answers[kind] for kind in ("html", "markdown")},
         "unknown_keys": most_first(statistics.unknown_keys),
+        "left_out": most_first(statistics.left_out),
         "pagers": statistics.pagers,
         "tokenizer": identity["tokenizer"],
         "tokenizer_path": config.tokenizer,
@@ -200,6 +204,9 @@ def _clean_pass(
     statistics: Statistics,
 ) -> dict[str, int]:
     """The parts that have a cleaned conversation, in order, and how many they have."""
+    options = ReadOptions(
+        answers=config.answers, columns=config.column_names(), branches=config.branches
+    )
 
     def clean_group(batch: pa.Table) -> Iterator[pa.Table]:
         group = batch["group"][0].as_py()
@@ -208,7 +215,7 @@ def _clean_pass(
             if "://" not in uri and not os.path.exists(uri):
                 raise not_on_this_host(uri)
         count = 0
-        for records in parts_of(read_files(uris)):
+        for records in parts_of(read_files(uris, options)):
             part = f"{group:06d}-{count:04d}"
             summary = run.read_json(_done("clean", part))
             if summary is None:

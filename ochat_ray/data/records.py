@@ -1,34 +1,21 @@
-"""A conversation from one decoded record: ShareGPT's, OpenAI's messages, or a share page's."""
+"""Conversations from one decoded record, of whatever format."""
 
 from __future__ import annotations
 
 import posixpath
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from ochat_ray.schema import Conversation, Drop, Reason, Role, Stage, Turn
+from ochat_ray.data.formats import chatgpt, claude, datasets, trees
+from ochat_ray.data.formats.answers import Answers, Origin, mark_html
+from ochat_ray.data.formats.columns import keys_of
+from ochat_ray.data.formats.trees import Branches
+from ochat_ray.data.formats.values import RecordError, is_blank
+from ochat_ray.schema import Conversation, Drop, Reason, Stage, Turn
 
 MAX_CHARACTERS = 8_000_000
 """Of one conversation; a book has a million."""
-
-ROLES: Mapping[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-
-# A turn that is one block of HTML from its first character to its last.
-_BLOCK_HTML = re.compile(
-    r"\s*(?:\d+ / \d+\s*)?<(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)[\s>].*</?\w+>\s*\Z",
-    re.DOTALL | re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +27,9 @@ class ReadOptions:
     `branches` says which path of a tree of messages is read, or all of them.
     """
 
-    answers: Literal["auto", "html", "markdown"] = "auto"
+    answers: Answers = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
-    branches: Literal["current", "all"] = "current"
+    branches: Branches = "current"
 
 
 DEFAULTS = ReadOptions()
@@ -51,100 +38,86 @@ DEFAULTS = ReadOptions()
 def records_of(
     item: Any, *, source: str, index: int, options: ReadOptions = DEFAULTS, page: bool = False
 ) -> Iterator[Conversation | Drop]:
-    """The conversations of one decoded record, mostly one; arguments as `parse_item`."""
-    yield parse_item(item, source=source, index=index, page=page)
+    """Yield the conversations of one decoded record, mostly one, or why it has none.
 
-
-def parse_item(item: Any, *, source: str, index: int, page: bool = False) -> Conversation | Drop:
-    """One conversation from a decoded record; `index` counts the file's records from 0.
-
-    Records are {id?, model?, title?, and one of conversations, items, messages or turns}; a turn
-    is {from, value}, {role, content} or {role, text}. `page` says that the record is a share
-    page's, whose answers are ChatGPT's rendered HTML; of others the answers are looked at.
+    Args:
+        item: a JSON value; docs/data-format.md lists the formats.
+        source: the file or archive member it came from.
+        index: number of the record in its file, from 0; it names records without an id.
+        options: what the user says about the inputs.
+        page: the record is a share page's, whose answers may be ChatGPT's rendered HTML.
     """
     name = f"{posixpath.basename(source)}#{index}"
-
-    def malformed(detail: str) -> Drop:
-        return Drop(
-            id=name, source=source, stage=Stage.READ, reason=Reason.MALFORMED, detail=detail
-        )
-
-    if not isinstance(item, dict):
-        return malformed(f"a record must be an object, not {type(item).__name__}")
-    # A Parquet file of mixed records has all columns, and nulls in those that a record lacks.
-    names = ("conversations", "items", "messages", "turns")
-    raw_turns = next((item[n] for n in names if isinstance(item.get(n), list)), None)
-    if raw_turns is None:
-        return malformed(f"no list named {', '.join(names[:-1])} or {names[-1]}")
-    if item.get("id"):
-        name = _label(item["id"]) or name
-
-    turns = []
-    for position, raw in enumerate(raw_turns):
-        turn = _parse_turn(raw)
-        if isinstance(turn, str):
-            return malformed(f"turn {position}: {turn}")
-        turns.append(turn)
-    if sum(len(turn.text) for turn in turns) > MAX_CHARACTERS:
-        return replace(malformed(f"over {MAX_CHARACTERS:,} characters"), reason=Reason.TOO_LARGE)
-    if page or _is_html(turns):
-        turns = [replace(turn, html=turn.role == "assistant") for turn in turns]
-    return Conversation(
-        id=name,
-        source=source,
-        turns=tuple(turns),
-        model=_label(item.get("model")),
-        title=_label(item.get("title")),
-    )
-
-
-def _label(value: Any) -> str | None:
-    """A short text of the record's, in what UTF-8 can hold."""
-    return str(value)[:500].encode("utf-8", "replace").decode() if value else None
-
-
-def _is_html(turns: Sequence[Turn]) -> bool:
-    """Whether a dump's answers are ChatGPT's HTML: each of them is, from end to end.
-
-    One answer alone may be a model's HTML code; ChatGPT's has a paragraph or its own box.
-    """
-    answers = [turn.text for turn in turns if turn.role == "assistant"]
-    return (
-        bool(answers)
-        and all(_BLOCK_HTML.match(answer) for answer in answers)
-        and any("<p>" in a or 'class="markdown' in a for a in answers)
-    )
-
-
-def _parse_turn(raw: Any) -> Turn | str:
-    """A turn, or what is wrong with it."""
-    if not isinstance(raw, dict):
-        return "not an object"
-    label, text = raw.get("from"), raw.get("value")
-    if label is None:
-        label = raw.get("role")
-    if text is None:
-        text = raw.get("content") if raw.get("content") is not None else raw.get("text")
-    if isinstance(text, list):  # OpenAI's content parts
-        text = _joined_parts(text)
-    role = ROLES.get(label.lower()) if isinstance(label, str) else None
-    if role is None:
-        return f"unknown role {label!r}"
-    if not isinstance(text, str):
-        return "no text"
-    if not text.isascii():
+    records = [item] if page else list(datasets.records_in(item))
+    for number, record in enumerate(records):
+        own_name = name if len(records) == 1 else f"{name}.{number}"
         try:
-            text.encode()
-        except UnicodeEncodeError:
-            return "half a surrogate pair, which UTF-8 cannot hold"
-    return Turn(role=role, text=text)
+            found = _parse(record, options, page)
+        except RecordError as error:
+            yield Drop(
+                id=_id_of(record, options) or own_name,
+                source=source,
+                stage=Stage.READ,
+                reason=error.reason,
+                detail=error.detail,
+            )
+            continue
+        for branch, conversation in enumerate(found):
+            branch_name = own_name if len(found) == 1 else f"{own_name}#{branch}"
+            yield replace(conversation, id=conversation.id or branch_name, source=source)
 
 
-def _joined_parts(parts: list[Any]) -> str | None:
-    texts: list[str] = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-        if not isinstance(text, str):
-            return None
-        texts.append(text)
-    return "".join(texts)
+def _parse(record: Any, options: ReadOptions, page: bool) -> list[Conversation]:
+    """Return the conversations of one record, complete but for their source.
+
+    Raises:
+        RecordError: the record is not a conversation.
+    """
+    if not isinstance(record, dict):
+        raise RecordError(f"a record must be an object, not {type(record).__name__}")
+    keys = keys_of(options.columns)
+    if chatgpt.is_chatgpt(record):
+        return list(map(_complete, chatgpt.conversations_of(record, options.branches)))
+    if claude.is_claude(record):
+        return list(map(_complete, claude.conversations_of(record, options.branches)))
+    origin: Origin = "other"
+    if trees.is_open_assistant(record):
+        found = trees.open_assistant(record, keys, options.branches)
+    else:
+        conversation, origin = datasets.conversation_of(record, keys)
+        found = [conversation]
+    return [
+        replace(c, turns=mark_html(c.turns, "page" if page else origin, options.answers))
+        for c in map(_complete, found)
+    ]
+
+
+def _complete(conversation: Conversation) -> Conversation:
+    """Check the size and bring the system turns at the start into one, or none if they are empty.
+
+    Raises:
+        RecordError: the conversation is too large, or its system turns differ in weight.
+    """
+    turns = conversation.turns
+    if sum(len(turn.text) for turn in turns) > MAX_CHARACTERS:
+        raise RecordError(f"over {MAX_CHARACTERS:,} characters", Reason.TOO_LARGE)
+    if not turns or turns[0].role != "system":
+        return conversation
+    count = next((n for n, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    system = [turn for turn in turns[:count] if not is_blank(turn.text)]
+    return replace(conversation, turns=(*_joined(system), *turns[count:]))
+
+
+def _joined(system: list[Turn]) -> list[Turn]:
+    if len(system) < 2:
+        return system
+    if len({turn.loss_weight for turn in system}) > 1:
+        raise RecordError("system turns of different loss weights")
+    texts = dict.fromkeys(turn.text for turn in system)
+    return [replace(system[0], text="\n\n".join(texts))]
+
+
+def _id_of(record: Any, options: ReadOptions) -> str | None:
+    if not isinstance(record, dict):
+        return None
+    return datasets.id_of(record, keys_of(options.columns))
