@@ -68,14 +68,14 @@ def page_record(page: bytes) -> dict[str, Any] | Unusable:
     page = _utf8(page)
     if not page or page.isspace():
         return Unusable(Reason.UNREADABLE, "the page is empty")
-    if _MARK not in page:
+    data = _next_data(page)
+    if isinstance(data, Unusable) and data.reason == Reason.NO_DATA:
         try:
             loaders = loader_data(page)
         except LoaderDataError as error:
             return Unusable(Reason.UNREADABLE, str(error))
         if loaders is not None:
             return _official(loaders)
-    data = _next_data(page)
     if isinstance(data, Unusable):
         return data
     props = _child(_child(data, "props"), "pageProps")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ochat_ray.schema import Turn
@@ -28,7 +28,7 @@ _OF_MARKDOWN = frozenset(
     "p ol ul li pre code span div em strong a h1 h2 h3 h4 h5 h6 blockquote table thead tbody tr th "
     "td hr del".split()
 )
-_OPAQUE = frozenset("pre code svg math button".split())
+_OPAQUE = re.compile(r"<(pre|code|svg|math|button|script(?=[^<>]*\bmath/tex))\b[^<>]*>")
 """Elements whose content says nothing of what the text around them is."""
 
 _VOID = frozenset("br hr img input wbr col source area embed".split())
@@ -44,7 +44,7 @@ _FOREIGN = frozenset("b i u s big tt small strike fieldset legend dialog".split(
 _KNOWN = (
     _BLOCKS
     | _OF_MARKDOWN
-    | _OPAQUE
+    | frozenset({"svg", "math", "button"})
     | _VOID
     | _SOURCE_CODE
     | _FOREIGN
@@ -59,6 +59,9 @@ _TAG = re.compile(
     r"<(/?)([a-zA-Z][\w-]*)"
     r"((?:\s+[^\s\"'<>/=]+(?:\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s\"'=<>`]+))?)*)\s*(/?)>"
 )
+_MAY_BE_LEFT_OPEN = frozenset("p li td th tr tbody thead dt dd".split())
+"""Elements that HTML ends without an end tag."""
+
 _FOREIGN_ATTRIBUTE = re.compile(r"\s(?:on[a-z]+|id|style|name|action)\s*=", re.IGNORECASE)
 _MAY_HAVE_STYLE = frozenset("span td th tr img a li sup input section".split())
 _BOX = re.compile(r"<div\b[^<>]*\bclass=(?:\"(?:[^\"<>]* )?|'(?:[^'<>]* )?)markdown[ \"']")
@@ -66,7 +69,7 @@ _BOX_WITHIN = 4000
 _PAGER = re.compile(r"\d{1,4} / \d{1,4}\s*")
 _COUNTER = re.compile(r"Copy\s?\d+ chars / \d+ words\s*\Z")
 _REFERENCE = re.compile(r"&(?:amp|lt|gt|nbsp|quot|apos|#39|#x27|#\d{1,7});")
-_INDENTED = re.compile(r"\n[ \t]+\Z")
+_INDENTED = re.compile(r"\n[ \t]+<")
 _MARKDOWN = re.compile(
     r"`|\*\*\S|__\S|\[[^\]\n]*\]\(|^ {0,3}(?:#{1,6} |[-*+] |\d{1,9}[.)] |> |~~~|\|)", re.MULTILINE
 )
@@ -129,7 +132,7 @@ def examine(answer: str) -> Evidence:
         return Evidence("plain")
     if text[:1] == "<" and _BOX.search(text, 0, _BOX_WITHIN) and _closes(text):
         return Evidence("box", paragraph=True)
-    return _Scan(text).evidence()
+    return _examine_markup(text)
 
 
 def _has_mark(text: str) -> bool:
@@ -140,87 +143,97 @@ def _closes(text: str) -> bool:
     return text.endswith(">") or _COUNTER.search(text, max(0, len(text) - 100)) is not None
 
 
-@dataclass
-class _Scan:
-    """One pass over the tags of an answer."""
+def _examine_markup(text: str) -> Evidence:
+    """Examine the tags; the first thing that no page serialises decides."""
+    plain = Evidence("markdown")
+    text_around = _without_opaque(text)
+    if text_around is None:
+        return plain
+    # Text, and then of each tag: its slash, name, attributes, slash, and the text after it.
+    pieces = _TAG.split(text_around)
+    texts = pieces[::5]
+    names = {name.lower() for name in pieces[2::5]}
+    if names & _SOURCE_CODE or not all(n.startswith("mjx-") for n in names - _KNOWN):
+        return plain
+    all_text = "".join(texts)
+    if "<" in all_text or all_text.count("&") != len(_REFERENCE.findall(all_text)):
+        return plain
+    if _INDENTED.search("<".join(texts)):
+        return plain
+    found = _loose_text(pieces)
+    if found is None:
+        return plain
+    loose, blocks = found
+    if _FENCE.search(loose):
+        return plain
+    foreign = bool(names & _FOREIGN) or _has_foreign_attribute(pieces)
+    if loose.strip() or not blocks:
+        if _MARKDOWN.search(loose):
+            return plain
+        inline = bool(names & _OF_MARKDOWN) and not blocks
+        return Evidence("either", rendered=inline and not foreign)
+    return Evidence("either" if foreign else "blocks", paragraph="p" in names)
 
-    text: str
-    open: list[str] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)
-    blocks: bool = False
-    foreign: bool = False
-    loose: list[str] = field(default_factory=list)
-    """Text outside of any element."""
 
-    def evidence(self) -> Evidence:
-        """Walk the tags; the first thing that no page serialises ends it."""
-        if not self._walk() or self.open:
-            return Evidence("markdown")
-        loose = _COUNTER.sub("", "\n".join(self.loose))
-        if _FENCE.search(loose):
-            return Evidence("markdown")
-        if loose.strip() or not self.blocks:
-            if _MARKDOWN.search(loose):
-                return Evidence("markdown")
-            inline = bool(self.names & _OF_MARKDOWN) and not self.blocks
-            return Evidence("either", rendered=inline and not self.foreign)
-        return Evidence("either" if self.foreign else "blocks", paragraph="p" in self.names)
+def _without_opaque(text: str) -> str | None:
+    """Return the text with opaque elements emptied and comments left out; None if one is open."""
+    parts: list[str] = []
+    at = 0
+    while (opening := _OPAQUE.search(text, at)) is not None:
+        closing = f"</{opening[1]}>"
+        end = text.find(closing, opening.end())
+        if end < 0:
+            return None
+        name = "math" if opening[1] == "script" else opening[1]
+        parts += [text[at : opening.start()], f"<{name}></{name}>"]
+        at = end + len(closing)
+    parts.append(text[at:])
+    text = "".join(parts)
+    if "<!--" not in text:
+        return text
+    outside, *comments = text.split("<!--")
+    rests = [comment.partition("-->") for comment in comments]
+    if not all(end for _, end, _ in rests):
+        return None
+    return outside + "".join(rest for _, _, rest in rests)
 
-    def _walk(self) -> bool:
-        at = 0
-        while at < len(self.text):
-            start = self.text.find("<", at)
-            if start < 0:
-                return self._read_text(self.text[at:])
-            if start > at and not self._read_text(self.text[at:start]):
-                return False
-            end = self._read_tag(start)
-            if end is None:
-                return False
-            at = end
-        return True
 
-    def _read_text(self, text: str) -> bool:
-        if text.count("&") != len(_REFERENCE.findall(text)) or _INDENTED.search(text):
+def _loose_text(pieces: Sequence[str]) -> tuple[str, bool] | None:
+    """Return the text outside of all elements, and whether one of them is a block.
+
+    None if the elements are not closed in the order in which they were opened.
+    """
+    loose = [pieces[0]]
+    blocks = False
+    open_names: list[str] = []
+    for at in range(1, len(pieces), 5):
+        name = pieces[at + 1].lower()
+        if pieces[at]:
+            if name not in _VOID and not _close(name, open_names):
+                return None
+        else:
+            blocks = blocks or (not open_names and name in _BLOCKS)
+            if name not in _VOID and not pieces[at + 3]:
+                open_names.append(name)
+        if not open_names:
+            loose.append(pieces[at + 4])
+    return (_COUNTER.sub("", "\n".join(loose)), blocks) if not open_names else None
+
+
+def _close(name: str, open_names: list[str]) -> bool:
+    while open_names:
+        inner = open_names.pop()
+        if inner == name:
+            return True
+        if inner not in _MAY_BE_LEFT_OPEN:
             return False
-        if not self.open and text.strip():
-            self.loose.append(text)
-        return True
+    return False
 
-    def _read_tag(self, start: int) -> int | None:
-        """Return where the tag, or an element that is not looked into, ends; None where none is."""
-        if self.text.startswith("<!--", start):
-            end = self.text.find("-->", start)
-            return end + 3 if end >= 0 else None
-        tag = _TAG.match(self.text, start)
-        if tag is None:
-            return None
-        name = tag[2].lower()
-        if name == "script" and "math/tex" in tag[3]:
-            name = "math"
-        if name in _SOURCE_CODE or (name not in _KNOWN and not name.startswith("mjx-")):
-            return None
-        self.names.add(name)
-        self.foreign |= name in _FOREIGN or (
-            name not in _MAY_HAVE_STYLE and _FOREIGN_ATTRIBUTE.search(tag[3]) is not None
-        )
-        if tag[1]:
-            return tag.end() if name in _VOID or self._close(name) else None
-        self.blocks |= name in _BLOCKS and not self.open
-        if name in _OPAQUE:
-            closing = f"</{tag[2]}>"
-            end = self.text.find(closing, tag.end())
-            return end + len(closing) if end >= 0 else None
-        if name not in _VOID and not tag[4]:
-            self.open.append(name)
-        return tag.end()
 
-    def _close(self, name: str) -> bool:
-        """Close an element; only those whose end tag HTML lets out may be open within it."""
-        while self.open:
-            inner = self.open.pop()
-            if inner == name:
-                return True
-            if inner not in ("p", "li", "td", "th", "tr", "tbody", "thead", "dt", "dd"):
-                return False
-        return False
+def _has_foreign_attribute(pieces: Sequence[str]) -> bool:
+    return any(
+        attributes
+        and name.lower() not in _MAY_HAVE_STYLE
+        and _FOREIGN_ATTRIBUTE.search(attributes) is not None
+        for name, attributes in zip(pieces[2::5], pieces[3::5], strict=True)
+    )

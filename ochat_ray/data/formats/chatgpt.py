@@ -198,8 +198,8 @@ class _Reader:
         self.unknown += unknown_names(content, {"content_type", "parts", "text"}, "content.")
         texts = []
         for part in as_list(content.get("parts")) or [content.get("text")]:
-            if part is not None and (text := self._part(part)) is not None:
-                texts.append(checked_text(text))
+            if part is not None and (shown := self._part(part)) is not None:
+                texts.append(checked_text(shown))
         text = "\n".join(texts)
         return self._without_marks(text) if role == "assistant" else text
 

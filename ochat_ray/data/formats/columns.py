@@ -26,7 +26,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
         *("id", "conversation_id", "conversation_hash", "uuid", "prompt_id", "message_tree_id"),
     ),
     "model": ("model",),
-    "title": ("title",),
+    "title": ("title", "topic"),
 }
 """By logical name, the keys of known formats that hold it, in the order in which they are tried."""
 

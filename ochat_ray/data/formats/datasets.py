@@ -36,12 +36,17 @@ _UNSUPPORTED = frozenset(
 _DUMPS = frozenset({"conversations", "items", "turns"})
 """Lists whose answers may be ChatGPT's rendered HTML."""
 
-_TABLES = ("data", "rows", "records", "examples", "train", "conversations", "items")
+_TABLES = (
+    *("data", "rows", "records", "examples", "train", "sessions", "chats"),
+    *("conversations", "items"),
+)
 """Lists that may hold records instead of turns."""
 
 
 def records_in(item: Any) -> Iterator[Any]:
     """Yield the records of a decoded value: itself, the list in it, or the rows of its columns."""
+    if isinstance(item, list) and item and isinstance(item[0], dict) and _is_turn(item[0]):
+        item = {"conversations": item}  # a line that is a list of turns
     if not isinstance(item, dict):
         yield item
         return
@@ -70,7 +75,11 @@ def _is_record(value: Any) -> bool:
         return True
     if isinstance(value.get("mapping"), dict) or isinstance(value.get("prompt"), (dict, list)):
         return True
-    return "from" not in value and "role" not in value and bool(_pair(value))
+    return not _is_turn(value) and _pair(value)
+
+
+def _is_turn(value: Mapping[str, Any]) -> bool:
+    return "from" in value or "role" in value
 
 
 def _pair(item: Mapping[str, Any]) -> bool:
@@ -112,7 +121,8 @@ def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, 
         name, raw = found
         known.add(name)
         parsed = _parse_list(raw, keys)
-        parsed += _chosen(item, keys, known)
+        if parsed and parsed[-1].turn.role != "assistant":
+            parsed += _chosen(item, keys, known)
         origin = _origin(name, raw)
     else:
         parsed = _parse_pair(item, keys, known)
@@ -208,10 +218,8 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
     known.add(answer_key)
     if isinstance(item.get("label"), bool):
         known.add("label")
-    if len(answer) > 1 and answer[0].turn.role != "assistant":
-        # TRL's implicit prompt: the chosen conversation begins with it.
-        if prompt_key is not None and _begins_with(answer, item[prompt_key]):
-            known.add(prompt_key)
+    whole = len(answer) > 1 and answer[0].turn.role != "assistant"  # TRL's implicit prompt
+    if prompt_key is None and whole:
         return answer
     if prompt_key is None:
         if isinstance(item[answer_key], str) and "\n\nAssistant:" in item[answer_key]:
@@ -228,7 +236,8 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
             text = text_of(item[more])
             texts += [] if is_blank(text) else [text]
         prompt = "\n\n".join(texts)
-    return [*history, *_parse_side(prompt, "user", keys), *answer]
+    before = [*history, *_parse_side(prompt, "user", keys)]
+    return answer if whole and _begins_with(answer, before) else [*before, *answer]
 
 
 def _history(item: Mapping[str, Any], known: set[str]) -> list[ParsedTurn]:
@@ -247,18 +256,19 @@ def _parse_side(side: Any, role: str, keys: Keys) -> list[ParsedTurn]:
     """Return the turns of a prompt or a completion: a text, a turn, or a list of turns."""
     if isinstance(side, str):
         return [_plain(side, role)]
-    if isinstance(side, dict) and first_of(side, keys["role"]) is None:
-        rows = _rows(side)
-        side = rows if rows is not None else side
     if isinstance(side, dict):
-        side = [side]
+        side = _rows(side) or [side]
     if not isinstance(side, (list, tuple)) or (side and isinstance(side[0], str)):
         raise RecordError(f"the {'prompt' if role == 'user' else 'completion'} is no text")
     return _parse_list(side, keys)
 
 
-def _begins_with(turns: Sequence[ParsedTurn], prompt: Any) -> bool:
-    return isinstance(prompt, str) and any(turn.turn.text == prompt for turn in turns[:2])
+def _begins_with(turns: Sequence[ParsedTurn], prompt: Sequence[ParsedTurn]) -> bool:
+    """Return True if the prompt is the beginning of the turns, after a system turn or without."""
+    texts = [turn.turn.text for turn in turns]
+    wanted = [turn.turn.text for turn in prompt]
+    start = 1 if turns[0].turn.role == "system" and wanted[:1] != texts[:1] else 0
+    return texts[start : start + len(wanted)] == wanted
 
 
 def _origin(name: str, raw: Sequence[Any]) -> Origin:

@@ -73,14 +73,14 @@ def role_of(value: Any) -> Role:
     Raises:
         RecordError: it is a tool's, which is unsupported, or no role at all.
     """
-    name = value.strip().lower() if isinstance(value, str) else None
+    name = value.strip().lower() if isinstance(value, str) else ""
     if name in ROLES:
         return ROLES[name]
     if name in TOOL_ROLES:
         raise unsupported(f"role {name}")
-    if name and (numbered := _NUMBERED.fullmatch(name)):
+    if numbered := _NUMBERED.fullmatch(name):
         return ROLES[numbered[1]]
-    raise RecordError(f"unknown role {str(value)[:50]!r}")
+    raise RecordError("no role" if value is None else f"unknown role {str(value)[:50]!r}")
 
 
 def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
