@@ -75,14 +75,14 @@ def conversations_of(item: Mapping[str, Any], branches: Branches) -> list[Conver
     Raises:
         RecordError: a message cannot be read.
     """
-    nodes, parents = _tree(item)
+    linear = _linear(item)
+    nodes, parents = _tree(item, linear)
     current = label(item.get("current_node"))
     if current not in nodes:
         current = None
     is_tree = isinstance(item.get("mapping"), dict)
-    linear = as_list(item.get("linear_conversation"))
     if linear and (branches == "current" or not is_tree):
-        paths = [list(dict.fromkeys(name for name in map(_node_id, linear) if name in nodes))]
+        paths = [[name for name in linear if name in nodes]]
     else:
         paths = paths_of(parents, current, branches)
     other = len(leaves_of(parents)) - 1 if is_tree and branches == "current" else 0
@@ -106,18 +106,22 @@ def conversations_of(item: Mapping[str, Any], branches: Branches) -> list[Conver
     return found
 
 
-def _node_id(node: Any) -> str:
-    return label(as_dict(node).get("id") if isinstance(node, dict) else node) or ""
+def _linear(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nodes of the path by id, in order; some pages give ids alone, or nodes alone."""
+    found: dict[str, Any] = {}
+    for number, node in enumerate(as_list(item.get("linear_conversation"))):
+        name = label(node.get("id")) if isinstance(node, dict) else label(node)
+        found[name or f"message {number}"] = node
+    return found
 
 
-def _tree(item: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str | None]]:
+def _tree(
+    item: Mapping[str, Any], linear: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str | None]]:
     """Return the nodes, and each one's parent, by id."""
     nodes: dict[str, dict[str, Any]] = {}
-    for name, node in as_dict(item.get("mapping")).items():
+    for name, node in [*as_dict(item.get("mapping")).items(), *linear.items()]:
         if isinstance(node, dict):
-            nodes[name] = node
-    for node in as_list(item.get("linear_conversation")):
-        if isinstance(node, dict) and (name := _node_id(node)):
             nodes.setdefault(name, node)
     if not nodes:
         raise RecordError("no messages")
