@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -93,7 +93,7 @@ def _parse(record: Any, options: ReadOptions, page: bool) -> list[Conversation]:
 
 
 def _complete(conversation: Conversation) -> Conversation:
-    """Check the size and bring the system turns at the start into one, or none if they are empty.
+    """Check the size, leave out empty system turns and join those at the start.
 
     Raises:
         RecordError: the conversation is too large, or its system turns differ in weight.
@@ -101,14 +101,14 @@ def _complete(conversation: Conversation) -> Conversation:
     turns = conversation.turns
     if sum(len(turn.text) for turn in turns) > MAX_CHARACTERS:
         raise RecordError(f"over {MAX_CHARACTERS:,} characters", Reason.TOO_LARGE)
-    if not turns or turns[0].role != "system":
+    if not any(turn.role == "system" for turn in turns):
         return conversation
+    turns = tuple(turn for turn in turns if turn.role != "system" or not is_blank(turn.text))
     count = next((n for n, turn in enumerate(turns) if turn.role != "system"), len(turns))
-    system = [turn for turn in turns[:count] if not is_blank(turn.text)]
-    return replace(conversation, turns=(*_joined(system), *turns[count:]))
+    return replace(conversation, turns=(*_joined(turns[:count]), *turns[count:]))
 
 
-def _joined(system: list[Turn]) -> list[Turn]:
+def _joined(system: Sequence[Turn]) -> Sequence[Turn]:
     if len(system) < 2:
         return system
     if len({turn.loss_weight for turn in system}) > 1:

@@ -60,6 +60,7 @@ NOT_HTML_ON_A_PAGE = [
     "<p onclick=\"run()\">a</p>",
     "<h1 id=\"top\">a</h1>",
     "<p style=\"color:red\">a</p>",
+    "<h1 align=\"center\">a</h1>",
     "<p>Hello <b>you</b></p>",
     "<form><input></form>",
     "<script>alert(1)</script>",
@@ -144,6 +145,8 @@ def test_unescaped_text_anywhere_leaves_what_is_unclear_as_it_is():
         (["Hello <strong>you</strong>"], [False]),
         (["<p>a</p>", "plain"], [True, False]),
         (["<div>\n  <p>a</p>\n</div>"], [False]),
+        (["<p>a</p>", "Like **this**:\n\n```\nb\n```"], [False, False]),
+        ([BOX, "<p>a</p>", "# Title\n\n**b**"], [True, False, False]),
     ],
 )
 def test_dumps_need_a_paragraph_or_the_box(answers, html):

@@ -25,10 +25,7 @@ def test_the_formats_have_examples_of_at_most_three_lines():
 
 @pytest.mark.parametrize(("kind", "text"), EXAMPLES)
 def test_an_example_is_its_conversation(kind, text):
-    if kind == "html":
-        item = page_record(text.encode())
-    else:
-        item = json.loads(text)
+    item = page_record(text.encode()) if kind == "html" else json.loads(text)
     (record,) = records_of(item, source="x", index=0, page=kind == "html")
     assert isinstance(record, Conversation), record
     kept = clean(record, RULES)

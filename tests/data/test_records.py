@@ -410,11 +410,12 @@ def test_too_many_unknown_keys_share_a_name():
 SYSTEM = {"from": "system", "value": "Be kind."}
 
 
-@pytest.mark.parametrize("empty", ["", " \n", "\u200b", None])
+@pytest.mark.parametrize("empty", ["", " \n", "\u200b", None, []])
 def test_an_empty_system_prompt_is_none(empty):
     assert texts({"conversations": TURNS, "system": empty}) == READ
-    if empty is not None:
-        assert texts({"conversations": [{"from": "system", "value": empty}, *TURNS]}) == READ
+    system = {"from": "system", "value": empty}
+    assert texts({"conversations": [system, *TURNS]}) == READ
+    assert texts({"conversations": [*TURNS, system, *TURNS]}) == [*READ, *READ]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,10 @@ _TAG = re.compile(
 _MAY_BE_LEFT_OPEN = frozenset("p li td th tr tbody thead dt dd".split())
 """Elements that HTML ends without an end tag."""
 
-_FOREIGN_ATTRIBUTE = re.compile(r"\s(?:on[a-z]+|id|style|name|action)\s*=", re.IGNORECASE)
+_FOREIGN_ATTRIBUTE = re.compile(
+    r"\s(?:on[a-z]+|id|style|name|action|align|border|bgcolor|cell(?:padding|spacing))\s*=",
+    re.IGNORECASE,
+)
 _MAY_HAVE_STYLE = frozenset("span td th tr img a li sup input section".split())
 _BOX = re.compile(r"<div\b[^<>]*\bclass=(?:\"(?:[^\"<>]* )?|'(?:[^'<>]* )?)markdown[ \"']")
 _BOX_WITHIN = 4000
@@ -73,6 +76,7 @@ _INDENTED = re.compile(r"\n[ \t]+<")
 _MARKDOWN = re.compile(
     r"`|\*\*\S|__\S|\[[^\]\n]*\]\(|^ {0,3}(?:#{1,6} |[-*+] |\d{1,9}[.)] |> |~~~|\|)", re.MULTILINE
 )
+_WRITTEN = re.compile(r"^ {0,3}(?:```|#{1,6} \S)|\*\*[^\s*][^*\n]*\*\*", re.MULTILINE)
 _FENCE = re.compile(r"^\s{0,3}(?:```|~~~)", re.MULTILINE)
 
 
@@ -100,6 +104,9 @@ def are_html(answers: Sequence[str], origin: Origin) -> list[bool]:
     paragraphs = any(evidence.paragraph for evidence in found)
     # One answer of blocks alone may be HTML code that the model wrote.
     if origin == "roles" or (origin == "dump" and not paragraphs):
+        trusted = {"box"}
+    # So may blocks beside answers in Markdown: most dumps were converted already.
+    if origin == "dump" and any(map(_is_written_markdown, answers)):
         trusted = {"box"}
     beside_html = any(evidence.kind in trusted for evidence in found)
     beside_markdown = any(evidence.kind == "markdown" for evidence in found)
@@ -133,6 +140,10 @@ def examine(answer: str) -> Evidence:
     if text[:1] == "<" and _BOX.search(text, 0, _BOX_WITHIN) and _closes(text):
         return Evidence("box", paragraph=True)
     return _examine_markup(text)
+
+
+def _is_written_markdown(answer: str) -> bool:
+    return not answer.lstrip().startswith("<") and _WRITTEN.search(answer) is not None
 
 
 def _has_mark(text: str) -> bool:

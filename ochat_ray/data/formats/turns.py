@@ -99,7 +99,10 @@ def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
     if len(raw) > 2 or text_key is None:
         _check_supported(raw)
     role = role_of(raw.get(role_key) if role_key else None)
-    text, unknown = _text(raw[text_key] if text_key else None)
+    content = raw[text_key] if text_key else None
+    if role == "system" and is_empty(content) and not isinstance(content, str):
+        content = ""
+    text, unknown = _text(content)
     if len(raw) == 2 and role_key and text_key:
         return ParsedTurn(Turn(role=role, text=text), unknown)
     if role == "system" and str(raw.get("name") or "").startswith("example_"):
