@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ochat_ray.data.formats import chatgpt, claude, datasets, trees
+from ochat_ray.data.formats import chatgpt, claude, datasets, tables, trees
 from ochat_ray.data.formats.answers import Answers, Origin, mark_html
 from ochat_ray.data.formats.columns import keys_of
+from ochat_ray.data.formats.tables import Keys
 from ochat_ray.data.formats.trees import Branches
-from ochat_ray.data.formats.values import RecordError, is_blank
+from ochat_ray.data.formats.values import RecordError, is_blank, once_each
 from ochat_ray.schema import Conversation, Drop, Reason, Stage, Turn
 
 MAX_CHARACTERS = 8_000_000
@@ -48,14 +49,15 @@ def records_of(
         page: the record is a share page's, whose answers may be ChatGPT's rendered HTML.
     """
     name = f"{posixpath.basename(source)}#{index}"
-    records = [item] if page else list(datasets.records_in(item))
-    for number, record in enumerate(records):
+    keys = keys_of(options.columns)
+    records = [(item, [])] if page else list(tables.records_in(item, keys))
+    for number, (record, beside) in enumerate(records):
         own_name = name if len(records) == 1 else f"{name}.{number}"
         try:
-            found = _parse(record, options, page)
+            found = _parse(record, keys, options, page)
         except RecordError as error:
             yield Drop(
-                id=_id_of(record, options) or own_name,
+                id=_id_of(record, keys) or own_name,
                 source=source,
                 stage=Stage.READ,
                 reason=error.reason,
@@ -64,10 +66,17 @@ def records_of(
             continue
         for branch, conversation in enumerate(found):
             branch_name = own_name if len(found) == 1 else f"{own_name}#{branch}"
-            yield replace(conversation, id=conversation.id or branch_name, source=source)
+            yield replace(
+                conversation,
+                id=conversation.id or branch_name,
+                source=source,
+                unknown_keys=once_each([*conversation.unknown_keys, *beside])
+                if beside
+                else conversation.unknown_keys,
+            )
 
 
-def _parse(record: Any, options: ReadOptions, page: bool) -> list[Conversation]:
+def _parse(record: Any, keys: Keys, options: ReadOptions, page: bool) -> list[Conversation]:
     """Return the conversations of one record, complete but for their source.
 
     Raises:
@@ -75,7 +84,6 @@ def _parse(record: Any, options: ReadOptions, page: bool) -> list[Conversation]:
     """
     if not isinstance(record, dict):
         raise RecordError(f"a record must be an object, not {type(record).__name__}")
-    keys = keys_of(options.columns)
     if chatgpt.is_chatgpt(record):
         return list(map(_complete, chatgpt.conversations_of(record, options.branches)))
     if claude.is_claude(record):
@@ -117,7 +125,5 @@ def _joined(system: Sequence[Turn]) -> Sequence[Turn]:
     return [replace(system[0], text="\n\n".join(texts))]
 
 
-def _id_of(record: Any, options: ReadOptions) -> str | None:
-    if not isinstance(record, dict):
-        return None
-    return datasets.id_of(record, keys_of(options.columns))
+def _id_of(record: Any, keys: Keys) -> str | None:
+    return datasets.id_of(record, keys) if isinstance(record, dict) else None

@@ -41,6 +41,14 @@ def drop(item, **options):
     return record.reason, record.detail
 
 
+TREE_OF_TWO = {
+    "a": {"message": {"author": {"role": "user"}, "content": {"parts": ["hi"]}}},
+    "b": {
+        "parent": "a",
+        "message": {"author": {"role": "assistant"}, "content": {"parts": ["hello"]}},
+    },
+}
+
 # Lists of turns
 
 
@@ -107,6 +115,8 @@ def test_one_conversation_in_every_shape(item):
         {"messages": [MESSAGES, MESSAGES]},
         {"id": ["a", "b"], "data": [["hi", "hello"], ["hi", "hello"]]},
         {"prompt": ["hi", "hi"], "completion": ["hello", "hello"]},
+        {"train": [{"messages": MESSAGES}], "test": [{"messages": MESSAGES}]},
+        {"whatever": [{"mapping": TREE_OF_TWO}, {"mapping": TREE_OF_TWO}]},
         {"sessions": [{"topic": "T", "messages": MESSAGES}, {"topic": "T", "messages": MESSAGES}]},
     ],
 )
@@ -121,6 +131,42 @@ def test_records_in_a_record_without_ids_have_names_of_their_own():
         "x.json#7.0",
         "x.json#7.1",
     ]
+
+
+def test_one_bad_record_in_a_record_costs_only_itself():
+    found = read({"data": [{"messages": MESSAGES}, 3, {"id": "b", "messages": [1]}, None]})
+    assert [(type(record).__name__, record.id) for record in found] == [
+        ("Conversation", "x.json#7.0"),
+        ("Drop", "x.json#7.1"),
+        ("Drop", "b"),
+        ("Drop", "x.json#7.3"),
+    ]
+
+
+def test_keys_beside_the_records_are_counted():
+    found = read({"version": 2, "note": "", "data": [{"messages": MESSAGES, "tag": 1}]})
+    assert found[0].unknown_keys == ("file.version", "tag")
+
+
+def test_records_beside_turns_are_a_key_like_others():
+    found = one({"messages": MESSAGES, "alternatives": [{"messages": MESSAGES}]})
+    assert found.unknown_keys == ("alternatives",)
+
+
+def test_columns_of_other_names_in_a_record():
+    rows = [{"dialog": DIALOG}, {"dialog": DIALOG}]
+    columns = {"conversations": "dialog", "role": "speaker", "text": "utterance"}
+    for item in ({"data": rows}, {"dialog": [DIALOG, DIALOG]}):
+        found = read(item, columns=columns)
+        assert [[(t.role, t.text) for t in c.turns] for c in found] == [READ, READ]
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '["a"]', '{"a": 1}', '[{"a": 1}]', "[]", "{}", "[x"])
+def test_a_text_that_is_json_stays_a_text(text):
+    assert texts({"prompt": text, "completion": text}) == [("user", text), ("assistant", text)]
+    assert texts({"instruction": "hi", "output": text})[1] == ("assistant", text)
+    assert texts({"data": [text, text]}) == [("user", text), ("assistant", text)]
+    assert texts({"messages": [MESSAGES[0], {"role": "assistant", "content": text}]})[1][1] == text
 
 
 def test_a_list_of_turns_named_data_is_one_conversation():

@@ -6,10 +6,11 @@ Gemini's contents, TRL's prompt and completion, Alpaca, Dolly, OpenOrca, and wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ochat_ray.data.formats.answers import Origin
+from ochat_ray.data.formats.tables import Keys
 from ochat_ray.data.formats.turns import ParsedTurn, parse_turn, text_of
 from ochat_ray.data.formats.values import (
     RecordError,
@@ -26,8 +27,6 @@ from ochat_ray.data.formats.values import (
 )
 from ochat_ray.schema import Conversation, Turn
 
-Keys = Mapping[str, tuple[str, ...]]
-
 _UNSUPPORTED = frozenset(
     "tools functions function_call tool_calls images image videos video audios audio files".split()
 )
@@ -35,71 +34,6 @@ _UNSUPPORTED = frozenset(
 
 _DUMPS = frozenset({"conversations", "items", "turns"})
 """Lists whose answers may be ChatGPT's rendered HTML."""
-
-_TABLES = (
-    *("data", "rows", "records", "examples", "train", "sessions", "chats"),
-    *("conversations", "items"),
-)
-"""Lists that may hold records instead of turns."""
-
-
-def records_in(item: Any) -> Iterator[Any]:
-    """Yield the records of a decoded value: itself, the list in it, or the rows of its columns."""
-    if isinstance(item, list) and item and isinstance(item[0], dict) and _is_turn(item[0]):
-        item = {"conversations": item}  # a line that is a list of turns
-    if not isinstance(item, dict):
-        yield item
-        return
-    for name in _TABLES:
-        inside = item.get(name)
-        if isinstance(inside, list) and inside and all(map(_is_record, inside)):
-            for record in inside:
-                row = record.get("row")  # of the data set viewer's API
-                yield row if isinstance(row, dict) else record
-            return
-    if _is_columns(item) and len({len(column) for column in item.values()}) == 1:
-        for row in zip(*item.values(), strict=True):
-            yield dict(zip(item, row, strict=True))
-        return
-    yield item
-
-
-def _is_record(value: Any) -> bool:
-    """Return True for an object that is a record, not a turn."""
-    if not isinstance(value, dict):
-        return False
-    if isinstance(value.get("row"), dict):
-        return True
-    lists = ("conversations", "items", "messages", "turns", "conversation", "chat_messages", "data")
-    if any(isinstance(value.get(name), (list, dict)) for name in lists):
-        return True
-    if isinstance(value.get("mapping"), dict) or isinstance(value.get("prompt"), (dict, list)):
-        return True
-    return not _is_turn(value) and _pair(value)
-
-
-def _is_turn(value: Mapping[str, Any]) -> bool:
-    return "from" in value or "role" in value
-
-
-def _pair(item: Mapping[str, Any]) -> bool:
-    prompts = {"instruction", "prompt", "question", "query", "input"} & item.keys()
-    return bool(prompts and {"completion", "output", "response", "answer", "chosen"} & item.keys())
-
-
-def _is_columns(item: Mapping[str, Any]) -> bool:
-    """Return True for a table as a dict of columns: each value is a list, of as many rows."""
-    if not item or not all(isinstance(value, list) and value for value in item.values()):
-        return False
-    for name in ("conversations", "items", "messages", "turns", "conversation", "data"):
-        if name in item:
-            kinds = (dict, str) if len(item) > 1 else (dict,)
-            return all(isinstance(row, list) and row for row in item[name]) and all(
-                isinstance(turn, kinds) for row in item[name] for turn in row
-            )
-    return _pair(item) and all(
-        isinstance(value, str) for column in item.values() for value in column
-    )
 
 
 def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, Origin]:
@@ -173,8 +107,7 @@ def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _parse_list(raw: Sequence[Any], keys: Keys) -> list[ParsedTurn]:
-    first = decoded(raw[0]) if raw else None
-    if isinstance(first, str):  # UltraChat: texts by turns, the user's first
+    if raw and isinstance(_turns(raw[0], keys), str):  # UltraChat: texts, the user's first
         if not all(isinstance(text, str) for text in raw):
             raise RecordError("some of the turns are texts, and some are not")
         return [_plain(text, "assistant" if n % 2 else "user") for n, text in enumerate(raw)]
@@ -187,6 +120,16 @@ def _parse_list(raw: Sequence[Any], keys: Keys) -> list[ParsedTurn]:
     return turns
 
 
+def _turns(value: Any, keys: Keys) -> Any:
+    """Return the value of JSON in a string if it is a turn or turns, else the value as it is."""
+    if not isinstance(value, str):
+        return value
+    found = decoded(value)
+    turns = found if isinstance(found, list) else [found]
+    is_turns = turns and all(isinstance(t, dict) and first_of(t, keys["role"]) for t in turns)
+    return found if is_turns else value
+
+
 def _plain(text: str, role: str) -> ParsedTurn:
     turn = Turn(role="user" if role == "user" else "assistant", text=checked_text(text))
     return ParsedTurn(turn, ())
@@ -194,7 +137,7 @@ def _plain(text: str, role: str) -> ParsedTurn:
 
 def _chosen(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[ParsedTurn]:
     """Return the answer that was preferred, of a list that ends with a question."""
-    chosen = decoded(item.get("chosen"))
+    chosen = _turns(item.get("chosen"), keys)
     if "rejected" not in item or is_empty(chosen):
         return []
     known.add("chosen")
@@ -214,7 +157,7 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
         )
     if item.get("label") is False and answer_key == "completion":
         raise unsupported("label: a completion that is not to be learnt")
-    answer = _parse_side(decoded(item[answer_key]), "assistant", keys)
+    answer = _parse_side(_turns(item[answer_key], keys), "assistant", keys)
     known.add(answer_key)
     if isinstance(item.get("label"), bool):
         known.add("label")
@@ -227,7 +170,7 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
         raise RecordError(f"{answer_key} without a prompt")
     known.add(prompt_key)
     history = _history(item, known)
-    prompt = decoded(item[prompt_key])
+    prompt = _turns(item[prompt_key], keys)
     if isinstance(prompt, str):
         texts = [prompt]
         more = first_of(item, [name for name in keys["input"] if name != prompt_key])

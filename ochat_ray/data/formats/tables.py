@@ -1,0 +1,92 @@
+"""Records within a decoded value: lists of records under some key, and tables as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ochat_ray.data.formats.values import unknown_names
+
+Keys = Mapping[str, tuple[str, ...]]
+
+_OWN_LISTS = ("chat_messages", "mapping", "linear_conversation", "replies", "row")
+"""Keys of ChatGPT's, Claude's and OpenAssistant's records, and of the data set viewer's rows."""
+
+
+def records_in(item: Any, keys: Keys) -> Iterator[tuple[Any, list[str]]]:
+    """Yield the records of a decoded value, and the names of the keys that stand beside them.
+
+    The value is a record itself, an object with lists of records under any of its keys, a table as
+    an object of columns, or the turns of one conversation.
+    """
+    if isinstance(item, list) and item and _is_turn(item[0], keys):
+        item = {"conversations": item}
+    if not isinstance(item, dict):
+        yield item, []
+        return
+    lists = {name: value for name, value in item.items() if name not in _OWN_LISTS}
+    tables = [name for name, value in lists.items() if _is_table(value, keys)]
+    if tables and not _is_record({k: v for k, v in item.items() if k not in tables}, keys):
+        beside = unknown_names(item, tables, "file.")
+        for name in tables:
+            for record in item[name]:
+                row = record.get("row") if isinstance(record, dict) else None
+                yield (row if isinstance(row, dict) else record), beside
+    elif _is_columns(item, keys):
+        for values in zip(*item.values(), strict=True):
+            yield dict(zip(item, values, strict=True)), []
+    else:
+        yield item, []
+
+
+def _is_table(value: Any, keys: Keys) -> bool:
+    """Return True for a list with a record, and no turn, in it."""
+    return (
+        isinstance(value, list)
+        and any(_is_record(row, keys) for row in value[:10])
+        and not any(_is_turn(row, keys) for row in value[:10])
+    )
+
+
+def _is_record(value: Any, keys: Keys) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if any(isinstance(value.get(name), (list, dict)) for name in _OWN_LISTS):
+        return True
+    lists = [name for name in keys["conversations"] if isinstance(value.get(name), (list, dict))]
+    if lists and (lists != ["data"] or not _has_role(value, keys)):
+        return True
+    return not _has_role(value, keys) and _is_pair(value, keys)
+
+
+def _is_turn(value: Any, keys: Keys) -> bool:
+    return isinstance(value, dict) and _has_role(value, keys) and not _is_record(value, keys)
+
+
+def _has_role(value: Mapping[str, Any], keys: Keys) -> bool:
+    return any(name in value for name in keys["role"])
+
+
+def _is_pair(item: Mapping[str, Any], keys: Keys) -> bool:
+    return any(name in item for name in (*keys["prompt"], *keys["input"])) and any(
+        name in item for name in keys["completion"]
+    )
+
+
+def _is_columns(item: Mapping[str, Any], keys: Keys) -> bool:
+    """Return True for a table as an object of columns: lists with as many values as rows."""
+    if not item or not all(isinstance(value, list) and value for value in item.values()):
+        return False
+    if len({len(value) for value in item.values()}) > 1:
+        return False
+    name = next((name for name in keys["conversations"] if name in item), None)
+    if name is not None:
+        # Of one column alone, texts may be the two sides of a conversation's rounds.
+        kinds = (dict, str) if len(item) > 1 else (dict,)
+        return all(
+            isinstance(row, list) and row and all(isinstance(turn, kinds) for turn in row)
+            for row in item[name]
+        )
+    return _is_pair(item, keys) and all(
+        isinstance(value, str) for column in item.values() for value in column
+    )
