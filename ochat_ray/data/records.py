@@ -21,7 +21,7 @@ MAX_CHARACTERS = 8_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadOptions:
-    """What a user says about the inputs.
+    """Options of reading, as the user gives them.
 
     `answers` says what the answers are, "auto" that each is looked at. `columns` names the
     columns of records that have other names: {"conversations": "dialog", "role": "speaker"}.

@@ -125,7 +125,7 @@ def _child(parent: Any, name: str) -> dict[str, Any]:
 
 
 def _next_data(page: bytes) -> Any:
-    """The script's JSON value, or why there is none."""
+    """Parse the script's JSON; an `Unusable` says why there is none."""
     script = _script(page)
     found = script is not None
     if script is None and _MARK in page:
@@ -153,7 +153,7 @@ def _utf8(page: bytes) -> bytes:
 
 
 def _script(page: bytes) -> bytes | None:
-    """What stands in the script, cut out of the page's bytes.
+    """Cut the script's text out of the page's bytes.
 
     Only where the mark occurs is a tag looked for: a regular expression over the whole page would
     take as long as all the rest.
@@ -186,7 +186,7 @@ def _script_by_parser(page: bytes) -> bytes | None:
 
 
 def _declared_encoding(page: bytes, script: bytes) -> str | None:
-    """The encoding of a page whose script is not UTF-8; None where it is, and so is no cause."""
+    """Return the declared encoding of a page whose script is not UTF-8; None where it is UTF-8."""
     try:
         script.decode()
         return None
@@ -198,7 +198,7 @@ def _declared_encoding(page: bytes, script: bytes) -> str | None:
 
 
 def _decoded(page: bytes, encoding: str) -> bytes:
-    """The page in UTF-8; what its encoding does not know is replaced."""
+    """Return the page in UTF-8; bytes that its encoding does not know are replaced."""
     try:
         return page.decode(encoding, "replace").encode("utf-8", "replace")
     except LookupError:

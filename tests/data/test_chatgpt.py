@@ -211,6 +211,11 @@ def test_a_visible_system_prompt_is_kept():
     assert texts(message("system", "Be kind."), user("q"), answer("a")) == ["Be kind.", "q", "a"]
 
 
+def test_an_answer_of_many_messages_is_joined_in_one_go():
+    path = [user("q"), *(answer("a" * 100) for _ in range(20_000))]
+    assert len(texts(*path)[1]) == 20_000 * 100 + 19_999 * 2
+
+
 # Marks of sources
 
 
@@ -220,6 +225,7 @@ def test_a_visible_system_prompt_is_kept():
         (f"So it is {CITE}.", "So it is.", 1),
         (f"So it is.{CITE}", "So it is.", 1),
         (f"So it is. {CITE}", "So it is.", 1),
+        (f"So {CITE}it is", "So it is", 1),
         (f"So. {CITE} And so on.", "So. And so on.", 1),
         (f"So. {CITE}{CITE}\nNext", "So.\nNext", 2),
         (f"So.{CITE} {CITE}\n\nNext", "So.\n\nNext", 2),
@@ -238,6 +244,11 @@ def test_marks_of_sources_are_taken_out_and_counted(text, shown, count):
     found = one(export(user("q"), answer(text)))
     assert found.turns[1].text == shown
     assert found.left_out == ("citation mark",) * count
+
+
+def test_a_text_of_marks_alone_is_taken_out_in_one_pass():
+    found = one(export(user("q"), answer("\ue201" * 300_000 + "x")))
+    assert found.turns[1].text == "x"
 
 
 def test_a_user_s_text_keeps_its_marks():

@@ -74,7 +74,7 @@ _COUNTER = re.compile(r"Copy\s?\d+ chars / \d+ words\s*\Z")
 _REFERENCE = re.compile(r"&(?:amp|lt|gt|nbsp|quot|apos|#39|#x27|#\d{1,7});")
 _INDENTED = re.compile(r"\n[ \t]+<")
 _MARKDOWN = re.compile(
-    r"`|\*\*\S|__\S|\[[^\]\n]*\]\(|^ {0,3}(?:#{1,6} |[-*+] |\d{1,9}[.)] |> |~~~|\|)", re.MULTILINE
+    r"`|\*\*\S|__\S|\[[^\[\]\n]*\]\(|^ {0,3}(?:#{1,6} |[-*+] |\d{1,9}[.)] |> |~~~|\|)", re.MULTILINE
 )
 _WRITTEN = re.compile(r"^ {0,3}(?:```|#{1,6} \S)|\*\*[^\s*][^*\n]*\*\*", re.MULTILINE)
 _FENCE = re.compile(r"^\s{0,3}(?:```|~~~)", re.MULTILINE)
@@ -122,8 +122,11 @@ def are_html(answers: Sequence[str], origin: Origin) -> list[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Kind of one answer, whether it has a paragraph or ChatGPT's box, and whether all its elements
-    are inline ones that Markdown makes, which nobody types beside Markdown."""
+    """Kind of one answer, and what else speaks for HTML.
+
+    `paragraph`: it has a paragraph or ChatGPT's box. `rendered`: all its elements are inline ones
+    that Markdown makes, which nobody types beside Markdown.
+    """
 
     kind: Kind
     paragraph: bool = False

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ochat_ray.data.formats.trees import OTHER_BRANCH, Branches, leaves_of, paths_of
@@ -49,7 +49,7 @@ _START, _STOP, _BETWEEN = "\ue200", "\ue201", "\ue202"
 _CITATION = re.compile(
     f"{_START}([^{_START}{_STOP}]*){_STOP}|[{_START}-\ue206]|【\\d+(?::\\d+)?†[^】\\n]{{0,300}}】"
 )
-_TAKEN_OUT = re.compile(f" ?{_STOP}+(?=[\\s.,;:!?)]|\\Z)|{_STOP}")
+_TAKEN_OUT = re.compile(f" ?{_STOP}+")
 
 _RECORD_KEYS = frozenset(
     "mapping linear_conversation current_node conversation_id id title model default_model_slug "
@@ -96,7 +96,7 @@ def conversations_of(item: Mapping[str, Any], branches: Branches) -> list[Conver
             Conversation(
                 id=f"{name}#{path[-1]}" if name and len(paths) > 1 else name or "",
                 source="",
-                turns=tuple(reader.turns),
+                turns=reader.turns(),
                 model=_model_of(item, reader.models),
                 title=label(item.get("title")),
                 unknown_keys=once_each([*unknown_names(item, _RECORD_KEYS), *reader.unknown]),
@@ -137,7 +137,7 @@ def _tree(
 def _model_of(item: Mapping[str, Any], of_answers: Sequence[str]) -> str | None:
     """Return the label of the answers; several models are a label of their own."""
     if of_answers:
-        return " + ".join(dict.fromkeys(of_answers))
+        return label(" + ".join(dict.fromkeys(of_answers)))
     model = item.get("model")
     if isinstance(model, dict):
         model = model.get("slug") or model.get("title")
@@ -145,15 +145,31 @@ def _model_of(item: Mapping[str, Any], of_answers: Sequence[str]) -> str | None:
 
 
 @dataclass
+class _Answer:
+    """A turn whose text comes in pieces."""
+
+    role: Role
+    weight: float | None
+    pieces: list[str]
+
+
+@dataclass
 class _Reader:
     """Reads the messages of one path into turns."""
 
-    turns: list[Turn] = field(default_factory=list)
+    found: list[_Answer] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     joins: str | None = None
     """What stands between the last turn and more of the same answer; None where it has ended."""
+
+    def turns(self) -> tuple[Turn, ...]:
+        """Return the turns read so far."""
+        return tuple(
+            Turn(role=turn.role, text="".join(turn.pieces), weight=turn.weight)
+            for turn in self.found
+        )
 
     def read_node(self, node: Mapping[str, Any]) -> None:
         """Read one node of the tree."""
@@ -225,7 +241,7 @@ class _Reader:
             return text
         text, count = _CITATION.subn(_shown, text)
         self.left_out += ["citation mark"] * count
-        return _TAKEN_OUT.sub("", text)
+        return _TAKEN_OUT.sub(_closed_gap, text)
 
     def _add(
         self, role: Role, text: str, message: Mapping[str, Any], metadata: Mapping[str, Any]
@@ -236,18 +252,20 @@ class _Reader:
         weight = message.get("weight")
         weight = 1.0 if weight is None else weight_of(weight, "message.weight")
         answers = role == "assistant"
-        turn = Turn(role=role, text=text, weight=weight if answers and weight != 1.0 else None)
-        last = self.turns[-1] if answers and self.joins is not None else None
+        turn = _Answer(role, weight if answers and weight != 1.0 else None, [text])
+        last = self.found[-1] if answers and self.joins is not None else None
         if weight == 0.0 and (role == "system" or (last and last.weight != 0.0)):
             self.left_out.append("message of weight 0")
             return
         if last is None:
-            self.turns.append(turn)
+            self.found.append(turn)
         elif last.weight == turn.weight:
-            self.turns[-1] = replace(turn, text=f"{last.text}{self.joins}{text}")
-        else:  # of weight 0, of an answer that went on
+            last.pieces += [self.joins or "", text]
+        elif last.weight == 0.0:
             self.left_out.append("message of weight 0")
-            self.turns[-1] = turn
+            self.found[-1] = turn
+        else:
+            raise RecordError("message.weight: the messages of an answer differ")
         if answers and (model := label(metadata.get("model_slug"))):
             self.models.append(model)
         self.joins = None
@@ -255,6 +273,13 @@ class _Reader:
             # "Continue generating" goes on in the middle of a word.
             finish = as_dict(metadata.get("finish_details")).get("type")
             self.joins = "" if finish == "max_tokens" else "\n\n"
+
+
+def _closed_gap(gap: re.Match[str]) -> str:
+    """Return the blank before a mark that was taken out, where a word follows."""
+    after = gap.string[gap.end() : gap.end() + 1]
+    is_needed = after and not after.isspace() and after not in ".,;:!?)"
+    return " " if is_needed and gap[0][0] == " " else ""
 
 
 def _check_pictures(content: Mapping[str, Any]) -> None:

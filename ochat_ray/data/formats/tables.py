@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ochat_ray.data.formats.values import unknown_names
@@ -41,36 +41,45 @@ def records_in(item: Any, keys: Keys) -> Iterator[tuple[Any, list[str]]]:
 
 def _is_table(value: Any, keys: Keys) -> bool:
     """Return True for a list with a record, and no turn, in it."""
-    return (
-        isinstance(value, list)
-        and any(_is_record(row, keys) for row in value[:10])
-        and not any(_is_turn(row, keys) for row in value[:10])
+    if not isinstance(value, list):
+        return False
+    rows = value[:10]
+    return not any(_is_turn(row, keys) for row in rows) and any(
+        _is_record(row, keys) for row in rows
     )
 
 
 def _is_record(value: Any, keys: Keys) -> bool:
     if not isinstance(value, dict):
         return False
-    if any(isinstance(value.get(name), (list, dict)) for name in _OWN_LISTS):
+    names = value.keys()
+    if not names.isdisjoint(_OWN_LISTS) and _has_list(value, _OWN_LISTS):
         return True
-    lists = [name for name in keys["conversations"] if isinstance(value.get(name), (list, dict))]
-    if lists and (lists != ["data"] or not _has_role(value, keys)):
-        return True
-    return not _has_role(value, keys) and _is_pair(value, keys)
+    role = not names.isdisjoint(keys["role"])
+    if not names.isdisjoint(keys["conversations"]):
+        # A turn may have data of its own.
+        lists = [name for name in keys["conversations"] if name != "data" or not role]
+        if _has_list(value, lists):
+            return True
+    return not role and _is_pair(value, keys)
+
+
+def _has_list(value: Mapping[str, Any], names: Iterable[str]) -> bool:
+    return any(isinstance(value.get(name), (list, dict)) for name in names)
 
 
 def _is_turn(value: Any, keys: Keys) -> bool:
-    return isinstance(value, dict) and _has_role(value, keys) and not _is_record(value, keys)
-
-
-def _has_role(value: Mapping[str, Any], keys: Keys) -> bool:
-    return any(name in value for name in keys["role"])
+    return (
+        isinstance(value, dict)
+        and not value.keys().isdisjoint(keys["role"])
+        and not _is_record(value, keys)
+    )
 
 
 def _is_pair(item: Mapping[str, Any], keys: Keys) -> bool:
-    return any(name in item for name in (*keys["prompt"], *keys["input"])) and any(
-        name in item for name in keys["completion"]
-    )
+    names = item.keys()
+    is_prompt = not (names.isdisjoint(keys["prompt"]) and names.isdisjoint(keys["input"]))
+    return is_prompt and not names.isdisjoint(keys["completion"])
 
 
 def _is_columns(item: Mapping[str, Any], keys: Keys) -> bool:
