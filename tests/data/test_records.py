@@ -594,11 +594,12 @@ def test_a_deep_tree_is_no_recursion():
 KEYS = (
     "conversations items messages data prompt completion instruction output mapping current_node "
     "linear_conversation chat_messages replies text role from value content author parts message "
-    "parent children id weight train system tools sender metadata content_type rank chosen rejected"
+    "parent children id weight train condition title model type system tools sender metadata "
+    "content_type rank chosen rejected \ud800"
 ).split()
 SCALARS = [
     None, True, False, 0, 1.5, -1, math.nan, 10**30, "", "hi", "[]", "[1]", '{"from": "gpt"}',
-    "user", "assistant", "system", "a", "text", "\ud800", "\ue200cite\ue201", "<p>a</p>",
+    "user", "assistant", "system", "a", "text", "b\ud801", "\ud800", "\ue200cite\ue201", "<p>a</p>",
 ]  # fmt: skip
 
 
@@ -611,13 +612,22 @@ def anything(rng, depth):
     return {rng.choice(KEYS): anything(rng, depth - 1) for _ in range(rng.randrange(6))}
 
 
-def test_no_record_raises():
+def strings_of(record):
+    if isinstance(record, Drop):
+        return [record.id, record.detail]
+    texts = [turn.text for turn in record.turns]
+    labels = [record.id, record.title or "", record.model or "", record.condition or ""]
+    return [*texts, *labels, *record.unknown_keys, *record.left_out]
+
+
+def test_no_record_raises_and_all_text_is_utf_8():
     rng = random.Random(7)
     kinds = set()
-    for _ in range(5_000):
+    for _ in range(4_000):
         item = {rng.choice(KEYS): anything(rng, 5) for _ in range(5)}
         for branches in ("current", "all"):
             for record in read(item, branches=branches, page=rng.random() < 0.1):
                 kinds.add(getattr(record, "reason", "kept"))
                 assert record.id
+                assert "".join(strings_of(record)).encode()
     assert {"kept", Reason.MALFORMED, Reason.UNSUPPORTED} <= kinds

@@ -28,6 +28,7 @@ from ochat_ray.data.formats.values import (
     once_each,
     unknown_names,
     unsupported,
+    valid_utf8,
     weight_of,
 )
 from ochat_ray.schema import Conversation, Role, Turn
@@ -94,7 +95,7 @@ def conversations_of(item: Mapping[str, Any], branches: Branches) -> list[Conver
             reader.read_node(nodes[node])
         found.append(
             Conversation(
-                id=f"{name}#{path[-1]}" if name and len(paths) > 1 else name or "",
+                id=f"{name}#{valid_utf8(path[-1])}" if name and len(paths) > 1 else name or "",
                 source="",
                 turns=reader.turns(),
                 model=_model_of(item, reader.models),

@@ -17,6 +17,7 @@ from ochat_ray.data.formats.values import (
     once_each,
     unknown_names,
     unsupported,
+    valid_utf8,
 )
 from ochat_ray.schema import Conversation, Turn
 
@@ -63,7 +64,7 @@ def conversations_of(item: Mapping[str, Any], branches: Branches) -> list[Conver
         turns = [_turn(by_name[name], unknown, left_out) for name in path]
         found.append(
             Conversation(
-                id=f"{record}#{path[-1]}" if record and len(paths) > 1 else record,
+                id=f"{record}#{valid_utf8(path[-1])}" if record and len(paths) > 1 else record,
                 source="",
                 turns=tuple(turns),
                 model=label(item.get("model")) or "claude",

@@ -140,9 +140,9 @@ def _text(content: Any) -> tuple[str, tuple[str, ...]]:
             continue
         if not isinstance(part, dict):
             raise RecordError("no text")
-        kind = part.get("type", "text")
+        kind = str(part.get("type") or "text")
         if kind not in TEXT_PARTS:
-            raise unsupported(f"content part {str(kind)[:50]}")
+            raise unsupported(f"content part {kind[:50]}")
         if not isinstance(part.get("text"), str):
             other = unknown_names(part, {"type", "text"})
             raise unsupported(f"content part {other[0]}") if other else RecordError("no text")

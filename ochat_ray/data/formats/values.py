@@ -22,7 +22,7 @@ class RecordError(ValueError):
     def __init__(self, detail: str, reason: Reason = Reason.MALFORMED) -> None:
         super().__init__(detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = valid_utf8(detail)
 
 
 def unsupported(detail: str) -> RecordError:
