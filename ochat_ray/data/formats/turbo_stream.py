@@ -56,7 +56,7 @@ def decode(text: str) -> Any:
     promises: dict[int, int] = {}
     for line in lines[1:]:
         number, colon, data = line[1:].partition(":")
-        if line[0] not in "PE" or not colon or not number.isdecimal():
+        if line[0] not in "PE" or not colon or not _is_index(number):
             raise TurboStreamError(f"a line that begins with {line[:20]!r}")
         index = _append(values, data)
         promises[int(number)] = index if line[0] == "P" else -7
@@ -76,6 +76,16 @@ def _append(values: list[Any], line: str) -> int:
     start = len(values)
     values += parsed
     return start
+
+
+def _is_index(text: str) -> bool:
+    return text.isdecimal() and len(text) < 12
+
+
+def _kind_of(value: Any) -> str | None:
+    """Return the type of a value that JSON has not; None for others."""
+    is_typed = isinstance(value, list) and value and isinstance(value[0], str)
+    return str(value[0]) if is_typed else None
 
 
 class _Decoder:
@@ -100,11 +110,12 @@ class _Decoder:
             if index >= len(self._values):
                 raise TurboStreamError(f"no value {index} of {len(self._values)}")
             value = self._values[index]
-            if not (isinstance(value, list) and value and value[0] in _LINKS):
+            kind = _kind_of(value)
+            if kind not in _LINKS:
                 return self._shells[index]
-            if len(value) < 2:
-                raise TurboStreamError(f"{value[0]} without an index")
-            index = self._promises.get(value[1], -7) if value[0] == "P" else value[1]
+            index = value[1] if len(value) > 1 else None
+            if kind == "P" and type(index) is int:
+                index = self._promises.get(index, -7)
         raise TurboStreamError("values that name each other")
 
     def _shell(self, value: Any) -> Any:
@@ -112,7 +123,7 @@ class _Decoder:
             return {}
         if not isinstance(value, list):
             return value
-        kind = value[0] if value and isinstance(value[0], str) else None
+        kind = _kind_of(value)
         if kind is None or kind in ("S", "M"):
             return []
         if kind == "N":
@@ -124,12 +135,12 @@ class _Decoder:
         raise TurboStreamError(f"a value of the unknown type {kind[:50]!r}")
 
     def _fill(self, value: Any, shell: Any) -> None:
-        if isinstance(value, list) and value and value[0] == "N":
+        if _kind_of(value) == "N":
             value = value[1] if len(value) > 1 and isinstance(value[1], dict) else {}
         if isinstance(value, dict):
             for key, index in value.items():
                 number = key[1:]
-                if key[:1] != "_" or not number.isdecimal():
+                if key[:1] != "_" or not _is_index(number):
                     raise TurboStreamError(f"{key[:50]!r} is not the index of a key")
                 name, content = self.value(int(number)), self.value(index)
                 if not isinstance(name, str):
@@ -137,6 +148,6 @@ class _Decoder:
                 if content is not UNDEFINED:
                     shell[name] = content
         elif isinstance(value, list) and isinstance(shell, list):
-            indices = value[1:] if value and isinstance(value[0], str) else value
+            indices = value if _kind_of(value) is None else value[1:]
             found = map(self.value, indices)
             shell.extend(None if content is UNDEFINED else content for content in found)
