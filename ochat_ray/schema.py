@@ -9,6 +9,7 @@ from typing import Literal
 import pyarrow as pa
 
 Role = Literal["system", "user", "assistant"]
+Origin = Literal["page", "sharegpt", "other"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +46,10 @@ class Conversation:
     Of the answers that were converted from HTML, `fidelity` is the share of blocks that the
     Markdown gives back and `text_fidelity` the share of the visible text; both are None where
     nothing was converted. `pagers` counts the pagers taken off.
+
+    `origin` is "page" for a share page of sharegpt.com and "sharegpt" for a record of its format
+    (`conversations` or `items` of `from` and `value`): only there can a browser extension have
+    added text.
     """
 
     id: str
@@ -57,6 +62,7 @@ class Conversation:
     left_out: tuple[str, ...] = ()
     fidelity: float | None = None
     text_fidelity: float | None = None
+    origin: Origin = "other"
     pagers: int = 0
 
 

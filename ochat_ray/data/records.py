@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ochat_ray.data.formats import chatgpt, claude, datasets, tables, trees
-from ochat_ray.data.formats.answers import Answers, Origin, mark_html
+from ochat_ray.data.formats.answers import Answers, Shape, mark_html
 from ochat_ray.data.formats.columns import keys_of
 from ochat_ray.data.formats.tables import Keys
 from ochat_ray.data.formats.trees import Branches
 from ochat_ray.data.formats.values import RecordError, is_blank, once_each
-from ochat_ray.schema import Conversation, Drop, Reason, Stage, Turn
+from ochat_ray.schema import Conversation, Drop, Origin, Reason, Stage, Turn
 
 MAX_CHARACTERS = 8_000_000
 """Of one conversation; a book has a million."""
@@ -88,16 +88,22 @@ def _parse(record: Any, keys: Keys, options: ReadOptions, page: bool) -> list[Co
         return list(map(_complete, chatgpt.conversations_of(record, options.branches)))
     if claude.is_claude(record):
         return list(map(_complete, claude.conversations_of(record, options.branches)))
-    origin: Origin = "other"
+    shape: Shape = "other"
     if trees.is_open_assistant(record):
         found = trees.open_assistant(record, keys, options.branches)
     else:
-        conversation, origin = datasets.conversation_of(record, keys)
-        found = [conversation]
+        conversation, shape = datasets.conversation_of(record, keys)
+        found = [replace(conversation, origin=_origin(shape, page))]
     return [
-        replace(c, turns=mark_html(c.turns, "page" if page else origin, options.answers))
+        replace(c, turns=mark_html(c.turns, "page" if page else shape, options.answers))
         for c in map(_complete, found)
     ]
+
+
+def _origin(shape: Shape, page: bool) -> Origin:
+    if page:
+        return "page"
+    return "sharegpt" if shape == "dump" else "other"
 
 
 def _complete(conversation: Conversation) -> Conversation:

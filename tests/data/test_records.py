@@ -540,6 +540,21 @@ def test_a_user_s_html_is_no_answer():
     assert [turn.html for turn in found.turns] == [False, False]
 
 
+@pytest.mark.parametrize(
+    ("item", "page", "origin"),
+    [
+        ({"items": TURNS}, True, "page"),
+        ({"conversations": TURNS}, False, "sharegpt"),
+        ({"items": TURNS}, False, "sharegpt"),
+        ({"conversations": MESSAGES}, False, "other"),
+        ({"messages": MESSAGES}, False, "other"),
+        ({"mapping": TREE_OF_TWO}, True, "other"),
+    ],
+)
+def test_only_sharegpt_s_records_can_have_come_through_a_browser_extension(item, page, origin):
+    assert one(item, page=page).origin == origin
+
+
 # OpenAssistant's trees
 
 

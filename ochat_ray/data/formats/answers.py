@@ -15,7 +15,7 @@ from typing import Literal
 from ochat_ray.schema import Turn
 
 Answers = Literal["auto", "html", "markdown"]
-Origin = Literal["page", "dump", "roles", "other"]
+Shape = Literal["page", "dump", "roles", "other"]
 """Of a record: a share page; a dump of {from, value} turns; a dump of {role, content} turns, whose
 answers are HTML only in ChatGPT's own box; a format whose answers are never ChatGPT's page."""
 
@@ -80,11 +80,11 @@ _WRITTEN = re.compile(r"^ {0,3}(?:```|#{1,6} \S)|\*\*[^\s*][^*\n]*\*\*", re.MULT
 _FENCE = re.compile(r"^\s{0,3}(?:```|~~~)", re.MULTILINE)
 
 
-def mark_html(turns: Sequence[Turn], origin: Origin, answers: Answers = "auto") -> tuple[Turn, ...]:
+def mark_html(turns: Sequence[Turn], shape: Shape, answers: Answers = "auto") -> tuple[Turn, ...]:
     """Return the turns with `html` set on the answers that are ChatGPT's HTML."""
     of_answers = [turn.text for turn in turns if turn.role == "assistant"]
     if answers == "auto":
-        decided = are_html(of_answers, origin)
+        decided = are_html(of_answers, shape)
     else:
         decided = [answers == "html" and _has_mark(text) for text in of_answers]
     if not any(decided):
@@ -95,18 +95,18 @@ def mark_html(turns: Sequence[Turn], origin: Origin, answers: Answers = "auto") 
     )
 
 
-def are_html(answers: Sequence[str], origin: Origin) -> list[bool]:
+def are_html(answers: Sequence[str], shape: Shape) -> list[bool]:
     """Decide of each answer of one record; the others are evidence where its own is not enough."""
-    if origin == "other":
+    if shape == "other":
         return [False] * len(answers)
     found = [examine(answer) for answer in answers]
     trusted = {"box", "blocks"}
     paragraphs = any(evidence.paragraph for evidence in found)
     # One answer of blocks alone may be HTML code that the model wrote.
-    if origin == "roles" or (origin == "dump" and not paragraphs):
+    if shape == "roles" or (shape == "dump" and not paragraphs):
         trusted = {"box"}
     # So may blocks beside answers in Markdown: most dumps were converted already.
-    if origin == "dump" and any(map(_is_written_markdown, answers)):
+    if shape == "dump" and any(map(_is_written_markdown, answers)):
         trusted = {"box"}
     beside_html = any(evidence.kind in trusted for evidence in found)
     beside_markdown = any(evidence.kind == "markdown" for evidence in found)
@@ -114,7 +114,7 @@ def are_html(answers: Sequence[str], origin: Origin) -> list[bool]:
     def is_html(evidence: Evidence) -> bool:
         if evidence.kind in trusted:
             return True
-        likely = beside_html or (origin == "page" and evidence.rendered)
+        likely = beside_html or (shape == "page" and evidence.rendered)
         return evidence.kind == "either" and likely and not beside_markdown
 
     return [is_html(evidence) for evidence in found]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ochat_ray.data.formats.answers import Origin
+from ochat_ray.data.formats.answers import Shape
 from ochat_ray.data.formats.tables import Keys
 from ochat_ray.data.formats.turns import ParsedTurn, parse_turn, text_of
 from ochat_ray.data.formats.values import (
@@ -36,7 +36,7 @@ _DUMPS = frozenset({"conversations", "items", "turns"})
 """Lists whose answers may be ChatGPT's rendered HTML."""
 
 
-def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, Origin]:
+def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, Shape]:
     """Return the conversation of a record, and what its answers may be.
 
     Raises:
@@ -57,10 +57,10 @@ def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, 
         parsed = _parse_list(raw, keys)
         if parsed and parsed[-1].turn.role != "assistant":
             parsed += _chosen(item, keys, known)
-        origin = _origin(name, raw)
+        shape = _shape(name, raw)
     else:
         parsed = _parse_pair(item, keys, known)
-        origin = "other"
+        shape = "other"
     turns = [*_system(item, keys, known), *(turn.turn for turn in parsed)]
     unknown = [name for turn in parsed for name in turn.unknown]
     values = {logical: _label(item, keys[logical], known) for logical in ("id", "title", "model")}
@@ -73,7 +73,7 @@ def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, 
         condition=_condition(item, keys, known),
         unknown_keys=once_each([*unknown_names(item, known | _UNSUPPORTED), *unknown]),
     )
-    return conversation, origin
+    return conversation, shape
 
 
 def id_of(item: Mapping[str, Any], keys: Keys) -> str | None:
@@ -214,7 +214,7 @@ def _begins_with(turns: Sequence[ParsedTurn], prompt: Sequence[ParsedTurn]) -> b
     return texts[start : start + len(wanted)] == wanted
 
 
-def _origin(name: str, raw: Sequence[Any]) -> Origin:
+def _shape(name: str, raw: Sequence[Any]) -> Shape:
     if name not in _DUMPS or not raw:
         return "other"
     first = decoded(raw[0])
