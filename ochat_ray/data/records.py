@@ -50,7 +50,7 @@ def records_of(
     """
     name = f"{posixpath.basename(source)}#{index}"
     keys = keys_of(options.columns)
-    records = [(item, [])] if page else list(tables.records_in(item, keys))
+    records = [(item, ())] if page else list(tables.records_in(item, keys))
     for number, (record, beside) in enumerate(records):
         own_name = name if len(records) == 1 else f"{name}.{number}"
         try:

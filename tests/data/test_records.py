@@ -117,6 +117,8 @@ def test_one_conversation_in_every_shape(item):
         {"prompt": ["hi", "hi"], "completion": ["hello", "hello"]},
         {"train": [{"messages": MESSAGES}], "test": [{"messages": MESSAGES}]},
         {"whatever": [{"mapping": TREE_OF_TWO}, {"mapping": TREE_OF_TWO}]},
+        {"a": {"messages": MESSAGES}, "b": {"conversations": TURNS}},
+        {"store": {"version": 3, "sessions": [{"messages": MESSAGES}, {"messages": MESSAGES}]}},
         {"sessions": [{"topic": "T", "messages": MESSAGES}, {"topic": "T", "messages": MESSAGES}]},
     ],
 )
@@ -141,6 +143,11 @@ def test_one_bad_record_in_a_record_costs_only_itself():
         ("Drop", "b"),
         ("Drop", "x.json#7.3"),
     ]
+
+
+def test_records_by_name_have_it_as_their_id():
+    found = read({"a": {"messages": MESSAGES}, "b": {"id": "own", "messages": MESSAGES}})
+    assert [c.id for c in found] == ["a", "own"]
 
 
 def test_keys_beside_the_records_are_counted():

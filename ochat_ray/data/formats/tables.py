@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ochat_ray.data.formats.values import unknown_names
+from ochat_ray.data.formats.values import first_of, unknown_names
 
 Keys = Mapping[str, tuple[str, ...]]
 
@@ -13,11 +13,17 @@ _OWN_LISTS = ("chat_messages", "mapping", "linear_conversation", "replies", "row
 """Keys of ChatGPT's, Claude's and OpenAssistant's records, and of the data set viewer's rows."""
 
 
-def records_in(item: Any, keys: Keys) -> Iterator[tuple[Any, list[str]]]:
+MAX_DEPTH = 4
+"""Of objects that hold records; a backup of NextChat has them at the second."""
+
+
+def records_in(
+    item: Any, keys: Keys, depth: int = MAX_DEPTH
+) -> Iterator[tuple[Any, Sequence[str]]]:
     """Yield the records of a decoded value, and the names of the keys that stand beside them.
 
-    The value is a record itself, an object with lists of records under any of its keys, a table as
-    an object of columns, or the turns of one conversation.
+    The value is a record itself, an object with lists of records or with records under any of its
+    keys, a table as an object of columns, or the turns of one conversation.
     """
     if isinstance(item, list) and item and _is_turn(item[0], keys):
         item = {"conversations": item}
@@ -35,8 +41,31 @@ def records_in(item: Any, keys: Keys) -> Iterator[tuple[Any, list[str]]]:
     elif _is_columns(item, keys):
         for values in zip(*item.values(), strict=True):
             yield dict(zip(item, values, strict=True)), []
+    elif inner := _objects_with_records(item, keys, depth):
+        beside = unknown_names(item, inner, "file.")
+        for name in inner:
+            for record, names in records_in(item[name], keys, depth - 1):
+                if record is item[name] and first_of(record, keys["id"]) is None:
+                    record = {"id": name, **record}
+                yield record, (*beside, *names)
     else:
         yield item, []
+
+
+def _objects_with_records(item: Mapping[str, Any], keys: Keys, depth: int) -> list[str]:
+    """Return the keys of objects that are records or hold some; none of a record."""
+    if depth == 0 or _is_record(item, keys) or not item.keys().isdisjoint(keys["role"]):
+        return []
+    return [
+        name
+        for name, value in item.items()
+        if isinstance(value, dict)
+        and (
+            _is_record(value, keys)
+            or any(_is_table(inner, keys) for inner in value.values())
+            or _objects_with_records(value, keys, depth - 1)
+        )
+    ]
 
 
 def _is_table(value: Any, keys: Keys) -> bool:
@@ -61,7 +90,8 @@ def _is_record(value: Any, keys: Keys) -> bool:
         lists = [name for name in keys["conversations"] if name != "data" or not role]
         if _has_list(value, lists):
             return True
-    return not role and _is_pair(value, keys)
+    # OpenAssistant's prompt is a tree, TRL's a list of turns.
+    return not role and (_has_list(value, ("prompt",)) or _is_pair(value, keys))
 
 
 def _has_list(value: Mapping[str, Any], names: Iterable[str]) -> bool:
