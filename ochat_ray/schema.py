@@ -40,7 +40,8 @@ class Conversation:
     `source` is the input file, `id` is unique within it as far as the input says.
     `model` is the label as found, or None. `condition` is the word that the record itself puts
     before every role prefix, or None. `unknown_keys` are the names of the record's and its turns'
-    keys that nothing here reads ("language", "turn.timestamp"), each once.
+    keys that nothing here reads ("language", "turn.timestamp"), each once. `left_out` names what
+    the record shows beside its text ("citation mark", "thoughts"), as often as it was left out.
 
     Of the answers that were converted from HTML, `fidelity` is the share of blocks that the
     Markdown gives back and `text_fidelity` the share of the visible text; both are None where
@@ -58,6 +59,7 @@ class Conversation:
     title: str | None = None
     condition: str | None = None
     unknown_keys: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     fidelity: float | None = None
     text_fidelity: float | None = None
     origin: Origin = "other"

@@ -14,7 +14,7 @@ from ochat_ray.data.html_tree import ConversionError
 from ochat_ray.data.markdown import convert
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.noise_rules import EXTENSION_ORIGINS, RULES, provider_error, without_noise
-from ochat_ray.schema import Conversation, Drop, Reason, Stage
+from ochat_ray.schema import Conversation, Drop, Reason, Stage, Turn
 
 Rule = Callable[[Conversation], Conversation | Drop]
 
@@ -36,6 +36,7 @@ def rules(
     min_fidelity: float = 0.0,
     questions: Questions | None = None,
     noise: Collection[str] = RULES,
+    merge_turns: bool = False,
 ) -> list[Rule]:
     """The rules of a run: those that only need the record come before any conversion.
 
@@ -45,6 +46,7 @@ def rules(
         min_fidelity: share of blocks that a conversion must give back.
         questions: evaluation questions that no conversation may contain.
         noise: names of the rules of `noise_rules` that apply.
+        merge_turns: join consecutive turns of one role, once they are converted.
     """
     found = [
         keep_model_rule(keep_model),
@@ -55,10 +57,11 @@ def rules(
         provider_errors_rule(noise),
         need_turns,
         need_text,
-        need_alternating_roles,
+        *([] if merge_turns else [need_alternating_roles]),
         blocked_words_rule(blocked_words),
         convert_rule(min_fidelity, noise),
         need_text,
+        *([merge_consecutive_turns, need_alternating_roles] if merge_turns else []),
     ]
     return found if questions is None else [*found, questions_rule(questions)]
 
@@ -147,6 +150,20 @@ def need_text(conversation: Conversation) -> Conversation | Drop:
         if (html_shows_nothing if turn.html else shows_nothing)(turn.text):
             return _drop(conversation, Reason.EMPTY_TURN, f"turn {position}")
     return conversation
+
+
+def merge_consecutive_turns(conversation: Conversation) -> Conversation | Drop:
+    """Join consecutive turns of one role by a blank line; their loss weights must agree."""
+    turns: list[Turn] = []
+    for position, turn in enumerate(conversation.turns):
+        if not turns or turns[-1].role != turn.role:
+            turns.append(turn)
+        elif turns[-1].loss_weight != turn.loss_weight:
+            detail = f"turns {position - 1} and {position} have different loss weights"
+            return _drop(conversation, Reason.WRONG_ROLE_ORDER, detail)
+        else:
+            turns[-1] = replace(turns[-1], text=f"{turns[-1].text}\n\n{turn.text}")
+    return replace(conversation, turns=tuple(turns))
 
 
 def need_alternating_roles(conversation: Conversation) -> Conversation | Drop:

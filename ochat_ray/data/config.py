@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
+from ochat_ray.data.formats.columns import parse_columns
 from ochat_ray.data.long_conversations import Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.errors import UserError
@@ -30,6 +31,17 @@ class PrepareConfig:
     """Run directory to write; runs/RECIPE/data when not given."""
     tokenizer: str = ""
     """The base model's: a directory, its URI or hub name. The demo recipe has its own."""
+    answers: Literal["auto", "html", "markdown"] = "auto"
+    """Format of the answers: ChatGPT's rendered HTML, Markdown, or decided for each answer.
+    ChatGPT's and Claude's own exports and share pages are Markdown always."""
+    columns: str = ""
+    """Columns of records that have names of their own:
+    conversations=dialog,role=speaker,text=utterance."""
+    branches: Literal["current", "all"] = "current"
+    """Paths to read of a tree of messages (ChatGPT's export, OpenAssistant): the current or
+    best-ranked one, or each path to a leaf as a conversation."""
+    merge_turns: bool = False
+    """Join consecutive turns of one role by a blank line, instead of dropping the conversation."""
     keep_model: str = "GPT-4"
     """Model label to keep, or "any"."""
     class_weights: str = ""
@@ -79,6 +91,7 @@ class PrepareConfig:
         if self.resume and self.overwrite:
             raise UserError("--resume goes on with a run and --overwrite replaces it; give one")
         self.noise_rules()
+        self.column_names()
         weights, kept = self._weights(), self.kept_labels()
         if weights and self.keep_model not in (recipe(self.recipe).keep_model, "any"):
             raise UserError("--class-weights names the labels to keep; leave out --keep-model")
@@ -88,6 +101,14 @@ class PrepareConfig:
                     f"--conditions names {label}, which is not kept ({', '.join(kept)}); "
                     "give it a weight with --class-weights, or leave it out"
                 )
+
+    def column_names(self) -> dict[str, str]:
+        """Own names of columns, by logical name.
+
+        Raises:
+            UserError: --columns cannot be read.
+        """
+        return parse_columns(self.columns)
 
     def kept_labels(self) -> list[str]:
         """The model labels to keep, normalised; none stands for all.
@@ -176,6 +197,10 @@ class PrepareConfig:
         """What the result depends on, besides the content of inputs, questions and tokenizer."""
         return {
             "recipe": self.recipe,
+            "answers": self.answers,
+            "columns": self.column_names(),
+            "branches": self.branches,
+            "merge_turns": self.merge_turns,
             "keep_model": None if self.class_weights else self.keep_model,
             "class_weights": self._weights(),
             "conditions": self._conditions(),

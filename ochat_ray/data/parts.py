@@ -83,6 +83,8 @@ def clean_part(
     for (old, new), row in zip(pairs, rows, strict=True):
         is_shown = row["digest"] in shown
         shown_turns = _as_read(old, new) if is_shown else ()
+        if len(shown_turns) != len(new.turns):  # consecutive turns were merged
+            shown_turns = ()
         row["original"] = [turn.text[:SHOWN_CHARACTERS] for turn in shown_turns] or None
     if rows:
         write_parquet(run, cleaned(part), pa.Table.from_pylist(rows, CLEANED))
@@ -93,6 +95,13 @@ def clean_part(
         "read_well": len(read_well),
         "passed_over": _count(r.kind for r in records if isinstance(r, PassedOver)),
         "unknown_keys": _count(key for r in read_well for key in r.unknown_keys),
+        "left_out": _count(name for r in read_well for name in r.left_out),
+        "answers": _count(
+            "html" if turn.html else "markdown"
+            for r in read_well
+            for turn in r.turns
+            if turn.role == "assistant"
+        ),
         "models": _count(normalize_model(r.model) for r in read_well),
         "noise": _count(
             [name for _, new in pairs for name in new.noise]

@@ -54,6 +54,7 @@ from ochat_ray.data.plan import (
     record_content,
     set_up,
 )
+from ochat_ray.data.records import ReadOptions
 from ochat_ray.data.report import render_report
 from ochat_ray.data.sources import read_files
 from ochat_ray.data.statistics import Statistics
@@ -88,6 +89,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     rules = clean.rules(
         keep_model=config.kept_labels() or "any",
         blocked_words=config.words(),
+        merge_turns=config.merge_turns,
         min_fidelity=config.min_fidelity,
         questions=load_questions(config.decontaminate) if config.decontaminate else None,
         noise=config.noise_rules(),
@@ -194,6 +196,9 @@ def _clean_pass(
     statistics: Statistics,
 ) -> dict[str, int]:
     """The parts that have a cleaned conversation, in order, and how many they have."""
+    options = ReadOptions(
+        answers=config.answers, columns=config.column_names(), branches=config.branches
+    )
 
     def clean_group(batch: pa.Table) -> Iterator[pa.Table]:
         group = batch["group"][0].as_py()
@@ -205,7 +210,7 @@ def _clean_pass(
         count = 0
         with ThreadPoolExecutor(1) as pool:
             content = pool.submit(record_content, run, group, files)
-            for records in parts_of(read_files(uris)):
+            for records in parts_of(read_files(uris, options)):
                 content.result()
                 part = f"{group:06d}-{count:04d}"
                 summary = run.read_json(_done("clean", part))

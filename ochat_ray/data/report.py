@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from ochat_ray.data.report_html import bar, bars_of, cut, histogram, percent, section
+from ochat_ray.data.report_inputs import inputs_section
 from ochat_ray.data.report_names import EXPLANATIONS, LANGUAGES
 from ochat_ray.data.report_samples import samples_section
 from ochat_ray.data.statistics import Statistics, most_first
@@ -34,6 +35,7 @@ def render_report(manifest: dict[str, Any], statistics: Statistics) -> str:
         _reasons(manifest["counts"], statistics),
         _noise(statistics),
         _labels(statistics),
+        inputs_section(statistics),
         _turns(statistics),
         _lengths(manifest["context_length"], manifest["config"].get("long"), statistics),
         _languages(statistics),

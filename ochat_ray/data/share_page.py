@@ -1,10 +1,12 @@
-"""The conversation inside a ShareGPT page: JSON in its `__NEXT_DATA__` script.
+"""The conversation inside a share page: JSON in one of its scripts.
 
 The script's bytes are cut out of the page and parsed as JSON; the page itself is parsed as HTML
 only where that fails. Pages are untrusted: their size is bounded, nothing of them is run.
 
 Source: pages of sharegpt.com as Next.js served them in 2023, props.pageProps being {id, views,
-content: {title, avatarUrl, model, items: [{from, value}]}}. A gpt item's value is HTML.
+content: {title, avatarUrl, model, items: [{from, value}]}}, where a gpt item's value is HTML, or
+Markdown from other programs; chat.openai.com's of 2023 and 2024 (props.pageProps.serverResponse);
+chatgpt.com's since then, whose data are those of React Router's or Remix's loaders.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from __future__ import annotations
 import codecs
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from lxml import etree
 
+from ochat_ray.data.formats.loader_data import LoaderDataError, loader_data
 from ochat_ray.schema import Reason
 
 MAX_PAGE_BYTES = 32 * 2**20
@@ -30,6 +34,7 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_LEFT_BEHIND = frozenset({"avatarUrl", "views"})
 _MARK = b"__NEXT_DATA__"
 _OPENING = re.compile(
     rb"""<script\b[^<>]*?\bid\s*=\s*(?:"__NEXT_DATA__"|'__NEXT_DATA__'|__NEXT_DATA__(?=[\s>]))"""
@@ -60,19 +65,48 @@ def page_record(page: bytes) -> dict[str, Any] | Unusable:
         page = unzipped
     if len(page) > MAX_PAGE_BYTES:
         return Unusable(Reason.TOO_LARGE, f"more than {MAX_PAGE_BYTES:,} bytes")
+    page = _utf8(page)
+    if not page or page.isspace():
+        return Unusable(Reason.UNREADABLE, "the page is empty")
     data = _next_data(page)
+    if isinstance(data, Unusable) and data.reason == Reason.NO_DATA:
+        try:
+            loaders = loader_data(page)
+        except LoaderDataError as error:
+            return Unusable(Reason.UNREADABLE, str(error))
+        if loaders is not None:
+            return _official(loaders)
     if isinstance(data, Unusable):
         return data
     props = _child(_child(data, "props"), "pageProps")
+    if "serverResponse" in props:
+        return _official({"": props})
     content = _child(props, "content")
     if not isinstance(content.get("items"), list) or not content["items"]:
         return Unusable(Reason.NO_DATA, "no items at props.pageProps.content")
     return {
+        **{name: value for name, value in content.items() if name not in _LEFT_BEHIND},
         "id": props.get("id") or content.get("id"),
         "title": content.get("title"),
         "model": content.get("model"),
         "items": content["items"],
     }
+
+
+def _official(loaders: Mapping[str, Any]) -> dict[str, Any] | Unusable:
+    """Return the conversation of ChatGPT's own page, whatever the name of its route."""
+    routes = [route for route in loaders.values() if isinstance(route, dict)]
+    route = next((route for route in routes if "serverResponse" in route), None)
+    if route is None:
+        return Unusable(Reason.NO_DATA, "no serverResponse in the page's data")
+    response = _child(route, "serverResponse")
+    data = _child(response, "data")
+    if not ("mapping" in data or "linear_conversation" in data):
+        error = response.get("error")
+        detail = f": {error[:200]}" if isinstance(error, str) and error else ""
+        return Unusable(Reason.NO_DATA, f"no conversation in serverResponse.data{detail}")
+    found = route.get("sharedConversationId") or data.get("conversation_id") or data.get("id")
+    return {**data, "id": found}
 
 
 def _gunzip(page: bytes) -> bytes | None:
@@ -91,13 +125,7 @@ def _child(parent: Any, name: str) -> dict[str, Any]:
 
 
 def _next_data(page: bytes) -> Any:
-    """The script's JSON value, or why there is none."""
-    if (bom := next((bom for bom in _BOMS if page.startswith(bom)), None)) is not None:
-        page = _decoded(page, _BOMS[bom])
-    elif b"\x00" in page[:64]:  # UTF-16 without a mark: every other byte of markup is zero
-        page = _decoded(page, "utf-16-be" if page[:1] == b"\x00" else "utf-16-le")
-    if not page or page.isspace():
-        return Unusable(Reason.UNREADABLE, "the page is empty")
+    """Parse the script's JSON; an `Unusable` says why there is none."""
     script = _script(page)
     found = script is not None
     if script is None and _MARK in page:
@@ -115,8 +143,17 @@ def _next_data(page: bytes) -> Any:
         return Unusable(Reason.UNREADABLE, f"the script is not JSON: {error}")
 
 
+def _utf8(page: bytes) -> bytes:
+    """Return the page in UTF-8 where its first bytes say that it is UTF-16 or UTF-32."""
+    if (bom := next((bom for bom in _BOMS if page.startswith(bom)), None)) is not None:
+        return _decoded(page, _BOMS[bom])
+    if b"\x00" in page[:64]:  # UTF-16 without a mark: every other byte of markup is zero
+        return _decoded(page, "utf-16-be" if page[:1] == b"\x00" else "utf-16-le")
+    return page
+
+
 def _script(page: bytes) -> bytes | None:
-    """What stands in the script, cut out of the page's bytes.
+    """Cut the script's text out of the page's bytes.
 
     Only where the mark occurs is a tag looked for: a regular expression over the whole page would
     take as long as all the rest.
@@ -149,7 +186,7 @@ def _script_by_parser(page: bytes) -> bytes | None:
 
 
 def _declared_encoding(page: bytes, script: bytes) -> str | None:
-    """The encoding of a page whose script is not UTF-8; None where it is, and so is no cause."""
+    """Return the declared encoding of a page whose script is not UTF-8; None where it is UTF-8."""
     try:
         script.decode()
         return None
@@ -161,7 +198,7 @@ def _declared_encoding(page: bytes, script: bytes) -> str | None:
 
 
 def _decoded(page: bytes, encoding: str) -> bytes:
-    """The page in UTF-8; what its encoding does not know is replaced."""
+    """Return the page in UTF-8; bytes that its encoding does not know are replaced."""
     try:
         return page.decode(encoding, "replace").encode("utf-8", "replace")
     except LookupError:

@@ -35,6 +35,10 @@ class Statistics:
     """Turns that each rule of `noise_rules` changed or took away."""
     unknown_keys: Counter[str] = field(default_factory=Counter)
     """Keys of records and turns that nothing here reads: how many records have each."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """What records show beside their text, by name: citation marks, thoughts, other branches."""
+    answers: Counter[str] = field(default_factory=Counter)
+    """Answers read as "html" and as "markdown"."""
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     token_sums: Counter[str] = field(default_factory=Counter)
@@ -61,6 +65,8 @@ class Statistics:
         _add_bounded(self.models, summary["models"], "other labels")
         _add_bounded(self.passed_over, summary["passed_over"], "other kinds")
         _add_bounded(self.unknown_keys, summary["unknown_keys"], "other keys")
+        _add_bounded(self.left_out, summary["left_out"], "other names")
+        self.answers.update(summary["answers"])
         self._add_drops(summary)
 
     def add_tokenize(self, summary: dict[str, Any]) -> None:

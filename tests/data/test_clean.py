@@ -47,6 +47,47 @@ def test_what_is_kept(turns, kept):
     assert cleaned(*turns) == kept
 
 
+MERGING = rules(keep_model="any", blocked_words=(), merge_turns=True)
+
+
+@pytest.mark.parametrize(
+    ("turns", "kept"),
+    [
+        (["u:q", "a:r"], ["u:q", "a:r"]),
+        (["u:q", "u:r", "a:s"], ["u:q\n\nr", "a:s"]),
+        (["u:q", "a:r", "a:s", "u:t", "a:v"], ["u:q", "a:r\n\ns", "u:t", "a:v"]),
+        (["s:a", "s:b", "u:q", "a:r"], ["s:a\n\nb", "u:q", "a:r"]),
+        (["u:q", "a:1", "a:2", "a:3"], ["u:q", "a:1\n\n2\n\n3"]),
+    ],
+)
+def test_consecutive_turns_of_a_role_are_merged_where_asked_for(turns, kept):
+    merged = clean(conversation(*turns), MERGING)
+    assert [f"{turn.role[0]}:{turn.text}" for turn in merged.turns] == kept
+
+
+def test_html_is_converted_before_turns_are_merged():
+    turns = (
+        Turn(role="user", text="q"),
+        Turn(role="assistant", text="<p><strong>a</strong></p>", html=True),
+        Turn(role="assistant", text="<b> as typed"),
+    )
+    merged = clean(Conversation(id="x", source="f", turns=turns), MERGING)
+    assert merged.turns[1].text == "**a**\n\n<b> as typed"
+
+
+def test_turns_of_different_weights_are_not_merged():
+    turns = (
+        Turn(role="user", text="q"),
+        Turn(role="assistant", text="a", weight=0.0),
+        Turn(role="assistant", text="b", weight=1.0),
+    )
+    dropped = clean(Conversation(id="x", source="f", turns=turns), MERGING)
+    assert (dropped.reason, dropped.detail) == (
+        Reason.WRONG_ROLE_ORDER,
+        "turns 1 and 2 have different loss weights",
+    )
+
+
 @pytest.mark.parametrize(
     ("turns", "reason"),
     [

@@ -104,3 +104,33 @@ def test_a_run_with_another_choice_for_long_conversations_is_another_run():
     assert OPENCHAT.long == "cut"
     identities = [replace(OPENCHAT, long=long).identity() for long in ("cut", "split", "drop")]
     assert all(identities.count(identity) == 1 for identity in identities)
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        ("dialog", "--columns is NAME=COLUMN,NAME=COLUMN; 'dialog' is not of this form"),
+        ("conversations=", "'conversations=' is not of this form"),
+        ("conversations=a,", "'' is not of this form"),
+        ("turns=a", "--columns: unknown name 'turns'; names are conversations, role, text"),
+        ("role=a,role=b", "--columns names role twice"),
+        ("role=a,text=a", "--columns gives the column 'a' to two names"),
+    ],
+)
+def test_columns_that_cannot_be_read_are_one_line(columns, line):
+    with pytest.raises(UserError) as error:
+        replace(OPENCHAT, columns=columns).check()
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_columns_are_read():
+    config = replace(OPENCHAT, columns="conversations=dialog, role = speaker,text=a=b")
+    config.check()
+    assert config.column_names() == {"conversations": "dialog", "role": "speaker", "text": "a=b"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"answers": "html"}, {"columns": "id=key"}, {"branches": "all"}, {"merge_turns": True}],
+)
+def test_another_way_to_read_is_another_run(change):
+    assert replace(OPENCHAT, **change).identity() != OPENCHAT.identity()

@@ -114,7 +114,8 @@ def test_ten_thousand_mutated_pages(tmp_path, page, mutations):
 @pytest.mark.parametrize(
     ("items", "reason"),
     [
-        ([{"from": "human", "value": "q"}, {"from": "gpt", "value": "<b>" * 3000 + "x"}],
+        ([{"from": "human", "value": "q"},
+          {"from": "gpt", "value": "<p>" + "<em>" * 3000 + "x" + "</em>" * 3000 + "</p>"}],
          "conversion_failed"),
         ([{"from": "human", "value": "q"}, {"from": "gpt", "value": "<p>" + "x " * 12_000_000}],
          "too_large"),

@@ -48,7 +48,8 @@ def drop(reason, id, stage="clean", detail=EVIL):
 def cleaned(read, rows, models, drops):
     return {
         "read": read, "read_well": sum(models.values()), "rows": rows, "noise": {"pager": 1},
-        "passed_over": {}, "unknown_keys": {},
+        "passed_over": {}, "unknown_keys": {EVIL: 1}, "left_out": {EVIL: 2},
+        "answers": {"html": read, "markdown": 1},
         "models": models, "dropped": drops, "drop_counts": Counter(d["reason"] for d in drops),
     }  # fmt: skip
 

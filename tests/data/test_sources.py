@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ochat_ray.data.records import parse_item
 from ochat_ray.data.sources import read_file
 from ochat_ray.schema import Conversation, Drop, Reason
 from tests.pages import share_page
@@ -58,16 +57,6 @@ def test_parquet_of_sharegpt(tmp_path):
     assert [t.text for t in conversations[0].turns] == ["hi", "hello"]
 
 
-def test_openai_messages_and_text_parts():
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    conversation = parse_item(
-        {"messages": [{"role": "user", "content": parts}]}, source="x", index=7
-    )
-    assert isinstance(conversation, Conversation)
-    assert conversation.id == "x#7"
-    assert conversation.turns[0].text == "ab"
-
-
 @pytest.mark.parametrize(("cut", "whole"), [(1, 3), (2, 2), (20, 2), (130, 1)])
 def test_a_file_cut_off_keeps_the_whole_ones_and_reports_the_torn_one(tmp_path, cut, whole):
     text = json.dumps([ITEM, ITEM, ITEM])
@@ -97,26 +86,6 @@ def test_text_that_is_not_json_is_malformed(tmp_path):
     assert [d.reason for d in drops] == [Reason.MALFORMED]
 
 
-@pytest.mark.parametrize(
-    ("item", "detail"),
-    [
-        (3, "must be an object, not int"),
-        ({"a": 1}, "no list named"),
-        ({"conversations": "x"}, "no list named"),
-        ({"conversations": [1]}, "turn 0: not an object"),
-        ({"conversations": [{"from": "robot", "value": ""}]}, "unknown role 'robot'"),
-        ({"conversations": [{"from": "human"}]}, "turn 0: no text"),
-        ({"conversations": [{"from": "human", "value": "\ud83d"}]}, "surrogate"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "no text"),
-    ],
-)
-def test_a_record_that_is_no_conversation_says_why(item, detail):
-    drop = parse_item(item, source="x", index=0)
-    assert isinstance(drop, Drop)
-    assert drop.reason == Reason.MALFORMED
-    assert detail in drop.detail
-
-
 def test_a_line_beyond_all_measure_costs_only_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("ochat_ray.data.sources.MAX_LINE_BYTES", 1000)
     path = write(tmp_path / "x.jsonl", f"{'x' * 5000}\n{json.dumps(ITEM)}\n{'y' * 3000}")
@@ -132,30 +101,6 @@ HTML_TURNS = [
     {"from": "human", "value": "<div>is this HTML?</div>"},
     {"from": "gpt", "value": '<div class="markdown prose"><p>Yes</p></div>'},
 ]
-
-
-@pytest.mark.parametrize(
-    ("answer", "html"),
-    [
-        ('<div class="markdown prose"><p>a</p></div>', True),
-        ("<p>a</p><pre><code>b</code></pre>", True),
-        ("2 / 3<p>a</p>", True),
-        ("Use <p>a</p>", False),
-        ("<div><span>a</span></div>", False),
-        ("<p>is a tag", False),
-        ("a", False),
-    ],
-)
-def test_a_dump_s_answers_are_html_only_from_end_to_end(answer, html):
-    turns = [HTML_TURNS[0], {"from": "gpt", "value": answer}]
-    user, assistant = parse_item({"conversations": turns}, source="x", index=0).turns
-    assert (user.html, assistant.html) == (False, html)
-
-
-def test_a_conversation_beyond_all_measure_is_dropped():
-    turns = [{"from": "human", "value": "x" * 9_000_000}, TURNS[1]]
-    drop = parse_item({"conversations": turns}, source="x", index=0)
-    assert drop.reason == Reason.TOO_LARGE
 
 
 def test_a_share_page_and_its_avatar(tmp_path):

@@ -1,0 +1,62 @@
+"""Names of the keys that records are read from, and the user's own names for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ochat_ray.errors import UserError
+
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "conversations": (
+        *("conversations", "items", "messages", "turns", "conversation", "contents", "dialogue"),
+        "data",
+    ),
+    "role": ("from", "role"),
+    "text": ("value", "content", "text", "parts"),
+    "weight": ("weight",),
+    "prompt": ("instruction", "prompt", "question", "query"),
+    "input": ("input", "context"),
+    "completion": ("completion", "output", "response", "answer", "chosen"),
+    "system": (
+        *("system", "system_prompt", "system_message", "system_instruction"),
+        "systemInstruction",
+    ),
+    "condition": ("condition",),
+    "id": (
+        *("id", "conversation_id", "conversation_hash", "uuid", "prompt_id", "message_tree_id"),
+    ),
+    "model": ("model",),
+    "title": ("title", "topic"),
+}
+"""By logical name, the keys of known formats that hold it, in the order in which they are tried."""
+
+
+def keys_of(columns: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
+    """Return KEYS with the user's own name of each column tried first."""
+    if not columns:
+        return KEYS
+    own = {logical: (name,) for logical, name in columns.items()}
+    return {logical: (*own.get(logical, ()), *names) for logical, names in KEYS.items()}
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Parse `--columns`, "conversations=dialog,role=speaker": own names by logical name.
+
+    Raises:
+        UserError: it is not of this form, names an unknown column, or names one twice.
+    """
+    columns: dict[str, str] = {}
+    for pair in text.split(",") if text else []:
+        logical, equals, name = (part.strip() for part in pair.partition("="))
+        if not (logical and equals and name):
+            raise UserError(
+                f"--columns is NAME=COLUMN,NAME=COLUMN; {pair.strip()!r} is not of this form"
+            )
+        if logical not in KEYS:
+            raise UserError(f"--columns: unknown name {logical!r}; names are {', '.join(KEYS)}")
+        if logical in columns:
+            raise UserError(f"--columns names {logical} twice")
+        if name in columns.values():
+            raise UserError(f"--columns gives the column {name!r} to two names")
+        columns[logical] = name
+    return columns

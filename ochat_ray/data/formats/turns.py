@@ -1,0 +1,186 @@
+"""One message of a list: its role, text, loss weight, and the keys that nothing reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ochat_ray.data.formats.values import (
+    RecordError,
+    as_list,
+    checked_text,
+    decoded,
+    first_of,
+    is_empty,
+    unknown_names,
+    unsupported,
+    weight_of,
+)
+from ochat_ray.schema import Role, Turn
+
+ROLES: Mapping[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "claude": "assistant",
+    "gemini": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "ai": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+TOOL_ROLES = frozenset(
+    "tool function function_call function_response observation tool_call tool_response tool_result "
+    "ipython environment".split()
+)
+"""Roles of other programs' messages, which the template cannot write."""
+
+_NUMBERED = re.compile(r"(human|user|assistant|bot|gpt)[-_ ]?(?:\d+|[ab])?")
+
+_FLAGS = ("train", "training", "train_on_turn", "trainable", "loss")
+"""Switches of a turn's loss: axolotl's `train` and `training`, ms-swift's `loss`, and the like."""
+_OPPOSITE_FLAGS = ("mask", "masked", "ignore_loss")
+
+_UNSUPPORTED = frozenset(
+    "tool_calls function_call tool_call_id tool_responses refusal audio image images video videos "
+    "audios files attachments train_detail training_detail".split()
+)
+"""Keys that change what a turn means in ways the template cannot write."""
+
+TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedTurn:
+    """A turn and the names of its keys that nothing reads."""
+
+    turn: Turn
+    unknown: tuple[str, ...]
+
+
+def role_of(value: Any) -> Role:
+    """Return the role of a label.
+
+    Raises:
+        RecordError: it is a tool's, which is unsupported, or no role at all.
+    """
+    name = value.strip().lower() if isinstance(value, str) else ""
+    if name in ROLES:
+        return ROLES[name]
+    if name in TOOL_ROLES:
+        raise unsupported(f"role {name}")
+    if numbered := _NUMBERED.fullmatch(name):
+        return ROLES[numbered[1]]
+    raise RecordError("no role" if value is None else f"unknown role {str(value)[:50]!r}")
+
+
+def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
+    """Parse one message; `keys` has the names of role, text and weight.
+
+    Raises:
+        RecordError: the message is not a turn; the detail says why.
+    """
+    raw = decoded(raw)
+    if _is_pairs(raw):  # a map column of Arrow
+        raw = dict(raw)
+    if not isinstance(raw, dict):
+        raise RecordError("not an object")
+    role_key, text_key = first_of(raw, keys["role"]), first_of(raw, keys["text"])
+    # A content of null stands beside tool calls: those are named first.
+    if len(raw) > 2 or text_key is None:
+        _check_supported(raw)
+    role = role_of(raw.get(role_key) if role_key else None)
+    content = raw[text_key] if text_key else None
+    if role == "system" and is_empty(content) and not isinstance(content, str):
+        content = ""
+    text, unknown = _text(content)
+    if len(raw) == 2 and role_key and text_key:
+        return ParsedTurn(Turn(role=role, text=text), unknown)
+    if role == "system" and str(raw.get("name") or "").startswith("example_"):
+        raise unsupported("name: a system turn that is an example of another role's")
+    weight_key = next((name for name in keys["weight"] if name in raw), "weight")
+    known = {role_key, text_key, weight_key, *_FLAGS, *_OPPOSITE_FLAGS}
+    names = unknown_names(raw, [name for name in known if name], "turn.")
+    turn = Turn(role=role, text=text, weight=_weight(raw, weight_key))
+    return ParsedTurn(turn, (*unknown, *names))
+
+
+def text_of(content: Any) -> str:
+    """Return the text of a content: a string, or a list of parts of text.
+
+    Raises:
+        RecordError: there is no text, or a part is not text.
+    """
+    return _text(content)[0]
+
+
+def _text(content: Any) -> tuple[str, tuple[str, ...]]:
+    """Return the text and the names of the parts' unknown keys."""
+    if isinstance(content, str):
+        return checked_text(content), ()
+    if isinstance(content, dict):
+        content = content["parts"] if isinstance(content.get("parts"), list) else [content]
+    parts = as_list(content)
+    if not parts:
+        raise RecordError("no text")
+    texts: list[str] = []
+    unknown: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(checked_text(part))
+            continue
+        if not isinstance(part, dict):
+            raise RecordError("no text")
+        kind = str(part.get("type") or "text")
+        if kind not in TEXT_PARTS:
+            raise unsupported(f"content part {kind[:50]}")
+        if not isinstance(part.get("text"), str):
+            other = unknown_names(part, {"type", "text"})
+            raise unsupported(f"content part {other[0]}") if other else RecordError("no text")
+        texts.append(checked_text(part["text"]))
+        unknown += unknown_names(part, {"type", "text"}, "turn.content.")
+    return "".join(texts), tuple(unknown)
+
+
+def _check_supported(raw: Mapping[str, Any]) -> None:
+    for name in _UNSUPPORTED & raw.keys():
+        if not is_empty(raw[name]):
+            raise unsupported(name)
+
+
+def _weight(raw: Mapping[str, Any], weight_key: str) -> float | None:
+    """Return the turn's loss weight by its weight and its switches, which must agree."""
+    found: dict[str, float] = {}
+    if raw.get(weight_key) is not None:
+        found[weight_key] = weight_of(raw[weight_key], weight_key)
+    for name in (*_FLAGS, *_OPPOSITE_FLAGS):
+        value = raw.get(name)
+        if value is None:
+            continue
+        if name in _OPPOSITE_FLAGS:
+            if not isinstance(value, bool) and value not in (0, 1):
+                raise RecordError(f"{name}: neither true nor false: {str(value)[:50]!r}")
+            found[name] = 0.0 if value else 1.0
+        else:
+            found[name] = float(value) if isinstance(value, bool) else weight_of(value, name)
+    if len(set(found.values())) > 1:
+        raise RecordError(f"{' and '.join(found)} disagree on the turn's loss weight")
+    return next(iter(found.values()), None)
+
+
+def _is_pairs(raw: Any) -> bool:
+    return (
+        isinstance(raw, list)
+        and bool(raw)
+        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in raw)
+        and all(isinstance(pair[0], str) for pair in raw)
+    )
