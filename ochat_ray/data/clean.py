@@ -52,7 +52,6 @@ def rules(
         keep_model_rule(keep_model),
         unboxed_user_turns,
         noise_rule(noise),
-        without_empty_system,
         trim_ends,
         provider_errors_rule(noise),
         need_turns,
@@ -90,14 +89,6 @@ def noise_rule(names: Collection[str]) -> Rule:
         return replace(conversation, turns=tuple(turns), noise=noise) if found else conversation
 
     return rule
-
-
-def without_empty_system(conversation: Conversation) -> Conversation:
-    """Leave out a system turn at the start that shows nothing: it is no system turn."""
-    turns = conversation.turns
-    if turns and turns[0].role == "system" and shows_nothing(turns[0].text):
-        return replace(conversation, turns=turns[1:])
-    return conversation
 
 
 def provider_errors_rule(names: Collection[str]) -> Rule:

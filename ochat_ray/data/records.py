@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ochat_ray.data.blank_text import shows_nothing
 from ochat_ray.data.formats import chatgpt, claude, datasets, tables, trees
 from ochat_ray.data.formats.answers import Answers, Shape, mark_html
 from ochat_ray.data.formats.columns import keys_of
 from ochat_ray.data.formats.tables import Keys
 from ochat_ray.data.formats.trees import Branches
-from ochat_ray.data.formats.values import RecordError, is_blank, once_each
+from ochat_ray.data.formats.values import RecordError, once_each
 from ochat_ray.schema import Conversation, Drop, Origin, Reason, Stage, Turn
 
 MAX_CHARACTERS = 8_000_000
@@ -117,7 +118,7 @@ def _complete(conversation: Conversation) -> Conversation:
         raise RecordError(f"over {MAX_CHARACTERS:,} characters", Reason.TOO_LARGE)
     if not any(turn.role == "system" for turn in turns):
         return conversation
-    turns = tuple(turn for turn in turns if turn.role != "system" or not is_blank(turn.text))
+    turns = tuple(turn for turn in turns if turn.role != "system" or not shows_nothing(turn.text))
     count = next((n for n, turn in enumerate(turns) if turn.role != "system"), len(turns))
     return replace(conversation, turns=(*_joined(turns[:count]), *turns[count:]))
 

@@ -7,7 +7,7 @@ import pytest
 
 from ochat_ray.data.clean import clean, rules
 from ochat_ray.data.decontaminate import load_questions
-from ochat_ray.data.records import parse_item
+from ochat_ray.data.records import records_of
 from ochat_ray.schema import Conversation, Drop, Reason, Turn
 
 RULES = rules(keep_model="any", blocked_words=("openai",))
@@ -201,11 +201,11 @@ def test_what_never_came_through_an_extension_is_kept_byte_for_byte(answer):
 def test_a_fraction_in_openai_messages_is_no_pager():
     asked, answer = "1 / 2Alpha plus 3 is 7; 1 / 2x + 3 = 7", "1 / 2Hello"
     messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    result = clean(parse_item({"messages": messages}, source="x", index=0), RULES)
+    result = clean(next(records_of({"messages": messages}, source="x", index=0)), RULES)
     assert ([turn.text for turn in result.turns], result.noise) == ([asked, answer], ())
     turns = [{"from": "human", "value": "2 / 3Why?"}, {"from": "gpt", "value": "2 / 2Because"}]
     for key in ("conversations", "items"):
-        result = clean(parse_item({key: turns}, source="x", index=0), RULES)
+        result = clean(next(records_of({key: turns}, source="x", index=0)), RULES)
         assert [turn.text for turn in result.turns] == ["Why?", "Because"]
 
 
@@ -267,11 +267,6 @@ def test_an_error_in_html_is_found():
         "</p></div>",
     )  # fmt: skip
     assert [turn.text for turn in clean(made, RULES).turns] == ["q", "r"]
-
-
-@pytest.mark.parametrize("system", ["", " \n", "\u200b"])
-def test_an_empty_system_turn_is_no_system_turn(system):
-    assert cleaned(f"s:{system}", "u:q", "a:r") == ["u:q", "a:r"]
 
 
 @pytest.mark.parametrize("text", ["\u200b", "\u2800", "\xad", "\ufe0f", "\u3164"])

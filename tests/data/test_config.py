@@ -104,6 +104,8 @@ def test_a_run_with_another_choice_for_long_conversations_is_another_run():
     assert OPENCHAT.long == "cut"
     identities = [replace(OPENCHAT, long=long).identity() for long in ("cut", "split", "drop")]
     assert all(identities.count(identity) == 1 for identity in identities)
+
+
 @pytest.mark.parametrize(
     ("columns", "line"),
     [

@@ -5,8 +5,8 @@ import pytest
 
 from ochat_ray.data.clean import rules
 from ochat_ray.data.config import PrepareConfig
-from ochat_ray.data.parts import WORK, clean_part, read_parquet, tokenize_part
-from ochat_ray.data.records import parse_item
+from ochat_ray.data.parts import clean_part, read_parquet, tokenize_part
+from ochat_ray.data.records import records_of
 from ochat_ray.data.statistics import Statistics
 from ochat_ray.run_dir import RunDir
 from ochat_ray.template import encode
@@ -16,7 +16,7 @@ def record(id, *texts, system=None):
     roles = ("human", "gpt")
     turns = [{"from": roles[n % 2], "value": text} for n, text in enumerate(texts)]
     turns = [{"from": "system", "value": system}, *turns] if system is not None else turns
-    return parse_item({"id": id, "conversations": turns}, source="f.json", index=0)
+    return next(records_of({"id": id, "conversations": turns}, source="f.json", index=0))
 
 
 RECORDS = [
@@ -49,7 +49,7 @@ def prepared(run, tokenizer, long):
     statistics.add_tokenize(summary)
     rows = {}
     for split in ("train", "eval"):
-        with pa.memory_map(run.path(f"{WORK}/tokens/{split}/p.arrow")) as file:
+        with pa.memory_map(run.path(f"tokens/{split}/p.arrow")) as file:
             rows[split] = pa.ipc.open_file(file).read_all().to_pylist()
     return statistics, rows
 
@@ -70,7 +70,7 @@ def test_every_record_is_kept_or_dropped_for_each_choice(run, tokenizer, long, k
     assert statistics.counts() == {
         "read": 8, "kept": len(kept), "dropped": DROPPED | dropped, "passed_over": {}
     }  # fmt: skip
-    conversations = read_parquet(run, f"{WORK}/conversations/p.parquet")["id"].to_pylist()
+    conversations = read_parquet(run, "conversations/p.parquet")["id"].to_pylist()
     assert set(conversations) == kept
     ids = [row["id"] for split in rows.values() for row in split]
     assert {id.split("#")[0] for id in ids} == kept
@@ -84,7 +84,7 @@ def test_every_record_is_kept_or_dropped_for_each_choice(run, tokenizer, long, k
     }
     assert statistics.offered == sum(
         len(encode(turns, "openchat", tokenizer)[0])
-        for turns in read_parquet(run, f"{WORK}/clean/p.parquet")["turns"].to_pylist()
+        for turns in read_parquet(run, "clean/p.parquet")["turns"].to_pylist()
     )
 
 

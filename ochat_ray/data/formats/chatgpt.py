@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ochat_ray.data.blank_text import shows_nothing
 from ochat_ray.data.formats.trees import OTHER_BRANCH, Branches, leaves_of, paths_of
 from ochat_ray.data.formats.values import (
     RecordError,
@@ -22,7 +23,6 @@ from ochat_ray.data.formats.values import (
     as_list,
     checked_text,
     decoded,
-    is_blank,
     is_empty,
     label,
     once_each,
@@ -248,7 +248,7 @@ class _Reader:
         self, role: Role, text: str, message: Mapping[str, Any], metadata: Mapping[str, Any]
     ) -> None:
         """Append a turn, or more text to the answer that has not ended."""
-        if is_blank(text) and role != "user":
+        if shows_nothing(text) and role != "user":
             return
         weight = message.get("weight")
         weight = 1.0 if weight is None else weight_of(weight, "message.weight")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ochat_ray.data.blank_text import shows_nothing
 from ochat_ray.data.formats.answers import Shape
 from ochat_ray.data.formats.tables import Keys
 from ochat_ray.data.formats.turns import ParsedTurn, parse_turn, text_of
@@ -18,7 +19,6 @@ from ochat_ray.data.formats.values import (
     checked_text,
     decoded,
     first_of,
-    is_blank,
     is_empty,
     label,
     once_each,
@@ -177,7 +177,7 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
         if more is not None:
             known.add(more)
             text = text_of(item[more])
-            texts += [] if is_blank(text) else [text]
+            texts += [] if shows_nothing(text) else [text]
         prompt = "\n\n".join(texts)
     before = [*history, *_parse_side(prompt, "user", keys)]
     return answer if whole and _begins_with(answer, before) else [*before, *answer]

@@ -13,8 +13,6 @@ from ochat_ray.schema import Reason
 MAX_UNKNOWN_KEYS = 100
 """Names of unknown keys per conversation; real records have a few dozen."""
 
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
-
 
 class RecordError(ValueError):
     """A record that is not a conversation, with the reason for the ledger of drops."""
@@ -54,11 +52,6 @@ def checked_text(text: str) -> str:
         except UnicodeEncodeError:
             raise RecordError("half a surrogate pair, which UTF-8 cannot hold") from None
     return text
-
-
-def is_blank(text: str) -> bool:
-    """Return True for a text of white space and invisible characters only."""
-    return not text.strip() or not text.translate(_INVISIBLE).strip()
 
 
 def is_empty(value: Any) -> bool:
