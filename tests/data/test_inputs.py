@@ -5,6 +5,7 @@ import pytest
 from ochat_ray.data import inputs
 from ochat_ray.data.inputs import InputFile, Listing, find_files, groups
 from ochat_ray.errors import UserError
+from ochat_ray.schema import PassedOver
 
 
 def touch(folder, *names):
@@ -14,7 +15,13 @@ def touch(folder, *names):
 
 
 def found(*paths):
-    return [file.uri for file in find_files([str(path) for path in paths])]
+    files = find_files([str(path) for path in paths])
+    return [file.uri for file in files if isinstance(file, InputFile)]
+
+
+def passed_over(*paths):
+    files = find_files([str(path) for path in paths])
+    return [(file.source, file.kind) for file in files if isinstance(file, PassedOver)]
 
 
 def test_a_folder_is_searched_and_each_file_taken_once(tmp_path):

@@ -1,0 +1,155 @@
+"""Records from a stream of JSON in any shape: an array, lines, concatenated values, or an object
+that holds the records in a list.
+
+What the stream holds decides, not the file's name. Memory is bounded by the largest record. A
+record that cannot be read comes out as `Broken`, and reading goes on at the next record.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from itertools import chain
+from typing import IO, Any, cast
+
+import orjson
+
+from ochat_ray.data.byte_streams import Prefixed, read_exactly
+from ochat_ray.data.json_values import Broken, Values, lists_of_records, scan
+from ochat_ray.schema import Reason
+
+MAX_RECORD_BYTES = 64 * 2**20
+"""Of one record; in an array, where text is counted after decoding, characters."""
+
+_SNIFFED = 1 << 16
+_CHUNK = 1 << 20
+_BETWEEN = " \t\r\n,\ufeff"
+
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16's, with which it begins
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+
+
+def json_records(
+    stream: IO[bytes], *, by_lines: bool, max_size: int = MAX_RECORD_BYTES
+) -> Iterator[Any]:
+    """Yield the decoded records of a stream, and a `Broken` for each that cannot be read.
+
+    `by_lines` says what the stream is where its beginning cannot be read.
+    """
+    head = read_exactly(stream, _SNIFFED)
+    encoding, bom = _encoding(head)
+    whole = cast(IO[bytes], Prefixed(head[bom:], stream))
+    if encoding != "utf-8":
+        whole = cast(IO[bytes], _Transcoded(whole, encoding))
+        head, bom = read_exactly(whole, _SNIFFED), 0
+        whole = cast(IO[bytes], Prefixed(head, whole))
+    if _has_lines(head[bom:].decode("utf-8", "replace"), by_lines):
+        records = _lines(whole, max_size)
+    else:
+        records = Values(whole, max_size).records()
+    for record in records:
+        if lists := lists_of_records(record):
+            yield from chain.from_iterable(lists)
+        else:
+            yield record
+
+
+def _encoding(head: bytes) -> tuple[str, int]:
+    """Return the encoding of JSON that begins so, and the length of its byte order mark."""
+    for bom, encoding in _BOMS.items():
+        if head.startswith(bom):
+            return encoding, len(bom)
+    zeros = tuple(byte == 0 for byte in head[:4])  # JSON begins with two characters of ASCII
+    without_mark = {
+        (False, True, True, True): "utf-32-le",
+        (True, True, True, False): "utf-32-be",
+        (False, True, False, True): "utf-16-le",
+        (True, False, True, False): "utf-16-be",
+    }
+    return without_mark.get(zeros, "utf-8"), 0
+
+
+class _Transcoded(io.RawIOBase):
+    """A stream of another encoding in UTF-8; halves of surrogate pairs are kept."""
+
+    def __init__(self, stream: IO[bytes], encoding: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        while not self._rest:
+            data = self._stream.read(_CHUNK)
+            self._rest = self._decoder.decode(data, final=not data).encode()
+            if not data:
+                break
+        piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
+        view[: len(piece)] = piece
+        return len(piece)
+
+
+def _has_lines(head: str, by_lines: bool) -> bool:
+    """Decide from a stream's beginning if each line is a record of its own."""
+    head = head.lstrip(_BETWEEN)
+    if head.startswith("["):
+        return False
+    try:
+        _, end = scan(head, 0)
+    except (StopIteration, ValueError, RecursionError):
+        return by_lines
+    rest = head[end:].lstrip(" \t")
+    return rest == "" or rest.startswith(("\n", "\r\n"))
+
+
+def _lines(stream: IO[bytes], max_size: int) -> Iterator[Any]:
+    reader = io.BufferedReader(cast(io.RawIOBase, stream), _CHUNK)
+    number = 0
+    while line := reader.readline(max_size):
+        number += 1
+        ends = line.endswith(b"\n")
+        if not ends and len(line) == max_size:
+            while (rest := reader.readline(_CHUNK)) and not rest.endswith(b"\n"):
+                pass
+            yield _broken_line(number, Reason.TOO_LARGE, f"over {max_size:,} bytes")
+        elif not line.isspace():
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError:
+                yield from _line_again(line, number, torn=not ends)
+
+
+def _line_again(line: bytes, number: int, *, torn: bool) -> Iterator[Any]:
+    """Read what orjson does not: NaN and Infinity, halves of surrogate pairs, a mark in front."""
+    try:
+        text = line.decode().strip("\ufeff \t\r\n")
+        value, end = scan(text, 0) if text else (None, 0)
+    except UnicodeDecodeError as error:
+        detail = f"byte 0x{line[error.start]:02x} is not UTF-8"
+    except RecursionError:
+        detail = "nested too deeply"
+    except StopIteration:
+        detail = "not JSON"
+    except ValueError as error:
+        detail = str(error)
+    else:
+        if end == len(text):
+            if text:
+                yield value
+            return
+        detail = f"{len(text) - end:,} characters after the end of the record"
+        torn = False
+    yield _broken_line(number, Reason.TORN if torn else Reason.MALFORMED, detail)
+
+
+def _broken_line(number: int, reason: Reason, detail: str) -> Broken:
+    return Broken(f":{number}", reason, f"line {number}: {detail}")
