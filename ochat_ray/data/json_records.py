@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import orjson
 
 from ochat_ray.data.byte_streams import Prefixed, read_exactly
-from ochat_ray.data.json_values import Broken, Values, lists_of_records, scan
+from ochat_ray.data.json_values import Broken, Values, holds_records, lists_of_records, scan
 from ochat_ray.schema import Reason
 
 MAX_RECORD_BYTES = 64 * 2**20
@@ -101,13 +101,15 @@ class _Transcoded(io.RawIOBase):
 def _has_lines(head: str, by_lines: bool) -> bool:
     """Decide from a stream's beginning if each line is a record of its own."""
     head = head.lstrip(_BETWEEN)
-    if head.startswith("["):
+    if head.startswith("[") or (head.startswith("{") and holds_records(head, 0)):
         return False
     try:
         _, end = scan(head, 0)
     except (StopIteration, ValueError, RecursionError):
         return by_lines
     rest = head[end:].lstrip(" \t")
+    if "\n" in head[:end]:
+        return False
     return rest == "" or rest.startswith(("\n", "\r\n"))
 
 
@@ -135,6 +137,7 @@ def _line_again(line: bytes, number: int, *, torn: bool) -> Iterator[Any]:
         value, end = scan(text, 0) if text else (None, 0)
     except UnicodeDecodeError as error:
         detail = f"byte 0x{line[error.start]:02x} is not UTF-8"
+        torn = torn and error.end == len(line)
     except RecursionError:
         detail = "nested too deeply"
     except StopIteration:

@@ -30,6 +30,8 @@ _DEPTH = 900
 """Characters of which the decoder has at least got through where nesting is too deep for it."""
 _MAX_TRIES = 1000
 """Places at which the next record may begin that are tried in one chunk of text."""
+_LOOKED_AT = 20
+"""Elements of a list that are looked at to tell if it holds records."""
 _LONGEST_BREAK = 64
 """Characters between `{` and `"` at which a record begins."""
 
@@ -84,7 +86,7 @@ class Values:
     def __init__(self, stream: IO[bytes], max_size: int) -> None:
         self._stream = stream
         self._max_size = max_size
-        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._undecoded = b""
         # What has been decoded and not been taken begins at `_at`; the last value at `_start`.
         self._text = ""
         self._start = self._at = 0
@@ -93,6 +95,7 @@ class Values:
         self._closers: list[str] = []
         self._known_keys: frozenset[str] = frozenset()
         self._count = 0
+        self._recovered = False
 
     def records(self) -> Iterator[Any]:
         """Yield the records, and a `Broken` for each fault; what follows it is read."""
@@ -101,6 +104,8 @@ class Values:
             if self._closers and first == self._closers[-1]:
                 self._closers.pop()
                 self._at += 1
+            elif self._recovered and not self._closers and first in "]}":
+                self._at += 1  # of the list or object in which there was a fault
             elif self._opens_list(first):
                 self._closers.append(_CLOSED_BY[first])
                 self._at += 1
@@ -132,7 +137,7 @@ class Values:
         """Tell if records follow inside: of an array, or an object of which a list holds them."""
         if self._closers:
             return False
-        return first == "[" or (first == "{" and self._look_ahead(_holds_records))
+        return first == "[" or (first == "{" and self._look_ahead(holds_records))
 
     def _enter_member(self) -> None:
         """In an object that holds records: enter a list of records, pass any other member."""
@@ -167,16 +172,22 @@ class Values:
     def _fill(self) -> bool:
         """Read on, doubling what there is; False at the stream's end."""
         rest = self._text[self._at :]
+        if not self._all_utf8:
+            self._all_utf8 = not _NOT_UTF8.search(rest)
         more = ""
         if not self._ended:
-            data = read_exactly(self._stream, max(_CHUNK, len(rest)))
+            size = min(len(rest), self._max_size + 1 - len(rest))
+            data = read_exactly(self._stream, max(_CHUNK, size))
             self._ended = not data
-            more = self._decoder.decode(data, final=self._ended)
-        self._all_utf8 = (self._all_utf8 or not _NOT_UTF8.search(rest)) and (
-            more.isascii() or not _NOT_UTF8.search(more)
-        )
+            data = self._undecoded + data
+            try:
+                more, taken = codecs.utf_8_decode(data, "strict", self._ended)
+            except UnicodeDecodeError:
+                more, taken = codecs.utf_8_decode(data, "surrogateescape", self._ended)
+                self._all_utf8 = False
+            self._undecoded = data[taken:]
         self._text, self._at = rest + more, 0
-        return bool(more)
+        return bool(more) or not self._ended
 
     def _value(self) -> Any:
         """Decode the value at the place and go behind it; where there is none, stay."""
@@ -195,20 +206,24 @@ class Values:
                 # A number may go on in what has not been read yet.
                 if end == len(self._text) and self._text[end - 1] not in '}]"' and self._fill():
                     continue
-                self._start, self._at = self._at, self._at + end - self._start
+                length = end - self._start
+                if length > self._max_size:
+                    raise _Fault(Reason.TOO_LARGE, self._too_large(), self._at + length)
+                self._start, self._at = self._at, self._at + length
                 return value
             unterminated = detail.startswith("Unterminated string")
             if not unterminated and at < len(self._text) - 16:
                 raise _Fault(Reason.MALFORMED, detail, at)
             if len(self._text) - self._at > self._max_size:
-                raise _Fault(Reason.TOO_LARGE, f"over {self._max_size:,} bytes", len(self._text))
+                raise _Fault(Reason.TOO_LARGE, self._too_large(), len(self._text))
             at -= self._at
             if not self._fill():
                 torn = unterminated or "escape" in detail
                 torn = torn or bool(_LITERAL_CUT_OFF.match(self._text.rstrip(), at))
-                if torn:
-                    detail = f"the file ends in the middle of a record ({detail})"
                 raise _Fault(Reason.TORN if torn else Reason.MALFORMED, detail, at)
+
+    def _too_large(self) -> str:
+        return f"a record over {self._max_size:,} bytes"
 
     def _check_utf8(self) -> None:
         """Raise a fault if the last value has bytes that are not UTF-8."""
@@ -225,20 +240,24 @@ class Values:
         Where its brackets match, it ends with them. Otherwise the next object is sought that can
         be read and has a record's keys; a turn of the broken record has not.
         """
-        if fault.reason != Reason.TOO_LARGE and (end := self._end_by_brackets()) is not None:
+        self._recovered = True
+        by_brackets = bool(self._closers) and fault.reason != Reason.TOO_LARGE
+        if by_brackets and (end := self._end_by_brackets()) is not None:
             lost = _bytes(self._text[self._at : end])
             self._at = end
             detail = f"{fault.detail}; the record of {lost:,} bytes was not read"
             return self._broken(Reason.MALFORMED, detail), None
         lost, record = self._seek_record(fault)
-        reason = fault.reason
+        reason, detail = fault.reason, fault.detail
         if record is not None:
             reason = Reason.MALFORMED if reason == Reason.TORN else reason
             if self._closers[-1:] == ["}"]:
                 self._closers.append("]")
         else:
             self._closers.clear()
-        return self._broken(reason, f"{fault.detail}; {lost:,} bytes were not read"), record
+            if reason == Reason.TORN:
+                detail = f"the file ends in the middle of a record ({detail})"
+        return self._broken(reason, f"{detail}; {lost:,} bytes were not read"), record
 
     def _end_by_brackets(self) -> int | None:
         """Return where the value at the place ends, if its brackets and quotes match."""
@@ -256,7 +275,8 @@ class Values:
                     if not open_brackets:
                         end = match.end()
                         return end if _AFTER_RECORD.match(self._text, end) else None
-                elif not open_brackets:
+                elif not open_brackets or mark[1:-1].strip() in (":", ","):
+                    # The latter stands between strings: a quote is missing before it.
                     return None
             if len(self._text) - self._at > self._max_size or not self._fill():
                 return None
@@ -312,7 +332,7 @@ def lists_of_records(value: Any) -> list[list[Any]]:
     return [
         member
         for member in value.values()
-        if isinstance(member, list) and member and _looks_like_record(member[0])
+        if isinstance(member, list) and any(map(_looks_like_record, member[:_LOOKED_AT]))
     ]
 
 
@@ -325,7 +345,7 @@ def _looks_like_record(value: Any) -> bool:
     )
 
 
-def _holds_records(text: str, at: int) -> bool | None:
+def holds_records(text: str, at: int) -> bool | None:
     """Tell if the object at a place has a list of records; None where the text is too short.
 
     Only the members before its first list are looked at.
