@@ -33,6 +33,7 @@ MAX_SPOOL_BYTES = 4 * 2**30
 """Bytes of a Parquet file that are unpacked to disk, since it is not read from start to end."""
 
 _CHUNK = 1 << 18
+_PIECE = 1 << 16
 _OF_THE_FILE = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
 
@@ -70,7 +71,7 @@ class InputStream(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
         if start + offset < 0:  # asked for by a decoder of damaged data
-            raise ValueError("a position before the start of the file")
+            raise OSError(errno.EINVAL, "a place before the start of the file")
         return int(self._call(lambda: self._file.seek(start + offset)))
 
     def tell(self) -> int:
@@ -222,7 +223,8 @@ class Bounded(io.RawIOBase):
             raise self._error
         view = memoryview(buffer).cast("B")
         try:
-            data = self._stream.read(len(view))
+            # Arrow's decompressor loses what it has unpacked in the call that meets damage.
+            data = self._stream.read(min(len(view), _PIECE))
             self._read += len(data)
             if self._limit is not None and self._read > self._limit:
                 raise TooLarge(f"it unpacks to more than {self._limit:,} bytes")

@@ -65,7 +65,9 @@ def read_file(uri: str, options: ReadOptions = DEFAULTS) -> Iterator[Record]:
     try:
         with open_input(uri) as stream:
             if _is_lfs_pointer(stream):
-                yield reader.drop(Reason.UNREADABLE, "a Git LFS pointer; git lfs pull gets the file")
+                yield reader.drop(
+                    Reason.UNREADABLE, "a Git LFS pointer; git lfs pull gets the file"
+                )
             elif is_archive(uri):
                 yield from reader.archive(stream)
             else:
