@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 import socket
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from pyarrow import fs as pafs
 from ochat_ray.errors import UserError
 
 MANIFEST = "manifest.json"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Split = Literal["train", "eval"]
 
@@ -105,7 +108,10 @@ class RunDir:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file for people to read, whole or not at all."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        if not text.isascii() and _SURROGATE.search(text):  # of a file name that is not UTF-8
+            text = json.dumps(value, indent=2)
+        self.write_text(name, text + "\n")
 
     def read_json(self, name: str) -> Any | None:
         """The JSON file's value, or None where there is no such file."""

@@ -65,12 +65,13 @@ def _encoding(head: bytes) -> tuple[str, int]:
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
             return encoding, len(bom)
-    zeros = tuple(byte == 0 for byte in head[:4])  # JSON begins with two characters of ASCII
+    # JSON begins with ASCII, whose other bytes are zeros in these.
+    zeros = "".join("0" if byte == 0 else "x" for byte in head[:4])
     without_mark = {
-        (False, True, True, True): "utf-32-le",
-        (True, True, True, False): "utf-32-be",
-        (False, True, False, True): "utf-16-le",
-        (True, False, True, False): "utf-16-be",
+        "x000": "utf-32-le",
+        "000x": "utf-32-be",
+        "x0x0": "utf-16-le",
+        "0x0x": "utf-16-be",
     }
     return without_mark.get(zeros, "utf-8"), 0
 
@@ -105,7 +106,7 @@ def _has_lines(head: str, by_lines: bool) -> bool:
         return False
     try:
         _, end = scan(head, 0)
-    except (StopIteration, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return by_lines
     rest = head[end:].lstrip(" \t")
     if "\n" in head[:end]:
@@ -140,8 +141,6 @@ def _line_again(line: bytes, number: int, *, torn: bool) -> Iterator[Any]:
         torn = torn and error.end == len(line)
     except RecursionError:
         detail = "nested too deeply"
-    except StopIteration:
-        detail = "not JSON"
     except ValueError as error:
         detail = str(error)
     else:

@@ -58,10 +58,10 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 400 else float(digits)
 
 
-scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(parse_int=_integer).scan_once
+scan = json.JSONDecoder(parse_int=_integer).raw_decode
 """Decode the value at a place of a text; return it and its end.
 
-Raises StopIteration, JSONDecodeError or RecursionError.
+Raises JSONDecodeError or RecursionError.
 """
 
 
@@ -198,8 +198,6 @@ class Values:
             except RecursionError:
                 at = min(self._at + _DEPTH, len(self._text))
                 raise _Fault(Reason.MALFORMED, "nested too deeply", at) from None
-            except StopIteration as error:
-                at, detail = int(error.value), "not JSON"
             except json.JSONDecodeError as error:
                 at, detail = error.pos, error.msg
             else:
@@ -364,7 +362,7 @@ def holds_records(text: str, at: int) -> bool | None:
             if text[at : at + 1] == "[":
                 return _is_list_of_records(text, at)
             _, at = scan(text, at)
-        except (StopIteration, json.JSONDecodeError, RecursionError) as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             return _unless_cut_off(text, error)
 
 
@@ -377,16 +375,15 @@ def _is_list_of_records(text: str, at: int) -> bool | None:
         return False
     try:
         first, _ = scan(text, at)
-    except (StopIteration, json.JSONDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         return _unless_cut_off(text, error)
     return _looks_like_record(first)
 
 
-def _unless_cut_off(text: str, error: Exception) -> bool | None:
+def _unless_cut_off(text: str, error: json.JSONDecodeError | RecursionError) -> bool | None:
     if isinstance(error, RecursionError):
         return False
-    at = error.pos if isinstance(error, json.JSONDecodeError) else int(error.value)  # type: ignore[attr-defined]
-    return None if at >= len(text) - 16 or "Unterminated" in str(error) else False
+    return None if error.pos >= len(text) - 16 or "Unterminated" in error.msg else False
 
 
 def _bytes(text: str) -> int:

@@ -335,6 +335,6 @@ def test_an_xz_file_that_asks_for_gigabytes_is_unreadable(tmp_path):
     header[at - 12] = 37
     header[-4:] = struct.pack("<I", zlib.crc32(bytes(header[:-4])))
     path.write_bytes(small[:12] + bytes(header) + small[12 + len(header) :])
-    conversations, (drop,), _ = read(path)
+    _, (drop,), _ = read(path)
     assert drop.reason == Reason.UNREADABLE
     assert "Memory usage limit" in drop.detail
