@@ -299,7 +299,7 @@ def test_what_follows_compressed_data_is_counted(tmp_path):
 @pytest.mark.parametrize("name", ["x.json.gz", "x.jsonl.gz"])
 def test_compressed_data_cut_off_keeps_what_was_whole(tmp_path, pack, name):
     noise = random.Random(0)
-    text = lines(*(f"{n} {noise.randbytes(200).hex()}" for n in range(3000)))
+    text = lines(*(f"{n} {noise.randbytes(200).hex()}" for n in range(1000)))
     if name == "x.json.gz":
         text = b"[" + text.replace(b"\n", b",") + b"]"
     data = pack(text)
@@ -307,7 +307,7 @@ def test_compressed_data_cut_off_keeps_what_was_whole(tmp_path, pack, name):
     conversations, drops, _ = read(tmp_path / name)
     assert [c.id.split()[0] for c in conversations] == [str(n) for n in range(len(conversations))]
     assert [d.reason for d in drops] in ([Reason.TORN], [Reason.UNREADABLE])
-    assert len(conversations) > 1000
+    assert len(conversations) > 300
 
 
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.zip", "x.tar.gz"])
