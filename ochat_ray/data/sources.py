@@ -7,13 +7,14 @@ store that does not answer raises.
 
 from __future__ import annotations
 
+import io
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
-from ochat_ray.data.archives import Damaged, Entry, Skipped, tar_members, zip_members
+from ochat_ray.data.archives import Damaged, Entry, Member, Skipped, tar_members, zip_members
 from ochat_ray.data.byte_streams import (
     InputStream,
     StoreError,
@@ -21,7 +22,7 @@ from ochat_ray.data.byte_streams import (
     UnreadableFile,
     first_line,
     open_input,
-    read_exactly,
+    read_beginning,
     spooled,
     unpacked,
 )
@@ -36,6 +37,10 @@ from ochat_ray.schema import Drop, PassedOver, Reason, Record, Stage
 
 MAX_LINE_BYTES = 64 * 2**20
 """Of one record of JSON, in a line or an array."""
+
+_UNPACKED_HERE = (".bz2", ".xz", ".zst")
+"""Of compressed pages; gzip, which a page's name need not say, is unpacked where it is parsed."""
+_PIECE = 1 << 18
 
 READ_AHEAD = 16
 """Files that are fetched at a time from a remote store, where each costs a round trip."""
@@ -88,28 +93,45 @@ def _is_lfs_pointer(stream: InputStream) -> bool:
 
 def _fetch_page(uri: str) -> bytes | Unusable:
     try:
-        with open_input(uri) as stream:
-            return _read_page(cast(IO[bytes], stream), uri, stream.size)
+        page = read_beginning(uri, MAX_PAGE_BYTES + 1)
     except UnreadableFile as error:
         return Unusable(Reason.UNREADABLE, str(error))
     except StoreError as error:
         raise error.__cause__ or error from None
+    if not uri.lower().endswith(_UNPACKED_HERE):
+        return page
+    return _unpack_page(cast(IO[bytes], io.BytesIO(page)), len(page))
 
 
-def _read_page(stream: IO[bytes], name: str, packed_size: int) -> bytes | Unusable:
-    """Return a page's bytes, at most one more than it may have; gzip is unpacked later."""
-    if not name.lower().endswith((".bz2", ".xz", ".zst")):
-        return read_exactly(stream, MAX_PAGE_BYTES + 1)
+def _member_page(entry: Member) -> bytes | Unusable:
+    """Return the bytes of a page in an archive, which must not be cut off or damaged."""
+    if entry.name.lower().endswith(_UNPACKED_HERE):
+        return _unpack_page(entry.stream, entry.packed_size)
+    return _whole_page(entry.stream)
+
+
+def _unpack_page(stream: IO[bytes], packed_size: int) -> bytes | Unusable:
     try:
         whole, _ = unpacked(stream, packed_size)
-        page = read_exactly(whole, MAX_PAGE_BYTES + 1)
-        if len(page) <= MAX_PAGE_BYTES:
-            whole.read(1)  # raises where the data is damaged or cut off
-        return page
     except StoreError:
         raise
     except Exception as error:  # noqa: BLE001 (each decoder has its own; none ends the job)
         return Unusable(_reason(error), first_line(error))
+    return _whole_page(whole)
+
+
+def _whole_page(stream: IO[bytes]) -> bytes | Unusable:
+    pieces: list[bytes] = []
+    left = MAX_PAGE_BYTES + 1
+    try:
+        while left > 0 and (piece := stream.read(min(left, _PIECE))):
+            pieces.append(piece)
+            left -= len(piece)
+    except StoreError:
+        raise
+    except Exception as error:  # noqa: BLE001 (as above)
+        return Unusable(_reason(error), first_line(error))
+    return b"".join(pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +186,7 @@ class _Reader:
         elif isinstance(entry, Skipped):
             yield PassedOver(source=member.source, kind=entry.kind)
         elif is_page(entry.name):
-            try:
-                page = _read_page(entry.stream, entry.name, entry.packed_size)
-                if isinstance(page, bytes) and len(page) <= MAX_PAGE_BYTES:
-                    entry.stream.read(1)  # raises where the member is cut off or damaged
-            except StoreError:
-                raise
-            except Exception as error:  # noqa: BLE001
-                page = Unusable(_reason(error), first_line(error))
-            yield from member.page(page)
+            yield from member.page(_member_page(entry))
         else:
             yield from member.records(entry.stream, entry.name, entry.packed_size)
 

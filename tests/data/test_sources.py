@@ -248,7 +248,7 @@ def test_a_file_that_may_not_be_read_or_is_none_is_a_drop(tmp_path, monkeypatch,
     def refused(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "stat", refused)
+    monkeypatch.setattr(os, "open", refused)
     assert [d.detail for d in read(str(tmp_path / name))[1]] == ["Permission denied"]
 
 
@@ -260,7 +260,8 @@ def test_a_store_that_fails_is_no_fault_of_the_file(tmp_path, monkeypatch, name)
         def read(self, size=-1):
             raise ConnectionResetError(104, "Connection reset by peer")
 
-    monkeypatch.setattr("builtins.open", lambda path, *_, **__: Failing(path))
+    monkeypatch.setattr("builtins.open", lambda file, *_, **__: Failing(file))
+    monkeypatch.setattr(os, "read", lambda *_: Failing(path).read())
     with pytest.raises(ConnectionResetError):
         read(path)
 
