@@ -10,13 +10,12 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterator
-from itertools import chain
 from typing import IO, Any, cast
 
 import orjson
 
 from ochat_ray.data.byte_streams import Prefixed, read_exactly
-from ochat_ray.data.json_values import Broken, Values, holds_records, lists_of_records, scan
+from ochat_ray.data.json_values import Broken, Values, holds_records, scan
 from ochat_ray.schema import Reason
 
 MAX_RECORD_BYTES = 64 * 2**20
@@ -40,7 +39,8 @@ def json_records(
 ) -> Iterator[Any]:
     """Yield the decoded records of a stream, and a `Broken` for each that cannot be read.
 
-    `by_lines` says what the stream is where its beginning cannot be read.
+    An object that holds lists of records comes as it is, if it is small; of a large or broken one
+    the records come. `by_lines` says what the stream is where its beginning cannot be read.
     """
     head = read_exactly(stream, _SNIFFED)
     encoding, bom = _encoding(head)
@@ -50,14 +50,9 @@ def json_records(
         head, bom = read_exactly(whole, _SNIFFED), 0
         whole = cast(IO[bytes], Prefixed(head, whole))
     if _has_lines(head[bom:].decode("utf-8", "replace"), by_lines):
-        records = _lines(whole, max_size)
+        yield from _lines(whole, max_size)
     else:
-        records = Values(whole, max_size).records()
-    for record in records:
-        if lists := lists_of_records(record):
-            yield from chain.from_iterable(lists)
-        else:
-            yield record
+        yield from Values(whole, max_size).records()
 
 
 def _encoding(head: bytes) -> tuple[str, int]:

@@ -18,8 +18,8 @@ from ochat_ray.schema import Reason
 
 RECORD_KEYS = frozenset(
     """
-    chat_messages chosen completion conversation conversations data dialog dialogue instruction
-    items mapping messages output prompt turns
+    chat_messages chosen completion contents conversation conversations data dialog dialogue
+    instruction items linear_conversation mapping messages output prompt replies response turns
     """.split()
 )
 _TURN_KEYS = frozenset({"author", "from", "role", "sender", "speaker", "type"})
@@ -30,8 +30,6 @@ _DEPTH = 900
 """Characters of which the decoder has at least got through where nesting is too deep for it."""
 _MAX_TRIES = 1000
 """Places at which the next record may begin that are tried in one chunk of text."""
-_LOOKED_AT = 20
-"""Elements of a list that are looked at to tell if it holds records."""
 _LONGEST_BREAK = 64
 """Characters between `{` and `"` at which a record begins."""
 
@@ -137,7 +135,15 @@ class Values:
         """Tell if records follow inside: of an array, or an object of which a list holds them."""
         if self._closers:
             return False
-        return first == "[" or (first == "{" and self._look_ahead(holds_records))
+        if first != "{" or not self._look_ahead(holds_records):
+            return first == "["
+        try:
+            scan(self._text, self._at)
+        except (json.JSONDecodeError, RecursionError):
+            return True
+        return (
+            not self._all_utf8
+        )  # a small one is a value like others, whose records are found in it
 
     def _enter_member(self) -> None:
         """In an object that holds records: enter a list of records, pass any other member."""
@@ -321,17 +327,6 @@ class Values:
 
     def _broken(self, reason: Reason, detail: str) -> Broken:
         return Broken(f"#{self._count}", reason, f"after {self._count:,} records: {detail}")
-
-
-def lists_of_records(value: Any) -> list[list[Any]]:
-    """Return the lists in an object that hold records, as {"data": [{"messages": [...]}]} has."""
-    if not isinstance(value, dict):
-        return []
-    return [
-        member
-        for member in value.values()
-        if isinstance(member, list) and any(map(_looks_like_record, member[:_LOOKED_AT]))
-    ]
 
 
 def _looks_like_record(value: Any) -> bool:

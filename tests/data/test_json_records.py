@@ -23,7 +23,17 @@ def read(content, *, by_lines=False, **options):
     data = content if isinstance(content, bytes) else content.encode()
     records = list(json_records(io.BytesIO(data), by_lines=by_lines, **options))
     broken = [r for r in records if isinstance(r, Broken)]
-    return [r for r in records if not isinstance(r, Broken)], broken
+    return [r for r in flat(records) if not isinstance(r, Broken)], broken
+
+
+def flat(values):
+    """The records of values, which may be small objects that hold lists of records."""
+    for value in values:
+        members = value.values() if isinstance(value, dict) else ()
+        lists = [
+            m for m in members if isinstance(m, list) and m and m[0].keys() >= RECORDS[0].keys()
+        ]
+        yield from (record for records in lists for record in records) if lists else [value]
 
 
 def ids(records):
@@ -115,6 +125,14 @@ def test_the_first_element_may_be_the_broken_one(bad):
     records, broken = read(joined("[", BAD[bad], f",{B},{C}]", b""))
     assert ids(records) == ["b", "c"]
     assert [b.place for b in broken] == ["#0"]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_broken_record_in_an_object_s_list_costs_only_itself(bad):
+    before, after = f'{{"n": 1, "data": [{A}', f'{C}], "end": 2}}'
+    records, broken = read(joined(before, BAD[bad], after, b","))
+    assert ids(records) == ["a", "c"]
+    assert [b.reason for b in broken] == [Reason.MALFORMED]
 
 
 def test_what_was_not_read_is_counted_in_bytes():
