@@ -28,7 +28,6 @@ from ochat_ray import ray_session
 from ochat_ray.cluster_resources import apart_from_gpus, most, room_for
 from ochat_ray.data import clean, parts
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
-from ochat_ray.data.attempts import Attempt, given_up, next_attempt, read_file_by_file
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.decontaminate import load_questions
 from ochat_ray.data.duplicates import band_name
@@ -41,16 +40,14 @@ from ochat_ray.data.find_duplicates import (
 )
 from ochat_ray.data.inputs import Listing, check_inputs, find_files
 from ochat_ray.data.near_duplicates import banding
-from ochat_ray.data.parts import WORK, Summary, clean_part, parts_of, tokenize_part
+from ochat_ray.data.parts import WORK, Summary, clean_part, tokenize_part
 from ochat_ray.data.report import render_report
-from ochat_ray.data.sources import read_file, read_files
 from ochat_ray.data.statistics import Statistics, most_first
 from ochat_ray.data.tokenize import DIGEST_MODULUS
 from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import MANIFEST, RunDir, completed, not_on_this_host
-from ochat_ray.schema import Conversation, Record
 from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 
 PLAN = f"{WORK}/plan.json"
@@ -219,11 +216,16 @@ def _clean_pass(
         for uri in uris:
             if "://" not in uri and not os.path.exists(uri):
                 raise not_on_this_host(uri)
-        first, parts_to_do = _parts_to_do(run, group, uris, rules, session)
-        count = 0
-        for number in range(first):
+        count, parts_to_do = parts_of_group(
+            run,
+            _done("attempts", f"{group:06d}"),
+            uris,
+            session=session,
+            is_complete=lambda n: run.exists(_done("clean", f"{group:06d}-{n:04d}")),
+            rules=rules,
+        )
+        for number in range(count):
             yield _summary(_load(run, _done("clean", f"{group:06d}-{number:04d}")))
-            count += 1
         for records in parts_to_do:
             part = f"{group:06d}-{count:04d}"
             summary = run.read_json(_done("clean", part))
@@ -259,35 +261,6 @@ def _clean_pass(
             "({id, conversations: [{from, value}]})"
         )
     return dict(sorted(rows.items()))
-
-
-def _parts_to_do(
-    run: RunDir, group: int, uris: list[str], rules: list[clean.Rule], session: str
-) -> tuple[int, Iterator[list[Record]]]:
-    """Return how many parts of a group stay as they are, and the records of all later parts.
-
-    Records the attempt; files that have ended too many workers are given up.
-    """
-    name = _done("attempts", f"{group:06d}")
-    last = Attempt.from_json(run.read_json(name))
-    complete = 0
-    while last is not None and run.exists(_done("clean", f"{group:06d}-{complete:04d}")):
-        complete += 1
-
-    def save(attempt: Attempt) -> None:
-        run.write_json(name, attempt.to_json())
-
-    def work(record: Record) -> None:
-        if isinstance(record, Conversation):
-            clean.clean(record, rules)
-
-    attempt = next_attempt(last, session, complete, len(uris))
-    save(attempt)
-    if len(uris) == 1 and attempt.given_up:
-        return complete, iter([[given_up(uris[0], complete)]])
-    if attempt.file_by_file(len(uris)):
-        return 0, parts_of(read_file_by_file(attempt, uris, read_file, work, save))
-    return 0, parts_of(read_files(uris))
 
 
 def _duplicates_pass(
