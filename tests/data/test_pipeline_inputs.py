@@ -60,15 +60,15 @@ def test_read_is_kept_and_dropped_and_passed_over(tmp_path, tokenizer_directory)
     assert counts["read"] == 13
 
 
-def deadly(function):
-    """The cleaning of one conversation, which kills the worker at one of them each time."""
+def with_a_deadly_one(rules):
+    """The rules, and one that kills the worker at one conversation each time."""
 
-    def clean_or_die(conversation, rules):
+    def die(conversation):
         if conversation.id == "deadly":
             os.kill(os.getpid(), signal.SIGKILL)
-        return function(conversation, rules)
+        return conversation
 
-    return clean_or_die
+    return lambda **options: [die, *rules(**options)]
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -82,7 +82,7 @@ def test_a_page_that_kills_its_worker_each_time_is_dropped(
             (folder / "deadly.json").write_text(record("deadly"))
         else:
             (folder / f"{name}.html").write_bytes(share_page(turns(name), id=name))
-    monkeypatch.setattr(clean, "clean", deadly(clean.clean))
+    monkeypatch.setattr(clean, "rules", with_a_deadly_one(clean.rules))
     manifest = pipeline.prepare(config(tmp_path, tokenizer_directory))
     assert manifest["counts"] == {
         "read": 6, "kept": 5, "dropped": {"unreadable": 1}, "passed_over": {},
