@@ -1,8 +1,8 @@
-"""Records from a stream of JSON in any shape: an array, lines, concatenated values, or an object
-that holds the records in a list.
+"""Records from a stream of JSON in any shape.
 
+That is an array, lines, values one after the other, or an object that holds records in a list.
 What the stream holds decides, not the file's name. Memory is bounded by the largest record. A
-record that cannot be read comes out as `Broken`, and reading goes on at the next record.
+record that cannot be read comes out as `Broken`, and reading continues at the next record.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import io
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-import orjson
-
 from ochat_ray.data.byte_streams import Prefixed, read_exactly
-from ochat_ray.data.json_values import Broken, Values, holds_records, scan
+from ochat_ray.data.json_values import Broken, Values, decode, holds_records, scan
 from ochat_ray.schema import Reason
 
 MAX_RECORD_BYTES = 64 * 2**20
@@ -72,11 +70,11 @@ def _encoding(head: bytes) -> tuple[str, int]:
 
 
 class _Transcoded(io.RawIOBase):
-    """A stream of another encoding in UTF-8; halves of surrogate pairs are kept."""
+    """A stream of another encoding in UTF-8, in which half a surrogate pair is not valid."""
 
     def __init__(self, stream: IO[bytes], encoding: str) -> None:
         self._stream = stream
-        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
         self._rest = b""
 
     def readable(self) -> bool:
@@ -86,7 +84,7 @@ class _Transcoded(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         while not self._rest:
             data = self._stream.read(_CHUNK)
-            self._rest = self._decoder.decode(data, final=not data).encode()
+            self._rest = self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
             if not data:
                 break
         piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
@@ -120,32 +118,18 @@ def _lines(stream: IO[bytes], max_size: int) -> Iterator[Any]:
                 pass
             yield _broken_line(number, Reason.TOO_LARGE, f"over {max_size:,} bytes")
         elif not line.isspace():
-            try:
-                yield orjson.loads(line)
-            except orjson.JSONDecodeError:
-                yield from _line_again(line, number, torn=not ends)
+            yield _record_of_line(line, number, torn=not ends)
 
 
-def _line_again(line: bytes, number: int, *, torn: bool) -> Iterator[Any]:
-    """Read what orjson does not: NaN and Infinity, halves of surrogate pairs, a mark in front."""
+def _record_of_line(line: bytes, number: int, *, torn: bool) -> Any:
     try:
-        text = line.decode().strip("\ufeff \t\r\n")
-        value, end = scan(text, 0) if text else (None, 0)
+        return decode(line)
     except UnicodeDecodeError as error:
-        detail = f"byte 0x{line[error.start]:02x} is not UTF-8"
         torn = torn and error.end == len(line)
-    except RecursionError:
-        detail = "nested too deeply"
+        detail = f"byte 0x{line[error.start]:02x} is not UTF-8"
     except ValueError as error:
         detail = str(error)
-    else:
-        if end == len(text):
-            if text:
-                yield value
-            return
-        detail = f"{len(text) - end:,} characters after the end of the record"
-        torn = False
-    yield _broken_line(number, Reason.TORN if torn else Reason.MALFORMED, detail)
+    return _broken_line(number, Reason.TORN if torn else Reason.MALFORMED, detail)
 
 
 def _broken_line(number: int, reason: Reason, detail: str) -> Broken:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+import orjson
+
 from ochat_ray.data.byte_streams import read_exactly
 from ochat_ray.schema import Reason
 
@@ -61,6 +63,25 @@ scan = json.JSONDecoder(parse_int=_integer).raw_decode
 
 Raises JSONDecodeError or RecursionError.
 """
+
+
+def decode(data: bytes) -> Any:
+    """Decode one JSON value, with the NaN, Infinity and halves of surrogate pairs of Python's.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        try:
+            text = data.decode().strip("\ufeff \t\r\n")
+            value, end = scan(text, 0)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        if end != len(text):
+            raise ValueError(f"{len(text) - end:,} characters after its end") from error
+        return value
 
 
 class _Fault(Exception):  # noqa: N818

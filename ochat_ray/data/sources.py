@@ -16,7 +16,6 @@ from typing import IO, Any, cast
 
 from ochat_ray.data.archives import Damaged, Entry, Member, Skipped, tar_members, zip_members
 from ochat_ray.data.byte_streams import (
-    InputStream,
     StoreError,
     TooLarge,
     UnreadableFile,
@@ -41,6 +40,8 @@ MAX_LINE_BYTES = 64 * 2**20
 _UNPACKED_HERE = (".bz2", ".xz", ".zst")
 """Of compressed pages; gzip, which a page's name need not say, is unpacked where it is parsed."""
 _PIECE = 1 << 18
+_BUFFER = 1 << 20
+"""Bytes that are read at a time; from a remote store, each read is a request."""
 
 READ_AHEAD = 16
 """Files that are fetched at a time from a remote store, where each costs a round trip."""
@@ -68,27 +69,24 @@ def read_file(uri: str, options: ReadOptions = DEFAULTS) -> Iterator[Record]:
         yield from reader.page(_fetch_page(uri))
         return
     try:
-        with open_input(uri) as stream:
-            if _is_lfs_pointer(stream):
+        with open_input(uri) as raw:
+            stream = io.BufferedReader(raw, _BUFFER)
+            if _is_lfs_pointer(stream, raw.size):
                 yield reader.drop(
                     Reason.UNREADABLE, "a Git LFS pointer; git lfs pull gets the file"
                 )
             elif is_archive(uri):
-                yield from reader.archive(stream)
+                yield from reader.archive(stream, raw.size)
             else:
-                yield from reader.records(cast(IO[bytes], stream), uri, stream.size)
+                yield from reader.records(stream, uri, raw.size)
     except UnreadableFile as error:
         yield reader.drop(Reason.UNREADABLE, str(error))
     except StoreError as error:
         raise error.__cause__ or error from None
 
 
-def _is_lfs_pointer(stream: InputStream) -> bool:
-    if stream.size > 1024:
-        return False
-    head = stream.read(64)
-    stream.seek(0)
-    return head.startswith(b"version https://git-lfs.github.com/spec/")
+def _is_lfs_pointer(stream: io.BufferedReader, size: int) -> bool:
+    return size < 1024 and stream.peek(64).startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def _fetch_page(uri: str) -> bytes | Unusable:
@@ -156,14 +154,14 @@ class _Reader:
         record["id"] = record["id"] or stem
         yield from self._conversations(record, 0, page=True)
 
-    def archive(self, stream: InputStream) -> Iterator[Record]:
+    def archive(self, stream: IO[bytes], size: int) -> Iterator[Record]:
         """Yield what an archive's members hold; of an archive that cannot be opened, a `Drop`."""
         empty = True
         try:
             if self.source.lower().endswith(ZIP):
-                entries: Iterator[Entry] = zip_members(cast(IO[bytes], stream))
+                entries: Iterator[Entry] = zip_members(stream)
             else:
-                whole, _ = unpacked(cast(IO[bytes], stream), stream.size)
+                whole, _ = unpacked(stream, size)
                 entries = tar_members(whole)
             for entry in entries:
                 yield from self._member(entry)
@@ -229,11 +227,9 @@ def _items(stream: IO[bytes], name: str, packed_size: int) -> Iterable[Any]:
         whole, _ = unpacked(stream, packed_size)
         by_lines = any(suffix in basename(name) for suffix in (".jsonl", ".ndjson"))
         return json_records(whole, by_lines=by_lines, max_size=MAX_LINE_BYTES)
-    if isinstance(stream, InputStream):
-        compressed = not stream.read(4).startswith(b"PAR1")
-        stream.seek(0)
-        if not compressed:
-            return parquet_records(stream)
+    if isinstance(stream, io.BufferedReader) and stream.peek(4).startswith(b"PAR1"):
+        stream.raw.seek(0)
+        return parquet_records(cast(IO[bytes], stream.raw))  # read in pieces of its own choice
     whole, _ = unpacked(stream, packed_size)
     return parquet_records(spooled(whole))
 

@@ -165,6 +165,15 @@ def test_half_a_surrogate_pair_is_left_to_the_record_s_reader(half):
         assert "\ud800" <= records[1]["text"][0] <= "\udfff"
 
 
+@pytest.mark.parametrize("by_lines", [False, True])
+def test_half_a_surrogate_pair_in_utf16_costs_its_record(by_lines):
+    content = f"{A}\n{B}\n{C}" if by_lines else f"[{A}, {B}, {C}]"
+    data = content.replace("[c]", "\ud83d").encode("utf-16", "surrogatepass")
+    records, broken = read(data, by_lines=by_lines)
+    assert ids(records) == ["a", "c"]
+    assert [b.reason for b in broken] == [Reason.MALFORMED]
+
+
 def test_zeros_at_the_end_are_one_torn_line():
     records, broken = read(f"{A}\n{B}\n".encode() + bytes(1000), by_lines=True)
     assert ids(records) == ["a", "b"]
