@@ -27,7 +27,7 @@ RECORD_KEYS = frozenset(
 _TURN_KEYS = frozenset({"author", "from", "role", "sender", "speaker", "type"})
 """A record has one of the former; a turn, or another part of a record, one of the latter."""
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
 _DEPTH = 900
 """Characters of which the decoder has at least got through where nesting is too deep for it."""
 _MAX_TRIES = 1000
