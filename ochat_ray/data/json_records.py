@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from typing import IO, Any, cast
 
 from ochat_ray.data.byte_streams import Prefixed, read_exactly
-from ochat_ray.data.json_values import Broken, Values, decode, holds_records, scan
+from ochat_ray.data.json_decode import decode, scan
+from ochat_ray.data.json_values import Broken, Values
+from ochat_ray.data.record_lists import holds_records
 from ochat_ray.schema import Reason
 
 MAX_RECORD_BYTES = 64 * 2**20

@@ -13,19 +13,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-import orjson
-
 from ochat_ray.data.byte_streams import read_exactly
-from ochat_ray.schema import Reason
-
-RECORD_KEYS = frozenset(
-    """
-    chat_messages chosen completion contents conversation conversations data dialog dialogue
-    instruction items linear_conversation mapping messages output prompt replies response turns
-    """.split()
+from ochat_ray.data.json_decode import scan
+from ochat_ray.data.record_lists import (
+    BETWEEN,
+    RECORD_KEYS,
+    holds_records,
+    is_list_of_records,
+    is_list_of_turns,
+    is_record_like,
 )
-_TURN_KEYS = frozenset({"author", "from", "role", "sender", "speaker", "type"})
-"""A record has one of the former; a turn, or another part of a record, one of the latter."""
+from ochat_ray.schema import Reason
 
 _CHUNK = 1 << 17
 _DEPTH = 900
@@ -35,7 +33,6 @@ _MAX_TRIES = 1000
 _LONGEST_BREAK = 64
 """Characters between `{` and `"` at which a record begins."""
 
-_BETWEEN = re.compile("[ \t\r\n,\ufeff]*")
 _RECORD_START = re.compile(r'\{[ \t\r\n]{0,60}"')
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}"]', re.DOTALL)
 _AFTER_RECORD = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*[\[{]|[\]\[{]|\Z)")
@@ -51,37 +48,6 @@ class Broken:
     place: str
     reason: Reason
     detail: str
-
-
-def _integer(digits: str) -> int | float:
-    # Python refuses to convert more than 4,300 digits, for the time it takes.
-    return int(digits) if len(digits) < 400 else float(digits)
-
-
-scan = json.JSONDecoder(parse_int=_integer).raw_decode
-"""Decode the value at a place of a text; return it and its end.
-
-Raises JSONDecodeError or RecursionError.
-"""
-
-
-def decode(data: bytes) -> Any:
-    """Decode one JSON value, with the NaN, Infinity and halves of surrogate pairs of Python's.
-
-    Raises:
-        ValueError: it is not JSON, not UTF-8, or nested too deeply.
-    """
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        try:
-            text = data.decode().strip("\ufeff \t\r\n")
-            value, end = scan(text, 0)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        if end != len(text):
-            raise ValueError(f"{len(text) - end:,} characters after its end") from error
-        return value
 
 
 class _Fault(Exception):  # noqa: N818
@@ -157,7 +123,7 @@ class Values:
         if self._closers:
             return False
         if first != "{" or not self._look_ahead(holds_records):
-            return first == "["
+            return first == "[" and not self._look_ahead(is_list_of_turns)
         try:
             scan(self._text, self._at)
         except (json.JSONDecodeError, RecursionError):
@@ -174,7 +140,7 @@ class Values:
         self._at += 1
         if not self._find_next():
             return
-        if self._look_ahead(_is_list_of_records):
+        if self._look_ahead(is_list_of_records):
             self._closers.append("]")
             self._at += 1
         else:
@@ -190,7 +156,7 @@ class Values:
     def _find_next(self) -> bool:
         """Go to the next character that is not blank, comma or mark; False at the end."""
         while True:
-            self._at = _BETWEEN.match(self._text, self._at).end()  # type: ignore[union-attr]
+            self._at = BETWEEN.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text):
                 return True
             if not self._fill():
@@ -339,7 +305,7 @@ class Values:
 
     def _is_record(self, value: dict[str, Any]) -> bool:
         if not self._known_keys:
-            return _looks_like_record(value)
+            return is_record_like(value)
         if needed := self._known_keys & RECORD_KEYS:
             return not needed.isdisjoint(value)
         return 2 * len(self._known_keys.intersection(value)) >= min(
@@ -348,58 +314,6 @@ class Values:
 
     def _broken(self, reason: Reason, detail: str) -> Broken:
         return Broken(f"#{self._count}", reason, f"after {self._count:,} records: {detail}")
-
-
-def _looks_like_record(value: Any) -> bool:
-    """Tell a record from a turn, a tool or another part of a record by its keys."""
-    return (
-        isinstance(value, dict)
-        and not RECORD_KEYS.isdisjoint(value)
-        and _TURN_KEYS.isdisjoint(value)
-    )
-
-
-def holds_records(text: str, at: int) -> bool | None:
-    """Tell if the object at a place has a list of records; None where the text is too short.
-
-    Only the members before its first list are looked at.
-    """
-    at += 1
-    while True:
-        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
-        if text[at : at + 1] not in ('"', ""):
-            return False
-        try:
-            _, at = scan(text, at)
-            at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
-            if text[at : at + 1] not in (":", ""):
-                return False
-            at = _BETWEEN.match(text, at + 1).end()  # type: ignore[union-attr]
-            if text[at : at + 1] == "[":
-                return _is_list_of_records(text, at)
-            _, at = scan(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            return _unless_cut_off(text, error)
-
-
-def _is_list_of_records(text: str, at: int) -> bool | None:
-    """Tell if there is a list at a place whose first element is a record; None as above."""
-    if text[at] != "[":
-        return False
-    at = _BETWEEN.match(text, at + 1).end()  # type: ignore[union-attr]
-    if text[at : at + 1] not in ("{", ""):
-        return False
-    try:
-        first, _ = scan(text, at)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return _unless_cut_off(text, error)
-    return _looks_like_record(first)
-
-
-def _unless_cut_off(text: str, error: json.JSONDecodeError | RecursionError) -> bool | None:
-    if isinstance(error, RecursionError):
-        return False
-    return None if error.pos >= len(text) - 16 or "Unterminated" in error.msg else False
 
 
 def _bytes(text: str) -> int:

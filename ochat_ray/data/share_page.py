@@ -17,7 +17,7 @@ from typing import Any
 
 from lxml import etree
 
-from ochat_ray.data.json_values import decode
+from ochat_ray.data.json_decode import decode
 from ochat_ray.schema import Reason
 
 MAX_PAGE_BYTES = 32 * 2**20

@@ -212,6 +212,20 @@ def test_an_array_cut_off_anywhere_keeps_the_whole_records(cut):
     assert [b.reason for b in broken] == [Reason.TORN]
 
 
+@pytest.mark.parametrize("by_lines", [False, True])
+def test_a_list_of_turns_is_one_value(by_lines):
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    text = json.dumps(turns)
+    for content, number in ((text, 1), (f"{text}\n{text}\n", 2), (f"[{text}, {text}]", 2)):
+        records, broken = read(content, by_lines=by_lines)
+        assert (records, broken) == ([turns] * number, [])
+
+
+def test_messages_of_trees_are_records_of_their_own():
+    messages = [{"message_id": "a", "parent_id": None, "role": "prompter", "text": "x"}] * 3
+    assert len(read(json.dumps(messages))[0]) == 3
+
+
 def test_a_record_with_tools_is_one_record():
     tool = {"type": "function", "output": {}, "data": []}
     one = {"id": "a", "messages": [{"role": "user", "content": "x"}], "tools": [tool]}
