@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-from ochat_ray.data.byte_streams import StoreError, first_line, read_exactly
+from ochat_ray.data.byte_streams import StoreError, TooLarge, first_line, read_exactly
 from ochat_ray.data.kinds import LINK, SPECIAL, kind_passed_over
 
 MAX_HEADER_BYTES = 2**20
@@ -72,7 +72,7 @@ def tar_members(stream: IO[bytes]) -> Iterator[Entry]:
                     if guard.failed:  # in the middle of a member, whose reader has the error
                         return
                     guard.begin_header()
-    except StoreError:
+    except (StoreError, TooLarge):
         raise
     # Damaged headers make tarfile raise many more errors than its own.
     except Exception as error:  # noqa: BLE001

@@ -85,7 +85,7 @@ def read_file(uri: str, options: ReadOptions = DEFAULTS) -> Iterator[Record]:
         raise error.__cause__ or error from None
 
 
-def _is_lfs_pointer(stream: io.BufferedReader, size: int) -> bool:
+def _is_lfs_pointer(stream: io.BufferedReader[Any], size: int) -> bool:
     return size < 1024 and stream.peek(64).startswith(b"version https://git-lfs.github.com/spec/")
 
 
