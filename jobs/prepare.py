@@ -35,13 +35,24 @@ def with_inputs(config: PrepareConfig) -> PrepareConfig:
 
 def describe(config: PrepareConfig, manifest: dict[str, Any]) -> str:
     counts, tokens = manifest["counts"], manifest["tokens"]
-    dropped = ", ".join(f"{reason} {n:,}" for reason, n in counts["dropped"].items()) or "none"
-    return (
-        f"read {counts['read']:,} · kept {counts['kept']:,} · dropped: {dropped}\n"
+    lines = [
+        f"read {counts['read']:,} · kept {counts['kept']:,}",
         f"tokens: train {tokens['train']['tokens']:,}, eval {tokens['eval']['tokens']:,}, "
-        f"in {manifest['samples']:,} samples\n"
-        f"data: {config.output}   report: {config.output}/report.html"
-    )
+        f"in {manifest['samples']:,} samples",
+        f"data: {config.output}   report: {config.output}/report.html",
+        f"dropped: {most(counts['dropped'])} · passed over: {most(counts['passed_over'])}",
+    ]
+    if keys := manifest["unknown_keys"]:
+        lines.append(f"keys that nothing reads: {most(keys)}")
+    return "\n".join(lines)
+
+
+def most(counts: dict[str, int], shown: int = 6) -> str:
+    """Names and counts in one line; beyond `shown` names, the sum of the others."""
+    names = [f"{name} {n:,}" for name, n in list(counts.items())[:shown]]
+    if rest := sum(list(counts.values())[shown:]):
+        names.append(f"others {rest:,}")
+    return ", ".join(names) or "none"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 import socket
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ MANIFEST = "manifest.json"
 
 S3_ATTEMPTS = 11
 """Requests until an S3 error (503, a reset connection) is raised: after 25 ms, 50 ms, ... 25 s."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Split = Literal["train", "eval"]
 
@@ -134,7 +137,10 @@ class RunDir:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file for people to read, whole or not at all."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        if not text.isascii() and _SURROGATE.search(text):  # of a file name that is not UTF-8
+            text = json.dumps(value, indent=2)
+        self.write_text(name, text + "\n")
 
     def read_json(self, name: str) -> Any | None:
         """The JSON file's value, or None where there is no such file."""

@@ -125,8 +125,10 @@ class Drop:
 class PassedOver:
     """A file, or an archive's member, of a kind that holds no conversations.
 
-    `kind` is its extension in lower case with the dot (".txt"), "no extension", "hidden", or
-    "archive noise" for what an operating system adds (__MACOSX, .DS_Store).
+    `kind` is its extension in lower case with the dot (".txt"; ".csv.gz"; ".zip" for an archive
+    inside an archive), "no extension", "hidden" (a hidden folder counts once), "archive noise" for
+    what an operating system adds (__MACOSX, .DS_Store), "link" (to nowhere or back up; any in an
+    archive), or "special file" (a FIFO, socket or device).
     """
 
     source: str

@@ -1,82 +1,298 @@
-"""Share pages in archives, read as streams: a member at a time, of bounded size."""
+"""Members of zip and tar archives, read one at a time as streams."""
 
 from __future__ import annotations
 
-import lzma
+import io
+import struct
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import IO, Any, cast
 
-import pyarrow as pa
+from ochat_ray.data.byte_streams import StoreError, TooLarge, first_line, read_exactly
+from ochat_ray.data.kinds import LINK, SPECIAL, kind_passed_over
 
-from ochat_ray.data.inputs import basename, is_page
-from ochat_ray.data.share_page import MAX_PAGE_BYTES, Unusable
-from ochat_ray.run_dir import open_location
-from ochat_ray.schema import Drop, Reason, Record, Stage
+MAX_HEADER_BYTES = 2**20
+"""Of a tar member's extended headers, which tarfile reads into memory."""
 
-ParsePage = Callable[[bytes | Unusable, str], Iterator[Record]]
-
-_DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+_SKIP = 1 << 20
+_BLOCK = tarfile.BLOCKSIZE
 
 
-def tar_pages(uri: str, parse: ParsePage) -> Iterator[Record]:
-    """The pages of a tar archive, compressed or not; members of other kinds are passed over.
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member to read, until the next one is asked for; `packed_size` is its size in the file."""
 
-    Where the archive is damaged or cut off, what was whole before is kept and a `Drop` says so.
+    name: str
+    stream: IO[bytes]
+    packed_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A member that is not read, by its kind."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A member that cannot be read; without a name, the rest of the archive."""
+
+    name: str | None
+    detail: str
+
+
+Entry = Member | Skipped | Damaged
+
+
+def tar_members(stream: IO[bytes]) -> Iterator[Entry]:
+    """Yield the members of an unpacked tar archive, and of others that follow in the same file.
+
+    Where the archive is damaged or cut off, what was whole before has come out.
     """
-    fs, path = open_location(uri)
-    read = 0
+    guard = _TarStream(stream)
+    members = 0
     try:
-        with (
-            fs.open_input_stream(path, compression=None) as stream,
-            tarfile.open(fileobj=stream, mode="r|*") as archive,
-        ):
-            for member in archive:
-                file = archive.extractfile(member) if _is_page_file(member) else None
-                if file is not None:
-                    page = file.read(MAX_PAGE_BYTES + 1)
-                    if len(page) < min(member.size, MAX_PAGE_BYTES + 1):
-                        raise EOFError("it ends in the middle of a page")
-                    yield from parse(page, f"{uri}!{member.name}")
-                    read += 1
-    except _DAMAGED as error:
-        yield _torn(uri, read, error)
-    except OSError as error:  # gzip's for bytes that are not its own
-        if error.errno is not None:
-            raise
-        yield _torn(uri, read, error)
+        while (header := guard.next_archive()) is not None:
+            if not _is_header(header):
+                yield Damaged(None, f"{guard.skip_all() + _BLOCK:,} bytes are no tar archive")
+                return
+            with closing(tarfile.TarFile(fileobj=cast(Any, guard), errors="replace")) as archive:
+                while (info := archive.next()) is not None:
+                    members += 1
+                    # tarfile keeps all members and all global headers.
+                    archive.members.clear()  # type: ignore[attr-defined]
+                    archive.pax_headers.clear()  # type: ignore[attr-defined]
+                    yield from _tar_entry(guard, info)
+                    if guard.failed:  # in the middle of a member, whose reader has the error
+                        return
+                    guard.begin_header()
+    except (StoreError, TooLarge):
+        raise
+    # Damaged headers make tarfile raise many more errors than its own.
+    except Exception as error:  # noqa: BLE001
+        yield Damaged(None, f"after {members:,} members: {first_line(error)}")
 
 
-def zip_pages(uri: str, parse: ParsePage) -> Iterator[Record]:
-    """The pages of a zip archive, as `tar_pages`; a damaged member costs only itself."""
-    fs, path = open_location(uri)
+def _tar_entry(guard: _TarStream, info: tarfile.TarInfo) -> Iterator[Entry]:
+    name = info.name.encode("utf-8", "replace").decode()
+    if info.isdir():
+        return
+    kind = kind_passed_over(name, member=True)
+    if info.issym() or info.islnk():
+        kind = kind if kind is not None and kind.startswith(("hidden", "archive")) else LINK
+    elif not info.isreg():
+        kind = SPECIAL
+    if kind is not None:
+        yield Skipped(name, kind)
+    elif info.issparse():
+        yield Damaged(name, "a sparse file")
+    else:
+        guard.seek(info.offset_data)
+        stream = _TarMember(guard, info.size)
+        yield Member(name, cast(IO[bytes], stream), info.size)
+
+
+def _is_header(block: bytes) -> bool:
     try:
-        with fs.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
-            for info in archive.infolist():
-                if not info.is_dir() and is_page(info.filename):
-                    yield from parse(_zip_member(archive, info), f"{uri}!{info.filename}")
-    except (*_DAMAGED, pa.ArrowInvalid) as error:  # Arrow's for a seek before the start
-        yield _torn(uri, 0, error)
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
 
 
-def _is_page_file(member: tarfile.TarInfo) -> bool:
-    return member.isfile() and is_page(member.name)
+class _TarStream:
+    """A stream that is read forward, with what tarfile asks of a file.
+
+    What tarfile reads itself between two members is bounded by MAX_HEADER_BYTES.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._place = 0
+        self._ahead = b""
+        self._header_bytes = 0
+        self.failed = False
+
+    def next_archive(self) -> bytes | None:
+        """Pass the zeros after an archive; return the next block and stay before it, or None."""
+        while block := self.read_member(_BLOCK):
+            if block.strip(b"\x00"):
+                self._ahead = block
+                self._place -= len(block)
+                self.begin_header()
+                return block
+        return None
+
+    def begin_header(self) -> None:
+        """Allow tarfile to read MAX_HEADER_BYTES from here."""
+        self._header_bytes = 0
+
+    def read(self, size: int) -> bytes:
+        """Read for tarfile: a header."""
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise tarfile.HeaderError(f"a member's headers have over {MAX_HEADER_BYTES:,} bytes")
+        return self.read_member(size)
+
+    def read_member(self, size: int) -> bytes:
+        """Read any number of bytes of a member."""
+        data = self._ahead[:size]
+        self._ahead = self._ahead[size:]
+        if len(data) < size:
+            data += read_exactly(self._stream, size - len(data))
+        self._place += len(data)
+        return data
+
+    def tell(self) -> int:
+        """Return the place in the unpacked stream."""
+        return self._place
+
+    def seek(self, place: int) -> None:
+        """Go forward, reading; to the end if it comes before."""
+        if place < self._place:
+            raise tarfile.ReadError("a header that leads backwards")
+        while self._place < place:
+            if not self.read_member(min(_SKIP, place - self._place)):
+                return
+
+    def skip_all(self) -> int:
+        """Read to the end; return how many bytes there were after the next block."""
+        start = self._place + _BLOCK
+        while self.read_member(_SKIP):
+            pass
+        return max(0, self._place - start)
 
 
-def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes | Unusable:
+class _TarMember(io.RawIOBase):
+    def __init__(self, guard: _TarStream, size: int) -> None:
+        self._guard = guard
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        if not self._left:
+            return 0
+        self._guard.failed = True
+        data = self._guard.read_member(min(len(view), self._left))
+        if not data:
+            raise EOFError("the archive ends in the middle of this member")
+        self._guard.failed = False
+        self._left -= len(data)
+        view[: len(data)] = data
+        return len(data)
+
+
+def zip_members(stream: IO[bytes]) -> Iterator[Entry]:
+    """Yield the members of a zip archive; a damaged member costs only itself."""
+    names_not_utf8 = _FlagsCleared(stream)
+    with zipfile.ZipFile(cast(IO[bytes], names_not_utf8)) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
+            name = info.filename
+            if info.header_offset in names_not_utf8.members:
+                name = info.orig_filename.encode("cp437").decode("utf-8", "replace")
+            name = name.encode("utf-8", "replace").decode()
+            kind = kind_passed_over(name, member=True)
+            if info.create_system == 3 and info.external_attr >> 28 == 0o12:  # Unix's links
+                kind = LINK
+            if kind is not None:
+                yield Skipped(name, kind)
+                continue
+            try:
+                member = archive.open(info)
+            except StoreError:
+                raise
+            # Encrypted; an unknown method; a local header that is not there or differs...
+            except Exception as error:  # noqa: BLE001
+                yield Damaged(name, first_line(error))
+                continue
+            with member:
+                yield Member(name, member, info.compress_size)
+
+
+class _FlagsCleared(io.RawIOBase):
+    """A zip file whose members' names are not all in the encoding that their flag says.
+
+    zipfile (https://github.com/python/cpython/issues/153426) opens no archive of which one name
+    is flagged as UTF-8 and is not. Here the flags of such names read as cleared. `members` are
+    the places of their local headers.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._cleared: dict[int, int] = {}
+        self._places: list[int] = []
+        self.members: set[int] = set()
+        self._find()
+        self._places = sorted(self._cleared)
+        stream.seek(0)
+
+    def _find(self) -> None:
+        """Find the names in the central directory; of an archive beyond 4 GiB none are found."""
+        size = self._stream.seek(0, io.SEEK_END)
+        tail_at = max(0, size - (1 << 16) - 22)
+        self._stream.seek(tail_at)
+        tail = read_exactly(self._stream, size - tail_at)
+        end = tail.rfind(b"PK\x05\x06")
+        if end < 0 or len(tail) < end + 22:
+            return
+        length, offset = struct.unpack_from("<II", tail, end + 12)
+        start = tail_at + end - length
+        if start < 0 or 0xFFFFFFFF in (length, offset):
+            return
+        before = start - offset  # bytes in front of the archive
+        self._stream.seek(start)
+        directory = read_exactly(self._stream, length)
+        at = 0
+        while directory.startswith(b"PK\x01\x02", at) and at + 46 <= len(directory):
+            flags = directory[at + 9]
+            name, extra, comment = struct.unpack_from("<HHH", directory, at + 28)
+            (local,) = struct.unpack_from("<I", directory, at + 42)
+            if flags & 0x08 and not _is_utf8(directory[at + 46 : at + 46 + name]):
+                self._cleared[start + at + 9] = flags & ~0x08
+                self._stream.seek(local + before + 7)
+                in_local = read_exactly(self._stream, 1)
+                if in_local:
+                    self._cleared[local + before + 7] = in_local[0] & ~0x08
+                self.members.add(local + before)
+            at += 46 + name + extra + comment
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        at = self._stream.tell() if self._places else 0
+        data = self._stream.read(len(view))
+        view[: len(data)] = data
+        first = bisect_left(self._places, at)
+        for place in self._places[first : bisect_left(self._places, at + len(data))]:
+            view[place - at] = self._cleared[place]
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+def _is_utf8(name: bytes) -> bool:
     try:
-        with archive.open(info) as file:
-            return file.read(MAX_PAGE_BYTES + 1)
-    except (*_DAMAGED, RuntimeError, NotImplementedError) as error:  # encrypted, unknown method
-        return Unusable(Reason.UNREADABLE, str(error).split("\n")[0])
-
-
-def _torn(uri: str, read: int, error: BaseException) -> Drop:
-    return Drop(
-        id=basename(uri),
-        source=uri,
-        stage=Stage.READ,
-        reason=Reason.TORN,
-        detail=f"after {read} whole pages: {error or type(error).__name__}",
-    )
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

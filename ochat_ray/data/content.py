@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from ochat_ray.data.inputs import InputFile
+from ochat_ray.data.kinds import printable
 from ochat_ray.run_dir import open_location
 
 LISTED_FILES = 100
@@ -44,7 +45,7 @@ def content_digest(uri: str) -> str:
             with fs.open_input_stream(path, compression=None) as stream:
                 while chunk := stream.read(_CHUNK):
                     state.update(chunk)
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         return UNREADABLE
     return state.hexdigest()
 
@@ -88,7 +89,9 @@ class Content:
             # Hashed once more, so that no choice of files' digests makes a sum of its own.
             self._digests += int.from_bytes(hashlib.sha256(digest.encode()).digest(), "little")
             if self.files <= LISTED_FILES + 1:
-                self._names.append({"path": file.uri, "bytes": file.size, "sha256": digest})
+                self._names.append(
+                    {"path": printable(file.uri), "bytes": file.size, "sha256": digest}
+                )
 
     def identity(self) -> dict[str, Any]:
         """Return number, bytes and digest of the files."""

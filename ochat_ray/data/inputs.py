@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import os
-import posixpath
 import re
+import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pyarrow import fs as pafs
 
+from ochat_ray.data.kinds import (
+    EXPECTED,
+    HIDDEN,
+    LINK,
+    NOISE,
+    SPECIAL,
+    basename,
+    is_file_kind,
+    is_page,
+    kind_passed_over,
+)
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import open_location
+from ochat_ray.schema import PassedOver
 
-PAGES = (".html", ".htm")
-RECORDS = (".json", ".jsonl", ".ndjson", ".parquet")
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-COMPRESSIONS = ("", ".gz", ".bz2", ".zst")
+MAX_KINDS = 1000
+"""Kinds passed over that are counted by name."""
 
 GROUP_FILES = 1000
 GROUP_BYTES = 64 * 2**20
-
-_PAGE_NAMES = tuple(suffix + z for suffix in PAGES for z in ("", ".gz"))
-_READABLE = (
-    *_PAGE_NAMES,
-    *(suffix + z for suffix in RECORDS for z in COMPRESSIONS),
-    *ARCHIVES,
-)
-_KINDS = "share pages (.html), .json, .jsonl, .parquet, or archives (.tar, .tar.gz, .zip)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +48,11 @@ class InputFile:
     mtime_ns: int = 0
 
 
-def is_page(name: str) -> bool:
-    """Whether a file's name says that it is one share page."""
-    return name.lower().endswith(_PAGE_NAMES)
+def find_files(inputs: Sequence[str]) -> Iterator[InputFile | PassedOver]:
+    """Yield the files of paths, globs or URIs of files and folders, in a fixed order.
 
-
-def find_files(inputs: Sequence[str]) -> Iterator[InputFile]:
-    """The files to read of paths, globs or URIs of files and folders, in a fixed order.
-
-    A file that is named twice, as by its folder and itself, comes once. What a folder holds of
-    other kinds is passed over.
+    A file that is named twice, as by its folder and itself, comes once. Each file of a kind that
+    is not read, and each hidden folder, comes as a `PassedOver`.
 
     Raises:
         UserError: an input does not exist, is of a kind that is not read, or holds no such file.
@@ -62,18 +61,26 @@ def find_files(inputs: Sequence[str]) -> Iterator[InputFile]:
     for number, uri in enumerate(roots):
         others = roots[:number]
         found = False
+        passed_over: Counter[str] = Counter()
         for file in _files_of(uri):
-            found = True
-            if not any(_is_below(file.uri, other) for other in others):
+            if isinstance(file, PassedOver):
+                passed_over[file.kind] += 1
+                path = file.source
+            else:
+                found = True
+                path = file.uri
+            if not any(_is_below(path, other) for other in others):
                 yield file
         if not found:
-            raise UserError(f"input {uri} holds no file to read: {_KINDS}")
+            counts = ", ".join(f"{kind} {n:,}" for kind, n in passed_over.most_common(5))
+            others_there = f" (passed over: {counts})" if counts else ""
+            raise UserError(f"input {uri} holds no file to read{others_there}; expected {EXPECTED}")
 
 
 def check_inputs(inputs: Sequence[str]) -> None:
     """Raise what `find_files` would, without listing all the files."""
     for uri in inputs:
-        next(find_files([uri]))
+        next(file for file in find_files([uri]) if isinstance(file, InputFile))
 
 
 def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
@@ -94,22 +101,23 @@ def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
 
 
 class Listing:
-    """Counts files as they are listed."""
+    """Counts files as they are listed; `passed_over` counts what is not read, by kind."""
 
     def __init__(self) -> None:
+        self.passed_over: Counter[str] = Counter()
         self.count = self._stamps = 0
 
     @classmethod
-    def of(cls, files: Iterable[InputFile]) -> Listing:
+    def of(cls, files: Iterable[InputFile | PassedOver]) -> Listing:
         """A listing of all the files."""
         listing = cls()
         for _ in listing.groups(files):
             pass
         return listing
 
-    def groups(self, files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
-        """`groups`, counted as they pass."""
-        for group in groups(files):
+    def groups(self, files: Iterable[InputFile | PassedOver]) -> Iterator[list[InputFile]]:
+        """Yield `groups` of the files, counting all of them as they pass."""
+        for group in groups(self._to_read(files)):
             self.count += 1
             for file in group:
                 text = f"{file.size}:{file.mtime_ns}:{file.uri}"
@@ -125,6 +133,14 @@ class Listing:
         """
         return f"{self._stamps % 2**256:064x}"
 
+    def _to_read(self, files: Iterable[InputFile | PassedOver]) -> Iterator[InputFile]:
+        for file in files:
+            if isinstance(file, InputFile):
+                yield file
+            else:
+                known = file.kind in self.passed_over or len(self.passed_over) < MAX_KINDS
+                self.passed_over[file.kind if known else "other kinds"] += 1
+
 
 def _normal(uri: str) -> str:
     return uri.rstrip("/") if "://" in uri else open_location(uri)[1]
@@ -136,39 +152,123 @@ def _is_below(uri: str, other: str) -> bool:
     return uri == other or uri.startswith(other + "/")
 
 
-def _files_of(uri: str) -> Iterator[InputFile]:
+def _files_of(uri: str) -> Iterator[InputFile | PassedOver]:
     if "*" in uri or "?" in uri:
         pattern = _glob(uri)
         base = re.split(r"/[^/]*[*?]", uri, maxsplit=1)[0]
-        yield from (file for file in _folder(base) if pattern.fullmatch(file.uri))
+        for file in _folder(base):
+            path = file.uri if isinstance(file, InputFile) else file.source
+            if pattern.fullmatch(path):
+                yield file
         return
-    fs, path = open_location(uri)
-    info = fs.get_file_info(path)
-    if info.type == pafs.FileType.NotFound:
+    entry = _entry(uri)
+    if entry.type == pafs.FileType.NotFound:
         raise UserError(f"input {uri} does not exist; give --input a file, a folder or a glob")
-    if info.type == pafs.FileType.File:
-        if not path.lower().endswith(_READABLE):
-            raise UserError(f"input {uri} is of a kind that is not read; expected {_KINDS}")
-        yield InputFile(uri, info.size, info.mtime_ns or 0)
-    else:
+    if entry.type == pafs.FileType.Directory:
         yield from _folder(uri)
+    elif entry.type != pafs.FileType.File:
+        raise UserError(f"input {uri} is not a regular file; give --input a file or a folder")
+    elif not is_file_kind(uri):
+        raise UserError(f"input {uri} is of a kind that is not read; expected {EXPECTED}")
+    else:
+        yield InputFile(uri, entry.size, entry.mtime_ns)
 
 
-def _folder(uri: str, above: tuple[str, ...] = ()) -> Iterator[InputFile]:
-    """The files below a folder; `above` are the folders it was reached through."""
-    fs, path = open_location(uri)
-    real = uri if "://" in uri else os.path.realpath(path)
+def _folder(uri: str, above: tuple[str, ...] = ()) -> Iterator[InputFile | PassedOver]:
+    """Yield the files below a folder; `above` are the folders it was reached through."""
+    real = uri if "://" in uri else os.path.realpath(uri)
     if real in above:  # a link back up
+        yield PassedOver(source=uri, kind=LINK)
         return
-    prefix = uri.split("://")[0] + "://" if "://" in uri else ""
-    entries = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    for entry in sorted(entries, key=lambda entry: str(entry.path)):
-        if entry.base_name.startswith("."):
-            continue
+    try:
+        entries = _remote_entries(uri) if "://" in uri else _local_entries(uri)
+    except PermissionError:
+        yield InputFile(uri, 0)  # which reading it drops, with the reason
+        return
+    for entry in sorted(entries, key=lambda entry: entry.uri):
+        name = basename(entry.uri)
+        hidden = kind_passed_over(name)
         if entry.type == pafs.FileType.Directory:
-            yield from _folder(prefix + entry.path, (*above, real))
-        elif entry.type == pafs.FileType.File and entry.base_name.lower().endswith(_READABLE):
-            yield InputFile(prefix + entry.path, entry.size, entry.mtime_ns or 0)
+            if hidden in (HIDDEN, NOISE):
+                yield PassedOver(source=entry.uri, kind=hidden)
+            else:
+                yield from _folder(entry.uri, (*above, real))
+        elif hidden is not None:
+            yield PassedOver(source=entry.uri, kind=hidden)
+        elif entry.type == pafs.FileType.File:
+            yield InputFile(entry.uri, entry.size, entry.mtime_ns)
+        else:
+            # A link that leads nowhere; a FIFO, a socket, a device.
+            broken = entry.type == pafs.FileType.NotFound
+            yield PassedOver(source=entry.uri, kind=LINK if broken else SPECIAL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    uri: str
+    type: pafs.FileType
+    size: int = 0
+    mtime_ns: int = 0
+
+
+def _entry(uri: str) -> _Entry:
+    if "://" not in uri:
+        return _local_entry(uri)
+    fs, path = open_location(uri)
+    with _reaching(uri):
+        return _entry_of(uri, fs.get_file_info(path))
+
+
+def _entry_of(uri: str, info: pafs.FileInfo) -> _Entry:
+    return _Entry(uri, info.type, info.size or 0, info.mtime_ns or 0)
+
+
+def _remote_entries(uri: str) -> list[_Entry]:
+    fs, path = open_location(uri)
+    prefix = uri.split("://")[0] + "://"
+    with _reaching(uri):
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return [_entry_of(prefix + info.path, info) for info in infos]
+
+
+@contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    """Raise a UserError where the Hugging Face hub does not answer or refuses."""
+    if not uri.startswith("hf://"):
+        yield
+        return
+    try:
+        yield
+    except UserError:
+        raise
+    # The hub's client raises errors of its HTTP library, which differs between its versions.
+    except Exception as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"cannot list {uri}: {reason}; check the name, the network and, for a gated or "
+            "private dataset, HF_TOKEN"
+        ) from error
+
+
+def _local_entries(uri: str) -> list[_Entry]:
+    """List a local folder; unlike Arrow, with names that are not UTF-8."""
+    try:
+        with os.scandir(uri) as entries:
+            return [_local_entry(entry.path) for entry in entries]
+    except FileNotFoundError:
+        return []
+
+
+def _local_entry(path: str) -> _Entry:
+    try:
+        status = os.stat(path)
+    except OSError:  # nothing there, or a link in a circle
+        return _Entry(path, pafs.FileType.NotFound)
+    if stat.S_ISDIR(status.st_mode):
+        return _Entry(path, pafs.FileType.Directory)
+    if stat.S_ISREG(status.st_mode):
+        return _Entry(path, pafs.FileType.File, status.st_size, status.st_mtime_ns)
+    return _Entry(path, pafs.FileType.Unknown)
 
 
 def _glob(uri: str) -> re.Pattern[str]:
@@ -177,8 +277,3 @@ def _glob(uri: str) -> re.Pattern[str]:
     for piece in re.split(r"(\*\*/|\*|\?)", uri):
         parts.append({"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece))
     return re.compile("".join(parts))
-
-
-def basename(uri: str) -> str:
-    """A file's name, without its folder."""
-    return posixpath.basename(uri)

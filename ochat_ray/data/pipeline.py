@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -44,7 +45,7 @@ from ochat_ray.data.inputs import check_inputs
 from ochat_ray.data.manifest import manifest_of
 from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.output import FINISHED, REPORT, Output
-from ochat_ray.data.parts import Summary, clean_part, parts_of, tokenize_part
+from ochat_ray.data.parts import Summary, clean_part, tokenize_part
 from ochat_ray.data.plan import (
     Plan,
     check_inputs_stayed,
@@ -56,7 +57,6 @@ from ochat_ray.data.plan import (
 )
 from ochat_ray.data.records import ReadOptions
 from ochat_ray.data.report import render_report
-from ochat_ray.data.sources import read_files
 from ochat_ray.data.statistics import Statistics
 from ochat_ray.data.verify import (
     ALL_TABLES,
@@ -125,6 +125,7 @@ def _run(
     """Run all passes; return the manifest of the run directory."""
     work = plan.work
     statistics = Statistics()
+    statistics.add_passed_over(plan.passed_over)
     parts_found = _clean_pass(config, work, plan.groups, rules, statistics)
     check_inputs_stayed(config, plan)
     lock.check()
@@ -200,17 +201,34 @@ def _clean_pass(
         answers=config.answers, columns=config.column_names(), branches=config.branches
     )
 
+    session = uuid.uuid4().hex
+
     def clean_group(batch: pa.Table) -> Iterator[pa.Table]:
         group = batch["group"][0].as_py()
+        if (done := run.read_json(_done("groups", f"{group:06d}"))) is not None:
+            # The task ended after this group and runs again.
+            for number in range(done["parts"]):
+                yield _summary(run.load_json(_done("clean", f"{group:06d}-{number:04d}")))
+            return
         files = group_files(run, group)
         uris = [file.uri for file in files]
         for uri in uris:
             if "://" not in uri and not os.path.exists(uri):
                 raise not_on_this_host(uri)
-        count = 0
+        count, parts_to_do = parts_of_group(
+            run,
+            _done("attempts", f"{group:06d}"),
+            uris,
+            session=session,
+            is_complete=lambda n: run.exists(_done("clean", f"{group:06d}-{n:04d}")),
+            rules=rules,
+            options=options,
+        )
+        for number in range(count):
+            yield _summary(run.load_json(_done("clean", f"{group:06d}-{number:04d}")))
         with ThreadPoolExecutor(1) as pool:
             content = pool.submit(record_content, run, group, files)
-            for records in parts_of(read_files(uris, options)):
+            for records in parts_to_do:
                 content.result()
                 part = f"{group:06d}-{count:04d}"
                 summary = run.read_json(_done("clean", part))

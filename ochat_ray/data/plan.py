@@ -19,6 +19,7 @@ from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.content import Changes, Content, changes, content_digests
 from ochat_ray.data.inputs import InputFile, Listing, find_files
 from ochat_ray.data.output import PLAN, Output
+from ochat_ray.data.statistics import most_first
 from ochat_ray.data.verify import ALL_TABLES, verify_tables
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
@@ -30,12 +31,16 @@ from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A run's work folder, its number of groups of files, and the listing that it started from."""
+    """A run's work folder, its number of groups of files, and the listing that it started from.
+
+    `passed_over` counts the files that are not read, by kind.
+    """
 
     token: str
     work: RunDir
     groups: int
     stamp: str
+    passed_over: dict[str, int]
 
 
 def identity_of(config: PrepareConfig) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def completed_already(
         return None
     inputs = found.get("inputs")
     if found == identity | {"inputs": inputs}:  # all inputs are read only if that decides
-        inputs = Content.of(find_files(config.input)).identity()
+        inputs = Content.of(files_to_read(config)).identity()
     identity = identity | {"inputs": inputs}
     if found == identity:
         try:
@@ -126,9 +131,20 @@ def make_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -
             f"({', '.join(different)}); leave out --resume to start clean"
         )
     work = output.work(token)
-    current = list(find_files(config.input))
+    current = files_to_read(config)
     _check_unchanged(work, plan["groups"], current)
-    return Plan(token=token, work=work, groups=plan["groups"], stamp=Listing.of(current).stamp)
+    return Plan(
+        token=token,
+        work=work,
+        groups=plan["groups"],
+        stamp=Listing.of(current).stamp,
+        passed_over=plan["passed_over"],
+    )
+
+
+def files_to_read(config: PrepareConfig) -> list[InputFile]:
+    """List the input files, without those that are passed over."""
+    return [file for file in find_files(config.input) if isinstance(file, InputFile)]
 
 
 def group_files(work: RunDir, number: int) -> list[InputFile]:
@@ -166,7 +182,7 @@ def check_inputs_stayed(config: PrepareConfig, plan: Plan) -> None:
     Raises:
         UserError: a file was changed or removed while the run was reading.
     """
-    current = list(find_files(config.input))
+    current = files_to_read(config)
     if Listing.of(current).stamp != plan.stamp:
         _report(changes(_planned(plan.work, plan.groups), current), resumed=False)
 
@@ -178,9 +194,23 @@ def _new_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -
     listing = Listing()
     for number, files in enumerate(listing.groups(find_files(config.input))):
         work.write_json(_group(number), [[f.uri, f.size, f.mtime_ns] for f in files])
-    plan = {"token": token, "identity": identity, "groups": listing.count}
-    work.write_json(PLAN, plan)
-    return Plan(token=token, work=work, groups=listing.count, stamp=listing.stamp)
+    passed_over = most_first(listing.passed_over)
+    work.write_json(
+        PLAN,
+        {
+            "token": token,
+            "identity": identity,
+            "groups": listing.count,
+            "passed_over": passed_over,
+        },
+    )
+    return Plan(
+        token=token,
+        work=work,
+        groups=listing.count,
+        stamp=listing.stamp,
+        passed_over=passed_over,
+    )
 
 
 def _check_unchanged(work: RunDir, groups: int, current: Sequence[InputFile]) -> None:

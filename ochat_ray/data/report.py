@@ -32,6 +32,7 @@ def render_report(manifest: dict[str, Any], statistics: Statistics) -> str:
     title = f"Data report: {escape(str(manifest['config']['recipe']))}"
     sections = [
         _funnel(manifest["counts"], statistics),
+        _passed_over(manifest["counts"]),
         _reasons(manifest["counts"], statistics),
         _noise(statistics),
         _labels(statistics),
@@ -89,6 +90,9 @@ def _funnel(counts: dict[str, Any], statistics: Statistics) -> str:
     """Every reason in the order of the stages; its bar stands where it takes its share off."""
     read = left = counts["read"]
     rows = [_row("read", read, read, bar(read, read), "sum")]
+    if n := sum(counts["passed_over"].values()):
+        left -= n
+        rows.append(_row("− passed over", n, read, bar(n, read, start=left, drop=True), "drop"))
     for stage in Stage:
         dropped = [
             (reason, n)
@@ -103,6 +107,15 @@ def _funnel(counts: dict[str, Any], statistics: Statistics) -> str:
     rows.append(_row("kept", counts["kept"], read, bar(counts["kept"], read), "sum"))
     body = f"<table>{''.join(rows)}</table>"
     return section("funnel", "From read to kept", body)
+
+
+def _passed_over(counts: dict[str, Any]) -> str:
+    if not counts["passed_over"]:
+        return ""
+    body = _counted(Counter(counts["passed_over"]), 15, "kinds") + (
+        "<p class=soft>Files, and members of archives, of kinds that hold no conversations.</p>"
+    )
+    return section("passed-over", "What was passed over", body)
 
 
 def _stage(reason: str, statistics: Statistics) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from ochat_ray.schema import Reason
 
 EXPLANATIONS: dict[str, str] = {
-    Reason.UNREADABLE: "empty, cut off, or not what its name says",
-    Reason.TORN: "the file ends in the middle of the record",
+    Reason.UNREADABLE: "empty, damaged, or not what its name says",
+    Reason.TORN: "the file ends in the middle of it, or is damaged",
     Reason.TOO_LARGE: "beyond the bounds of a page or a conversation",
-    Reason.NO_DATA: "a page without a conversation in it",
+    Reason.NO_DATA: "a page or file without a conversation in it",
     Reason.MALFORMED: "not a list of turns with a known role and a text",
     Reason.UNSUPPORTED: "it needs what no template here writes",
     Reason.OTHER_MODEL: "another model than the one to keep",

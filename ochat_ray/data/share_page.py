@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from lxml import etree
 
 from ochat_ray.data.formats.loader_data import LoaderDataError, loader_data
+from ochat_ray.data.json_decode import decode
 from ochat_ray.schema import Reason
 
 MAX_PAGE_BYTES = 32 * 2**20
@@ -36,6 +36,8 @@ _BOMS = {
 }
 _LEFT_BEHIND = frozenset({"avatarUrl", "views"})
 _MARK = b"__NEXT_DATA__"
+_MAX_TAG_BYTES = 1 << 14
+"""Of the script's opening tag, which has one attribute or a few."""
 _OPENING = re.compile(
     rb"""<script\b[^<>]*?\bid\s*=\s*(?:"__NEXT_DATA__"|'__NEXT_DATA__'|__NEXT_DATA__(?=[\s>]))"""
     rb"""[^<>]*>""",
@@ -133,8 +135,8 @@ def _next_data(page: bytes) -> Any:
     if script is None:
         return Unusable(Reason.NO_DATA, "no __NEXT_DATA__ script")
     try:
-        return orjson.loads(script)
-    except orjson.JSONDecodeError as error:
+        return decode(script)
+    except ValueError as error:
         declared = _declared_encoding(page, script)
         if declared is not None:
             return _next_data(_decoded(page, declared))
@@ -159,9 +161,11 @@ def _script(page: bytes) -> bytes | None:
     take as long as all the rest.
     """
     at = page.find(_MARK)
+    last = 0
     while at >= 0:
-        start = page.rfind(b"<", 0, at)
-        if start >= 0 and (opening := _OPENING.match(page, start)):
+        start = page.rfind(b"<", last, at)
+        last = at
+        if start >= 0 and (opening := _OPENING.match(page, start, start + _MAX_TAG_BYTES)):
             end = page.find(b"</script", opening.end())
             if end < 0:
                 closing = _CLOSING.search(page, opening.end())

@@ -1,160 +1,240 @@
-"""Conversations from files: share pages, ShareGPT JSON or JSON lines, OpenAI messages, Parquet.
+"""Conversations from files: share pages, JSON, JSON lines, Parquet, and archives of them.
 
 Files and archives are streamed; one conversation at a time is a Python object. What cannot be read
-comes out as a `Drop`, never as an exception.
+comes out as a `Drop` and what is of another kind as a `PassedOver`, never as an exception; only a
+store that does not answer raises.
 """
 
 from __future__ import annotations
 
-import codecs
 import io
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import IO, Any, cast
 
-import ijson
-import orjson
-import pyarrow.parquet as pq
-from pyarrow import fs as pafs
-
-from ochat_ray.data import archives
-from ochat_ray.data.inputs import ARCHIVES, is_page
+from ochat_ray.data.archives import Damaged, Entry, Member, Skipped, tar_members, zip_members
+from ochat_ray.data.byte_streams import (
+    StoreError,
+    TooLarge,
+    UnreadableFile,
+    first_line,
+    open_input,
+    read_beginning,
+    spooled,
+    unpacked,
+)
+from ochat_ray.data.json_records import json_records
+from ochat_ray.data.json_values import Broken
+from ochat_ray.data.kinds import ZIP, basename, is_archive, is_page, printable, without_compression
+from ochat_ray.data.parquet_records import parquet_records
 from ochat_ray.data.records import DEFAULTS, ReadOptions, records_of
 from ochat_ray.data.share_page import MAX_PAGE_BYTES, Unusable, page_record
-from ochat_ray.run_dir import open_location
-from ochat_ray.schema import Drop, Reason, Record, Stage
+from ochat_ray.errors import UserError
+from ochat_ray.schema import Drop, PassedOver, Reason, Record, Stage
 
 MAX_LINE_BYTES = 64 * 2**20
-"""Of a record in JSON lines."""
+"""Of one record of JSON, in a line or an array."""
 
-_LINES = (".jsonl", ".ndjson")
+_UNPACKED_HERE = (".bz2", ".xz", ".zst")
+"""Of compressed pages; gzip, which a page's name need not say, is unpacked where it is parsed."""
+_PIECE = 1 << 18
+_BUFFER = 1 << 20
+"""Bytes that are read at a time; from a remote store, each read is a request."""
 
 READ_AHEAD = 16
 """Files that are fetched at a time from a remote store, where each costs a round trip."""
 
 
 def read_files(uris: Sequence[str], options: ReadOptions = DEFAULTS) -> Iterator[Record]:
-    """Every conversation of the files, in order, and a `Drop` for everything else in them."""
+    """Yield every conversation of the files, in order, and what else they hold."""
     if len(uris) > 1 and "://" in uris[0]:
         with ThreadPoolExecutor(READ_AHEAD) as pool:
-            for uri, page in zip(uris, pool.map(_page_bytes, uris), strict=True):
-                yield from _parse_page(page, uri, options)
+            for uri, page in zip(uris, pool.map(_fetch_page, uris), strict=True):
+                yield from _Reader(uri, options).page(page)
         return
     for uri in uris:
         yield from read_file(uri, options)
 
 
 def read_file(uri: str, options: ReadOptions = DEFAULTS) -> Iterator[Record]:
-    """Every conversation of one file, and a `Drop` for everything in it that is none."""
-    parse_page = partial(_parse_page, options=options)
-    name = uri.lower()
-    if is_page(name):
-        yield from parse_page(_page_bytes(uri), uri)
-    elif name.endswith(".zip"):
-        yield from archives.zip_pages(uri, parse_page)
-    elif name.endswith(ARCHIVES):
-        yield from archives.tar_pages(uri, parse_page)
-    else:
-        for index, item in enumerate(_items(uri)):
-            if isinstance(item, Drop):
-                yield item
-            else:
-                yield from records_of(item, source=uri, index=index, options=options)
+    """Yield every conversation of one file, and a `Drop` or `PassedOver` for all else in it.
 
-
-def _page_bytes(uri: str) -> bytes | Unusable:
-    try:
-        if "://" not in uri:  # for a small file faster than through Arrow
-            with open(uri, "rb") as file:
-                return file.read(MAX_PAGE_BYTES + 1)
-        fs, path = open_location(uri)
-        with fs.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read(MAX_PAGE_BYTES + 1))
-    except (FileNotFoundError, PermissionError) as error:
-        return Unusable(Reason.UNREADABLE, str(error).split("\n")[0])
-
-
-def _parse_page(page: bytes | Unusable, source: str, options: ReadOptions) -> Iterator[Record]:
-    record = page if isinstance(page, Unusable) else page_record(page)
-    stem = posixpath.basename(source).split(".")[0]
-    if isinstance(record, Unusable):
-        yield Drop(
-            id=stem, source=source, stage=Stage.READ, reason=record.reason, detail=record.detail
-        )
+    Raises:
+        OSError, or what else the store's client raises: the store does not answer.
+    """
+    reader = _Reader(printable(uri), options)
+    if is_page(uri):
+        yield from reader.page(_fetch_page(uri))
         return
-    record["id"] = record["id"] or stem
-    yield from records_of(record, source=source, index=0, options=options, page=True)
-
-
-def _items(uri: str) -> Iterator[Any]:
-    fs, path = open_location(uri)
-    if path.endswith(".parquet"):
-        yield from _parquet_items(fs, path)
-    elif any(suffix in posixpath.basename(path) for suffix in _LINES):
-        yield from _line_items(fs, path, uri)
-    else:
-        yield from _json_items(fs, path, uri)
-
-
-def _json_items(fs: pafs.FileSystem, path: str, uri: str) -> Iterator[Any]:
-    with fs.open_input_stream(path) as raw:
-        stream = io.BufferedReader(raw, 1 << 16)
-        if stream.peek(3).startswith(codecs.BOM_UTF8):
-            stream.read(3)
-        prefix = "item" if stream.peek(4096).lstrip().startswith(b"[") else ""
-        read = 0
-        try:
-            for item in ijson.items(stream, prefix, multiple_values=True, use_float=True):
-                read += 1
-                yield item
-        except ijson.JSONError as error:
-            # yajl's message has the place on further lines, and is sometimes a bytes literal.
-            message = str(error).removeprefix("b'").split("\n")[0].split("\\n")[0]
-            yield Drop(
-                id=f"{posixpath.basename(uri)}#{read}",
-                source=uri,
-                stage=Stage.READ,
-                reason=Reason.TORN if "premature EOF" in message else Reason.MALFORMED,
-                detail=f"after {read} whole records: {message}",
-            )
-
-
-def _line_items(fs: pafs.FileSystem, path: str, uri: str) -> Iterator[Any]:
-    with fs.open_input_stream(path) as raw:
-        stream = io.BufferedReader(raw, 1 << 20)
-        number = 0
-        while line := stream.readline(MAX_LINE_BYTES):
-            number += 1
-            ends = line.endswith(b"\n")
-            if not ends and len(line) == MAX_LINE_BYTES:
-                while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
-                    pass
-                yield _line_drop(uri, number, Reason.TOO_LARGE, f"over {MAX_LINE_BYTES:,} bytes")
-            elif line.strip():
-                yield _decode_line(line, uri, number, torn=not ends)
-
-
-def _decode_line(line: bytes, uri: str, number: int, *, torn: bool) -> Any:
     try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        reason = Reason.TORN if torn else Reason.MALFORMED
-        return _line_drop(uri, number, reason, str(error))
+        with open_input(uri) as raw:
+            stream = io.BufferedReader(raw, _BUFFER)
+            if _is_lfs_pointer(stream, raw.size):
+                yield reader.drop(
+                    Reason.UNREADABLE, "a Git LFS pointer; git lfs pull gets the file"
+                )
+            elif is_archive(uri):
+                yield from reader.archive(stream, raw.size)
+            else:
+                yield from reader.records(stream, uri, raw.size)
+    except UnreadableFile as error:
+        yield reader.drop(Reason.UNREADABLE, str(error))
+    except StoreError as error:
+        raise error.__cause__ or error from None
 
 
-def _line_drop(uri: str, number: int, reason: Reason, detail: str) -> Drop:
-    return Drop(
-        id=f"{posixpath.basename(uri)}:{number}",
-        source=uri,
-        stage=Stage.READ,
-        reason=reason,
-        detail=f"line {number}: {detail}",
-    )
+def _is_lfs_pointer(stream: io.BufferedReader[Any], size: int) -> bool:
+    return size < 1024 and stream.peek(64).startswith(b"version https://git-lfs.github.com/spec/")
 
 
-def _parquet_items(fs: pafs.FileSystem, path: str) -> Iterator[Any]:
-    with fs.open_input_file(path) as file:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=1000):
-            yield from batch.to_pylist()
+def _fetch_page(uri: str) -> bytes | Unusable:
+    try:
+        page = read_beginning(uri, MAX_PAGE_BYTES + 1)
+    except UnreadableFile as error:
+        return Unusable(Reason.UNREADABLE, str(error))
+    except StoreError as error:
+        raise error.__cause__ or error from None
+    if not uri.lower().endswith(_UNPACKED_HERE):
+        return page
+    return _unpack_page(cast(IO[bytes], io.BytesIO(page)), len(page))
+
+
+def _member_page(entry: Member) -> bytes | Unusable:
+    """Return the bytes of a page in an archive, which must not be cut off or damaged."""
+    if entry.name.lower().endswith(_UNPACKED_HERE):
+        return _unpack_page(entry.stream, entry.packed_size)
+    return _whole_page(entry.stream)
+
+
+def _unpack_page(stream: IO[bytes], packed_size: int) -> bytes | Unusable:
+    try:
+        whole, _ = unpacked(stream, packed_size)
+    except StoreError:
+        raise
+    except Exception as error:  # noqa: BLE001 (each decoder has its own; none ends the job)
+        return Unusable(_reason(error), first_line(error))
+    return _whole_page(whole)
+
+
+def _whole_page(stream: IO[bytes]) -> bytes | Unusable:
+    pieces: list[bytes] = []
+    left = MAX_PAGE_BYTES + 1
+    try:
+        while left > 0 and (piece := stream.read(min(left, _PIECE))):
+            pieces.append(piece)
+            left -= len(piece)
+    except StoreError:
+        raise
+    except Exception as error:  # noqa: BLE001 (as above)
+        return Unusable(_reason(error), first_line(error))
+    return b"".join(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one file, or one member of an archive; `source` is its name in what comes out."""
+
+    source: str
+    options: ReadOptions
+
+    def drop(self, reason: Reason, detail: str, place: str = "") -> Drop:
+        name = basename(self.source) + place
+        # Names and texts from damaged files may hold halves of surrogate pairs.
+        detail = detail.encode("utf-8", "replace").decode()
+        return Drop(id=name, source=self.source, stage=Stage.READ, reason=reason, detail=detail)
+
+    def page(self, page: bytes | Unusable) -> Iterator[Record]:
+        record = page if isinstance(page, Unusable) else page_record(page)
+        stem = posixpath.basename(self.source).split(".")[0]
+        if isinstance(record, Unusable):
+            yield replace(self.drop(record.reason, record.detail), id=stem)
+            return
+        record["id"] = record["id"] or stem
+        yield from self._conversations(record, 0, page=True)
+
+    def archive(self, stream: IO[bytes], size: int) -> Iterator[Record]:
+        """Yield what an archive's members hold; of an archive that cannot be opened, a `Drop`."""
+        empty = True
+        try:
+            if self.source.lower().endswith(ZIP):
+                entries: Iterator[Entry] = zip_members(stream)
+            else:
+                whole, _ = unpacked(stream, size)
+                entries = tar_members(whole)
+            for entry in entries:
+                yield from self._member(entry)
+                empty = False
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 (each decoder has its own; none ends the job)
+            yield self.drop(_reason(error, Reason.TORN), first_line(error))
+        else:
+            if empty:
+                yield self.drop(Reason.NO_DATA, "an archive without a file in it")
+
+    def _member(self, entry: Entry) -> Iterator[Record]:
+        if isinstance(entry, Damaged) and entry.name is None:
+            yield self.drop(Reason.TORN, entry.detail)
+            return
+        member = _Reader(f"{self.source}!{entry.name}", self.options)
+        if isinstance(entry, Damaged):
+            yield member.drop(Reason.UNREADABLE, entry.detail)
+        elif isinstance(entry, Skipped):
+            yield PassedOver(source=member.source, kind=entry.kind)
+        elif is_page(entry.name):
+            yield from member.page(_member_page(entry))
+        else:
+            yield from member.records(entry.stream, entry.name, entry.packed_size)
+
+    def records(self, stream: IO[bytes], name: str, packed_size: int) -> Iterator[Record]:
+        """Yield the records of JSON, JSON lines or Parquet."""
+        index = 0
+        try:
+            for item in _items(stream, without_compression(name), packed_size):
+                if isinstance(item, Broken):
+                    yield self.drop(item.reason, item.detail, item.place)
+                else:
+                    yield from self._conversations(item, index)
+                index += 1
+        except StoreError:
+            raise
+        # The last line of defence: no input ends the job, whatever its decoder raises.
+        except Exception as error:  # noqa: BLE001
+            detail = f"after {index:,} records: {first_line(error)}"
+            if not isinstance(error, (EOFError, TooLarge)):
+                detail += f" ({type(error).__name__})"
+            yield self.drop(_reason(error), detail, f"#{index}")
+        else:
+            if index == 0:
+                yield self.drop(Reason.NO_DATA, "a file without a record in it")
+
+    def _conversations(self, item: Any, index: int, *, page: bool = False) -> Iterator[Record]:
+        records = records_of(item, source=self.source, index=index, options=self.options, page=page)
+        try:
+            yield from records
+        except UserError:
+            raise
+        # As above, for a record: it costs only itself.
+        except Exception as error:  # noqa: BLE001
+            detail = f"{first_line(error)} ({type(error).__name__})"
+            yield self.drop(Reason.MALFORMED, detail, f"#{index}")
+
+
+def _items(stream: IO[bytes], name: str, packed_size: int) -> Iterable[Any]:
+    if not name.endswith(".parquet"):
+        whole, _ = unpacked(stream, packed_size)
+        by_lines = any(suffix in basename(name) for suffix in (".jsonl", ".ndjson"))
+        return json_records(whole, by_lines=by_lines, max_size=MAX_LINE_BYTES)
+    if isinstance(stream, io.BufferedReader) and stream.peek(4).startswith(b"PAR1"):
+        stream.raw.seek(0)
+        return parquet_records(cast(IO[bytes], stream.raw))  # read in pieces of its own choice
+    whole, _ = unpacked(stream, packed_size)
+    return parquet_records(spooled(whole))
+
+
+def _reason(error: Exception, otherwise: Reason = Reason.UNREADABLE) -> Reason:
+    if isinstance(error, TooLarge):
+        return Reason.TOO_LARGE
+    return Reason.TORN if isinstance(error, EOFError) else otherwise

@@ -56,6 +56,11 @@ class Statistics:
     samples: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def add_passed_over(self, counts: dict[str, int]) -> None:
+        """Count files that the listing of the inputs passed over, by kind."""
+        self.read += sum(counts.values())
+        _add_bounded(self.passed_over, counts, "other kinds")
+
     def add_clean(self, summary: dict[str, Any]) -> None:
         """Count a part's summary from the cleaning pass."""
         self.read += summary["read"]
@@ -141,7 +146,8 @@ class Statistics:
     def explain_drops(self) -> str:
         """The reasons, with the first example of the most frequent one, in one line."""
         if not self.drops:
-            return "no records"
+            kinds = ", ".join(f"{kind} {n}" for kind, n in self.passed_over.most_common(5))
+            return f"no records (passed over: {kinds})" if kinds else "no records"
         reasons = ", ".join(f"{reason} {n}" for reason, n in self.drops.most_common())
         example = self.examples[self.drops.most_common(1)[0][0]][0]
         return f"{reasons} (for example {example['id']}: {example['detail']})"

@@ -1,10 +1,22 @@
-"""Which files are read, and in what portions."""
+"""Which files are read, in what portions, and what is passed over."""
 
+import contextlib
+import json
+import os
+import socket
+from typing import Any, ClassVar
+
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from huggingface_hub import HfFileSystem
 
 from ochat_ray.data import inputs
 from ochat_ray.data.inputs import InputFile, Listing, find_files, groups
+from ochat_ray.data.sources import read_file
 from ochat_ray.errors import UserError
+from ochat_ray.run_dir import RunDir
+from ochat_ray.schema import PassedOver
 
 
 def touch(folder, *names):
@@ -14,7 +26,13 @@ def touch(folder, *names):
 
 
 def found(*paths):
-    return [file.uri for file in find_files([str(path) for path in paths])]
+    files = find_files([str(path) for path in paths])
+    return [file.uri for file in files if isinstance(file, InputFile)]
+
+
+def passed_over(*paths):
+    files = find_files([str(path) for path in paths])
+    return [(file.source, file.kind) for file in files if isinstance(file, PassedOver)]
 
 
 def test_a_folder_is_searched_and_each_file_taken_once(tmp_path):
@@ -28,6 +46,140 @@ def test_a_link_back_up_is_not_followed_for_ever(tmp_path):
     (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
     (tmp_path / "side").symlink_to(tmp_path / "a/b")
     assert found(tmp_path) == [str(tmp_path / "a/b/1.html"), str(tmp_path / "side/1.html")]
+
+
+OTHERS = {
+    "notes.TXT": ".txt",
+    "LICENSE": "no extension",
+    "table.csv.gz": ".csv.gz",
+    "v1.2/a.b/c": "no extension",
+    ".gitignore": "hidden",
+    ".git/config": "hidden",
+    ".git/HEAD": "hidden",
+    "p/.1.html": "hidden",
+    "__MACOSX/p/._1.html": "archive noise",
+    "p/._1.html": "archive noise",
+    "p/.DS_Store": "archive noise",
+    "p/Thumbs.db": "archive noise",
+    "desktop.ini": "archive noise",
+}
+
+
+def test_whatever_is_not_read_is_counted_by_kind_and_a_hidden_folder_once(tmp_path):
+    touch(tmp_path, "p/1.html", *OTHERS)
+    listing = Listing.of(find_files([str(tmp_path)]))
+    assert listing.file_count == 1
+    assert listing.passed_over == {
+        ".txt": 1,
+        "no extension": 2,
+        ".csv.gz": 1,
+        "hidden": 3,
+        "archive noise": 5,
+    }
+
+
+def test_a_file_passed_over_is_counted_once_however_often_it_is_named(tmp_path):
+    touch(tmp_path, "p/1.html", "p/a.txt")
+    assert passed_over(tmp_path, tmp_path / "p") == [(str(tmp_path / "p/a.txt"), ".txt")]
+
+
+def test_a_glob_counts_only_what_it_matches(tmp_path):
+    touch(tmp_path, "a.txt", "b.csv", "c.json")
+    assert passed_over(tmp_path / "*c*") == [(str(tmp_path / "b.csv"), ".csv")]
+
+
+def test_pipes_sockets_and_links_to_nowhere_are_not_opened(tmp_path):
+    touch(tmp_path, "1.html")
+    os.mkfifo(tmp_path / "2.html")
+    (tmp_path / "3.html").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "4.html").symlink_to(tmp_path / "4.html")
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(tmp_path):
+        listening.bind("5.html")
+    assert found(tmp_path) == [str(tmp_path / "1.html")]
+    assert [kind for _, kind in passed_over(tmp_path)] == [
+        "special file",
+        "link",
+        "link",
+        "special file",
+    ]
+    with pytest.raises(UserError, match="not a regular file"):
+        found(tmp_path / "2.html")
+
+
+def test_a_folder_that_may_not_be_listed_is_left_to_reading_which_drops_it(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.html", "b/2.html")
+    scandir = os.scandir
+
+    def refusing(path):
+        if path.endswith("/a"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert found(tmp_path) == [str(tmp_path / "a"), str(tmp_path / "b/2.html")]
+
+
+def test_names_that_are_not_utf8_are_listed(tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.html"
+    with open(name, "w"):
+        pass
+    assert found(tmp_path) == [os.fsdecode(name)]
+    listing = Listing.of(find_files([str(tmp_path)]))
+    assert json.dumps(listing.summary(), ensure_ascii=False).encode()
+    RunDir.open(str(tmp_path / "out")).write_json("x.json", found(tmp_path))
+    assert RunDir.open(str(tmp_path / "out")).read_json("x.json") == [os.fsdecode(name)]
+
+
+def test_a_folder_of_other_kinds_only_is_named_with_what_it_holds(tmp_path):
+    touch(tmp_path, "a.txt", "b.txt", "c.png")
+    with pytest.raises(UserError, match=r"passed over: \.txt 2, \.png 1"):
+        found(tmp_path)
+
+
+class Hub(MemoryFileSystem):
+    """What stands for the Hugging Face hub."""
+
+    protocol = "hf"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    error: ClassVar[Exception | None] = None
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("hf://"))
+
+    def info(self, path, **options):
+        if self.error is not None:
+            raise self.error
+        return super().info(path, **options)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr(Hub, "store", {})
+    monkeypatch.setattr(Hub, "error", None)
+    known = dict(fsspec.registry)
+    fsspec.register_implementation("hf", Hub, clobber=True)
+    yield Hub()
+    fsspec.register_implementation("hf", known.get("hf", HfFileSystem), clobber=True)
+
+
+def test_a_data_set_on_the_hub_is_listed_and_read(hub):
+    line = '{"id": "a", "conversations": [{"from": "human", "value": "hi"}]}'
+    hub.pipe("datasets/me/chats/train.jsonl", line.encode())
+    hub.pipe("datasets/me/chats/data/README.md", b"x")
+    uri = "hf://datasets/me/chats"
+    assert [u.replace("///", "//") for u in found(uri)] == [f"{uri}/train.jsonl"]
+    assert [kind for _, kind in passed_over(uri)] == [".md"]
+    (conversation,) = read_file(found(uri)[0])
+    assert conversation.id == "a"
+
+
+def test_a_hub_that_does_not_answer_is_one_clear_line(hub, monkeypatch):
+    error = ConnectionError("[Errno -2] Name or service not known\nand more")
+    monkeypatch.setattr(Hub, "error", error)
+    with pytest.raises(UserError, match=r"cannot list hf://\S+: .*not known; check .*HF_TOKEN$"):
+        found("hf://datasets/me/chats")
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,12 @@ def test_two_models_have_their_weights_and_conditions_in_the_tables(
     plain = {"eval_ratio": 0.0, "max_length": 1000, "keep_model": "any"}
     both = plain | {"class_weights": "GPT-4=1.0, GPT-3.5=0.25", "conditions": "GPT-3.5=GPT3"}
     manifest = pipeline.prepare(config(tmp_path, tokenizer_directory, **both))
-    assert manifest["counts"] == {"read": 3, "kept": 2, "dropped": {"other_model": 1}}
+    assert manifest["counts"] == {
+        "read": 3,
+        "kept": 2,
+        "dropped": {"other_model": 1},
+        "passed_over": {},
+    }
     assert manifest["config"]["keep_model"] is None
     assert manifest["config"]["class_weights"] == {"gpt-4": 1.0, "gpt-3.5": 0.25}
     assert manifest["config"]["conditions"] == {"gpt-3.5": "GPT3"}

@@ -25,7 +25,7 @@ def test_pages_on_s3_become_tables_on_s3(s3, tokenizer_directory):
         eval_ratio=0.3,
     )
     manifest = pipeline.prepare(config)
-    assert manifest["counts"] == {"read": 30, "kept": 30, "dropped": {}}
+    assert manifest["counts"] == {"read": 30, "kept": 30, "dropped": {}, "passed_over": {}}
     assert read_manifest("s3://bucket/out") == manifest
     rows = sum(len(open_tokens("s3://bucket/out", split)) for split in ("train", "eval"))
     assert rows == 30

@@ -295,6 +295,16 @@ def test_an_empty_run_has_a_report():
     assert "|0|read" in Page(render_report(manifest(empty), empty)).text
 
 
+def test_what_was_passed_over_is_shown_by_kind_and_taken_off_what_was_read():
+    stats = statistics()
+    stats.add_passed_over({".txt": 3, EVIL: 1})
+    assert stats.counts()["read"] == 9
+    shown = text(stats)
+    assert "− passed over|4|" in shown
+    assert "|.txt|3|75.0%" in shown
+    assert SCRIPT not in report(stats)
+
+
 # Samples
 
 

@@ -199,3 +199,20 @@ def test_a_page_beyond_all_measure_is_not_unpacked(monkeypatch):
     monkeypatch.setattr(share_page, "MAX_PAGE_BYTES", 10_000)
     for page in (b"x" * 20_000, gzip.compress(b"x" * 10_000_000)):
         assert page_record(page).reason == Reason.TOO_LARGE
+
+
+def test_a_page_made_to_search_for_ever_takes_no_time():
+    mark = b'id="__NEXT_DATA__" '
+    for page in (
+        b"__NEXT_DATA__ " * 100_000,
+        b"<script " + mark * 100_000,
+        (b"<script " + mark) * 50_000,
+    ):
+        assert isinstance(page_record(page), Unusable)
+
+
+def test_a_script_with_nan_or_half_a_surrogate_pair_is_read():
+    page = make_page([{"from": "human", "value": "x"}], id="a").replace(
+        b'"x"', rb'"\udce9", "n": NaN'
+    )
+    assert page_record(page)["items"][0]["value"] == "\udce9"

@@ -1,0 +1,138 @@
+"""Records from a stream of JSON in any shape.
+
+That is an array, lines, values one after the other, or an object that holds records in a list.
+What the stream holds decides, not the file's name. Memory is bounded by the largest record. A
+record that cannot be read comes out as `Broken`, and reading continues at the next record.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from ochat_ray.data.byte_streams import Prefixed, read_exactly
+from ochat_ray.data.json_decode import decode, scan
+from ochat_ray.data.json_values import Broken, Values
+from ochat_ray.data.record_lists import holds_records
+from ochat_ray.schema import Reason
+
+MAX_RECORD_BYTES = 64 * 2**20
+"""Of one record; in an array, where text is counted after decoding, characters."""
+
+_SNIFFED = 1 << 16
+_CHUNK = 1 << 20
+_BETWEEN = " \t\r\n,\ufeff"
+
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16's, with which it begins
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+
+
+def json_records(
+    stream: IO[bytes], *, by_lines: bool, max_size: int = MAX_RECORD_BYTES
+) -> Iterator[Any]:
+    """Yield the decoded records of a stream, and a `Broken` for each that cannot be read.
+
+    An object that holds lists of records comes as it is, if it is small; of a large or broken one
+    the records come. `by_lines` says what the stream is where its beginning cannot be read.
+    """
+    head = read_exactly(stream, _SNIFFED)
+    encoding, bom = _encoding(head)
+    whole = cast(IO[bytes], Prefixed(head[bom:], stream))
+    if encoding != "utf-8":
+        whole = cast(IO[bytes], _Transcoded(whole, encoding))
+        head, bom = read_exactly(whole, _SNIFFED), 0
+        whole = cast(IO[bytes], Prefixed(head, whole))
+    if _has_lines(head[bom:].decode("utf-8", "replace"), by_lines):
+        yield from _lines(whole, max_size)
+    else:
+        yield from Values(whole, max_size).records()
+
+
+def _encoding(head: bytes) -> tuple[str, int]:
+    """Return the encoding of JSON that begins so, and the length of its byte order mark."""
+    for bom, encoding in _BOMS.items():
+        if head.startswith(bom):
+            return encoding, len(bom)
+    # JSON begins with ASCII, whose other bytes are zeros in these.
+    zeros = "".join("0" if byte == 0 else "x" for byte in head[:4])
+    without_mark = {
+        "x000": "utf-32-le",
+        "000x": "utf-32-be",
+        "x0x0": "utf-16-le",
+        "0x0x": "utf-16-be",
+    }
+    return without_mark.get(zeros, "utf-8"), 0
+
+
+class _Transcoded(io.RawIOBase):
+    """A stream of another encoding in UTF-8, in which half a surrogate pair is not valid."""
+
+    def __init__(self, stream: IO[bytes], encoding: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        while not self._rest:
+            data = self._stream.read(_CHUNK)
+            self._rest = self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
+            if not data:
+                break
+        piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
+        view[: len(piece)] = piece
+        return len(piece)
+
+
+def _has_lines(head: str, by_lines: bool) -> bool:
+    """Decide from a stream's beginning if each line is a record of its own."""
+    head = head.lstrip(_BETWEEN)
+    if head.startswith("[") or (head.startswith("{") and holds_records(head, 0)):
+        return False
+    try:
+        _, end = scan(head, 0)
+    except (ValueError, RecursionError):
+        return by_lines
+    rest = head[end:].lstrip(" \t")
+    if "\n" in head[:end]:
+        return False
+    return rest == "" or rest.startswith(("\n", "\r\n"))
+
+
+def _lines(stream: IO[bytes], max_size: int) -> Iterator[Any]:
+    reader = io.BufferedReader(cast(io.RawIOBase, stream), _CHUNK)
+    number = 0
+    while line := reader.readline(max_size):
+        number += 1
+        ends = line.endswith(b"\n")
+        if not ends and len(line) == max_size:
+            while (rest := reader.readline(_CHUNK)) and not rest.endswith(b"\n"):
+                pass
+            yield _broken_line(number, Reason.TOO_LARGE, f"over {max_size:,} bytes")
+        elif not line.isspace():
+            yield _record_of_line(line, number, torn=not ends)
+
+
+def _record_of_line(line: bytes, number: int, *, torn: bool) -> Any:
+    try:
+        return decode(line)
+    except UnicodeDecodeError as error:
+        torn = torn and error.end == len(line)
+        detail = f"byte 0x{line[error.start]:02x} is not UTF-8"
+    except ValueError as error:
+        detail = str(error)
+    return _broken_line(number, Reason.TORN if torn else Reason.MALFORMED, detail)
+
+
+def _broken_line(number: int, reason: Reason, detail: str) -> Broken:
+    return Broken(f":{number}", reason, f"line {number}: {detail}")

@@ -1,0 +1,92 @@
+"""Lists of records in JSON text, told from other lists by their first element."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ochat_ray.data.json_decode import scan
+
+RECORD_KEYS = frozenset(
+    """
+    chat_messages chosen completion contents conversation conversations data dialog dialogue
+    instruction items linear_conversation mapping messages output prompt replies response turns
+    """.split()
+)
+_TURN_KEYS = frozenset({"author", "from", "role", "sender", "speaker", "type"})
+"""A record has one of the former; a turn, or another part of a record, one of the latter."""
+
+BETWEEN = re.compile("[ \t\r\n,\ufeff]*")
+"""What may stand between values; commas and marks are not checked."""
+
+
+def is_record_like(value: Any) -> bool:
+    """Tell a record from a turn, a tool or another part of a record by its keys."""
+    return (
+        isinstance(value, dict)
+        and not RECORD_KEYS.isdisjoint(value)
+        and _TURN_KEYS.isdisjoint(value)
+    )
+
+
+def holds_records(text: str, at: int) -> bool | None:
+    """Tell if the object at a place has a list of records; None where the text is too short.
+
+    Only the members before its first list are looked at.
+    """
+    at += 1
+    while True:
+        at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+        if text[at : at + 1] not in ('"', ""):
+            return False
+        try:
+            _, at = scan(text, at)
+            at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+            if text[at : at + 1] not in (":", ""):
+                return False
+            at = BETWEEN.match(text, at + 1).end()  # type: ignore[union-attr]
+            if text[at : at + 1] == "[":
+                return is_list_of_records(text, at)
+            _, at = scan(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            return _unless_cut_off(text, error)
+
+
+def is_list_of_records(text: str, at: int) -> bool | None:
+    """Tell if there is a list at a place whose first element is a record; None as above."""
+    first = _first_element(text, at)
+    return None if first is _CUT_OFF else is_record_like(first)
+
+
+def is_list_of_turns(text: str, at: int) -> bool | None:
+    """Tell if there is a list at a place that is one conversation; None as above."""
+    first = _first_element(text, at)
+    if first is _CUT_OFF:
+        return None
+    # Messages of trees, of which each names another one, are in no order.
+    return isinstance(first, dict) and bool(
+        {"from", "role"} & first.keys() and not ({"parent_id", *RECORD_KEYS} & first.keys())
+    )
+
+
+_CUT_OFF = object()
+
+
+def _first_element(text: str, at: int) -> Any:
+    """Decode the first element of the list at a place, if it is an object."""
+    if text[at] != "[":
+        return None
+    at = BETWEEN.match(text, at + 1).end()  # type: ignore[union-attr]
+    if text[at : at + 1] not in ("{", ""):
+        return None
+    try:
+        return scan(text, at)[0]
+    except (json.JSONDecodeError, RecursionError) as error:
+        return _CUT_OFF if _unless_cut_off(text, error) is None else None
+
+
+def _unless_cut_off(text: str, error: json.JSONDecodeError | RecursionError) -> bool | None:
+    if isinstance(error, RecursionError):
+        return False
+    return None if error.pos >= len(text) - 16 or "Unterminated" in error.msg else False

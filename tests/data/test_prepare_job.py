@@ -1,0 +1,37 @@
+"""The last lines of jobs/prepare.py name all that was not kept."""
+
+import importlib.util
+from pathlib import Path
+
+from ochat_ray.data.config import PrepareConfig
+
+JOB = Path(__file__).parents[2] / "jobs/prepare.py"
+
+
+def describe(**counts):
+    spec = importlib.util.spec_from_file_location("prepare_job", JOB)
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    manifest = {
+        "counts": {"read": 1234, "kept": 1000, "dropped": {}, "passed_over": {}} | counts,
+        "tokens": {"train": {"tokens": 5}, "eval": {"tokens": 6}},
+        "unknown_keys": {"language": 1200, "turn.timestamp": 3} if counts else {},
+        "samples": 1000,
+    }
+    return job.describe(PrepareConfig(output="out"), manifest).splitlines()
+
+
+def test_what_was_dropped_and_passed_over_is_named_with_its_count():
+    *_, dropped, keys = describe(dropped={"torn": 1}, passed_over={".txt": 1200, "hidden": 2})
+    assert dropped == "dropped: torn 1 · passed over: .txt 1,200, hidden 2"
+    assert keys == "keys that nothing reads: language 1,200, turn.timestamp 3"
+
+
+def test_nothing_is_named_as_none():
+    assert describe()[-1] == "dropped: none · passed over: none"
+
+
+def test_many_kinds_end_in_a_sum():
+    kinds = {f".{n}": 10 for n in range(9)}
+    line = describe(passed_over=kinds)[-2]
+    assert line.endswith("passed over: .0 10, .1 10, .2 10, .3 10, .4 10, .5 10, others 30")
