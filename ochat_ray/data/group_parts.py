@@ -1,17 +1,77 @@
-"""Records of a group of files in parts, within a bounded number of attempts."""
+"""Cleaning of one group of files in parts, within a bounded number of attempts."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from ochat_ray.data import clean
 from ochat_ray.data.attempts import Attempt, given_up, next_attempt, read_file_by_file
-from ochat_ray.data.parts import parts_of
+from ochat_ray.data.parts import Summary, clean_part, done_name, parts_of
+from ochat_ray.data.plan import group_files, record_content
 from ochat_ray.data.records import DEFAULTS, ReadOptions
 from ochat_ray.data.sources import read_file, read_files
-from ochat_ray.run_dir import RunDir
+from ochat_ray.run_dir import RunDir, not_on_this_host
 from ochat_ray.schema import Conversation, Record
+
+
+def clean_group(
+    run: RunDir,
+    number: int,
+    rules: Sequence[clean.Rule],
+    *,
+    options: ReadOptions,
+    session: str,
+) -> Iterator[Summary]:
+    """Read and clean a group of files; yield the summaries of its parts, complete ones as they are.
+
+    Args:
+        run: the work folder.
+        number: the group's.
+        rules: what cleaning applies.
+        options: what the user says about the inputs.
+        session: an id of this run of the job.
+    """
+    if run.exists(_done_group(number)):  # the task ended after this group and runs again
+        yield from finished_group(run, number)
+        return
+    files = group_files(run, number)
+    uris = [file.uri for file in files]
+    for uri in uris:
+        if "://" not in uri and not os.path.exists(uri):
+            raise not_on_this_host(uri)
+    count, parts = parts_of_group(
+        run,
+        done_name("attempts", f"{number:06d}"),
+        uris,
+        session=session,
+        is_complete=lambda n: run.exists(done_name("clean", _part(number, n))),
+        rules=rules,
+        options=options,
+    )
+    for part in range(count):
+        yield run.load_json(done_name("clean", _part(number, part)))
+    with ThreadPoolExecutor(1) as pool:
+        content = pool.submit(record_content, run, number, files)
+        for records in parts:
+            content.result()
+            name = _part(number, count)
+            summary = run.read_json(done_name("clean", name))
+            if summary is None:
+                summary = clean_part(run, name, records, rules)
+                run.write_json(done_name("clean", name), summary)
+            yield summary
+            count += 1
+        content.result()
+    run.write_json(_done_group(number), {"parts": count})
+
+
+def finished_group(run: RunDir, number: int) -> Iterator[Summary]:
+    """Yield the summaries of the parts of a group that is done."""
+    for part in range(run.load_json(_done_group(number))["parts"]):
+        yield run.load_json(done_name("clean", _part(number, part)))
 
 
 def parts_of_group(
@@ -55,3 +115,11 @@ def parts_of_group(
         read = partial(read_file, options=options)
         return 0, parts_of(read_file_by_file(attempt, uris, read, work, save))
     return 0, parts_of(read_files(uris, options))
+
+
+def _done_group(number: int) -> str:
+    return done_name("groups", f"{number:06d}")
+
+
+def _part(group: int, number: int) -> str:
+    return f"{group:06d}-{number:04d}"

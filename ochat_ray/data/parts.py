@@ -238,6 +238,11 @@ def _sum_yields(tokenized: Sequence[Tokenized], choice: Long) -> dict[str, int]:
     }
 
 
+def done_name(stage: str, name: str) -> str:
+    """The file whose existence says that a stage is done with a part."""
+    return f"done/{stage}/{name}.json"
+
+
 def cleaned(part: str) -> str:
     """The file of a part's cleaned conversations."""
     return f"clean/{part}.parquet"

@@ -41,18 +41,17 @@ from ochat_ray.data.find_duplicates import (
     shards_of,
     write_minhash,
 )
+from ochat_ray.data.group_parts import clean_group, finished_group
 from ochat_ray.data.inputs import check_inputs
 from ochat_ray.data.manifest import manifest_of
 from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.output import FINISHED, REPORT, Output
-from ochat_ray.data.parts import Summary, clean_part, tokenize_part
+from ochat_ray.data.parts import Summary, done_name, tokenize_part
 from ochat_ray.data.plan import (
     Plan,
     check_inputs_stayed,
     completed_already,
-    group_files,
     identity_of,
-    record_content,
     set_up,
 )
 from ochat_ray.data.records import ReadOptions
@@ -69,7 +68,7 @@ from ochat_ray.data.verify import (
 from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import recipe
-from ochat_ray.run_dir import MANIFEST, RunDir, not_on_this_host
+from ochat_ray.run_dir import MANIFEST, RunDir
 from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.tokenizer import load_tokenizer
 
@@ -203,42 +202,10 @@ def _clean_pass(
 
     session = uuid.uuid4().hex
 
-    def clean_group(batch: pa.Table) -> Iterator[pa.Table]:
+    def clean_parts(batch: pa.Table) -> Iterator[pa.Table]:
         group = batch["group"][0].as_py()
-        if (done := run.read_json(_done("groups", f"{group:06d}"))) is not None:
-            # The task ended after this group and runs again.
-            for number in range(done["parts"]):
-                yield _summary(run.load_json(_done("clean", f"{group:06d}-{number:04d}")))
-            return
-        files = group_files(run, group)
-        uris = [file.uri for file in files]
-        for uri in uris:
-            if "://" not in uri and not os.path.exists(uri):
-                raise not_on_this_host(uri)
-        count, parts_to_do = parts_of_group(
-            run,
-            _done("attempts", f"{group:06d}"),
-            uris,
-            session=session,
-            is_complete=lambda n: run.exists(_done("clean", f"{group:06d}-{n:04d}")),
-            rules=rules,
-            options=options,
-        )
-        for number in range(count):
-            yield _summary(run.load_json(_done("clean", f"{group:06d}-{number:04d}")))
-        with ThreadPoolExecutor(1) as pool:
-            content = pool.submit(record_content, run, group, files)
-            for records in parts_to_do:
-                content.result()
-                part = f"{group:06d}-{count:04d}"
-                summary = run.read_json(_done("clean", part))
-                if summary is None:
-                    summary = clean_part(run, part, records, rules)
-                    run.write_json(_done("clean", part), summary)
-                yield _summary(summary)
-                count += 1
-            content.result()
-        run.write_json(_done("groups", f"{group:06d}"), {"parts": count})
+        for summary in clean_group(run, group, rules, options=options, session=session):
+            yield _summary(summary)
 
     progress = Progress("clean", "conversations")
     rows: dict[str, int] = {}
@@ -251,11 +218,10 @@ def _clean_pass(
 
     finished = _finished(run, "groups")
     for group in sorted(finished):
-        parts_of_group = run.load_json(_done("groups", group))["parts"]
-        for number in range(parts_of_group):
-            add(run.load_json(_done("clean", f"{group}-{number:04d}")))
+        for summary in finished_group(run, int(group)):
+            add(summary)
     rest = [{"group": n} for n in range(group_count) if f"{n:06d}" not in finished]
-    for summary in _map_summaries(rest, clean_group):
+    for summary in _map_summaries(rest, clean_parts):
         add(summary)
     statistics.seconds["clean"] = progress.finish(f"{statistics.cleaned:,} pass the rules")
     if statistics.read_well == 0:
@@ -274,16 +240,16 @@ def _duplicates_pass(
     progress = Progress("dedup", "digests")
     part_names = list(rows)
     shards = shards_of(sum(rows.values()))
-    todo = [{"shard": s} for s in range(shards) if not run.exists(_done("exact", f"{s:06d}"))]
+    todo = [{"shard": s} for s in range(shards) if not run.exists(done_name("exact", f"{s:06d}"))]
 
     def exact(item: dict[str, Any]) -> Summary:
         found = find_exact(run, part_names, item["shard"], shards)
-        run.write_json(_done("exact", f"{item['shard']:06d}"), found)
+        run.write_json(done_name("exact", f"{item['shard']:06d}"), found)
         return found
 
     for _ in _map_summaries(todo, _each(exact)):
         pass
-    found = sum(run.load_json(_done("exact", f"{s:06d}"))["found"] for s in range(shards))
+    found = sum(run.load_json(done_name("exact", f"{s:06d}"))["found"] for s in range(shards))
     progress.add(statistics.cleaned)
     statistics.seconds["dedup"] = progress.finish(f"{found:,} duplicates")
     if config.near_duplicates is not None:
@@ -297,7 +263,7 @@ def _near_duplicates_pass(
     bands, rows_a_band = banding(threshold)
 
     def minhash(item: dict[str, Any]) -> Summary:
-        done = _done("minhash", item["part"])
+        done = done_name("minhash", item["part"])
         summary = run.read_json(done) or write_minhash(run, item["part"], bands, rows_a_band)
         run.write_json(done, summary)
         return summary
@@ -351,13 +317,13 @@ def _tokenize_pass(
 
     finished = _finished(run, "tokenize")
     for part in sorted(finished):
-        add(run.load_json(_done("tokenize", part)))
+        add(run.load_json(done_name("tokenize", part)))
     rest = [{"part": part} for part in part_names if part not in finished]
     # Four times as many as are shown, since some turn out to be duplicates.
     sample_share = 4 * parts.SAMPLES / max(1, statistics.cleaned)
 
     def tokenize(item: dict[str, Any]) -> Summary:
-        done = _done("tokenize", item["part"])
+        done = done_name("tokenize", item["part"])
         summary = run.read_json(done) or tokenize_part(
             run,
             item["part"],
@@ -403,11 +369,6 @@ def _write_pass(
     check_files(output.run.root, files, expected)
     statistics.seconds["write"] = progress.finish()
     return files
-
-
-def _done(stage: str, name: str) -> str:
-    """The file whose existence says that a stage is done with a part."""
-    return f"done/{stage}/{name}.json"
 
 
 def _finished(run: RunDir, stage: str) -> set[str]:

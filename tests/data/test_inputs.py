@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub import HfFileSystem
 
 from ochat_ray.data import inputs
+from ochat_ray.data.content import Content
 from ochat_ray.data.inputs import InputFile, Listing, find_files, groups
 from ochat_ray.data.sources import read_file
 from ochat_ray.errors import UserError
@@ -68,7 +69,7 @@ OTHERS = {
 def test_whatever_is_not_read_is_counted_by_kind_and_a_hidden_folder_once(tmp_path):
     touch(tmp_path, "p/1.html", *OTHERS)
     listing = Listing.of(find_files([str(tmp_path)]))
-    assert listing.file_count == 1
+    assert listing.count == 1
     assert listing.passed_over == {
         ".txt": 1,
         "no extension": 2,
@@ -124,8 +125,8 @@ def test_names_that_are_not_utf8_are_listed(tmp_path):
     with open(name, "w"):
         pass
     assert found(tmp_path) == [os.fsdecode(name)]
-    listing = Listing.of(find_files([str(tmp_path)]))
-    assert json.dumps(listing.summary(), ensure_ascii=False).encode()
+    content = Content.of(find_files([str(tmp_path)]))
+    assert json.dumps(content.described(), ensure_ascii=False).encode()
     RunDir.open(str(tmp_path / "out")).write_json("x.json", found(tmp_path))
     assert RunDir.open(str(tmp_path / "out")).read_json("x.json") == [os.fsdecode(name)]
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ochat_ray import run_lock
-from ochat_ray.data import pipeline
+from ochat_ray.data import group_parts, pipeline
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.verify import ALL_TABLES, verify_tables
 from ochat_ray.errors import UserError
@@ -207,7 +207,7 @@ def test_a_kill_while_another_complete_run_is_overwritten(config, expected):
 
 
 def test_a_second_run_is_refused_while_the_first_works(config, monkeypatch):
-    clean_part, lines = pipeline.clean_part, []
+    clean_part, lines = group_parts.clean_part, []
 
     def clean_while_another_starts(*args):
         with pytest.raises(UserError) as refusal:
@@ -215,7 +215,7 @@ def test_a_second_run_is_refused_while_the_first_works(config, monkeypatch):
         lines.append(str(refusal.value))
         return clean_part(*args)
 
-    monkeypatch.setattr(pipeline, "clean_part", clean_while_another_starts)
+    monkeypatch.setattr(group_parts, "clean_part", clean_while_another_starts)
     manifest = pipeline.prepare(config)
     assert len(lines) == 4
     owner = f"in use by prepare on {os.uname().nodename} (pid {os.getpid()}"
@@ -223,20 +223,28 @@ def test_a_second_run_is_refused_while_the_first_works(config, monkeypatch):
     check(config, manifest)
 
 
-@pytest.mark.parametrize("stage", ["clean_part", "find_exact", "tokenize_part", "assemble"])
-def test_a_run_that_lost_its_lock_stops_before_its_manifest(config, monkeypatch, stage):
+@pytest.mark.parametrize(
+    ("module", "stage"),
+    [
+        (group_parts, "clean_part"),
+        (pipeline, "find_exact"),
+        (pipeline, "tokenize_part"),
+        (pipeline, "assemble"),
+    ],
+)
+def test_a_run_that_lost_its_lock_stops_before_its_manifest(config, monkeypatch, module, stage):
     """The second run has another configuration and ends first; the first was only paused."""
-    work, second = getattr(pipeline, stage), []
+    work, second = getattr(module, stage), []
 
     def pause(*args, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline, stage, work)
+            patch.setattr(module, stage, work)
             patch.setattr(Owner, "is_alive", lambda owner: False)
             if not second:
                 second.append(pipeline.prepare(replace(config, seed=1)))
         return work(*args, **options)
 
-    monkeypatch.setattr(pipeline, stage, pause)
+    monkeypatch.setattr(module, stage, pause)
     with pytest.raises(UserError, match="another run has taken over"):
         pipeline.prepare(config)
     check(replace(config, seed=1), second[0])

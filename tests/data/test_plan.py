@@ -6,7 +6,6 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from ochat_ray.data import plan as plans
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.content import Content
 from ochat_ray.data.inputs import find_files
@@ -201,10 +200,9 @@ def test_a_manifest_that_no_run_wrote_is_refused(config, output, text):
 
 
 def test_a_questions_file_of_the_same_name_with_other_questions_is_another_run(
-    config, tmp_path, monkeypatch
+    config, tmp_path, tokenizer_directory
 ):
-    monkeypatch.setattr(plans, "load_tokenizer", lambda path: path)
-    monkeypatch.setattr(plans, "tokenizer_digest", lambda tokenizer: "t")
+    config = replace(config, tokenizer=tokenizer_directory)
     questions, words = tmp_path / "question.jsonl", tmp_path / "words.txt"
     questions.write_text('{"question_id": 1, "text": "one"}')
     words.write_text("openai\n")

@@ -73,7 +73,7 @@ def test_tables_as_they_were_written_are_accepted(data):
 
 def test_the_digest_of_files_is_that_of_the_tokenized_rows(data):
     rows = [
-        (name.split("/")[1], TokenRow(id=id, input_ids=ids, loss_weights=weights, cut=0))
+        (name.split("/")[1], TokenRow(id=id, input_ids=ids, loss_weights=weights))
         for name, rows in ROWS.items()
         for id, ids, weights in rows
     ]
