@@ -12,6 +12,7 @@ from ochat_ray.data.fidelity import fidelity
 from ochat_ray.data.html_noise import without_pager
 from ochat_ray.data.html_tree import ConversionError
 from ochat_ray.data.markdown import convert
+from ochat_ray.data.text_fidelity import text_fidelity
 from ochat_ray.schema import Conversation, Drop, Reason, Stage
 
 Rule = Callable[[Conversation], Conversation | Drop]
@@ -39,7 +40,7 @@ def rules(
     Args:
         keep_model: the model label to keep, or several, or "any".
         blocked_words: words that drop a conversation, whole and in any case.
-        min_fidelity: share of blocks that a conversion must give back.
+        min_fidelity: share that a conversion must give back, of blocks and of visible text.
         questions: evaluation questions that no conversation may contain.
     """
     found = [
@@ -188,35 +189,45 @@ def _is_closed(html: str) -> bool:
 
 
 def convert_rule(min_fidelity: float) -> Rule:
-    """Turn HTML answers into Markdown, and measure how much of their structure that keeps."""
+    """Turn HTML answers into Markdown, and measure how much of structure and text that keeps."""
 
     def rule(conversation: Conversation) -> Conversation | Drop:
-        turns, equal, blocks, pagers = [], 0, 0, 0
+        turns, pagers = [], 0
+        equal, blocks, same, characters = 0, 0, 0, 0
         for position, turn in enumerate(conversation.turns):
             if turn.role == "assistant":
                 if turn.html and ("<" in turn.text or "&" in turn.text):
                     try:
                         converted = convert(turn.text)
-                        measured = fidelity(converted)
+                        structure = fidelity(converted)
                     except ConversionError as error:
                         detail = f"turn {position}: {error}"
                         return _drop(conversation, Reason.CONVERSION_FAILED, detail)
+                    noise = converted.noise
+                    taken_off = (noise.pager, *noise.counters)
+                    text = text_fidelity(turn.text, converted.markdown, taken_off)
                     turn = replace(turn, text=converted.markdown, html=False)
-                    equal, blocks = equal + measured[0], blocks + measured[1]
-                    pagers += converted.pager
+                    equal, blocks = equal + structure[0], blocks + structure[1]
+                    same, characters = same + text[0], characters + text[1]
+                    pagers += bool(noise.pager)
                 else:  # Markdown or plain text already
-                    text = without_pager(turn.text)
-                    pagers += text != turn.text
-                    turn = replace(turn, text=text, html=False)
+                    plain = without_pager(turn.text)
+                    pagers += plain != turn.text
+                    turn = replace(turn, text=plain, html=False)
             turns.append(turn)
-        share = equal / blocks if blocks else None
-        if share is not None and share < min_fidelity:
-            detail = f"{share:.3f} of {blocks} blocks come back"
+        of_blocks = equal / blocks if blocks else None
+        of_text = same / characters if characters else None
+        if of_blocks is not None and of_blocks < min_fidelity:
+            detail = f"{of_blocks:.3f} of {blocks} blocks come back"
+            return _drop(conversation, Reason.LOW_FIDELITY, detail)
+        if of_text is not None and of_text < min_fidelity:
+            detail = f"{of_text:.3f} of {characters} characters of visible text come back"
             return _drop(conversation, Reason.LOW_FIDELITY, detail)
         return replace(
             conversation,
             turns=tuple(turns),
-            fidelity=share,
+            fidelity=of_blocks,
+            text_fidelity=of_text,
             pagers=conversation.pagers + pagers,
         )
 

@@ -18,17 +18,12 @@ from urllib.parse import unquote
 import pyromark
 from markdown_it import MarkdownIt
 
-from ochat_ray.data.html_tree import (
-    BLOCKS,
-    CHROME,
-    CONTAINERS,
-    alignment_of,
-    code_of,
-    parse,
-    tex_of,
-)
+from ochat_ray.data.html_code import code_of
+from ochat_ray.data.html_forms import FORMULA, FORMULA_BLOCK
+from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, alignment_of, parse
 from ochat_ray.data.markdown import BLANK_LINE, Converted
-from ochat_ray.data.markdown_inline import MATH_MARK
+from ochat_ray.data.markdown_inline import MATH_MARK, url_of
+from ochat_ray.data.markdown_text import LOOSE, PAIRS
 
 Block = tuple[str, str]
 """The path of tags to a block, and its content."""
@@ -46,6 +41,11 @@ _INLINE = {
 _MAX_SLOW = 500_000
 _MAX_BLOCKS = 3_000
 BREAK = "\x1c"
+_LAST_INSIDE = re.compile(f"({LOOSE}+ ?)(\x1e+)(?=\\w)")
+_FIRST_INSIDE = re.compile(f"(?<=\\w)((?:\x1d(?:strong|em) )+)({LOOSE}+)")
+_OPENING, _CLOSING = "".join(PAIRS), "".join(PAIRS.values())
+_PAIR = f"(\x1d(?:strong|em) )([{_OPENING}])([^\x1d\x1e]+)([{_CLOSING}])\x1e"
+_PAIR_INSIDE = re.compile(f"(?<=\\w){_PAIR}|{_PAIR}(?=\\w)")
 _SPACE = re.compile(r"[ \t\n\f\v]{2,}|[\t\n\f\v]")
 
 
@@ -100,9 +100,12 @@ def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False
         tag = child.tag
         if tag == "pre":
             flush()
-            language, code = code_of(child)
-            blocks.append((f"{path}/pre", f"{language}\n{code}"))
-        elif tag in CONTAINERS and tex_of(child) is not None:
+            code = code_of(child)
+            beside = [_collapse(text) for text in (code.before, code.after)]
+            blocks += [(f"{path}/p", beside[0])] * bool(beside[0])
+            blocks.append((f"{path}/pre", f"{code.language}\n{code.text}"))
+            blocks += [(f"{path}/p", beside[1])] * bool(beside[1])
+        elif tag == FORMULA_BLOCK:
             flush()
             blocks.append((path if tight else path + "/p", MATH_MARK))
         elif tag not in BLOCKS:
@@ -119,7 +122,7 @@ def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False
 
 
 def _holds_blocks(element: Any) -> bool:
-    if len(element) == 0 or element.tag in CHROME or tex_of(element) is not None:
+    if len(element) == 0 or element.tag in CHROME:
         return False
     return next(element.iter(*BLOCKS), None) is not None
 
@@ -140,6 +143,8 @@ def _block(element: Any, path: str, blocks: list[Block], tight: bool) -> None:
             else:
                 _walk_tight(item, f"{path}/{tag}/li", blocks)
     elif tag == "table":
+        for caption in element.iterchildren("caption"):
+            _walk(caption, path, blocks)
         for number, row in enumerate(element.iter("tr")):
             cells = [_text(cell) for cell in row if cell.tag in ("th", "td")]
             if number == 0:
@@ -175,11 +180,25 @@ def _text(element: Any) -> str:
 
 def _collapse(text: str) -> str:
     text = _SPACE.sub(" ", text)
+    if "\x1e" in text:
+        text = _move_punctuation(text)
     if BREAK not in text:
         return text.strip()
     # A break at the end of a block shows nothing, and Markdown cannot write it.
     text = text.replace(f" {BREAK}", BREAK).replace(f"{BREAK} ", BREAK)
     return text.strip().strip(" " + BREAK).strip()
+
+
+def _move_punctuation(text: str) -> str:
+    """Punctuation between emphasis and a letter counts as outside: CommonMark needs it there."""
+    text = _LAST_INSIDE.sub(r"\2\1", text)
+    text = _FIRST_INSIDE.sub(r"\2\1", text)
+    return _PAIR_INSIDE.sub(_move_pair, text)
+
+
+def _move_pair(match: re.Match[str]) -> str:
+    mark, first, core, last = (group for group in match.groups() if group is not None)
+    return f"{first}{mark}{core}\x1e{last}" if PAIRS[first] == last else match.group()
 
 
 def _inline(element: Any, parts: list[str]) -> None:
@@ -190,10 +209,11 @@ def _inline(element: Any, parts: list[str]) -> None:
     if tag == "br":
         parts.append(BREAK)
     elif tag == "img":
-        parts.append(f"\x1dimg({unquote(element.get('src') or '')}){element.get('alt') or ''}\x1e")
+        source = unquote(url_of(element.get("src")))
+        parts.append(f"\x1dimg({source}){element.get('alt') or ''}\x1e")
     elif tag == "code":
         parts.append(f"\x1dcode {''.join(element.itertext())}\x1e")
-    elif tex_of(element) is not None:
+    elif tag in (FORMULA, FORMULA_BLOCK):
         parts.append(MATH_MARK)
     else:
         inner: list[str] = [element.text or ""]
@@ -202,8 +222,8 @@ def _inline(element: Any, parts: list[str]) -> None:
             inner.append(child.tail or "")
         text = "".join(inner)
         mark = _INLINE.get(tag)
-        if tag == "a" and element.get("href"):
-            mark = f"a({unquote(element.get('href'))})"
+        if tag == "a" and (href := url_of(element.get("href"))):
+            mark = f"a({unquote(href)})"
         if mark and text.strip():
             core = text.strip()
             start = text.index(core)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -31,18 +32,26 @@ def without_pager(text: str) -> str:
     return text[match.end() :] if match and glued and _is_pager(match) else text
 
 
-def strip_noise(root: Any, html: str) -> bool:
-    """Take pager and counter off a parsed turn; whether there was a pager."""
-    if "chars / " in html:
-        _strip_counter(root)
-    return bool(_PAGER_IN_HTML.match(html)) and _strip_pager(root)
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Text that was taken off a turn; "" where there was none."""
+
+    pager: str = ""
+    counters: tuple[str, ...] = ()
+
+
+def strip_noise(root: Any, html: str) -> Noise:
+    """Take pager and counter off a parsed turn, and return them."""
+    counters = _strip_counter(root) if "chars / " in html else []
+    pager = _strip_pager(root) if _PAGER_IN_HTML.match(html) else ""
+    return Noise(pager, tuple(counters))
 
 
 def _is_pager(match: re.Match[str]) -> bool:
     return 1 <= int(match[1]) <= int(match[2])
 
 
-def _strip_pager(root: Any) -> bool:
+def _strip_pager(root: Any) -> str:
     element = next((e for e in root.iter() if (e.text or "").strip()), None)
     tail = next((e for e in root.iter() if (e.tail or "").strip()), None)
     # Text directly in the page comes before, or after a button of the pager.
@@ -58,21 +67,23 @@ def _strip_pager(root: Any) -> bool:
             continue
         rest = text[match.end() :]
         if not rest.strip() and _is_all_there_is(root, text):
-            return False
+            return ""
         if not rest.strip() or without_pager(text) != text:
             _set(candidate, kind, rest)
-            return True
-    return False
+            return match.group().strip()
+    return ""
 
 
 def _is_all_there_is(root: Any, text: str) -> bool:
     return "".join(root.itertext()).strip() == text.strip()
 
 
-def _strip_counter(root: Any) -> None:
+def _strip_counter(root: Any) -> list[str]:
+    found = []
     for element in [*root.iter("div", "span")]:
         whole = "".join(islice(element.itertext(), 8)).strip()  # the counter has two
         if _is_beside(element) and _COUNTER.fullmatch(whole):
+            found.append(whole)
             element.clear(keep_tail=True)
     for holder, kind, text in _texts_from_the_end(root):
         if not text.strip():
@@ -85,7 +96,9 @@ def _strip_counter(root: Any) -> None:
             or (not text[: match.start()].strip() and _is_beside(parent))
         ):
             _set(holder, kind, text[: match.start()])
-        return
+            found.append(match.group().strip())
+        break
+    return found
 
 
 def _set(element: Any, kind: str, text: str) -> None:

@@ -20,17 +20,10 @@ from typing import Literal
 from lxml import etree
 
 from ochat_ray.data import markdown_text as text_of
-from ochat_ray.data.html_noise import strip_noise
-from ochat_ray.data.html_tree import (
-    BLOCKS,
-    CHROME,
-    CONTAINERS,
-    Element,
-    alignment_of,
-    code_of,
-    parse,
-    tex_of,
-)
+from ochat_ray.data.html_code import code_of
+from ochat_ray.data.html_forms import FORMULA_BLOCK, tex_of
+from ochat_ray.data.html_noise import Noise, strip_noise
+from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, Element, alignment_of, parse
 from ochat_ray.data.markdown_inline import (
     Pieces,
     formula,
@@ -51,13 +44,13 @@ class Converted:
     """A converted turn.
 
     `skeleton` is the Markdown with `MATH_MARK` for every formula, which CommonMark does not know;
-    `root` is the parsed HTML without its noise; `pager` says that a pager was taken off the start.
+    `root` is the parsed HTML without its noise, which is `noise`.
     """
 
     markdown: str
     skeleton: str
     root: Element
-    pager: bool
+    noise: Noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +78,9 @@ def html_to_markdown(html: str) -> str:
 def convert(html: str) -> Converted:
     """`html_to_markdown`, with what `fidelity` needs to judge it."""
     root = parse(html)
-    pager = strip_noise(root, html)
+    noise = strip_noise(root, html)
     text = "\n\n".join(block.text for block in _blocks(root))
-    return Converted(without_marks(text), skeleton(text), root, pager)
+    return Converted(without_marks(text), skeleton(text), root, noise)
 
 
 def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
@@ -114,8 +107,12 @@ def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
         tag = child.tag
         if _is_block(child):
             flush()
-            if tag in CONTAINERS and tex_of(child) is None:
+            if tag in CONTAINERS:
                 blocks += _blocks(child)
+            elif tag == "pre":
+                blocks += _code(child)
+            elif tag == "table":
+                blocks += _table(child)
             elif block := _block(child, blocks[-1] if blocks else None):
                 blocks.append(block)
         else:
@@ -132,7 +129,7 @@ def _is_block(element: Element) -> bool:
     if len(element) == 0 or element.tag in CHROME or is_inline(element.tag):
         return False
     # A span or an unknown element around blocks.
-    return tex_of(element) is None and next(element.iter(*BLOCKS), None) is not None
+    return next(element.iter(*BLOCKS), None) is not None
 
 
 def _block(element: Element, previous: _Block | None) -> _Block | None:
@@ -141,13 +138,9 @@ def _block(element: Element, previous: _Block | None) -> _Block | None:
         return _paragraph(element)
     if tag in ("ul", "ol"):
         return _list(element, previous)
-    if tag == "pre":
-        return _Block("code", _fence(*code_of(element)))
     if tag == "blockquote":
         quoted = "\n\n".join(block.text for block in _blocks(element))
         return _Block("quote", "\n".join(f"> {q}" if q else ">" for q in quoted.split("\n")))
-    if tag == "table":
-        return _table(element)
     if tag == "hr":
         # Dashes below a line of text would make a heading of it.
         return _Block("rule", "---")
@@ -156,7 +149,7 @@ def _block(element: Element, previous: _Block | None) -> _Block | None:
         inline = inline_of(element, pieces)
         hashes = "#" * int(tag[1])
         return _Block("heading", f"{hashes} {text_of.heading_text(inline, pieces)}".rstrip())
-    if tex := tex_of(element):
+    if tag == FORMULA_BLOCK and (tex := tex_of(element)):
         return _Block("paragraph", formula(*tex))
     blocks = _blocks(element)
     return _Block("paragraph", "\n\n".join(block.text for block in blocks)) if blocks else None
@@ -166,6 +159,17 @@ def _paragraph(element: Element) -> _Block | None:
     pieces: Pieces = []
     text = text_of.finish(inline_of(element, pieces), pieces)
     return _Block("paragraph", text) if text else None
+
+
+def _code(element: Element) -> list[_Block]:
+    code = code_of(element)
+    beside = [
+        _Block("paragraph", text_of.finish(text_of.literal(text), []))
+        for text in (code.before, code.after)
+        if text
+    ]
+    block = _Block("code", _fence(code.language, code.text))
+    return [*beside[: bool(code.before)], block, *beside[bool(code.before) :]]
 
 
 def _fence(language: str, code: str) -> str:
@@ -233,18 +237,20 @@ def _can_follow(before: _Block, block: _Block) -> bool:
     return before.kind != "paragraph" or block.interrupts
 
 
-def _table(element: Element) -> _Block | None:
+def _table(element: Element) -> list[_Block]:
+    """A table, behind its caption as a paragraph."""
+    captions = [block for child in element.iterchildren("caption") for block in _blocks(child)]
     rows = [[_cell(cell) for cell in row if cell.tag in ("th", "td")] for row in element.iter("tr")]
     rows = [row for row in rows if row]
     if not rows:
-        return None
+        return captions
     columns = max(map(len, rows))
     first = next(row for row in element.iter("tr") if len(row))
     alignments = [_alignment(cell) for cell in first if cell.tag in ("th", "td")]
     alignments += ["---"] * (columns - len(alignments))
     rows = [row + [""] * (columns - len(row)) for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in [rows[0], alignments, *rows[1:]]]
-    return _Block("table", "\n".join(lines))
+    return [*captions, _Block("table", "\n".join(lines))]
 
 
 def _cell(element: Element) -> str:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 
 from ochat_ray.data import markdown_text as text_of
-from ochat_ray.data.html_tree import BLOCKS, CHROME, Element, code_of, tex_of
+from ochat_ray.data.html_code import code_of
+from ochat_ray.data.html_forms import tex_of
+from ochat_ray.data.html_tree import BLOCKS, CHROME, Element
 
 Pieces = list[str]
 """Markdown that is finished already, in the order of its OPAQUE marks in the text."""
@@ -18,6 +20,7 @@ _EMAIL = re.compile(
     r"[A-Za-z0-9.+_-]+@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
+_C0_AND_SPACE = "".join(map(chr, range(0x21)))
 _MATH_START, _MATH_END = "\ufde0", "\ufde1"
 _MATH = re.compile(f"{_MATH_START}.*?{_MATH_END}", re.DOTALL)
 
@@ -57,7 +60,7 @@ def inline_element(element: Element, pieces: Pieces) -> str:
     if tex := tex_of(element):
         return _opaque(formula(*tex), pieces)
     if tag == "pre":
-        return _opaque(_code_span(code_of(element)[1]), pieces)
+        return _opaque(_code_span(code_of(element).text), pieces)
     inline = inline_of(element, pieces)
     # A block where only inline content can stand, as a paragraph in a cell.
     return f"{text_of.BREAK}{inline}{text_of.BREAK}" if tag in BLOCKS and inline else inline
@@ -103,10 +106,10 @@ def _strike(element: Element, pieces: Pieces) -> str:
 
 
 def _link(element: Element, pieces: Pieces) -> str:
-    href = element.get("href") or "".strip()
+    href = url_of(element.get("href"))
     inside: Pieces = []
     inline = inline_of(element, inside)
-    if not _is_safe(href) or "](" in "".join(inside):
+    if not _is_safe(href) or any(piece.startswith(("](", "<")) for piece in inside):
         pieces += inside
         return inline
     label = text_of.plain(inline)
@@ -121,17 +124,25 @@ def _link(element: Element, pieces: Pieces) -> str:
     for bracket in (text_of.OPEN_BRACKET, text_of.CLOSE_BRACKET):
         inline = inline.replace(bracket, "\\" + text_of.plain(bracket))
     pieces += inside
-    return "[" + inline.strip() + _opaque(f"]({_target(href, element.get('title'))})", pieces)
+    core = inline.strip(f" \n\t{text_of.BREAK}")
+    before, _, after = inline.partition(core) if core else ("", "", "")
+    target = _opaque(f"]({_target(href, element.get('title'))})", pieces)
+    return f"{before}[{core}{target}{after}"
 
 
 def _image(element: Element, pieces: Pieces) -> str:
-    source = element.get("src") or "".strip()
+    source = url_of(element.get("src"))
     alt = re.sub(r"\s+", " ", element.get("alt") or "").strip()
     if not source or not _is_safe(source):
         return text_of.literal(alt)
     escaped = text_of.finish(text_of.literal(alt), [], one_line=True)
     escaped = re.sub(r"(?<!\\)([\[\]])", r"\\\1", escaped)
     return _opaque(f"![{escaped}]({_target(source, element.get('title'))})", pieces)
+
+
+def url_of(given: str | None) -> str:
+    """A URL as a browser takes it from an attribute (url.spec.whatwg.org, section 4.4)."""
+    return re.sub(r"[\t\n\r]", "", (given or "").strip(_C0_AND_SPACE))
 
 
 def _is_safe(url: str) -> bool:
@@ -167,12 +178,6 @@ def formula(tex: str, display: bool) -> str:
     return f"{_MATH_START}{written}{_MATH_END}"
 
 
-def _checkbox(element: Element, _pieces: Pieces) -> str:
-    if element.get("type") != "checkbox":
-        return ""
-    return "[x] " if element.get("checked") is not None else "[ ] "
-
-
 _INLINE: dict[str, Callable[[Element, Pieces], str]] = {
     "em": _emphasis(text_of.EM_OPEN, text_of.EM_CLOSE),
     "i": _emphasis(text_of.EM_OPEN, text_of.EM_CLOSE),
@@ -184,5 +189,5 @@ _INLINE: dict[str, Callable[[Element, Pieces], str]] = {
     "a": _link,
     "img": _image,
     "br": lambda _element, _pieces: text_of.BREAK,
-    "input": _checkbox,
+    "input": lambda _element, _pieces: "",
 }

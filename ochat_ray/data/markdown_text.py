@@ -32,6 +32,19 @@ _SENTINELS = re.compile("[\ufdd0-\ufddf]")
 _OPENERS = {EM_OPEN: "*", STRONG_OPEN: "**"}
 _CLOSERS = {EM_CLOSE: EM_OPEN, STRONG_CLOSE: STRONG_OPEN}
 _EMPHASIS = {EM_OPEN, EM_CLOSE, STRONG_OPEN, STRONG_CLOSE}
+# Punctuation that may as well stand outside of emphasis: no half of a pair.
+LOOSE = r"[!#$%&+,\-./:;=?@^|~…·、。，：；！？．～—–￥¥€£°‰]"
+PAIRS = dict(("“”", "‘’", "()", "（）", "「」", "『』", "《》", "〈〉", "【】", '""', "''", "«»"))
+_OPENING, _CLOSING = "".join(PAIRS), "".join(PAIRS.values())
+_PUNCTUATION_INSIDE = re.compile(
+    f"(?P<openers>[{EM_OPEN}{STRONG_OPEN}]+)(?P<first>{LOOSE}+)"
+    f"|(?P<last>{LOOSE}+ ?)(?P<closers>[{EM_CLOSE}{STRONG_CLOSE}]+)"
+)
+_PAIR_INSIDE = re.compile(
+    f"(?P<open>[{EM_OPEN}{STRONG_OPEN}]+)(?P<first>[{_OPENING}])"
+    f"(?P<core>[^{EM_OPEN}{STRONG_OPEN}{EM_CLOSE}{STRONG_CLOSE}{_OPENING}{_CLOSING}]+)"
+    f"(?P<last>[{_CLOSING}])(?P<close>[{EM_CLOSE}{STRONG_CLOSE}]+)"
+)
 _ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 # The look-behinds keep a long run of blanks from being tried at each of its places.
@@ -106,7 +119,7 @@ def _resolve(text: str, pieces: Sequence[str], one_line: bool) -> str:
     """The text with every sentinel but OPAQUE replaced."""
     replacements: dict[int, str] = {}
     if not _EMPHASIS.isdisjoint(text):
-        _write_emphasis(text, replacements)
+        text, replacements = _settle_emphasis(text)
     for sentinel in (STAR, UNDERSCORE):
         if sentinel in text:
             _escape_delimiters(text, sentinel, replacements)
@@ -210,12 +223,54 @@ def _escape_delimiters(text: str, sentinel: str, replacements: dict[int, str]) -
         replacements.update(dict.fromkeys(range(start, end), write))
 
 
-def _write_emphasis(text: str, replacements: dict[int, str]) -> None:
-    """Choose `*` or `_` for every pair so that neighbours cannot merge, and make it count.
+def _settle_emphasis(text: str) -> tuple[str, dict[int, str]]:
+    """The text with emphasis that counts, and what is written for each of its delimiters.
 
-    A delimiter that CommonMark would not accept between two letters or punctuation marks is made
-    to count by writing its neighbour as a character reference.
+    CommonMark takes no delimiter between a punctuation mark inside and a letter outside. Such
+    punctuation goes outside, where it looks the same ("**Note**:text"); where that does not help,
+    the emphasis is dropped, and the measure of the structure counts it. A character reference
+    would make it count, but a model would learn to write it.
     """
+    written, blocked = _write_emphasis(text)
+    if blocked:
+        text = _PUNCTUATION_INSIDE.sub(_move_punctuation, text)
+        text = _PAIR_INSIDE.sub(_move_pair, text)
+        written, blocked = _write_emphasis(text)
+    while blocked:  # what was dropped may have kept its neighbours from counting
+        text = "".join(c for at, c in enumerate(text) if at not in blocked)
+        written, blocked = _write_emphasis(text)
+    return text, written
+
+
+def _move_punctuation(match: re.Match[str]) -> str:
+    """Punctuation between a delimiter and a letter outside, outside; not all that there is."""
+    text, (start, end) = match.string, match.span()
+    if match["openers"]:
+        is_blocked = _kind(text, start - 1) == "letter"
+        leaves_text = _kind(text, end) != "space" and text[end] not in _CLOSERS
+        return match["first"] + match["openers"] if is_blocked and leaves_text else match.group()
+    is_blocked = _kind(text, end) == "letter"
+    leaves_text = _kind(text, start - 1) != "space" and text[start - 1] not in _OPENERS
+    return match["closers"] + match["last"] if is_blocked and leaves_text else match.group()
+
+
+def _move_pair(match: re.Match[str]) -> str:
+    """Quotation marks or brackets around all that is emphasised, outside."""
+    text, (start, end) = match.string, match.span()
+    is_blocked = "letter" in (_kind(text, start - 1), _kind(text, end))
+    core = match["core"]
+    if not is_blocked or PAIRS[match["first"]] != match["last"] or core != core.strip():
+        return match.group()
+    return f"{match['first']}{match['open']}{core}{match['close']}{match['last']}"
+
+
+def _write_emphasis(text: str) -> tuple[dict[int, str], set[int]]:
+    """What is written for every delimiter, and the delimiters of pairs that would not count.
+
+    `*` or `_` is chosen so that neighbours cannot merge.
+    """
+    replacements: dict[int, str] = {}
+    blocked: set[int] = set()
     for opener, closer, parent in _pairs(text):
         double = text[opener] == STRONG_OPEN
         character = "*"
@@ -233,17 +288,11 @@ def _write_emphasis(text: str, replacements: dict[int, str]) -> None:
                 character = "_" if outer[0] == "*" else "*"
         mark = character * (2 if double else 1)
         replacements[opener] = replacements[closer] = mark
-        intraword = character == "_"
-        _make_count(text, opener - 1, opener + 1, replacements, intraword)
-        _make_count(text, closer + 1, closer - 1, replacements, intraword)
-
-
-def _make_count(
-    text: str, outside: int, inside: int, replacements: dict[int, str], intraword: bool
-) -> None:
-    blocked = intraword or _kind(text, inside) == "punctuation"
-    if blocked and _kind(text, outside) == "letter":
-        replacements[outside] = f"&#{ord(text[outside])};"
+        for outside, inside in ((opener - 1, opener + 1), (closer + 1, closer - 1)):
+            needs_room = character == "_" or _kind(text, inside) == "punctuation"
+            if needs_room and _kind(text, outside) == "letter":
+                blocked |= {opener, closer}
+    return replacements, blocked
 
 
 def _pairs(text: str) -> list[tuple[int, int, tuple[int, int] | None]]:

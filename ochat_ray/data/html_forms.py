@@ -1,0 +1,237 @@
+"""One form for what pages write in many: formulas, checkboxes, exponents, hidden elements.
+
+`normalize` changes a parsed turn in place, so that the converter and the measure of its structure
+meet only these: `FORMULA` and `FORMULA_BLOCK` around a formula's TeX, "[x] " for a checkbox.
+
+Sources: the output of KaTeX 0.16, MathJax 2.7 and 3.2 and rehype-katex; gemini.google.com's
+`data-math`; the task lists of GitHub's and GitLab's pages.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lxml import etree
+
+FORMULA, FORMULA_BLOCK = "x-formula", "x-formula-block"
+"""Elements that hold TeX; `display` is among the attributes of a displayed formula."""
+
+_TEX_ENCODINGS = ("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex")
+_TEX_ATTRIBUTES = ("data-math", "data-tex", "data-latex", "data-formula")
+_CLASSES = frozenset(
+    "katex katex-display math math-inline math-display math-block MathJax MathJax_Display "
+    "MathJax_SVG MathJax_SVG_Display MathJax_CHTML".split()
+)
+_DISPLAY = frozenset(
+    "katex-display math-display math-block MathJax_Display MathJax_SVG_Display".split()
+)
+_COPIES = frozenset(("MathJax_Preview", "MJX_Assistive_MathML"))
+"""Of MathJax 2: what stands there before a formula is rendered, and for screen readers after."""
+_MATH_HINTS = ("math", "katex", "mjx", "MathJax", *_TEX_ATTRIBUTES[1:])
+_MATH_TAGS = ("math", "mjx-container")
+
+_HIDDEN_HINTS = ("hidden", "display:", "display :", "visibility", "sr-only", "screen-reader")
+_HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+_HIDING_CLASSES = frozenset(("sr-only", "visually-hidden", "screen-reader-text"))
+
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+_RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
+_LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
+
+
+def normalize(body: Any, html: str) -> None:
+    """Bring a parsed turn to one form; `html` is its source, which says what there can be."""
+    if any(hint in html for hint in _HIDDEN_HINTS):
+        _remove_hidden(body)
+    if any(hint in html for hint in _MATH_HINTS):
+        _mark_formulas(body)
+    if "checkbox" in html:
+        for box in list(body.iter("input")):
+            _write_checkbox(box)
+    if "<img" in html:
+        _remove_icons(body)
+    if "<su" in html:
+        _write_indices(body)
+
+
+# ---- hidden elements
+
+
+def _remove_hidden(body: Any) -> None:
+    for element in list(body.iter()):
+        if element is not body and _is_hidden(element):
+            _replace(element, None)
+
+
+def _is_hidden(element: Any) -> bool:
+    if element.tag == "input":
+        return False
+    hidden = element.get("hidden")
+    return (
+        (hidden is not None and hidden != "until-found")
+        or bool(_HIDING_STYLE.search(element.get("style") or ""))
+        or not _HIDING_CLASSES.isdisjoint((element.get("class") or "").split())
+    )
+
+
+# ---- formulas
+
+
+def _mark_formulas(body: Any) -> None:
+    scripts = [script for script in body.iter("script") if _is_tex_script(script)]
+    for element in list(body.iter("span", "div")):
+        classes = set((element.get("class") or "").split())
+        # Where the TeX is in a script, all else of the formula is a copy of it.
+        if classes & _COPIES or (scripts and any("MathJax" in name for name in classes)):
+            _replace(element, None)
+    for script in scripts:
+        display = "display" in script.get("type").lower()
+        tex = re.sub(r"^\s*<!\[CDATA\[|\]\]>\s*$", "", script.text or "")
+        _replace(script, _formula(tex, display=display, block=False))
+    _mark_below(body)
+
+
+def _is_tex_script(script: Any) -> bool:
+    return (script.get("type") or "").strip().lower().startswith(("math/tex", "math/latex"))
+
+
+def _mark_below(parent: Any) -> None:
+    for element in list(parent):
+        if not _is_formula(element):
+            _mark_below(element)
+            continue
+        own = _tex_attribute(element)
+        found = [own] if own else _tex_inside(element)
+        if len(found) == 1 and (own or not _is_box(element)):
+            classes = set((element.get("class") or "").split())
+            block = element.tag in ("div", "p", "section", "figure")
+            display = (
+                bool(classes & _DISPLAY)
+                or (block and "math" in classes)
+                or element.get("display") in ("", "true", "block")
+                or any("katex-display" in (e.get("class") or "") for e in element.iter("span"))
+            )
+            _replace(element, _formula(found[0], display=display, block=block))
+        elif found:
+            _mark_below(element)
+        else:
+            glyphs = etree.Element("span")
+            glyphs.text = _glyphs(element)
+            _replace(element, glyphs)
+
+
+def _is_formula(element: Any) -> bool:
+    if element.tag in _MATH_TAGS:
+        return True
+    classes = element.get("class")
+    if classes and not _CLASSES.isdisjoint(classes.split()):
+        return element.tag not in ("pre", "code")
+    return any(element.get(name) for name in _TEX_ATTRIBUTES)
+
+
+def _tex_attribute(element: Any) -> str | None:
+    return next((tex for n in _TEX_ATTRIBUTES if (tex := (element.get(n) or "").strip())), None)
+
+
+def _tex_inside(element: Any) -> list[str]:
+    """The TeX of each formula in an element, from annotations or else from attributes."""
+    notes = [
+        "".join(note.itertext())
+        for note in element.iter("annotation")
+        if (note.get("encoding") or "").lower() in _TEX_ENCODINGS
+    ]
+    notes += [inside.text or "" for inside in element.iter(FORMULA)]
+    if notes:
+        return notes
+    given = (_tex_attribute(e) or (e.get("alttext") or "").strip() for e in element.iter())
+    return [tex for tex in given if tex][:1]
+
+
+def _is_box(element: Any) -> bool:
+    """Whether text stands beside the formula in an element around it."""
+    classes = element.get("class") or ""
+    if element.tag in _MATH_TAGS or "katex" in classes or "MathJax" in classes:
+        return False
+    own = [element.text, *(child.tail for child in element)]
+    return any(text and text.strip() for text in own)
+
+
+def _formula(tex: str, *, display: bool, block: bool) -> Any:
+    element = etree.Element(FORMULA_BLOCK if block else FORMULA)
+    element.text = _NOT_XML.sub("", tex).strip()
+    if display:
+        element.set("display", "")
+    return element
+
+
+def _glyphs(element: Any) -> str:
+    """The text of a formula without its TeX, once: it may be there twice, for eyes and ears."""
+    spans = list(element.iter("span"))
+    seen = [e for e in spans if "katex-html" in (e.get("class") or "").split()]
+    if not seen:
+        seen = [e for e in element.iter("math") if e.getparent() is not None]
+    shown = seen if seen else [element]
+    return "".join("".join("".join(e.itertext()).split()) for e in shown)
+
+
+def tex_of(element: Any) -> tuple[str, bool] | None:
+    """The TeX of a formula and whether it is displayed; None for other elements."""
+    if element.tag not in (FORMULA, FORMULA_BLOCK):
+        return None
+    return element.text or "", element.get("display") is not None
+
+
+# ---- pictures, and text that is written otherwise
+
+
+def _remove_icons(body: Any) -> None:
+    """Remove the icons of sites beside citations, which show nothing that the text does not."""
+    for image in list(body.iter("img")):
+        source, alt = (image.get("src") or "").lower(), (image.get("alt") or "").strip().lower()
+        names = (image.get("class") or "").lower()
+        sizes = [re.sub(r"px$", "", image.get(side) or "") for side in ("width", "height")]
+        is_small = all(size.isdecimal() and int(size[:6]) <= 32 for size in sizes)
+        named = "favicon" in source or "favicon" in names or alt in ("favicon", "icon")
+        if named or (is_small and not alt):
+            _replace(image, None)
+
+
+def _write_checkbox(box: Any) -> None:
+    if (box.get("type") or "").lower() != "checkbox":
+        return
+    mark = "[x] " if box.get("checked") is not None else "[ ] "
+    following = box.getnext()
+    if following is not None and following.tag == "p" and not (box.tail or "").strip():
+        following.text = mark + (following.text or "").lstrip()
+        _replace(box, None)
+    else:
+        box.tail = mark + (box.tail or "").lstrip()
+        _replace(box, None)
+
+
+def _write_indices(body: Any) -> None:
+    """Exponents and indices of digits as the characters that Unicode has for them."""
+    for tag, table in (("sup", _RAISED), ("sub", _LOWERED)):
+        for element in body.iter(tag):
+            text = (element.text or "").strip()
+            if text and len(element) == 0 and all(ord(c) in table for c in text):
+                element.text = text.translate(table)
+
+
+def _replace(element: Any, other: Any) -> None:
+    """Put another element, or nothing, in an element's place; the text behind it stays."""
+    parent, tail = element.getparent(), element.tail
+    if parent is None:
+        return
+    if other is not None:
+        other.tail = tail
+        parent.replace(element, other)
+        return
+    before = element.getprevious()
+    if tail:
+        if before is None:
+            parent.text = (parent.text or "") + tail
+        else:
+            before.tail = (before.tail or "") + tail
+    parent.remove(element)

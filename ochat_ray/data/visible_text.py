@@ -1,0 +1,324 @@
+"""The text that a browser shows of a piece of HTML, line by line.
+
+Used by the measure of the conversion (`text_fidelity.py`), so it shares nothing with the converter:
+no parser, no helper, no list of elements. HTML is read as a flat sequence of tags and text, after
+the tokenization rules of the HTML Standard (html.spec.whatwg.org, section 13.2.5), in linear time.
+
+As `innerText`, with these rules for ChatGPT's page: a formula is its TeX once, a checkbox is `[x]`
+or `[ ]`, closed `<details>` are open, code is its lines without the bar above them, and what only
+screen readers read is left out. An element that no browser knows (`<vector>`) counts as text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from html import unescape
+from urllib.parse import unquote
+
+from ochat_ray.data.visible_code import (
+    BLOCK_NAMES,
+    NOT_SHOWN,
+    attributes_of,
+    code_lines,
+    is_hidden,
+    subtree_end,
+)
+
+CODE = "\x1d"
+"""Begins a line of code, whose white space counts."""
+FORMULA = "\x1b"
+"""Stands on both sides of a formula's TeX."""
+_LOST = "\x1a"  # a formula whose structure is nowhere in the text
+_LINE, _CODE_END = "\x1c", "\x1f"
+
+_TAG = re.compile(
+    r"""<(/?[a-zA-Z][^\s/>]*+)([^>=]*+(?:=\s*+(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|)[^>=]*+)*+)(?:>|\Z)"""
+)
+_COMMENT = re.compile(
+    r"<!--(?:-?>|.*?(?:--!?>|\Z))|<[!?][^>]*(?:>|\Z)|</(?![a-zA-Z])[^>]*(?:>|\Z)", re.DOTALL
+)
+_RAW = re.compile(
+    r"<(script|style|textarea|title|xmp|iframe|noscript)\b([^>]*)>(.*?)(?:</\1\s*>|\Z)",
+    re.DOTALL | re.IGNORECASE,
+)
+_RAW_NAMES = ("<script", "<style", "<textarea", "<title", "<xmp", "<iframe", "<noscript")
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff]")
+_BLANKS = re.compile(r"[ \t\n\f]+")
+_BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
+# Attributes that may make more of an element than its name says.
+_HINT = re.compile(
+    r"hidden|display\s*:\s*none|sr-only|katex|math|MJX|data-(?:tex|latex|formula)", re.IGNORECASE
+)
+
+_INLINE_NAMES = frozenset(
+    "abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label map mark meter "
+    "nobr output picture progress q rb rp rt rtc ruby s samp slot small source span strike strong "
+    "time track tt u var wbr area col colgroup base link meta param "
+    "mi mn mo mtext ms mrow mspace semantics annotation".split()
+)
+_PLAIN_TAGS = frozenset(name for n in _INLINE_NAMES for name in (n, f"/{n}")) | {"/a", "/sup", "/sub"}
+_LINE_TAGS = frozenset(name for n in BLOCK_NAMES for name in (n, f"/{n}")) - {"pre", "/pre"}
+_PARAGRAPHS = frozenset("p li h1 h2 h3 h4 h5 h6 td th dt dd caption summary figcaption".split())
+
+_TEX_ENCODINGS = frozenset(("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex"))
+_TEX_ATTRIBUTES = ("data-math", "data-tex", "data-latex", "data-formula", "alttext")
+_FORMULA_CLASSES = frozenset(
+    "katex katex-display math math-inline math-display math-block MathJax MathJax_Display "
+    "MathJax_SVG MathJax_SVG_Display MathJax_CHTML".split()
+)
+_DISPLAY_CLASSES = frozenset(
+    "katex-display math-display math-block MathJax_Display MathJax_SVG_Display".split()
+)
+_TEX_SCRIPT = re.compile(r"""\btype\s*=\s*["']?math/(?:tex|latex)([^"'>]*)""", re.IGNORECASE)
+# What a formula's text alone does not show: fractions, exponents, roots.
+_STRUCTURE_NAMES = frozenset(
+    "mfrac msup msub msubsup msqrt mroot munder mover munderover mtable mmultiscripts".split()
+)
+_ABSOLUTE = re.compile(r"(?:https?|ftp|mailto|tel):", re.IGNORECASE)
+# Exponents and indices of digits, as Unicode has them.
+_RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
+_LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
+_STRUCTURE_CLASSES = re.compile(r"\b(?:mfrac|msupsub|vlist|sqrt|mtable)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """The text of a piece of HTML.
+
+    `lines` are its lines, those of code behind `CODE`, with the place of each formula's TeX in
+    `formulas` between two `FORMULA`s; `targets` are the absolute URLs of its links.
+    """
+
+    lines: list[str]
+    formulas: list[str]
+    targets: list[str]
+
+
+def visible_text(html: str) -> Visible:
+    """What a browser shows of a fragment of HTML."""
+    reader = _Reader()
+    reader.read(html)
+    shown = "".join(reader.out)
+    if "&" in shown:
+        shown = unescape(shown)
+    prose, *rest = shown.split(CODE)
+    lines = _prose_lines(prose)
+    for part in rest:
+        code, _, prose = part.partition(_CODE_END)
+        lines += [CODE + line for line in code.split("\n")]
+        lines += _prose_lines(prose)
+    return Visible(lines, reader.formulas, reader.targets)
+
+
+def _prose_lines(prose: str) -> list[str]:
+    lines = _BLANKS.sub(" ", prose).split(_LINE)
+    return [text for line in lines if (text := line.strip(" "))]
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Output of one pass over the tags: raw text, with marks for line ends, code and formulas."""
+
+    out: list[str] = field(default_factory=list)
+    formulas: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+    has_tex_scripts: bool = False
+
+    def read(self, html: str) -> None:
+        html = html.replace("\r\n", "\n").replace("\r", "\n") if "\r" in html else html
+        html = _NOT_TEXT.sub("", html)
+        if any(name in html.lower() for name in _RAW_NAMES) if "<" in html else False:
+            html = _RAW.sub(self._raw, html)
+        if "<!" in html or "<?" in html or "</" in html:
+            html = _COMMENT.sub("", html)
+        self._read_parts(_TAG.split(html))
+
+    def _raw(self, match: re.Match[str]) -> str:
+        """A script's TeX as an element of our own; nothing of other scripts."""
+        name, attributes, content = match.groups()
+        tex_type = _TEX_SCRIPT.search(attributes) if name.lower() == "script" else None
+        if tex_type is None:
+            return content if name.lower() == "xmp" else ""
+        self.has_tex_scripts = True
+        content = re.sub(r"^\s*<!\[CDATA\[|\]\]>\s*$", "", content)
+        escaped = content.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        display = "display" in tex_type[1].lower()
+        return f"<x-tex{' display' if display else ''}>{escaped}</x-tex>"
+
+    def _read_parts(self, parts: list[str]) -> None:
+        """`parts`: text, then of each tag its name, its attributes, and the text behind it."""
+        out = self.out
+        items, bare = 0, True
+        self._text(parts[0], bare)
+        at, end = 1, len(parts)
+        while at < end:
+            name, attributes, text = parts[at], parts[at + 1], parts[at + 2]
+            if attributes and name[0] != "/" and _HINT.search(attributes):
+                if after := self._special(parts, at, attributes_of(attributes)):
+                    at = after
+                    self._text(parts[at - 1], bare)
+                    continue
+            if name in _PLAIN_TAGS:
+                out.append(text)
+            elif name in _LINE_TAGS:
+                items += (name == "li") - (name == "/li" and items > 0)
+                bare = items == 0 and name not in _PARAGRAPHS
+                out.append(_LINE)
+                self._text(text, bare)
+            elif name.lower() != name:
+                parts[at] = name.lower()
+                continue
+            else:
+                at = self._other(parts, at)
+                self._text(parts[at - 1], bare)
+                continue
+            at += 3
+
+    def _text(self, text: str, bare: bool) -> None:
+        """Text outside of paragraphs is plain text, where a blank line ends a paragraph."""
+        if bare and "\n" in text:
+            text = _BLANK_LINE.sub(_LINE, text)
+        self.out.append(text)
+
+    def _other(self, parts: list[str], at: int) -> int:
+        """Read an element that is more than its text; the place of the next tag."""
+        name, out = parts[at], self.out
+        if name == "br":
+            out.append(_LINE)
+        elif name == "pre":
+            end = subtree_end(parts, at)
+            shown = code_lines(parts, at, end)
+            before, code, after = shown
+            out += [_LINE, before, CODE, code, _CODE_END, after, _LINE]
+            return end + 3 if end < len(parts) else len(parts)
+        elif name == "a":
+            # In code, Markdown has no links.
+            if "href" in parts[at + 1] and (at < 3 or parts[at - 3] != "code"):
+                target = _target(attributes_of(parts[at + 1]).get("href", ""))
+                self.targets += [target] * bool(target)
+        elif name in ("sup", "sub"):
+            text, closing = parts[at + 2].strip(), parts[at + 3 : at + 4]
+            table = _RAISED if name == "sup" else _LOWERED
+            if closing == [f"/{name}"] and text and all(ord(c) in table for c in text):
+                out += [text.translate(table), parts[at + 5]]
+                return at + 6
+        elif name == "input":
+            given = attributes_of(parts[at + 1])
+            if given.get("type", "").lower() == "checkbox":
+                out.append("[x] " if "checked" in given else "[ ] ")
+        elif name == "img":
+            out.append(_text_of_image(attributes_of(parts[at + 1])))
+        elif name in ("math", "mjx-container", "x-tex"):
+            return self._formula(parts, at, attributes_of(parts[at + 1]))
+        elif name in NOT_SHOWN:
+            return _after(parts, subtree_end(parts, at))
+        elif name[0] != "/" and "-" not in name and ":" not in name:
+            out.append(f"&lt;{name}&gt;")
+        return at + 3
+
+    def _special(self, parts: list[str], at: int, given: dict[str, str]) -> int:
+        """As `_other` of an element with telling attributes; 0 where they tell nothing."""
+        name, classes = parts[at].lower(), set(given.get("class", "").split())
+        if name in ("img", "input", "br", "hr", "pre", "math", "mjx-container"):
+            return 0
+        if is_hidden(given) or "MathJax_Preview" in classes or "MJX_Assistive_MathML" in classes:
+            return _after(parts, subtree_end(parts, at))
+        if _FORMULA_CLASSES & classes or any(a in given for a in _TEX_ATTRIBUTES[:-1]):
+            return self._formula(parts, at, given)
+        return 0
+
+    def _formula(self, parts: list[str], at: int, given: dict[str, str]) -> int:
+        end = subtree_end(parts, at)
+        name, classes = parts[at].lower(), set(given.get("class", "").split())
+        found = _tex_in(parts, at, end)
+        display = bool(_DISPLAY_CLASSES & classes) or (
+            given.get("display") in ("", "true", "block") or (name == "div" and "math" in classes)
+        )
+        if len(found) == 1:
+            if not display:
+                display = any("katex-display" in parts[i + 1] for i in range(at, end, 3))
+            mark = f"{FORMULA}{len(self.formulas)}{FORMULA}"
+            self.formulas.append(unescape(found[0]).strip())
+            self.out.append(f"{_LINE}{mark}{_LINE}" if display else mark)
+            return _after(parts, end)
+        if not found and self.has_tex_scripts and any("MathJax" in c for c in classes):
+            return _after(parts, end)
+        if found and name in BLOCK_NAMES | {"span"}:  # a box around formulas
+            self.out.append(_LINE if name in BLOCK_NAMES else "")
+            self.out.append(parts[at + 2])
+            inner = _Reader([], self.formulas, self.targets, self.has_tex_scripts)
+            inner._read_parts(["", *parts[at + 3 : end]])
+            self.out += [*inner.out, _LINE if name in BLOCK_NAMES else ""]
+            return _after(parts, end)
+        self.out.append(_glyphs(parts, at, end))
+        return _after(parts, end)
+
+
+def _after(parts: list[str], end: int) -> int:
+    """The place of the tag after an element that ends at `end`; its text is the part before."""
+    return min(end + 3, len(parts))
+
+
+def _tex_in(parts: list[str], at: int, end: int) -> list[str]:
+    """The TeX of each formula in an element, or none."""
+    found: list[str] = []
+    attribute: str | None = None
+    for i in range(at, end, 3):
+        name, raw = parts[i], parts[i + 1]
+        if name == "x-tex":
+            found.append(parts[i + 2])
+        elif name == "annotation" and raw:
+            if attributes_of(raw).get("encoding", "").lower() in _TEX_ENCODINGS:
+                found.append(parts[i + 2])
+        elif raw and attribute is None and ("data-" in raw or "alttext" in raw):
+            given = attributes_of(raw)
+            values = (given[a] for a in _TEX_ATTRIBUTES if given.get(a, "").strip())
+            attribute = next(values, None)
+    if found or attribute is None:
+        return found
+    return [attribute.replace("&", "&amp;")]
+
+
+def _glyphs(parts: list[str], at: int, end: int) -> str:
+    """The text of a formula without TeX, and a mark if the text is not all of it."""
+    inside = range(at, end, 3)
+    names = {parts[i] for i in inside}
+    raw = " ".join(parts[i + 1] for i in inside)
+    rendered = "katex-html" in raw
+    texts: list[str] = []
+    i = at
+    while i < end:
+        name, given = parts[i], parts[i + 1]
+        skip = (
+            (rendered and "katex-mathml" in given)
+            or (name == "mjx-math" and "math" in names)
+            or name in NOT_SHOWN
+        )
+        if skip:
+            i = subtree_end(parts, i) if i > at else i
+            if i >= end:
+                break
+        texts.append(parts[i + 2])
+        i += 3
+    text = "".join("".join(texts).split())
+    lost = bool(names & _STRUCTURE_NAMES or _STRUCTURE_CLASSES.search(raw) or not text)
+    return text + _LOST * lost
+
+
+def _target(href: str) -> str:
+    """An absolute URL, without percent encoding; "" for other targets.
+
+    As browsers do, blanks around it and line ends within are left out
+    (url.spec.whatwg.org, section 4.4).
+    """
+    url = href.strip("".join(map(chr, range(0x21)))).translate({9: None, 10: None, 13: None})
+    return unquote(url) if _ABSOLUTE.match(url) else ""
+
+
+def _text_of_image(given: dict[str, str]) -> str:
+    """The description of a picture that is nowhere to be fetched."""
+    source = given.get("src", "").strip().lower()
+    if source and not source.startswith(("data:", "blob:", "file:", "javascript:", "vbscript:")):
+        return ""
+    return given.get("alt", "").replace("&", "&amp;")
