@@ -18,9 +18,8 @@ from urllib.parse import unquote
 import pyromark
 from markdown_it import MarkdownIt
 
-from ochat_ray.data.html_code import code_of
-from ochat_ray.data.html_forms import FORMULA, FORMULA_BLOCK
-from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, alignment_of, parse
+from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA, FORMULA_BLOCK, code_block
+from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, alignment_of, parse_rendered
 from ochat_ray.data.markdown import BLANK_LINE, Converted
 from ochat_ray.data.markdown_inline import MATH_MARK, url_of
 from ochat_ray.data.markdown_text import LOOSE, PAIRS
@@ -52,11 +51,11 @@ _SPACE = re.compile(r"[ \t\n\f\v]{2,}|[\t\n\f\v]")
 def fidelity(converted: Converted) -> tuple[int, int]:
     """(blocks that came back as they were, blocks of the original or, if more, of the result)."""
     original = blocks_of(converted.root)
-    rendered = blocks_of(parse(render_fast(converted.skeleton)))
+    rendered = blocks_of(parse_rendered(render_fast(converted.skeleton)))
     if rendered == original:
         return len(original), len(original)
     if len(converted.skeleton) <= _MAX_SLOW:
-        rendered = blocks_of(parse(_markdown_it().render(converted.skeleton)))
+        rendered = blocks_of(parse_rendered(_markdown_it().render(converted.skeleton)))
         if rendered == original:
             return len(original), len(original)
     longer = max(len(original), len(rendered))
@@ -91,6 +90,9 @@ def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False
     def flush() -> None:
         # Text beside paragraphs is plain text, where a blank line begins a new one.
         whole = "".join(run)
+        if not whole or whole.isspace():
+            run.clear()
+            return
         for part in [whole] if tight else BLANK_LINE.split(whole):
             if text := _collapse(part):
                 blocks.append((path if tight else path + "/p", text))
@@ -98,13 +100,10 @@ def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False
 
     for child in container:
         tag = child.tag
-        if tag == "pre":
+        if tag in ("pre", CODE_BLOCK):
             flush()
-            code = code_of(child)
-            beside = [_collapse(text) for text in (code.before, code.after)]
-            blocks += [(f"{path}/p", beside[0])] * bool(beside[0])
+            code = code_block(child)
             blocks.append((f"{path}/pre", f"{code.language}\n{code.text}"))
-            blocks += [(f"{path}/p", beside[1])] * bool(beside[1])
         elif tag == FORMULA_BLOCK:
             flush()
             blocks.append((path if tight else path + "/p", MATH_MARK))
@@ -179,7 +178,8 @@ def _text(element: Any) -> str:
 
 
 def _collapse(text: str) -> str:
-    text = _SPACE.sub(" ", text)
+    if "\n" in text or "  " in text or "\t" in text or "\f" in text or "\v" in text:
+        text = _SPACE.sub(" ", text)
     if "\x1e" in text:
         text = _move_punctuation(text)
     if BREAK not in text:

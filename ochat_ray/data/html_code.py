@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
-
-from lxml import etree
 
 _NO_CODE = frozenset(
     "button svg style script noscript template select option textarea iframe object audio video "
@@ -34,13 +33,10 @@ _BESIDE_LINES = re.compile(
     re.IGNORECASE,
 )
 _LINE_STYLE = re.compile(r"display\s*:\s*(?:block|flex|grid|table-row|list-item)")
+LINE_HINT = re.compile("[lL]ine|gutter|GUTTER|ln-num|blob-num|cm-|CodeMirror|style")
 _LABEL = re.compile(r"[\w+#.-]{1,30}")
 _COPY = re.compile(r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*")
 _MAX_BAR = 60
-_TELLING = etree.XPath(
-    "boolean(.//*[@style or contains(@class, 'line') or contains(@class, 'gutter')"
-    " or contains(@class, 'num') or contains(@class, 'cm-')])"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +49,18 @@ class Code:
     after: str = ""
 
 
-def code_of(pre: Any) -> Code:
-    """The code block of a `<pre>`."""
+def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
+    """The code block of a `<pre>`.
+
+    `may_have_lines` is False if no attribute matches `LINE_HINT`, which saves the search.
+    """
+    if len(pre) == 1 and pre[0].tag == "code" and len(pre[0]) == 0 and not _has_own_text(pre):
+        return Code(_language(pre[0]), (pre[0].text or "").removesuffix("\n"))
     codes = list(pre.iter("code"))
     language = next((found for e in (pre, *codes) if (found := _language(e))), "")
     if codes and not _has_own_text(pre):
         before, after = _beside(pre, codes)
-        text = "\n".join(_text(code) for code in codes)
+        text = "\n".join(_text(code, may_have_lines=may_have_lines) for code in codes)
         return Code(
             language or _label(pre, codes[0]),
             text.removesuffix("\n"),
@@ -84,17 +85,24 @@ def _has_own_text(pre: Any) -> bool:
 
 def _beside(pre: Any, codes: list[Any]) -> tuple[str, str]:
     """Text of a `<pre>` before and after its `<code>`, buttons left out."""
-    before: list[str] = []
-    after: list[str] = []
-    target = before
-    for event, value in _events(pre):
-        if event == "open" and value is codes[0]:
-            target = []
-        elif event == "close" and value is codes[-1]:
-            target = after
-        elif event == "text":
-            target.append(value)
-    return "".join(before).strip(), "".join(after).strip()
+    texts: list[list[str]] = [[]]
+    _add_beside(pre, texts)
+    after = "" if len(texts) < len(codes) + 1 else "".join(texts[-1])
+    return "".join(texts[0]).strip(), after.strip()
+
+
+def _add_beside(element: Any, texts: list[list[str]]) -> None:
+    """Append the texts outside of code; those behind a `<code>` are a list of their own."""
+    if element.text:
+        texts[-1].append(element.text)
+    for child in element:
+        tag = child.tag
+        if tag == "code":
+            texts.append([])
+        elif tag not in _NO_CODE and not _is_beside_lines(child.get("class")):
+            _add_beside(child, texts)
+        if child.tail:
+            texts[-1].append(child.tail)
 
 
 def _is_view(element: Any) -> bool:
@@ -137,7 +145,7 @@ def _walk(element: Any, events: list[tuple[str, Any]]) -> None:
         tag = child.tag
         if tag == "br":
             events.append(("text", "\n"))
-        elif tag in _NO_CODE or _BESIDE_LINES.search(child.get("class") or ""):
+        elif tag in _NO_CODE or _is_beside_lines(child.get("class")):
             events.append(("skipped", child))
         else:
             _walk(child, events)
@@ -146,11 +154,11 @@ def _walk(element: Any, events: list[tuple[str, Any]]) -> None:
     events.append(("close", element))
 
 
-def _text(element: Any, *, behind: Any = None) -> str:
+def _text(element: Any, *, behind: Any = None, may_have_lines: bool = True) -> str:
     """The lines of an element's code; only those behind an element, if that is given."""
     if behind is None and len(element) == 0:
         return element.text or ""
-    if behind is None and not _has_lines(element):
+    if behind is None and not _has_lines(element, may_have_lines):
         return "".join(element.itertext())
     lines = _Lines()
     counts = behind is None
@@ -171,20 +179,35 @@ def _text(element: Any, *, behind: Any = None) -> str:
     return lines.text()
 
 
-def _has_lines(element: Any) -> bool:
+@lru_cache(maxsize=2048)
+def _is_beside_lines(names: str | None) -> bool:
+    """Whether an element with these classes has line numbers, or is another helper of an editor."""
+    return names is not None and bool(_BESIDE_LINES.search(names))
+
+
+@lru_cache(maxsize=2048)
+def _is_line_class(names: str | None) -> bool:
+    return names is not None and not _LINE_CLASSES.isdisjoint(names.split())
+
+
+def _has_lines(element: Any, may_have_classes: bool) -> bool:
     """Whether more than plain text and highlighting may be in an element."""
     if next(element.iterdescendants("br", *_NO_CODE, *_LINE_TAGS), None) is not None:
         return True
-    return bool(_TELLING(element))
+    for descendant in element.iterdescendants() if may_have_classes else ():
+        names = descendant.get("class")
+        if _is_line_class(names) or _is_beside_lines(names) or descendant.get("style"):
+            return True
+    return False
 
 
 def _is_line(element: Any) -> bool:
     if element.tag in _LINE_TAGS:
         return True
-    names = (element.get("class") or "").split()
-    return not _LINE_CLASSES.isdisjoint(names) or bool(
-        _LINE_STYLE.search(element.get("style") or "")
-    )
+    if _is_line_class(element.get("class")):
+        return True
+    style = element.get("style")
+    return style is not None and bool(_LINE_STYLE.search(style))
 
 
 class _Lines:

@@ -10,9 +10,12 @@ Sources: the output of KaTeX 0.16, MathJax 2.7 and 3.2 and rehype-katex; gemini.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from lxml import etree
+
+from ochat_ray.data.html_code import LINE_HINT, Code, code_of
 
 FORMULA, FORMULA_BLOCK = "x-formula", "x-formula-block"
 """Elements that hold TeX; `display` is among the attributes of a displayed formula."""
@@ -28,11 +31,12 @@ _DISPLAY = frozenset(
 )
 _COPIES = frozenset(("MathJax_Preview", "MJX_Assistive_MathML"))
 """Of MathJax 2: what stands there before a formula is rendered, and for screen readers after."""
-_MATH_HINTS = ("math", "katex", "mjx", "MathJax", *_TEX_ATTRIBUTES[1:])
 _MATH_TAGS = ("math", "mjx-container")
+_MATH_NAMES = frozenset((*_MATH_TAGS, "script"))
+_MATH_ATTRIBUTES = re.compile("math|katex|MathJax|MJX|data-(?:tex|latex|formula)")
 
-_HIDDEN_HINTS = ("hidden", "display:", "display :", "visibility", "sr-only", "screen-reader")
 _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+_HIDING = re.compile(r"hidden|sr-only|screen-reader|[dD]isplay\s*:\s*none|HIDDEN")
 _HIDING_CLASSES = frozenset(("sr-only", "visually-hidden", "screen-reader-text"))
 
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -40,18 +44,32 @@ _RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻�
 _LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
 
 
-def normalize(body: Any, html: str) -> None:
-    """Bring a parsed turn to one form; `html` is its source, which says what there can be."""
-    if any(hint in html for hint in _HIDDEN_HINTS):
+CODE_BLOCK = "x-code"
+"""An element that holds a code block's text; `language` is an attribute."""
+
+
+def normalize(body: Any, names: Collection[str], attributes: str) -> None:
+    """Bring a parsed turn to one form.
+
+    Args:
+        body: the turn.
+        names: the names of its elements.
+        attributes: the source of all its attributes.
+    """
+    if _HIDING.search(attributes):
         _remove_hidden(body)
-    if any(hint in html for hint in _MATH_HINTS):
+    if not _MATH_NAMES.isdisjoint(names) or _MATH_ATTRIBUTES.search(attributes):
         _mark_formulas(body)
-    if "checkbox" in html:
+    if "pre" in names:
+        may_have_lines = bool(LINE_HINT.search(attributes))
+        for pre in list(body.iter("pre")):
+            _mark_code(pre, may_have_lines)
+    if "input" in names:
         for box in list(body.iter("input")):
             _write_checkbox(box)
-    if "<img" in html:
+    if "img" in names:
         _remove_icons(body)
-    if "<su" in html:
+    if "sup" in names or "sub" in names:
         _write_indices(body)
 
 
@@ -73,6 +91,34 @@ def _is_hidden(element: Any) -> bool:
         or bool(_HIDING_STYLE.search(element.get("style") or ""))
         or not _HIDING_CLASSES.isdisjoint((element.get("class") or "").split())
     )
+
+
+# ---- code
+
+
+def _mark_code(pre: Any, may_have_lines: bool) -> None:
+    """One element for a `<pre>`; one with control characters, which lxml cannot write, stays."""
+    if next(pre.iterancestors("pre"), None) is not None:
+        return
+    code = code_of(pre, may_have_lines=may_have_lines)
+    if not code.text.isprintable() and _NOT_XML.search(code.text):
+        return
+    element = etree.Element(CODE_BLOCK, language=_NOT_XML.sub("", code.language))
+    element.text = code.text
+    _replace(pre, element)
+    parent, at = element.getparent(), element.getparent().index(element)
+    for text, place in ((code.after, at + 1), (code.before, at)):
+        if text:
+            paragraph = etree.Element("p")
+            paragraph.text = _NOT_XML.sub("", text)
+            parent.insert(place, paragraph)
+
+
+def code_block(element: Any) -> Code:
+    """The code block of a `CODE_BLOCK` or of a `<pre>`."""
+    if element.tag == CODE_BLOCK:
+        return Code(element.get("language"), element.text or "")
+    return code_of(element)
 
 
 # ---- formulas

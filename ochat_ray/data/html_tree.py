@@ -12,7 +12,7 @@ from typing import Any
 
 from lxml import etree
 
-from ochat_ray.data.html_forms import FORMULA_BLOCK, normalize
+from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA_BLOCK, normalize
 
 Element = Any  # lxml's elements have no types of their own
 
@@ -33,12 +33,12 @@ CONTAINERS = frozenset(
     "form fieldset legend aside nav address hgroup search dialog menu dl dd dt li".split()
 )
 BLOCKS = CONTAINERS | frozenset("p h1 h2 h3 h4 h5 h6 ul ol pre blockquote table hr".split())
-BLOCKS |= {FORMULA_BLOCK}
+BLOCKS |= {FORMULA_BLOCK, CODE_BLOCK}
 
 _LONG_ATTRIBUTES = 2 * MAX_ATTRIBUTES
-# A tag's attributes, a `>` in quotes being one of their characters; never more than one attempt.
+# A tag's name and attributes, a `>` in quotes being one of their characters; never more than one attempt.
 _TAG = re.compile(
-    r"""<[a-zA-Z][^\s/>]*+([^>=]*+(?:=\s*+(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|)[^>=]*+)*+)"""
+    r"""<([a-zA-Z][^\s/>]*+)([^>=]*+(?:=\s*+(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|)[^>=]*+)*+)"""
 )
 _VALUE = re.compile(r"""=\s*(?:"[^"]*"?|'[^']*'?|[^\s"'>]+)""")
 
@@ -53,7 +53,7 @@ class ConversionError(ValueError):
 
 
 def parse(html: str) -> Element:
-    """Parse a fragment of HTML into its `<body>`, with one form for what pages write in many.
+    """Parse a turn's HTML into its `<body>`, with one form for what pages write in many.
 
     Raises:
         ConversionError: as `html_to_markdown`.
@@ -66,7 +66,18 @@ def parse(html: str) -> Element:
         html = _NONCHARACTERS.sub("", html)
     if "&#" in html:
         html = _UNWANTED_REFERENCE.sub("", html)
-    check_attributes(html)
+    names, attributes = tags_of(html)
+    body = parse_rendered(html)
+    normalize(body, names, attributes)
+    return body
+
+
+def parse_rendered(html: str) -> Element:
+    """Parse HTML that a Markdown renderer wrote, as it is.
+
+    Raises:
+        ConversionError: it is nested too deeply.
+    """
     parser = _parser()
     data = f"<html><body>{html}</body></html>".encode("utf-8", "surrogatepass")
     try:
@@ -76,23 +87,22 @@ def parse(html: str) -> Element:
     if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in parser.error_log):
         raise ConversionError("HTML is nested too deeply")
     body = None if root is None else root.find("body")
-    if body is None:
-        return etree.Element("body")
-    normalize(body, html)
-    return body
+    return etree.Element("body") if body is None else body
 
 
-def check_attributes(html: str) -> None:
-    """Refuse a tag of very many attributes, for which lxml takes quadratic time.
+def tags_of(html: str) -> tuple[set[str], str]:
+    """The names of a page's tags in lower case, and the source of all their attributes.
 
     Raises:
-        ConversionError: more than `MAX_ATTRIBUTES`.
+        ConversionError: a tag has more than `MAX_ATTRIBUTES`, for which lxml takes quadratic time.
     """
-    for attributes in _TAG.findall(html):
+    tags = set(_TAG.findall(html))
+    for _, attributes in tags:
         if len(attributes) >= _LONG_ATTRIBUTES:
             count = len(re.findall(r"[^\s/=]+", _VALUE.sub("= ", attributes)))
             if count > MAX_ATTRIBUTES:
                 raise ConversionError(f"a tag with {count:,} attributes or more")
+    return {name.lower() for name, _ in tags}, " ".join([attributes for _, attributes in tags])
 
 
 @cache

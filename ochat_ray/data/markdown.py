@@ -20,8 +20,7 @@ from typing import Literal
 from lxml import etree
 
 from ochat_ray.data import markdown_text as text_of
-from ochat_ray.data.html_code import code_of
-from ochat_ray.data.html_forms import FORMULA_BLOCK, tex_of
+from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA_BLOCK, code_block, tex_of
 from ochat_ray.data.html_noise import Noise, strip_noise
 from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, Element, alignment_of, parse
 from ochat_ray.data.markdown_inline import (
@@ -109,8 +108,6 @@ def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
             flush()
             if tag in CONTAINERS:
                 blocks += _blocks(child)
-            elif tag == "pre":
-                blocks += _code(child)
             elif tag == "table":
                 blocks += _table(child)
             elif block := _block(child, blocks[-1] if blocks else None):
@@ -138,6 +135,9 @@ def _block(element: Element, previous: _Block | None) -> _Block | None:
         return _paragraph(element)
     if tag in ("ul", "ol"):
         return _list(element, previous)
+    if tag in (CODE_BLOCK, "pre"):
+        code = code_block(element)
+        return _Block("code", _fence(code.language, code.text))
     if tag == "blockquote":
         quoted = "\n\n".join(block.text for block in _blocks(element))
         return _Block("quote", "\n".join(f"> {q}" if q else ">" for q in quoted.split("\n")))
@@ -159,17 +159,6 @@ def _paragraph(element: Element) -> _Block | None:
     pieces: Pieces = []
     text = text_of.finish(inline_of(element, pieces), pieces)
     return _Block("paragraph", text) if text else None
-
-
-def _code(element: Element) -> list[_Block]:
-    code = code_of(element)
-    beside = [
-        _Block("paragraph", text_of.finish(text_of.literal(text), []))
-        for text in (code.before, code.after)
-        if text
-    ]
-    block = _Block("code", _fence(code.language, code.text))
-    return [*beside[: bool(code.before)], block, *beside[bool(code.before) :]]
 
 
 def _fence(language: str, code: str) -> str:

@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable
 
 from ochat_ray.data import markdown_text as text_of
-from ochat_ray.data.html_code import code_of
-from ochat_ray.data.html_forms import tex_of
+from ochat_ray.data.html_forms import CODE_BLOCK, code_block, tex_of
 from ochat_ray.data.html_tree import BLOCKS, CHROME, Element
 
 Pieces = list[str]
@@ -59,8 +58,8 @@ def inline_element(element: Element, pieces: Pieces) -> str:
         return ""
     if tex := tex_of(element):
         return _opaque(formula(*tex), pieces)
-    if tag == "pre":
-        return _opaque(_code_span(code_of(element).text), pieces)
+    if tag in (CODE_BLOCK, "pre"):
+        return _opaque(_code_span(code_block(element).text), pieces)
     inline = inline_of(element, pieces)
     # A block where only inline content can stand, as a paragraph in a cell.
     return f"{text_of.BREAK}{inline}{text_of.BREAK}" if tag in BLOCKS and inline else inline

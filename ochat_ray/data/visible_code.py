@@ -34,7 +34,7 @@ _LINE_CLASS = re.compile(
 )
 _BLOCK_STYLE = re.compile(r"display\s*:\s*(?:block|flex|grid|table-row|list-item)")
 _CODE_BOX = re.compile(r"\b(?:cm-content|CodeMirror-code|view-lines|ace_text-layer)\b")
-_TELLING = re.compile(r"line|gutter|lineno|display|hidden|sr-only|blob-num|cm-")
+_TELLING = re.compile(r"line|gutter|ln-num|display|hidden|sr-only|blob-num|cm-")
 _COPY = re.compile(r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*")
 _MAX_LABEL = 60
 
@@ -65,9 +65,12 @@ def subtree_end(parts: list[str], at: int) -> int:
         return at
     if parts[at + 1].endswith("/") and name in ("path", "rect", "svg"):
         return at
-    closing, depth = f"/{name.lower()}", 1
+    closing, depth = f"/{name}", 1
+    names = parts[at + 3 :: 3] if len(parts) - at < 600 else parts[at + 3 : at + 603 : 3]
+    if name not in names[: names.index(closing)] if closing in names else False:
+        return at + 3 + 3 * names.index(closing)
     for i in range(at + 3, len(parts), 3):
-        other = parts[i].lower()
+        other = parts[i]
         if other == closing:
             depth -= 1
             if depth == 0:
@@ -158,7 +161,7 @@ def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
     open_tags: list[tuple[str, bool]] = []
     opened_names: Counter[str] = Counter()
     while i < end:
-        name, raw, text = parts[i].lower(), parts[i + 1], parts[i + 2]
+        name, raw, text = parts[i], parts[i + 1], parts[i + 2]
         if name[0] == "/":
             while opened_names[name[1:]]:
                 opened, is_line = open_tags.pop()

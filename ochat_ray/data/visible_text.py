@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from html import unescape
 from urllib.parse import unquote
 
@@ -42,9 +43,9 @@ _RAW = re.compile(
     r"<(script|style|textarea|title|xmp|iframe|noscript)\b([^>]*)>(.*?)(?:</\1\s*>|\Z)",
     re.DOTALL | re.IGNORECASE,
 )
-_RAW_NAMES = ("<script", "<style", "<textarea", "<title", "<xmp", "<iframe", "<noscript")
+_RAW_NAMES = frozenset(("script", "style", "textarea", "title", "xmp", "iframe", "noscript"))
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff]")
-_BLANKS = re.compile(r"[ \t\n\f]+")
+_BLANKS = re.compile(r"[ \t\n\f]{2,}|[\t\n\f]")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
 # Attributes that may make more of an element than its name says.
 _HINT = re.compile(
@@ -111,9 +112,20 @@ def visible_text(html: str) -> Visible:
     return Visible(lines, reader.formulas, reader.targets)
 
 
+@lru_cache(maxsize=2048)
+def _is_telling(attributes: str) -> bool:
+    return bool(_HINT.search(attributes))
+
+
 def _prose_lines(prose: str) -> list[str]:
-    lines = _BLANKS.sub(" ", prose).split(_LINE)
-    return [text for line in lines if (text := line.strip(" "))]
+    lines = []
+    for line in prose.split(_LINE):
+        if text := line.strip(" \n\t\f"):
+            # A pattern's search over all text would take longer than all the rest.
+            if "\n" in text or "  " in text or "\t" in text or "\f" in text:
+                text = _BLANKS.sub(" ", text)
+            lines.append(text)
+    return lines
 
 
 @dataclass(slots=True)
@@ -126,13 +138,17 @@ class _Reader:
     has_tex_scripts: bool = False
 
     def read(self, html: str) -> None:
-        html = html.replace("\r\n", "\n").replace("\r", "\n") if "\r" in html else html
-        html = _NOT_TEXT.sub("", html)
-        if any(name in html.lower() for name in _RAW_NAMES) if "<" in html else False:
-            html = _RAW.sub(self._raw, html)
-        if "<!" in html or "<?" in html or "</" in html:
-            html = _COMMENT.sub("", html)
-        self._read_parts(_TAG.split(html))
+        if "\r" in html:
+            html = html.replace("\r\n", "\n").replace("\r", "\n")
+        html = _COMMENT.sub("", _NOT_TEXT.sub("", html))
+        parts = _TAG.split(html)
+        names = parts[1::3]
+        if (together := "".join(names)) != together.lower():
+            parts[1::3] = names = [name.lower() for name in names]
+        if not _RAW_NAMES.isdisjoint(names):
+            parts = _TAG.split(_RAW.sub(self._raw, html))
+            parts[1::3] = [name.lower() for name in parts[1::3]]
+        self._read_parts(parts)
 
     def _raw(self, match: re.Match[str]) -> str:
         """A script's TeX as an element of our own; nothing of other scripts."""
@@ -154,7 +170,7 @@ class _Reader:
         at, end = 1, len(parts)
         while at < end:
             name, attributes, text = parts[at], parts[at + 1], parts[at + 2]
-            if attributes and name[0] != "/" and _HINT.search(attributes):
+            if attributes and _is_telling(attributes):
                 if after := self._special(parts, at, attributes_of(attributes)):
                     at = after
                     self._text(parts[at - 1], bare)
@@ -165,10 +181,9 @@ class _Reader:
                 items += (name == "li") - (name == "/li" and items > 0)
                 bare = items == 0 and name not in _PARAGRAPHS
                 out.append(_LINE)
-                self._text(text, bare)
-            elif name.lower() != name:
-                parts[at] = name.lower()
-                continue
+                if bare and "\n" in text:
+                    text = _BLANK_LINE.sub(_LINE, text)
+                out.append(text)
             else:
                 at = self._other(parts, at)
                 self._text(parts[at - 1], bare)
@@ -219,8 +234,8 @@ class _Reader:
 
     def _special(self, parts: list[str], at: int, given: dict[str, str]) -> int:
         """As `_other` of an element with telling attributes; 0 where they tell nothing."""
-        name, classes = parts[at].lower(), set(given.get("class", "").split())
-        if name in ("img", "input", "br", "hr", "pre", "math", "mjx-container"):
+        name, classes = parts[at], set(given.get("class", "").split())
+        if name[0] == "/" or name in ("img", "input", "br", "hr", "pre", "math", "mjx-container"):
             return 0
         if is_hidden(given) or "MathJax_Preview" in classes or "MJX_Assistive_MathML" in classes:
             return _after(parts, subtree_end(parts, at))
@@ -230,7 +245,7 @@ class _Reader:
 
     def _formula(self, parts: list[str], at: int, given: dict[str, str]) -> int:
         end = subtree_end(parts, at)
-        name, classes = parts[at].lower(), set(given.get("class", "").split())
+        name, classes = parts[at], set(given.get("class", "").split())
         found = _tex_in(parts, at, end)
         display = bool(_DISPLAY_CLASSES & classes) or (
             given.get("display") in ("", "true", "block") or (name == "div" and "math" in classes)
