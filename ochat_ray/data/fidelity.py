@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA, FORMULA_BLOCK, code_block
 from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, alignment_of, parse_rendered
 from ochat_ray.data.markdown import BLANK_LINE, Converted
-from ochat_ray.data.markdown_inline import MATH_MARK, url_of
+from ochat_ray.data.markdown_inline import MATH_MARK, split_at_breaks, url_of
 from ochat_ray.data.markdown_text import LOOSE, PAIRS
 
 Block = tuple[str, str]
@@ -40,6 +40,8 @@ _INLINE = {
 _MAX_SLOW = 500_000
 _MAX_BLOCKS = 3_000
 BREAK = "\x1c"
+_EDGE, _PARAGRAPH_END = "\x19", "\x1a"
+_EDGES = re.compile(f"[{BREAK}\\s]*{_EDGE}[{_EDGE}{BREAK}\\s]*")
 _LAST_INSIDE = re.compile(f"({LOOSE}+ ?)(\x1e+)(?=\\w)")
 _FIRST_INSIDE = re.compile(f"(?<=\\w)((?:\x1d(?:strong|em) )+)({LOOSE}+)")
 _OPENING, _CLOSING = "".join(PAIRS), "".join(PAIRS.values())
@@ -85,15 +87,14 @@ def blocks_of(root: Any) -> list[Block]:
 
 
 def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False) -> None:
-    run = [container.text or ""]
+    run = [_with_ends(container.text or "")]
 
     def flush() -> None:
-        # Text beside paragraphs is plain text, where a blank line begins a new one.
         whole = "".join(run)
         if not whole or whole.isspace():
             run.clear()
             return
-        for part in [whole] if tight else BLANK_LINE.split(whole):
+        for part in [whole] if tight else whole.split(_PARAGRAPH_END):
             if text := _collapse(part):
                 blocks.append((path if tight else path + "/p", text))
         run.clear()
@@ -116,8 +117,13 @@ def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False
         else:
             flush()
             _block(child, path, blocks, tight)
-        run.append(child.tail or "")
+        run.append(_with_ends(child.tail or ""))
     flush()
+
+
+def _with_ends(text: str) -> str:
+    """Text beside paragraphs is plain text, where a blank line begins a new one."""
+    return BLANK_LINE.sub(f"{_PARAGRAPH_END}\n", text) if "\n" in text else text
 
 
 def _holds_blocks(element: Any) -> bool:
@@ -182,11 +188,13 @@ def _collapse(text: str) -> str:
         text = _SPACE.sub(" ", text)
     if "\x1e" in text:
         text = _move_punctuation(text)
+    if _EDGE in text:
+        text = _EDGES.sub(BREAK, text)
     if BREAK not in text:
-        return text.strip()
+        return text.strip().replace(_PARAGRAPH_END, "")
     # A break at the end of a block shows nothing, and Markdown cannot write it.
     text = text.replace(f" {BREAK}", BREAK).replace(f"{BREAK} ", BREAK)
-    return text.strip().strip(" " + BREAK).strip()
+    return text.strip().strip(" " + BREAK).strip().replace(_PARAGRAPH_END, "")
 
 
 def _move_punctuation(text: str) -> str:
@@ -212,7 +220,8 @@ def _inline(element: Any, parts: list[str]) -> None:
         source = unquote(url_of(element.get("src")))
         parts.append(f"\x1dimg({source}){element.get('alt') or ''}\x1e")
     elif tag == "code":
-        parts.append(f"\x1dcode {''.join(element.itertext())}\x1e")
+        lines = split_at_breaks(element)
+        parts.append(BREAK.join(f"\x1dcode {line}\x1e" if line else "" for line in lines))
     elif tag in (FORMULA, FORMULA_BLOCK):
         parts.append(MATH_MARK)
     else:
@@ -228,4 +237,4 @@ def _inline(element: Any, parts: list[str]) -> None:
             core = text.strip()
             start = text.index(core)
             text = f"{text[:start]}\x1d{mark} {core}\x1e{text[start + len(core) :]}"
-        parts.append(text)
+        parts.append(f"{_EDGE}{text}{_EDGE}" if tag in BLOCKS else text)

@@ -99,7 +99,7 @@ def _add_beside(element: Any, texts: list[list[str]]) -> None:
         tag = child.tag
         if tag == "code":
             texts.append([])
-        elif tag not in _NO_CODE and not _is_beside_lines(child.get("class")):
+        elif tag not in _NO_CODE and not is_beside_lines(child.get("class")):
             _add_beside(child, texts)
         if child.tail:
             texts[-1].append(child.tail)
@@ -145,7 +145,7 @@ def _walk(element: Any, events: list[tuple[str, Any]]) -> None:
         tag = child.tag
         if tag == "br":
             events.append(("text", "\n"))
-        elif tag in _NO_CODE or _is_beside_lines(child.get("class")):
+        elif tag in _NO_CODE or is_beside_lines(child.get("class")):
             events.append(("skipped", child))
         else:
             _walk(child, events)
@@ -180,7 +180,7 @@ def _text(element: Any, *, behind: Any = None, may_have_lines: bool = True) -> s
 
 
 @lru_cache(maxsize=2048)
-def _is_beside_lines(names: str | None) -> bool:
+def is_beside_lines(names: str | None) -> bool:
     """Whether an element with these classes has line numbers, or is another helper of an editor."""
     return names is not None and bool(_BESIDE_LINES.search(names))
 
@@ -196,7 +196,7 @@ def _has_lines(element: Any, may_have_classes: bool) -> bool:
         return True
     for descendant in element.iterdescendants() if may_have_classes else ():
         names = descendant.get("class")
-        if _is_line_class(names) or _is_beside_lines(names) or descendant.get("style"):
+        if _is_line_class(names) or is_beside_lines(names) or descendant.get("style"):
             return True
     return False
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lxml import etree
 
-from ochat_ray.data.html_code import LINE_HINT, Code, code_of
+from ochat_ray.data.html_code import LINE_HINT, Code, code_of, is_beside_lines
 
 FORMULA, FORMULA_BLOCK = "x-formula", "x-formula-block"
 """Elements that hold TeX; `display` is among the attributes of a displayed formula."""
@@ -61,6 +61,8 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
     if not _MATH_NAMES.isdisjoint(names) or _MATH_ATTRIBUTES.search(attributes):
         _mark_formulas(body)
     if "pre" in names:
+        if "table" in names:
+            _unwrap_numbered_code(body)
         may_have_lines = bool(LINE_HINT.search(attributes))
         for pre in list(body.iter("pre")):
             _mark_code(pre, may_have_lines)
@@ -112,6 +114,15 @@ def _mark_code(pre: Any, may_have_lines: bool) -> None:
             paragraph = etree.Element("p")
             paragraph.text = _NOT_XML.sub("", text)
             parent.insert(place, paragraph)
+
+
+def _unwrap_numbered_code(body: Any) -> None:
+    """Replace a table that only puts line numbers beside a `<pre>` by the `<pre>`."""
+    for table in list(body.iter("table")):
+        cells = [cell for cell in table.iter("td", "th") if not is_beside_lines(cell.get("class"))]
+        code = next(cells[0].iter("pre"), None) if len(cells) == 1 else None
+        if code is not None and next(table.iterancestors("pre"), None) is None:
+            _replace(table, code)
 
 
 def code_block(element: Any) -> Code:
@@ -240,7 +251,14 @@ def _remove_icons(body: Any) -> None:
         is_small = all(size.isdecimal() and int(size[:6]) <= 32 for size in sizes)
         named = "favicon" in source or "favicon" in names or alt in ("favicon", "icon")
         if named or (is_small and not alt):
+            image.tail = (image.tail or "").lstrip() if _follows_blank(image) else image.tail
             _replace(image, None)
+
+
+def _follows_blank(element: Any) -> bool:
+    before = element.getprevious()
+    text = element.getparent().text if before is None else before.tail
+    return bool(text) and text[-1:].isspace()
 
 
 def _write_checkbox(box: Any) -> None:

@@ -89,7 +89,7 @@ def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
     """
     blocks: list[_Block] = []
     pieces: Pieces = []
-    run: list[str] = [text_of.literal(container.text)] if container.text else []
+    run: list[str] = []
 
     def flush() -> None:
         nonlocal run, pieces
@@ -97,11 +97,22 @@ def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
             return
         inline = "".join(run)
         if inline.strip():
-            parts = [inline] if pieces or prose else BLANK_LINE.split(inline)
-            texts = [text_of.finish(part, pieces) for part in parts]
-            blocks.extend(_Block("paragraph", text) for text in texts if text)
+            if text := text_of.finish(inline, pieces):
+                blocks.append(_Block("paragraph", text))
         run, pieces = [], []
 
+    def add(text: str) -> None:
+        if prose or "\n" not in text:
+            run.append(text_of.literal(text))
+            return
+        first, *others = BLANK_LINE.split(text)
+        run.append(text_of.literal(first))
+        for other in others:
+            flush()
+            run.append(text_of.literal(other))
+
+    if container.text:
+        add(container.text)
     for child in container:
         tag = child.tag
         if _is_block(child):
@@ -115,7 +126,7 @@ def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
         else:
             run.append(inline_element(child, pieces))
         if child.tail:
-            run.append(text_of.literal(child.tail))
+            add(child.tail)
     flush()
     return blocks
 

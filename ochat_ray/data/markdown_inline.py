@@ -12,9 +12,10 @@ from ochat_ray.data.html_tree import BLOCKS, CHROME, Element
 Pieces = list[str]
 """Markdown that is finished already, in the order of its OPAQUE marks in the text."""
 
-MATH_MARK = "\U0001d453"
-"""Stands for a formula in `Converted.skeleton`."""
+MATH_MARK = "/\U0001d453/"
+"""Stands for a formula in `Converted.skeleton`: punctuation at both ends, as its delimiters."""
 
+_EDGES = f" \n\t{text_of.BREAK}{text_of.EDGE}"
 _EMAIL = re.compile(
     r"[A-Za-z0-9.+_-]+@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
@@ -62,7 +63,7 @@ def inline_element(element: Element, pieces: Pieces) -> str:
         return _opaque(_code_span(code_block(element).text), pieces)
     inline = inline_of(element, pieces)
     # A block where only inline content can stand, as a paragraph in a cell.
-    return f"{text_of.BREAK}{inline}{text_of.BREAK}" if tag in BLOCKS and inline else inline
+    return f"{text_of.EDGE}{inline}{text_of.EDGE}" if tag in BLOCKS and inline else inline
 
 
 def _opaque(piece: str, pieces: Pieces) -> str:
@@ -71,8 +72,21 @@ def _opaque(piece: str, pieces: Pieces) -> str:
 
 
 def _code(element: Element, pieces: Pieces) -> str:
-    text = "".join(element.itertext())
-    return _opaque(_code_span(text), pieces) if text else ""
+    lines = split_at_breaks(element)
+    spans = [_opaque(_code_span(line), pieces) if line else "" for line in lines]
+    return text_of.BREAK.join(spans)
+
+
+def split_at_breaks(code: Element) -> list[str]:
+    """The text of inline code; in Markdown, no line break can be within it."""
+    if next(code.iter("br"), None) is None:
+        return ["".join(code.itertext())]
+    lines = [code.text or ""]
+    for element in code.iterdescendants():
+        if element.tag == "br":
+            lines.append("")
+        lines[-1] += (element.text or "") + (element.tail or "")
+    return lines
 
 
 def _code_span(text: str) -> str:
@@ -90,7 +104,7 @@ def _emphasis(opener: str, closer: str) -> Callable[[Element, Pieces], str]:
     def write(element: Element, pieces: Pieces) -> str:
         inline = inline_of(element, pieces)
         # Delimiters must touch what they emphasise: white space goes outside.
-        core = inline.strip().strip(text_of.BREAK).strip()
+        core = inline.strip(_EDGES).strip()
         if not core:
             return inline
         start = inline.index(core)
@@ -123,7 +137,7 @@ def _link(element: Element, pieces: Pieces) -> str:
     for bracket in (text_of.OPEN_BRACKET, text_of.CLOSE_BRACKET):
         inline = inline.replace(bracket, "\\" + text_of.plain(bracket))
     pieces += inside
-    core = inline.strip(f" \n\t{text_of.BREAK}")
+    core = inline.strip(_EDGES)
     before, _, after = inline.partition(core) if core else ("", "", "")
     target = _opaque(f"]({_target(href, element.get('title'))})", pieces)
     return f"{before}[{core}{target}{after}"

@@ -24,6 +24,8 @@ EM_OPEN, EM_CLOSE, STRONG_OPEN, STRONG_CLOSE, OPAQUE, BREAK = (
     chr(_FIRST + len(_LITERALS) + i) for i in range(6)
 )
 """OPAQUE stands for a piece that is Markdown already, such as a code span; BREAK for a `<br>`."""
+EDGE = "\ufde2"
+"""The beginning or end of a block where only inline content can stand; several are one break."""
 
 _PLAIN = dict(zip((chr(_FIRST + i) for i in range(len(_LITERALS))), _LITERALS, strict=True))
 _TO_SENTINEL = str.maketrans({plain: sentinel for sentinel, plain in _PLAIN.items()})
@@ -49,6 +51,7 @@ _ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 # The look-behinds keep a long run of blanks from being tried at each of its places.
 _AROUND_BREAK = re.compile(f"(?<![ \\t\\n])[ \\t\\n]*{BREAK}[ \\t\\n]*")
+_AROUND_EDGE = re.compile(f"(?<![ \\t\\n{BREAK}{EDGE}])[ \\t\\n{BREAK}]*{EDGE}[ \\t\\n{BREAK}{EDGE}]*")
 _LINE_ENDS = re.compile(r"(?<![ \t\f\v])[ \t\f\v]*\n[ \t\n\f\v]*")
 _ENTITY = re.compile(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{0,31});")
 _LINE_START = re.compile(
@@ -81,7 +84,9 @@ def finish(inline: str, pieces: Sequence[str], *, one_line: bool = False) -> str
         inline: text with sentinels; the n-th OPAQUE stands for `pieces[n]`.
         one_line: the block cannot hold a line break (a heading or a table's cell).
     """
-    text = inline.strip().strip(" \n" + BREAK).strip()
+    text = inline.strip().strip(" \n" + BREAK + EDGE).strip()
+    if EDGE in text:
+        text = _AROUND_EDGE.sub(BREAK, text)
     if BREAK in text:
         text = _AROUND_BREAK.sub(BREAK, text)
     if "\n" in text:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from html import unescape
 
 BLOCK_NAMES = frozenset(
@@ -58,6 +59,11 @@ def is_hidden(given: dict[str, str]) -> bool:
     )
 
 
+def is_beside_code(given: dict[str, str]) -> bool:
+    """Whether an element with these attributes has line numbers, or helps an editor."""
+    return bool(_BESIDE_CODE.search(given.get("class", "")))
+
+
 def subtree_end(parts: list[str], at: int) -> int:
     """The place of the tag that closes the element at `at`, or the end where none does."""
     name = parts[at]
@@ -89,7 +95,7 @@ def code_lines(parts: list[str], at: int, end: int) -> tuple[str, str, str]:
     first, last = _code_range(parts, at, end, names)
     before, after, codes_are_lines = "", "", True
     if (first, last) != (at, end):
-        if _own_text(parts, at, first) or _own_text(parts, last, end):
+        if _own_text(parts, at, end, first, last):
             first, last, codes_are_lines = at, end, False
         else:
             before = _beside(parts, at, first)
@@ -123,16 +129,20 @@ def _code_range(parts: list[str], at: int, end: int, names: list[str]) -> tuple[
     return at, end
 
 
-def _own_text(parts: list[str], start: int, end: int) -> bool:
-    """Whether text stands directly in the `<pre>`, beside its elements."""
+def _own_text(parts: list[str], at: int, end: int, first: int, last: int) -> bool:
+    """Whether text stands directly in the `<pre>`, beside the code from `first` to `last`."""
+    return any(i < first or i >= last for i in own_texts(parts, at, end))
+
+
+def own_texts(parts: list[str], at: int, end: int) -> Iterator[int]:
+    """The places of the tags behind which text stands that is the element's own."""
     depth = 0
-    for i in range(start, end, 3):
+    for i in range(at, end, 3):
         name = parts[i]
-        if name not in _VOID and name != "pre":
+        if i > at and name not in _VOID:
             depth += -1 if name[0] == "/" else 1
         if depth == 0 and parts[i + 2].strip():
-            return True
-    return False
+            yield i
 
 
 def _beside(parts: list[str], start: int, end: int) -> str:
@@ -175,7 +185,7 @@ def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
         elif name not in _VOID:
             given = attributes_of(raw) if raw and _TELLING.search(raw) else {}
             classes = given.get("class", "")
-            if name in NOT_SHOWN or is_hidden(given) or _BESIDE_CODE.search(classes):
+            if name in NOT_SHOWN or is_hidden(given) or is_beside_code(given):
                 i = subtree_end(parts, i)
                 if i >= end:
                     break

@@ -22,7 +22,9 @@ from ochat_ray.data.visible_code import (
     NOT_SHOWN,
     attributes_of,
     code_lines,
+    is_beside_code,
     is_hidden,
+    own_texts,
     subtree_end,
 )
 
@@ -49,7 +51,8 @@ _BLANKS = re.compile(r"[ \t\n\f]{2,}|[\t\n\f]")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
 # Attributes that may make more of an element than its name says.
 _HINT = re.compile(
-    r"hidden|display\s*:\s*none|sr-only|katex|math|MJX|data-(?:tex|latex|formula)", re.IGNORECASE
+    r"hidden|display\s*:\s*none|sr-only|katex|math|MJX|data-(?:tex|latex|formula)|gutter|lineno",
+    re.IGNORECASE,
 )
 
 _INLINE_NAMES = frozenset(
@@ -176,6 +179,8 @@ class _Reader:
                     self._text(parts[at - 1], bare)
                     continue
             if name in _PLAIN_TAGS:
+                if bare and "\n" in text and name[0] == "/":
+                    text = _BLANK_LINE.sub(_LINE, text)
                 out.append(text)
             elif name in _LINE_TAGS:
                 items += (name == "li") - (name == "/li" and items > 0)
@@ -216,12 +221,14 @@ class _Reader:
             text, closing = parts[at + 2].strip(), parts[at + 3 : at + 4]
             table = _RAISED if name == "sup" else _LOWERED
             if closing == [f"/{name}"] and text and all(ord(c) in table for c in text):
-                out += [text.translate(table), parts[at + 5]]
+                out.append(text.translate(table))
                 return at + 6
         elif name == "input":
             given = attributes_of(parts[at + 1])
             if given.get("type", "").lower() == "checkbox":
                 out.append("[x] " if "checked" in given else "[ ] ")
+                if parts[at + 3 : at + 4] == ["p"] and not parts[at + 2].strip():
+                    return at + 6
         elif name == "img":
             out.append(_text_of_image(attributes_of(parts[at + 1])))
         elif name in ("math", "mjx-container", "x-tex"):
@@ -237,7 +244,9 @@ class _Reader:
         name, classes = parts[at], set(given.get("class", "").split())
         if name[0] == "/" or name in ("img", "input", "br", "hr", "pre", "math", "mjx-container"):
             return 0
-        if is_hidden(given) or "MathJax_Preview" in classes or "MJX_Assistive_MathML" in classes:
+        if is_hidden(given) or (name in ("td", "th") and is_beside_code(given)):
+            return _after(parts, subtree_end(parts, at))
+        if "MathJax_Preview" in classes or "MJX_Assistive_MathML" in classes:
             return _after(parts, subtree_end(parts, at))
         if _FORMULA_CLASSES & classes or any(a in given for a in _TEX_ATTRIBUTES[:-1]):
             return self._formula(parts, at, given)
@@ -250,7 +259,11 @@ class _Reader:
         display = bool(_DISPLAY_CLASSES & classes) or (
             given.get("display") in ("", "true", "block") or (name == "div" and "math" in classes)
         )
-        if len(found) == 1:
+        is_own = bool(found) and any(given.get(a) for a in _TEX_ATTRIBUTES)
+        is_box = name not in ("math", "mjx-container", "x-tex") and not is_own
+        is_box = is_box and not any("katex" in c or "MathJax" in c for c in classes)
+        is_box = is_box and any(True for _ in own_texts(parts, at, end))
+        if len(found) == 1 and not is_box:
             if not display:
                 display = any("katex-display" in parts[i + 1] for i in range(at, end, 3))
             mark = f"{FORMULA}{len(self.formulas)}{FORMULA}"
