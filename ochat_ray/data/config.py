@@ -39,7 +39,8 @@ class PrepareConfig:
     """Words that drop a conversation: whole words, in any case, as a reader sees them. @FILE
     reads them from a file, one a line."""
     min_fidelity: float = 0.0
-    """Share of blocks that a conversion from HTML must give back; below it, a conversation goes."""
+    """Share that a conversion from HTML must give back, both of the blocks and of the visible
+    text; below it, a conversation is dropped."""
     near_duplicates: float | None = None
     """Jaccard similarity from which conversations are near duplicates, such as 0.8."""
     decontaminate: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ _INLINE = {
     "code": "code",
     "del": "del",
     "s": "del",
+    "strike": "del",
 }
 # Beyond these, measuring in order would take minutes on a turn made to take them.
 _MAX_SLOW = 500_000
@@ -43,9 +44,9 @@ BREAK = "\x1c"
 _EDGE, _PARAGRAPH_END = "\x19", "\x1a"
 _EDGES = re.compile(f"[{BREAK}\\s]*{_EDGE}[{_EDGE}{BREAK}\\s]*")
 _LAST_INSIDE = re.compile(f"({LOOSE}+ ?)(\x1e+)(?=\\w)")
-_FIRST_INSIDE = re.compile(f"(?<=\\w)((?:\x1d(?:strong|em) )+)({LOOSE}+)")
+_FIRST_INSIDE = re.compile(f"(?<=\\w)((?:\x1d(?:strong|em|del) )+)({LOOSE}+)")
 _OPENING, _CLOSING = "".join(PAIRS), "".join(PAIRS.values())
-_PAIR = f"(\x1d(?:strong|em) )([{_OPENING}])([^\x1d\x1e]+)([{_CLOSING}])\x1e"
+_PAIR = f"(\x1d(?:strong|em|del) )([{_OPENING}])([^\x1d\x1e]+)([{_CLOSING}])\x1e"
 _PAIR_INSIDE = re.compile(f"(?<=\\w){_PAIR}|{_PAIR}(?=\\w)")
 _SPACE = re.compile(r"[ \t\n\f\v]{2,}|[\t\n\f\v]")
 

@@ -66,6 +66,8 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
         may_have_lines = bool(LINE_HINT.search(attributes))
         for pre in list(body.iter("pre")):
             _mark_code(pre, may_have_lines)
+    if "code" in names:
+        _join_code(body)
     if "input" in names:
         for box in list(body.iter("input")):
             _write_checkbox(box)
@@ -108,12 +110,14 @@ def _mark_code(pre: Any, may_have_lines: bool) -> None:
     element = etree.Element(CODE_BLOCK, language=_NOT_XML.sub("", code.language))
     element.text = code.text
     _replace(pre, element)
-    parent, at = element.getparent(), element.getparent().index(element)
-    for text, place in ((code.after, at + 1), (code.before, at)):
+    for text, offset in ((code.after, 1), (code.before, 0)):
         if text:
             paragraph = etree.Element("p")
             paragraph.text = _NOT_XML.sub("", text)
-            parent.insert(place, paragraph)
+            if offset:
+                paragraph.tail, element.tail = element.tail, None
+            parent = element.getparent()
+            parent.insert(parent.index(element) + offset, paragraph)
 
 
 def _unwrap_numbered_code(body: Any) -> None:
@@ -123,6 +127,21 @@ def _unwrap_numbered_code(body: Any) -> None:
         code = next(cells[0].iter("pre"), None) if len(cells) == 1 else None
         if code is not None and next(table.iterancestors("pre"), None) is None:
             _replace(table, code)
+
+
+def _join_code(body: Any) -> None:
+    """Join inline code beside inline code: in Markdown, backticks would meet."""
+    for code in list(body.iter("code")):
+        following = code.getnext()
+        while following is not None and following.tag == "code" and not code.tail:
+            text = following.text or ""
+            if len(code):
+                code[-1].tail = (code[-1].tail or "") + text
+            else:
+                code.text = (code.text or "") + text
+            code.extend(list(following))
+            _replace(following, None)
+            following = code.getnext()
 
 
 def code_block(element: Any) -> Code:

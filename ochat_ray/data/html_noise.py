@@ -83,7 +83,7 @@ def _strip_counter(root: Any) -> list[str]:
     for element in [*root.iter("div", "span")]:
         whole = "".join(islice(element.itertext(), 8)).strip()  # the counter has two
         if _is_beside(element) and _COUNTER.fullmatch(whole):
-            found.append(whole)
+            found.append("".join(element.xpath(".//text()[not(ancestor::button)]")).strip())
             element.clear(keep_tail=True)
     for holder, kind, text in _texts_from_the_end(root):
         if not text.strip():

@@ -64,6 +64,8 @@ def parse(html: str) -> Element:
         html = html.replace("\r\n", "\n").replace("\r", "\n")
     if not html.isascii():
         html = _NONCHARACTERS.sub("", html)
+    if "\x00" in html:
+        html = html.replace("\x00", "")
     if "&#" in html:
         html = _UNWANTED_REFERENCE.sub("", html)
     names, attributes = tags_of(html)

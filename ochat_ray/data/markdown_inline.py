@@ -81,12 +81,19 @@ def split_at_breaks(code: Element) -> list[str]:
     """The text of inline code; in Markdown, no line break can be within it."""
     if next(code.iter("br"), None) is None:
         return ["".join(code.itertext())]
-    lines = [code.text or ""]
-    for element in code.iterdescendants():
-        if element.tag == "br":
-            lines.append("")
-        lines[-1] += (element.text or "") + (element.tail or "")
+    lines = [""]
+    _add_lines(code, lines)
     return lines
+
+
+def _add_lines(element: Element, lines: list[str]) -> None:
+    lines[-1] += element.text or ""
+    for child in element:
+        if child.tag == "br":
+            lines.append("")
+        else:
+            _add_lines(child, lines)
+        lines[-1] += child.tail or ""
 
 
 def _code_span(text: str) -> str:
@@ -113,11 +120,6 @@ def _emphasis(opener: str, closer: str) -> Callable[[Element, Pieces], str]:
     return write
 
 
-def _strike(element: Element, pieces: Pieces) -> str:
-    inline = inline_of(element, pieces)
-    return f"~~{inline}~~" if inline.strip() else inline
-
-
 def _link(element: Element, pieces: Pieces) -> str:
     href = url_of(element.get("href"))
     inside: Pieces = []
@@ -138,7 +140,7 @@ def _link(element: Element, pieces: Pieces) -> str:
         inline = inline.replace(bracket, "\\" + text_of.plain(bracket))
     pieces += inside
     core = inline.strip(_EDGES)
-    before, _, after = inline.partition(core) if core else ("", "", "")
+    before, _, after = inline.partition(core) if core else (inline, "", "")
     target = _opaque(f"]({_target(href, element.get('title'))})", pieces)
     return f"{before}[{core}{target}{after}"
 
@@ -196,8 +198,9 @@ _INLINE: dict[str, Callable[[Element, Pieces], str]] = {
     "i": _emphasis(text_of.EM_OPEN, text_of.EM_CLOSE),
     "strong": _emphasis(text_of.STRONG_OPEN, text_of.STRONG_CLOSE),
     "b": _emphasis(text_of.STRONG_OPEN, text_of.STRONG_CLOSE),
-    "del": _strike,
-    "s": _strike,
+    "del": _emphasis(text_of.STRIKE_OPEN, text_of.STRIKE_CLOSE),
+    "s": _emphasis(text_of.STRIKE_OPEN, text_of.STRIKE_CLOSE),
+    "strike": _emphasis(text_of.STRIKE_OPEN, text_of.STRIKE_CLOSE),
     "code": _code,
     "a": _link,
     "img": _image,

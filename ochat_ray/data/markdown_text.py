@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html.entities import html5
 
 # Unicode noncharacters: never in text that is meant for interchange (Unicode 15, section 23.7).
@@ -27,31 +27,34 @@ EM_OPEN, EM_CLOSE, STRONG_OPEN, STRONG_CLOSE, OPAQUE, BREAK = (
 EDGE = "\ufde2"
 """The beginning or end of a block where only inline content can stand; several are one break."""
 
+STRIKE_OPEN, STRIKE_CLOSE = "\ufde3", "\ufde4"
+
 _PLAIN = dict(zip((chr(_FIRST + i) for i in range(len(_LITERALS))), _LITERALS, strict=True))
 _TO_SENTINEL = str.maketrans({plain: sentinel for sentinel, plain in _PLAIN.items()})
 _SPECIAL = re.compile(r"[*_`\[\]<&\\!~]")
-_SENTINELS = re.compile("[\ufdd0-\ufddf]")
-_OPENERS = {EM_OPEN: "*", STRONG_OPEN: "**"}
-_CLOSERS = {EM_CLOSE: EM_OPEN, STRONG_CLOSE: STRONG_OPEN}
-_EMPHASIS = {EM_OPEN, EM_CLOSE, STRONG_OPEN, STRONG_CLOSE}
+_SENTINELS = re.compile("[\ufdd0-\ufddf\ufde3\ufde4]")
+_OPENERS = {EM_OPEN: "*", STRONG_OPEN: "**", STRIKE_OPEN: "~~"}
+_CLOSERS = {EM_CLOSE: EM_OPEN, STRONG_CLOSE: STRONG_OPEN, STRIKE_CLOSE: STRIKE_OPEN}
+_EMPHASIS = {*_OPENERS, *_CLOSERS}
+_OPEN, _CLOSE = "".join(_OPENERS), "".join(_CLOSERS)
 # Punctuation that may as well stand outside of emphasis: no half of a pair.
 LOOSE = r"[!#$%&+,\-./:;=?@^|~…·、。，：；！？．～—–￥¥€£°‰]"
 PAIRS = dict(("“”", "‘’", "()", "（）", "「」", "『』", "《》", "〈〉", "【】", '""', "''", "«»"))
 _OPENING, _CLOSING = "".join(PAIRS), "".join(PAIRS.values())
 _PUNCTUATION_INSIDE = re.compile(
-    f"(?P<openers>[{EM_OPEN}{STRONG_OPEN}]+)(?P<first>{LOOSE}+)"
-    f"|(?P<last>{LOOSE}+ ?)(?P<closers>[{EM_CLOSE}{STRONG_CLOSE}]+)"
+    f"(?P<openers>[{_OPEN}]+)(?P<first>{LOOSE}+)|(?P<last>{LOOSE}+ ?)(?P<closers>[{_CLOSE}]+)"
 )
 _PAIR_INSIDE = re.compile(
-    f"(?P<open>[{EM_OPEN}{STRONG_OPEN}]+)(?P<first>[{_OPENING}])"
-    f"(?P<core>[^{EM_OPEN}{STRONG_OPEN}{EM_CLOSE}{STRONG_CLOSE}{_OPENING}{_CLOSING}]+)"
-    f"(?P<last>[{_CLOSING}])(?P<close>[{EM_CLOSE}{STRONG_CLOSE}]+)"
+    f"(?P<open>[{_OPEN}]+)(?P<first>[{_OPENING}])(?P<core>[^{_OPEN}{_CLOSE}{_OPENING}{_CLOSING}]+)"
+    f"(?P<last>[{_CLOSING}])(?P<close>[{_CLOSE}]+)"
 )
 _ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 # The look-behinds keep a long run of blanks from being tried at each of its places.
 _AROUND_BREAK = re.compile(f"(?<![ \\t\\n])[ \\t\\n]*{BREAK}[ \\t\\n]*")
-_AROUND_EDGE = re.compile(f"(?<![ \\t\\n{BREAK}{EDGE}])[ \\t\\n{BREAK}]*{EDGE}[ \\t\\n{BREAK}{EDGE}]*")
+_AROUND_EDGE = re.compile(
+    f"(?<![ \\t\\n{BREAK}{EDGE}])[ \\t\\n{BREAK}]*{EDGE}[ \\t\\n{BREAK}{EDGE}]*"
+)
 _LINE_ENDS = re.compile(r"(?<![ \t\f\v])[ \t\f\v]*\n[ \t\n\f\v]*")
 _ENTITY = re.compile(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{0,31});")
 _LINE_START = re.compile(
@@ -236,6 +239,7 @@ def _settle_emphasis(text: str) -> tuple[str, dict[int, str]]:
     the emphasis is dropped, and the measure of the structure counts it. A character reference
     would make it count, but a model would learn to write it.
     """
+    text = text.replace(STRIKE_CLOSE + STRIKE_OPEN, "")  # `~~~~` would be neither
     written, blocked = _write_emphasis(text)
     if blocked:
         text = _PUNCTUATION_INSIDE.sub(_move_punctuation, text)
@@ -276,28 +280,47 @@ def _write_emphasis(text: str) -> tuple[dict[int, str], set[int]]:
     """
     replacements: dict[int, str] = {}
     blocked: set[int] = set()
+    within: dict[int, str] = {}  # the kinds of emphasis around what each opener begins
     for opener, closer, parent in _pairs(text):
-        double = text[opener] == STRONG_OPEN
-        character = "*"
-        after_sibling = text[opener - 1 : opener] in _CLOSERS
-        if after_sibling and replacements.get(opener - 1, "").startswith("*"):
-            character = "_"
-        if parent is not None:
-            # `***a***` is strong within em; the other way round, and doubles, need another mark.
-            outer = replacements[parent[0]]
-            opens_with, closes_with = parent[0] == opener - 1, parent[1] == closer + 1
-            same = len(outer) == (2 if double else 1)
-            if (opens_with and closes_with and len(outer) == 2) or (
-                same and (opens_with or closes_with)
-            ):
-                character = "_" if outer[0] == "*" else "*"
-        mark = character * (2 if double else 1)
+        around = "" if parent is None else within[parent[0]]
+        within[opener] = around + text[opener]
+        if text[opener] in around:  # looks no different
+            blocked |= {opener, closer}
+        if text[opener] == STRIKE_OPEN:
+            character, mark = "~", "~~"
+        else:
+            character, mark = _emphasis_mark(text, opener, closer, parent, replacements)
         replacements[opener] = replacements[closer] = mark
         for outside, inside in ((opener - 1, opener + 1), (closer + 1, closer - 1)):
             needs_room = character == "_" or _kind(text, inside) == "punctuation"
             if needs_room and _kind(text, outside) == "letter":
                 blocked |= {opener, closer}
     return replacements, blocked
+
+
+def _emphasis_mark(
+    text: str,
+    opener: int,
+    closer: int,
+    parent: tuple[int, int] | None,
+    replacements: Mapping[int, str],
+) -> tuple[str, str]:
+    """The character for a pair of `*` or `**`, and how it is written."""
+    double = text[opener] == STRONG_OPEN
+    character = "*"
+    after_sibling = text[opener - 1 : opener] in _CLOSERS
+    if after_sibling and replacements.get(opener - 1, "").startswith("*"):
+        character = "_"
+    if parent is not None:
+        # `***a***` is strong within em; the other way round, and doubles, need another mark.
+        outer = replacements[parent[0]]
+        opens_with, closes_with = parent[0] == opener - 1, parent[1] == closer + 1
+        same = len(outer) == (2 if double else 1)
+        if (opens_with and closes_with and len(outer) == 2) or (
+            same and (opens_with or closes_with)
+        ):
+            character = "_" if outer[0] == "*" else "*"
+    return character, character * (2 if double else 1)
 
 
 def _pairs(text: str) -> list[tuple[int, int, tuple[int, int] | None]]:

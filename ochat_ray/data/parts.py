@@ -19,6 +19,7 @@ from ochat_ray.data import clean, dedup
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.language import language_of
 from ochat_ray.data.near_duplicates import conversation_text
+from ochat_ray.data.statistics import worse_fidelity
 from ochat_ray.data.tokenize import TokenRow, table_digest, tokenize
 from ochat_ray.run_dir import RunDir, Split
 from ochat_ray.schema import (
@@ -177,15 +178,15 @@ def tokenize_part(
         "kept": [
             [
                 *(split, len(row["turns"]), len(token.input_ids), token.supervised, token.cut),
-                *(row["fidelity"], language_of(_beginning(row))),
+                *(row["fidelity"], row["text_fidelity"], language_of(_beginning(row))),
             ]
             for split, row, token in kept
         ],
         "samples": [_sample(*k, tokenizer) for k in kept if _share(k[1]["digest"]) < sample_share],
         "worst": [
-            {"id": row["id"], "source": row["source"], "fidelity": row["fidelity"]}
-            for _, row, _ in sorted(kept, key=_fidelity)[:5]
-            if row["fidelity"] is not None and row["fidelity"] < 1.0
+            {name: row[name] for name in ("id", "source", "fidelity", "text_fidelity")}
+            for _, row, _ in sorted(kept, key=_worse_fidelity)[:5]
+            if worse_fidelity(row) < 1.0
         ],
         "digest": f"{table_digest((split, token) for split, _, token in kept):x}",
         **_write_drops(run, f"tokenize/{part}", dropped),
@@ -202,9 +203,8 @@ def _share(digest: str) -> float:
     return int(digest[:8], 16) / 2**32
 
 
-def _fidelity(kept: tuple[Any, dict[str, Any], Any]) -> float:
-    fidelity = kept[1]["fidelity"]
-    return 1.0 if fidelity is None else float(fidelity)
+def _worse_fidelity(kept: tuple[Any, dict[str, Any], Any]) -> float:
+    return worse_fidelity(kept[1])
 
 
 def _beginning(row: dict[str, Any]) -> str:
@@ -222,6 +222,7 @@ def _sample(split: Split, row: dict[str, Any], token: TokenRow, tokenizer: Any) 
         "source": row["source"],
         "split": split,
         "fidelity": row["fidelity"],
+        "text_fidelity": row["text_fidelity"],
         "length": len(token.input_ids),
         "turn_count": len(row["turns"]),
         "turns": [

@@ -29,7 +29,9 @@ _CODE_SPANS = re.compile(
     r"^[ >\t]*(?P<fence>`{3,}).*?(?:^[ >\t]*(?P=fence)`*[ \t]*$|\Z)|(?<![`\\])(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)",
     re.DOTALL | re.MULTILINE,
 )
-_REFERENCE = re.compile(r"(?<!\\)&(?=(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});)")
+_REFERENCE = re.compile(
+    r"(?<!\\)&(?=(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});)"
+)
 _MARK = re.compile(f"{FORMULA}(\\d+){FORMULA}")
 _WORD = re.compile(r"[^ \n]+")
 
@@ -53,6 +55,9 @@ def text_fidelity(html: str, markdown: str, taken_off: Sequence[str] = ()) -> tu
     if rendered != original and len(source) <= _MAX_SLOW:
         again = _lines(visible_text(_markdown_it().render(source)), displayed=displayed)
         rendered = again if again == original else rendered
+    if rendered != original:
+        again = _lines(visible_text(html, ill_formed=True))
+        original = again if again == rendered else original
     if rendered == original:
         size = sum(map(len, original)) + len(original)
         return size, size

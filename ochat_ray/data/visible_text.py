@@ -12,6 +12,7 @@ screen readers read is left out. An element that no browser knows (`<vector>`) c
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from html import unescape
@@ -61,11 +62,17 @@ _INLINE_NAMES = frozenset(
     "time track tt u var wbr area col colgroup base link meta param "
     "mi mn mo mtext ms mrow mspace semantics annotation".split()
 )
-_PLAIN_TAGS = frozenset(name for n in _INLINE_NAMES for name in (n, f"/{n}")) | {"/a", "/sup", "/sub"}
+_PLAIN_TAGS = frozenset(name for n in _INLINE_NAMES for name in (n, f"/{n}")) | {
+    "/a",
+    "/sup",
+    "/sub",
+}
 _LINE_TAGS = frozenset(name for n in BLOCK_NAMES for name in (n, f"/{n}")) - {"pre", "/pre"}
 _PARAGRAPHS = frozenset("p li h1 h2 h3 h4 h5 h6 td th dt dd caption summary figcaption".split())
 
-_TEX_ENCODINGS = frozenset(("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex"))
+_TEX_ENCODINGS = frozenset(
+    ("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex")
+)
 _TEX_ATTRIBUTES = ("data-math", "data-tex", "data-latex", "data-formula", "alttext")
 _FORMULA_CLASSES = frozenset(
     "katex katex-display math math-inline math-display math-block MathJax MathJax_Display "
@@ -99,10 +106,14 @@ class Visible:
     targets: list[str]
 
 
-def visible_text(html: str) -> Visible:
-    """What a browser shows of a fragment of HTML."""
+def visible_text(html: str, *, ill_formed: bool = False) -> Visible:
+    """Return what a browser shows of a fragment of HTML.
+
+    `ill_formed`: end tags without a beginning are left out first, as a browser does; a browser's
+    own HTML has none.
+    """
     reader = _Reader()
-    reader.read(html)
+    reader.read(html, ill_formed)
     shown = "".join(reader.out)
     if "&" in shown:
         shown = unescape(shown)
@@ -123,7 +134,7 @@ def _is_telling(attributes: str) -> bool:
 def _prose_lines(prose: str) -> list[str]:
     lines = []
     for line in prose.split(_LINE):
-        if text := line.strip(" \n\t\f"):
+        if text := line.strip():
             # A pattern's search over all text would take longer than all the rest.
             if "\n" in text or "  " in text or "\t" in text or "\f" in text:
                 text = _BLANKS.sub(" ", text)
@@ -140,7 +151,7 @@ class _Reader:
     targets: list[str] = field(default_factory=list)
     has_tex_scripts: bool = False
 
-    def read(self, html: str) -> None:
+    def read(self, html: str, ill_formed: bool) -> None:
         if "\r" in html:
             html = html.replace("\r\n", "\n").replace("\r", "\n")
         html = _COMMENT.sub("", _NOT_TEXT.sub("", html))
@@ -151,6 +162,8 @@ class _Reader:
         if not _RAW_NAMES.isdisjoint(names):
             parts = _TAG.split(_RAW.sub(self._raw, html))
             parts[1::3] = [name.lower() for name in parts[1::3]]
+        if ill_formed:
+            parts = _without_stray_ends(parts)
         self._read_parts(parts)
 
     def _raw(self, match: re.Match[str]) -> str:
@@ -244,8 +257,11 @@ class _Reader:
         name, classes = parts[at], set(given.get("class", "").split())
         if name[0] == "/" or name in ("img", "input", "br", "hr", "pre", "math", "mjx-container"):
             return 0
-        if is_hidden(given) or (name in ("td", "th") and is_beside_code(given)):
+        if is_hidden(given):
             return _after(parts, subtree_end(parts, at))
+        if name == "td" and is_beside_code(given):  # the line numbers of the code beside it
+            end = subtree_end(parts, at)
+            return _after(parts, end) if "pre" in parts[end : end + 30 : 3] else 0
         if "MathJax_Preview" in classes or "MJX_Assistive_MathML" in classes:
             return _after(parts, subtree_end(parts, at))
         if _FORMULA_CLASSES & classes or any(a in given for a in _TEX_ATTRIBUTES[:-1]):
@@ -281,6 +297,29 @@ class _Reader:
             return _after(parts, end)
         self.out.append(_glyphs(parts, at, end))
         return _after(parts, end)
+
+
+def _without_stray_ends(parts: list[str]) -> list[str]:
+    """The parts without end tags that end nothing; that of a paragraph ends what is before it."""
+    kept = [parts[0]]
+    open_names: list[str] = []
+    counts: Counter[str] = Counter()
+    for at in range(1, len(parts), 3):
+        name = parts[at]
+        if name[0] != "/":
+            open_names.append(name)
+            counts[name] += 1
+        elif counts[name[1:]]:
+            while open_names:
+                opened = open_names.pop()
+                counts[opened] -= 1
+                if opened == name[1:]:
+                    break
+        elif name != "/p":
+            kept[-1] += parts[at + 2]
+            continue
+        kept += parts[at : at + 3]
+    return kept
 
 
 def _after(parts: list[str], end: int) -> int:
