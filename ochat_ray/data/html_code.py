@@ -111,10 +111,7 @@ def _is_view(element: Any) -> bool:
 
 
 def _last_button(pre: Any) -> Any:
-    last = None
-    for last in pre.iter("button"):
-        pass
-    return last
+    return next(reversed(list(pre.iter("button"))), None)
 
 
 def _split_at(pre: Any, button: Any) -> tuple[str, str]:

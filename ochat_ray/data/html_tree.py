@@ -36,7 +36,7 @@ BLOCKS = CONTAINERS | frozenset("p h1 h2 h3 h4 h5 h6 ul ol pre blockquote table 
 BLOCKS |= {FORMULA_BLOCK, CODE_BLOCK}
 
 _LONG_ATTRIBUTES = 2 * MAX_ATTRIBUTES
-# A tag's name and attributes, a `>` in quotes being one of their characters; never more than one attempt.
+# A tag's name and attributes, which may have a `>` in quotes. No part of it is tried twice.
 _TAG = re.compile(
     r"""<([a-zA-Z][^\s/>]*+)([^>=]*+(?:=\s*+(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|)[^>=]*+)*+)"""
 )

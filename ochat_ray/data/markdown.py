@@ -96,9 +96,8 @@ def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
         if not run:
             return
         inline = "".join(run)
-        if inline.strip():
-            if text := text_of.finish(inline, pieces):
-                blocks.append(_Block("paragraph", text))
+        if inline.strip() and (text := text_of.finish(inline, pieces)):
+            blocks.append(_Block("paragraph", text))
         run, pieces = [], []
 
     def add(text: str) -> None:

@@ -39,7 +39,10 @@ _EMPHASIS = {*_OPENERS, *_CLOSERS}
 _OPEN, _CLOSE = "".join(_OPENERS), "".join(_CLOSERS)
 # Punctuation that may as well stand outside of emphasis: no half of a pair.
 LOOSE = r"[!#$%&+,\-./:;=?@^|~…·、。，：；！？．～—–￥¥€£°‰]"
-PAIRS = dict(("“”", "‘’", "()", "（）", "「」", "『』", "《》", "〈〉", "【】", '""', "''", "«»"))
+PAIRS = {
+    pair[0]: pair[1]
+    for pair in ("“”", "‘’", "()", "（）", "「」", "『』", "《》", "〈〉", "【】", '""', "''", "«»")
+}
 _OPENING, _CLOSING = "".join(PAIRS), "".join(PAIRS.values())
 _PUNCTUATION_INSIDE = re.compile(
     f"(?P<openers>[{_OPEN}]+)(?P<first>{LOOSE}+)|(?P<last>{LOOSE}+ ?)(?P<closers>[{_CLOSE}]+)"
