@@ -26,7 +26,8 @@ _MAX_SLOW = 500_000
 _MAX_TOKENS = 6_000
 
 _CODE_SPANS = re.compile(
-    r"^[ >\t]*(?P<fence>`{3,}).*?(?:^[ >\t]*(?P=fence)`*[ \t]*$|\Z)|(?<![`\\])(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)",
+    r"^[ >\t]*(?P<fence>`{3,}).*?(?:^[ >\t]*(?P=fence)`*[ \t]*$|\Z)"
+    r"|(?<![`\\])(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)",
     re.DOTALL | re.MULTILINE,
 )
 _REFERENCE = re.compile(

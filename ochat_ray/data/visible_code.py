@@ -166,10 +166,14 @@ def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
     if simple and not _TELLING.search(" ".join(parts[start + 1 : end : 3])):
         return "".join(parts[start + 2 : end : 3])
     lines = _Lines()
-    i = start + 3
-    lines.add(parts[start + 2])
     open_tags: list[tuple[str, bool]] = []
     opened_names: Counter[str] = Counter()
+    if codes_are_lines and parts[start] == "code" and "code" in names:
+        open_tags.append(("code", True))
+        opened_names["code"] += 1
+        lines.open("code")
+    lines.add(parts[start + 2])
+    i = start + 3
     while i < end:
         name, raw, text = parts[i], parts[i + 1], parts[i + 2]
         if name[0] == "/":
@@ -200,6 +204,9 @@ def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
                     lines.open(name + classes.split(" ")[0])
         lines.add(text)
         i += 3
+    for _, is_line in reversed(open_tags):
+        if is_line:
+            lines.close()
     return lines.text()
 
 

@@ -186,11 +186,14 @@ class _Reader:
         at, end = 1, len(parts)
         while at < end:
             name, attributes, text = parts[at], parts[at + 1], parts[at + 2]
-            if attributes and _is_telling(attributes):
-                if after := self._special(parts, at, attributes_of(attributes)):
-                    at = after
-                    self._text(parts[at - 1], bare)
-                    continue
+            if (
+                attributes
+                and _is_telling(attributes)
+                and (after := self._special(parts, at, attributes_of(attributes)))
+            ):
+                at = after
+                self._text(parts[at - 1], bare)
+                continue
             if name in _PLAIN_TAGS:
                 if bare and "\n" in text and name[0] == "/":
                     text = _BLANK_LINE.sub(_LINE, text)

@@ -48,7 +48,7 @@ def cm(*lines):
             "```\na  b\n```",
         ),
         (
-            "<pre><code><table><tr><td></td><td>a</td></tr><tr><td>  b</td></tr></table></code></pre>",
+            "<pre><code><table><tr><td>a</td></tr><tr><td>  b</td></tr></table></code></pre>",
             "```\na  b\n```",
         ),
         ("<pre>see <code>x</code> here</pre>", "```\nx\n```"),
@@ -84,7 +84,7 @@ def test_what_the_old_converter_lost_is_found(html, old_markdown):
             "```python\na\n  b\n```",
         ),
         (
-            "<ul><li><input type=checkbox checked> Done</li><li><input type=checkbox> Open</li></ul>",
+            "<ul><li><input type=checkbox checked> Done<li><input type=checkbox> Open</ul>",
             "- [x] Done\n- [ ] Open",
         ),
         (
