@@ -21,6 +21,7 @@ _LINE_TAGS = frozenset(
     "blockquote pre dl dt dd h1 h2 h3 h4 h5 h6 main aside nav address details summary caption "
     "center form fieldset".split()
 )
+_MORE_THAN_TEXT = _NO_CODE | _LINE_TAGS | {"br"}
 _LINE_CLASSES = frozenset(
     "line code-line codeline cm-line view-line token-line CodeMirror-line ace_line".split()
 )
@@ -189,7 +190,8 @@ def _is_line_class(names: str | None) -> bool:
 
 def _has_lines(element: Any, may_have_classes: bool) -> bool:
     """Whether more than plain text and highlighting may be in an element."""
-    if next(element.iterdescendants("br", *_NO_CODE, *_LINE_TAGS), None) is not None:
+    tags = [descendant.tag for descendant in element.iterdescendants()]
+    if not _MORE_THAN_TEXT.isdisjoint(tags):
         return True
     for descendant in element.iterdescendants() if may_have_classes else ():
         names = descendant.get("class")

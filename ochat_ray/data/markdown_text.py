@@ -55,6 +55,7 @@ _ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 # The look-behinds keep a long run of blanks from being tried at each of its places.
 _AROUND_BREAK = re.compile(f"(?<![ \\t\\n])[ \\t\\n]*{BREAK}[ \\t\\n]*")
+_AT_ENDS = " \n" + BREAK + EDGE
 _AROUND_EDGE = re.compile(
     f"(?<![ \\t\\n{BREAK}{EDGE}])[ \\t\\n{BREAK}]*{EDGE}[ \\t\\n{BREAK}{EDGE}]*"
 )
@@ -90,14 +91,17 @@ def finish(inline: str, pieces: Sequence[str], *, one_line: bool = False) -> str
         inline: text with sentinels; the n-th OPAQUE stands for `pieces[n]`.
         one_line: the block cannot hold a line break (a heading or a table's cell).
     """
-    text = inline.strip().strip(" \n" + BREAK + EDGE).strip()
-    if EDGE in text:
-        text = _AROUND_EDGE.sub(BREAK, text)
-    if BREAK in text:
-        text = _AROUND_BREAK.sub(BREAK, text)
+    text = inline.strip()
+    marked = not text.isascii()
+    if marked:
+        text = text.strip(_AT_ENDS).strip()
+        if EDGE in text:
+            text = _AROUND_EDGE.sub(BREAK, text)
+        if BREAK in text:
+            text = _AROUND_BREAK.sub(BREAK, text)
     if "\n" in text:
         text = _LINE_ENDS.sub(" " if one_line else "\n", text)
-    if _SENTINELS.search(text):
+    if marked and _SENTINELS.search(text):
         text = _resolve(text, pieces, one_line)
     if not one_line:
         text = _escape_line_starts(text)
@@ -122,8 +126,11 @@ def _escape_line_starts(text: str) -> str:
             return f"{number}\\{match.group()[len(number) :]}"
         return "\\" + match.group()
 
+    if "\n" not in text:
+        match = _LINE_START.match(text)
+        return text if match is None else escape(match) + text[match.end() :]
     text = _LINE_START.sub(escape, text)
-    return _UNDERLINE.sub(r"\n\\", text) if "\n" in text else text
+    return _UNDERLINE.sub(r"\n\\", text)
 
 
 def _resolve(text: str, pieces: Sequence[str], one_line: bool) -> str:

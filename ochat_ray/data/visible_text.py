@@ -116,7 +116,7 @@ def visible_text(html: str, *, ill_formed: bool = False) -> Visible:
     reader.read(html, ill_formed)
     shown = "".join(reader.out)
     if "&" in shown:
-        shown = unescape(shown)
+        shown = _with_references(shown)
     prose, *rest = shown.split(CODE)
     lines = _prose_lines(prose)
     for part in rest:
@@ -124,6 +124,15 @@ def visible_text(html: str, *, ill_formed: bool = False) -> Visible:
         lines += [CODE + line for line in code.split("\n")]
         lines += _prose_lines(prose)
     return Visible(lines, reader.formulas, reader.targets)
+
+
+def _with_references(text: str) -> str:
+    """The text with its character references resolved; those of a browser's own HTML at once."""
+    text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"')
+    ampersands = text.count("&")
+    if ampersands == text.count("&amp;"):
+        return text.replace("&amp;", "&") if ampersands else text
+    return unescape(text)
 
 
 @lru_cache(maxsize=2048)
