@@ -64,19 +64,19 @@ def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
         text = "\n".join(_text(code, may_have_lines=may_have_lines) for code in codes)
         return Code(
             language or _label(pre, codes[0]),
-            text.removesuffix("\n"),
+            text,
             before if len(before) > _MAX_BAR else "",
             "" if _COPY.fullmatch(after.lower()) else after,
         )
     view = None if codes else next((e for e in pre.iter() if _is_view(e)), None)
     if view is not None:
-        return Code(language or _label(pre, view), _text(view).removesuffix("\n"))
+        return Code(language or _label(pre, view), _text(view))
     if (button := _last_button(pre)) is not None and not codes:
         label, rest = _split_at(pre, button)
         if rest.strip() and len(label) <= _MAX_BAR and "\n" not in label:
             name = label.lower() if _LABEL.fullmatch(label) else ""
-            return Code(language or name, _text(pre, behind=button).removesuffix("\n"))
-    return Code(language, _text(pre).removeprefix("\n").removesuffix("\n"))
+            return Code(language or name, _text(pre, behind=button))
+    return Code(language, _text(pre).removeprefix("\n"))
 
 
 def _has_own_text(pre: Any) -> bool:
@@ -154,10 +154,8 @@ def _walk(element: Any, events: list[tuple[str, Any]]) -> None:
 
 def _text(element: Any, *, behind: Any = None, may_have_lines: bool = True) -> str:
     """The lines of an element's code; only those behind an element, if that is given."""
-    if behind is None and len(element) == 0:
-        return element.text or ""
-    if behind is None and not _has_lines(element, may_have_lines):
-        return "".join(element.itertext())
+    if behind is None and not (len(element) and _has_lines(element, may_have_lines)):
+        return "".join(element.itertext()).removesuffix("\n")
     lines = _Lines()
     counts = behind is None
     opened: set[Any] = set()
@@ -245,7 +243,7 @@ class _Lines:
     def text(self) -> str:
         """All lines."""
         if not self._after:
-            return self._pending
+            return self._pending.removesuffix("\n")
         if self._pending.strip():
             self._end_loose_text()
         filled = {kind for text, kind in self._lines if text} | {""}

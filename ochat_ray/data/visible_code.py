@@ -105,10 +105,10 @@ def code_lines(parts: list[str], at: int, end: int) -> tuple[str, str, str]:
             if _COPY.fullmatch(after.lower().strip()):
                 after = ""
     code = _text(parts, first, last, codes_are_lines)
-    # The first line end of a <pre> is not shown, and the last one ends the last line.
+    # The first line end of a <pre> is not shown.
     if first == at or names[(first - at) // 3] == "pre":
         code = code.removeprefix("\n")
-    return before, code.removesuffix("\n"), after
+    return before, code, after
 
 
 def _code_range(parts: list[str], at: int, end: int, names: list[str]) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
     names = set(parts[start + 3 : end : 3])
     simple = names <= {"span", "/span", "a", "/a", "b", "/b", "i", "/i", "em", "/em", "mark"}
     if simple and not _TELLING.search(" ".join(parts[start + 1 : end : 3])):
-        return "".join(parts[start + 2 : end : 3])
+        return "".join(parts[start + 2 : end : 3]).removesuffix("\n")
     lines = _Lines()
     open_tags: list[tuple[str, bool]] = []
     opened_names: Counter[str] = Counter()
@@ -253,7 +253,7 @@ class _Lines:
 
     def text(self) -> str:
         if not self._last:
-            return "".join(self._chunk)
+            return "".join(self._chunk).removesuffix("\n")
         while self._lines and self._chunk and not "".join(self._chunk).strip():
             self._chunk.clear()
         self._between()

@@ -15,6 +15,7 @@ def hostile_report():
     stats.add_clean(
         {
             "read": 2, "read_well": 2, "rows": 1, "pagers": 0, "models": {HOSTILE: 2},
+            "passed_over": {}, "unknown_keys": {HOSTILE: 1},
             "dropped": [drop | {"reason": HOSTILE}], "drop_counts": {HOSTILE: 1},
         }
     )  # fmt: skip

@@ -1,5 +1,8 @@
 """The measure of visible text: what a conversion loses is found, what is right counts as 1."""
 
+import ast
+import sys
+
 import pytest
 from markdown_it import MarkdownIt
 
@@ -133,6 +136,19 @@ def test_a_right_conversion_counts_as_1(html, markdown):
 )
 def test_the_share_is_of_characters_in_order(html, markdown, expected):
     assert share(html, markdown) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_measure_shares_no_code_with_the_converter():
+    shared = []
+    modules = ["ochat_ray.data.text_fidelity"]
+    for name in modules:  # grows by what is imported
+        tree = ast.parse(open(sys.modules[name].__file__).read())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ochat_ray"):
+                shared += [node.module] if "html" in node.module else []
+                modules += [node.module] if node.module not in modules else []
+    assert modules[1:] == ["ochat_ray.data.visible_text", "ochat_ray.data.visible_code"]
+    assert not shared
 
 
 def test_what_was_taken_off_on_purpose_is_no_loss():
