@@ -16,26 +16,28 @@ _NO_CODE = frozenset(
     "button svg style script noscript template select option textarea iframe object audio video "
     "canvas title".split()
 )
-_LINE_TAGS = frozenset(
+BLOCK_TAGS = frozenset(
     "div p li ul ol tr table tbody thead tfoot section article figure figcaption header footer "
     "blockquote pre dl dt dd h1 h2 h3 h4 h5 h6 main aside nav address details summary caption "
     "center form fieldset".split()
 )
-_MORE_THAN_TEXT = _NO_CODE | _LINE_TAGS | {"br"}
+_MORE_THAN_TEXT = _NO_CODE | BLOCK_TAGS | {"br"}
 _LINE_CLASSES = frozenset(
     "line code-line codeline cm-line view-line token-line CodeMirror-line ace_line".split()
 )
 _VIEW_CLASSES = frozenset("cm-content CodeMirror-code view-lines ace_text-layer".split())
 """The element that holds the lines in CodeMirror 6 and 5, Monaco and Ace."""
+EDITOR_CLASSES = frozenset("cm-editor CodeMirror monaco-editor ace_editor".split()) | _VIEW_CLASSES
 
 _BESIDE_LINES = re.compile(
-    r"gutter|line-?numbers?\b|lineno|ln-numbers|blob-num|"
+    r"gutter|line-?numbers?\b|lineno|ln-numbers|blob-num|(?:^|\s)(?:ln|lnum)(?:\s|$)|"
     r"cm-(?:layer|cursor|selection|announced|panel)",
     re.IGNORECASE,
 )
 _LINE_STYLE = re.compile(r"display\s*:\s*(?:block|flex|grid|table-row|list-item)")
-LINE_HINT = re.compile("[lL]ine|gutter|GUTTER|ln-num|blob-num|cm-|CodeMirror|style")
-_LABEL = re.compile(r"[\w+#.-]{1,30}")
+LINE_HINT = re.compile("[lL]ine|gutter|GUTTER|ln-num|\\bln(?:um)?\\b|blob-num|cm-|CodeMirror|style")
+_UNSELECTABLE = re.compile(r"user-select\s*:\s*none")
+_LABEL = re.compile(r"(?=.*[a-zA-Z])[\w+#.-]{1,30}")
 _COPY = re.compile(r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*")
 _MAX_BAR = 60
 
@@ -57,7 +59,7 @@ def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
     """
     if len(pre) == 1 and pre[0].tag == "code" and len(pre[0]) == 0 and not _has_own_text(pre):
         return Code(_language(pre[0]), (pre[0].text or "").removesuffix("\n"))
-    codes = list(pre.iter("code"))
+    codes = [] if pre.tag == "code" else list(pre.iter("code"))
     language = next((found for e in (pre, *codes) if (found := _language(e))), "")
     if codes and not _has_own_text(pre):
         before, after = _beside(pre, codes)
@@ -70,7 +72,10 @@ def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
         )
     view = None if codes else next((e for e in pre.iter() if _is_view(e)), None)
     if view is not None:
-        return Code(language or _label(pre, view), _text(view))
+        text = _text(view)
+        if "view-lines" in view.get("class"):  # Monaco writes blanks as no-break spaces
+            text = text.replace("\xa0", " ")
+        return Code(language or _label(pre, view), text)
     if (button := _last_button(pre)) is not None and not codes:
         label, rest = _split_at(pre, button)
         if rest.strip() and len(label) <= _MAX_BAR and "\n" not in label:
@@ -143,7 +148,7 @@ def _walk(element: Any, events: list[tuple[str, Any]]) -> None:
         tag = child.tag
         if tag == "br":
             events.append(("text", "\n"))
-        elif tag in _NO_CODE or is_beside_lines(child.get("class")):
+        elif tag in _NO_CODE or is_beside_lines(child.get("class")) or _is_unselectable(child):
             events.append(("skipped", child))
         else:
             _walk(child, events)
@@ -181,6 +186,12 @@ def is_beside_lines(names: str | None) -> bool:
     return names is not None and bool(_BESIDE_LINES.search(names))
 
 
+def _is_unselectable(element: Any) -> bool:
+    """Whether a page keeps an element out of what its readers copy, as line numbers."""
+    style = element.get("style")
+    return style is not None and bool(_UNSELECTABLE.search(style))
+
+
 @lru_cache(maxsize=2048)
 def _is_line_class(names: str | None) -> bool:
     return names is not None and not _LINE_CLASSES.isdisjoint(names.split())
@@ -199,7 +210,7 @@ def _has_lines(element: Any, may_have_classes: bool) -> bool:
 
 
 def _is_line(element: Any) -> bool:
-    if element.tag in _LINE_TAGS:
+    if element.tag in BLOCK_TAGS:
         return True
     if _is_line_class(element.get("class")):
         return True

@@ -15,25 +15,35 @@ from typing import Any
 
 from lxml import etree
 
-from ochat_ray.data.html_code import LINE_HINT, Code, code_of, is_beside_lines
+from ochat_ray.data.html_code import (
+    BLOCK_TAGS,
+    EDITOR_CLASSES,
+    LINE_HINT,
+    Code,
+    code_of,
+    is_beside_lines,
+)
 
 FORMULA, FORMULA_BLOCK = "x-formula", "x-formula-block"
 """Elements that hold TeX; `display` is among the attributes of a displayed formula."""
 
 _TEX_ENCODINGS = ("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex")
-_TEX_ATTRIBUTES = ("data-math", "data-tex", "data-latex", "data-formula")
+_TEX_ATTRIBUTES = tuple(
+    f"data-{name}" for name in ("math", "tex", "latex", "formula", "katex", "equation")
+)
 _CLASSES = frozenset(
     "katex katex-display math math-inline math-display math-block MathJax MathJax_Display "
-    "MathJax_SVG MathJax_SVG_Display MathJax_CHTML".split()
+    "MathJax_SVG MathJax_SVG_Display MathJax_CHTML mwe-math-element".split()
 )
 _DISPLAY = frozenset(
     "katex-display math-display math-block MathJax_Display MathJax_SVG_Display".split()
 )
 _COPIES = frozenset(("MathJax_Preview", "MJX_Assistive_MathML"))
 """Of MathJax 2: what stands there before a formula is rendered, and for screen readers after."""
+_EDITOR = re.compile("cm-editor|cm-content|CodeMirror|monaco-editor|view-lines|ace_")
 _MATH_TAGS = ("math", "mjx-container")
 _MATH_NAMES = frozenset((*_MATH_TAGS, "script"))
-_MATH_ATTRIBUTES = re.compile("math|katex|MathJax|MJX|data-(?:tex|latex|formula)")
+_MATH_ATTRIBUTES = re.compile("math|katex|MathJax|MJX|data-(?:tex|latex|formula|katex|equation)")
 
 _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _HIDING = re.compile(r"hidden|sr-only|screen-reader|[dD]isplay\s*:\s*none|HIDDEN")
@@ -60,9 +70,17 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
         _remove_hidden(body)
     if not _MATH_NAMES.isdisjoint(names) or _MATH_ATTRIBUTES.search(attributes):
         _mark_formulas(body)
+    if "pre" in names and "table" in names:
+        _unwrap_numbered_code(body)
+    if _EDITOR.search(attributes):
+        for element in list(body.iter()):
+            if not EDITOR_CLASSES.isdisjoint((element.get("class") or "").split()):
+                _mark_code(element, may_have_lines=True)
+    if "code" in names:
+        for code in list(body.iter("code")):
+            if len(code) and code[0].tag in BLOCK_TAGS:
+                _mark_code(code, may_have_lines=True)
     if "pre" in names:
-        if "table" in names:
-            _unwrap_numbered_code(body)
         may_have_lines = bool(LINE_HINT.search(attributes))
         for pre in list(body.iter("pre")):
             _mark_code(pre, may_have_lines)
@@ -101,8 +119,11 @@ def _is_hidden(element: Any) -> bool:
 
 
 def _mark_code(pre: Any, may_have_lines: bool) -> None:
-    """One element for a `<pre>`; one with control characters, which lxml cannot write, stays."""
-    if next(pre.iterancestors("pre"), None) is not None:
+    """Put one element in the place of a `<pre>`, an editor's view or `<code>` that has blocks.
+
+    One with control characters, which lxml cannot write, stays.
+    """
+    if next(pre.iterancestors("pre", CODE_BLOCK), None) is not None or pre.getparent() is None:
         return
     code = code_of(pre, may_have_lines=may_have_lines)
     if not code.text.isprintable() and _NOT_XML.search(code.text):
@@ -269,9 +290,16 @@ def _remove_icons(body: Any) -> None:
         sizes = [re.sub(r"px$", "", image.get(side) or "") for side in ("width", "height")]
         is_small = all(size.isdecimal() and int(size[:6]) <= 32 for size in sizes)
         named = "favicon" in source or "favicon" in names or alt in ("favicon", "icon")
-        if named or (is_small and not alt):
+        # An empty description says that a picture is an ornament.
+        in_link = image.get("alt") == "" and _text_of_link_around(image)
+        if named or (is_small and not alt) or in_link:
             image.tail = (image.tail or "").lstrip() if _follows_blank(image) else image.tail
             _replace(image, None)
+
+
+def _text_of_link_around(image: Any) -> bool:
+    link = next(image.iterancestors("a"), None)
+    return link is not None and any(text.strip() for text in link.itertext())
 
 
 def _follows_blank(element: Any) -> bool:

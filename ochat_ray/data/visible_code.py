@@ -27,15 +27,19 @@ _ATTRIBUTE = re.compile(r"""([^\s=/"'<>]+)(?:\s*=\s*("[^"]*"?|'[^']*'?|[^\s"'][^
 _DISPLAY_NONE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _UNSEEN_CLASSES = frozenset(("sr-only", "visually-hidden", "screen-reader-text"))
 _BESIDE_CODE = re.compile(
-    r"gutter|line-?numbers?\b|lineno|ln-numbers|blob-num|cm-(?:layer|cursor|selection|announced|panel)",
+    r"gutter|line-?numbers?\b|lineno|ln-numbers|blob-num|(?:^|\s)(?:ln|lnum)(?:\s|$)|"
+    r"cm-(?:layer|cursor|selection|announced|panel)",
     re.IGNORECASE,
 )
 _LINE_CLASS = re.compile(
     r"(?:^|\s)(?:line|code-?line|cm-line|view-line|token-line|CodeMirror-line|ace_line)(?:\s|$)"
 )
 _BLOCK_STYLE = re.compile(r"display\s*:\s*(?:block|flex|grid|table-row|list-item)")
+_UNSELECTABLE = re.compile(r"user-select\s*:\s*none")
 _CODE_BOX = re.compile(r"\b(?:cm-content|CodeMirror-code|view-lines|ace_text-layer)\b")
-_TELLING = re.compile(r"line|gutter|ln-num|display|hidden|sr-only|blob-num|cm-")
+_TELLING = re.compile(
+    r"line|gutter|ln-num|lnum|\bln\b|display|user-select|hidden|sr-only|blob-num|cm-"
+)
 _COPY = re.compile(r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*")
 _MAX_LABEL = 60
 
@@ -61,7 +65,9 @@ def is_hidden(given: dict[str, str]) -> bool:
 
 def is_beside_code(given: dict[str, str]) -> bool:
     """Whether an element with these attributes has line numbers, or helps an editor."""
-    return bool(_BESIDE_CODE.search(given.get("class", "")))
+    return bool(
+        _BESIDE_CODE.search(given.get("class", "")) or _UNSELECTABLE.search(given.get("style", ""))
+    )
 
 
 def subtree_end(parts: list[str], at: int) -> int:

@@ -52,18 +52,20 @@ _BLANKS = re.compile(r"[ \t\n\f]{2,}|[\t\n\f]")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
 # Attributes that may make more of an element than its name says.
 _HINT = re.compile(
-    r"hidden|display\s*:\s*none|sr-only|katex|math|MJX|data-(?:tex|latex|formula)|gutter|lineno",
+    r"hidden|display\s*:\s*none|sr-only|katex|math|MJX|data-(?:tex|latex|formula|katex|equation)|gutter|lineno|"
+    r"cm-editor|cm-content|CodeMirror|monaco|view-lines|ace_",
     re.IGNORECASE,
 )
 
 _INLINE_NAMES = frozenset(
-    "abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label map mark meter "
+    "abbr acronym b bdi bdo big cite data del dfn em font i ins kbd label map mark meter "
     "nobr output picture progress q rb rp rt rtc ruby s samp slot small source span strike strong "
     "time track tt u var wbr area col colgroup base link meta param "
     "mi mn mo mtext ms mrow mspace semantics annotation".split()
 )
 _PLAIN_TAGS = frozenset(name for n in _INLINE_NAMES for name in (n, f"/{n}")) | {
     "/a",
+    "/code",
     "/sup",
     "/sub",
 }
@@ -73,10 +75,17 @@ _PARAGRAPHS = frozenset("p li h1 h2 h3 h4 h5 h6 td th dt dd caption summary figc
 _TEX_ENCODINGS = frozenset(
     ("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex")
 )
-_TEX_ATTRIBUTES = ("data-math", "data-tex", "data-latex", "data-formula", "alttext")
+_TEX_ATTRIBUTES = (
+    *("data-math", "data-tex", "data-latex", "data-formula", "data-katex", "data-equation"),
+    "alttext",
+)
 _FORMULA_CLASSES = frozenset(
     "katex katex-display math math-inline math-display math-block MathJax MathJax_Display "
-    "MathJax_SVG MathJax_SVG_Display MathJax_CHTML".split()
+    "MathJax_SVG MathJax_SVG_Display MathJax_CHTML mwe-math-element".split()
+)
+_EDITOR_CLASSES = frozenset(
+    "cm-editor CodeMirror monaco-editor ace_editor cm-content CodeMirror-code view-lines "
+    "ace_text-layer".split()
 )
 _DISPLAY_CLASSES = frozenset(
     "katex-display math-display math-block MathJax_Display MathJax_SVG_Display".split()
@@ -121,7 +130,8 @@ def visible_text(html: str, *, ill_formed: bool = False) -> Visible:
     lines = _prose_lines(prose)
     for part in rest:
         code, _, prose = part.partition(_CODE_END)
-        lines += [CODE + line for line in code.split("\n")]
+        # Editors show blanks as no-break spaces.
+        lines += [CODE + line for line in code.replace("\xa0", " ").split("\n")]
         lines += _prose_lines(prose)
     return Visible(lines, reader.formulas, reader.targets)
 
@@ -180,7 +190,8 @@ class _Reader:
         name, attributes, content = match.groups()
         tex_type = _TEX_SCRIPT.search(attributes) if name.lower() == "script" else None
         if tex_type is None:
-            return content if name.lower() == "xmp" else ""
+            is_formula = "math/" in attributes.lower()  # of another language
+            return content if name.lower() == "xmp" else _LOST * is_formula
         self.has_tex_scripts = True
         content = re.sub(r"^\s*<!\[CDATA\[|\]\]>\s*$", "", content)
         escaped = content.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -231,12 +242,12 @@ class _Reader:
         name, out = parts[at], self.out
         if name == "br":
             out.append(_LINE)
-        elif name == "pre":
-            end = subtree_end(parts, at)
-            shown = code_lines(parts, at, end)
-            before, code, after = shown
-            out += [_LINE, before, CODE, code, _CODE_END, after, _LINE]
-            return end + 3 if end < len(parts) else len(parts)
+        elif name == "pre" or (
+            name == "code" and at + 3 < len(parts) and parts[at + 3] in BLOCK_NAMES
+        ):
+            return self._code(parts, at)
+        elif name == "code":
+            pass
         elif name == "a":
             # In code, Markdown has no links.
             if "href" in parts[at + 1] and (at < 3 or parts[at - 3] != "code"):
@@ -264,6 +275,12 @@ class _Reader:
             out.append(f"&lt;{name}&gt;")
         return at + 3
 
+    def _code(self, parts: list[str], at: int) -> int:
+        end = subtree_end(parts, at)
+        before, code, after = code_lines(parts, at, end)
+        self.out += [_LINE, before, CODE, code, _CODE_END, after, _LINE]
+        return _after(parts, end)
+
     def _special(self, parts: list[str], at: int, given: dict[str, str]) -> int:
         """As `_other` of an element with telling attributes; 0 where they tell nothing."""
         name, classes = parts[at], set(given.get("class", "").split())
@@ -276,6 +293,8 @@ class _Reader:
             return _after(parts, end) if "pre" in parts[end : end + 30 : 3] else 0
         if "MathJax_Preview" in classes or "MJX_Assistive_MathML" in classes:
             return _after(parts, subtree_end(parts, at))
+        if _EDITOR_CLASSES & classes:
+            return self._code(parts, at)
         if _FORMULA_CLASSES & classes or any(a in given for a in _TEX_ATTRIBUTES[:-1]):
             return self._formula(parts, at, given)
         return 0

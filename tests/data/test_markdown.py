@@ -136,6 +136,15 @@ TODAY = (  # chatgpt.com in 2025
         '<pre><code class="language-python"><table><tr><td class="hljs-ln-numbers">1</td>'
         '<td>a:</td></tr><tr><td class="hljs-ln-numbers">2</td><td>\n</td></tr><tr>'
         '<td class="hljs-ln-numbers">3</td><td>  b</td></tr></table></code></pre>',
+        '<pre class="language-python"><span class="ln">1</span>a:\n<span class="ln">2</span>\n'
+        '<span style="user-select: none">3</span>  b\n</pre>',
+        '<code class="language-python"><div>a:</div><div><br></div><div>  b</div></code>',
+        '<div class="cm-editor"><div class="language">python</div><div class="cm-gutters">1</div>'
+        '<div class="cm-content"><div class="cm-line">a:</div><div class="cm-line"><br></div>'
+        '<div class="cm-line">  b</div></div></div>',
+        '<div class="monaco-editor" data-language="python"><div class="view-lines">'
+        '<div class="view-line">a:</div><div class="view-line"></div>'
+        '<div class="view-line">&nbsp; b</div></div></div>',
         '<div><table><tr><td class="gutter"><pre>1\n2\n3</pre></td><td class="code">'
         '<pre class="language-python">a:\n\n  b</pre></td></tr></table></div>',
         '<pre><div><pre><code class="language-python">a:\n\n  b\n</code></pre></div></pre>',
@@ -221,6 +230,8 @@ MATHJAX_2 = (
         ('<math alttext="x"><mi>y</mi></math>', "\\(x\\)"),
         ('<span class="katex"><span class="katex-mathml">x</span><span class="katex-html">x'
          "</span></span>", "x"),
+        ('<mjx-container data-latex="x"><mjx-math>y</mjx-math></mjx-container>', "\\(x\\)"),
+        (f'<span class="mwe-math-element">{MATHML}<img alt="x" src="x.svg"></span>', "\\(x\\)"),
         (f'<span class="math">y = {katex("x")}</span>', "y = \\(x\\)"),
         (f'<div class="math">{katex("x")}{katex("y")}</div>', "\\(x\\)\\(y\\)"),
     ],
@@ -289,6 +300,7 @@ def test_punctuation_beside_emphasis_is_no_loss_of_structure_but_lost_emphasis_i
         ('<a href="https://e.com"><img src="a.png" alt="x"></a>', "[![x](a.png)](https://e.com)"),
         ('<a href="https://e.com"><img src="https://s.com/favicon.ico" alt="">E<i>2</i></a>',
          "[E*2*](https://e.com)"),
+        ('<a href="https://e.com"><img alt="" src="i.png"> E</a>', "[E](https://e.com)"),
         ('<a href="https://e.com"><img width=16 height=16 src="i.png">E</a>', "[E](https://e.com)"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
@@ -67,6 +68,8 @@ def cm(*lines):
         ("<table><caption>Sums</caption><tr><th>a</th></tr></table>", "| a |\n| --- |"),
         ("<p>about 10<sup>5</sup></p>", "about 105"),
         ("<p><code>x<br>y</code></p>", "`xy`"),
+        ('<p>a <script type="math/asciimath">x^2</script></p>', "a"),
+        ("<code><div>a</div><div>  b</div></code>", "`a  b`"),
     ],
 )
 def test_what_the_old_converter_lost_is_found(html, old_markdown):
@@ -142,7 +145,7 @@ def test_the_measure_shares_no_code_with_the_converter():
     shared = []
     modules = ["ochat_ray.data.text_fidelity"]
     for name in modules:  # grows by what is imported
-        tree = ast.parse(open(sys.modules[name].__file__).read())
+        tree = ast.parse(Path(sys.modules[name].__file__).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ochat_ray"):
                 shared += [node.module] if "html" in node.module else []
