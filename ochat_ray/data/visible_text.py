@@ -28,12 +28,12 @@ from ochat_ray.data.visible_code import (
     own_texts,
     subtree_end,
 )
+from ochat_ray.data.visible_formulas import LOST, TEX_ATTRIBUTES, glyphs, tex_in
 
 CODE = "\x1d"
 """Begins a line of code, whose white space counts."""
 FORMULA = "\x1b"
 """Stands on both sides of a formula's TeX."""
-_LOST = "\x1a"  # a formula whose structure is nowhere in the text
 _LINE, _CODE_END = "\x1c", "\x1f"
 
 _TAG = re.compile(
@@ -72,13 +72,6 @@ _PLAIN_TAGS = frozenset(name for n in _INLINE_NAMES for name in (n, f"/{n}")) | 
 _LINE_TAGS = frozenset(name for n in BLOCK_NAMES for name in (n, f"/{n}")) - {"pre", "/pre"}
 _PARAGRAPHS = frozenset("p li h1 h2 h3 h4 h5 h6 td th dt dd caption summary figcaption".split())
 
-_TEX_ENCODINGS = frozenset(
-    ("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex")
-)
-_TEX_ATTRIBUTES = (
-    *("data-math", "data-tex", "data-latex", "data-formula", "data-katex", "data-equation"),
-    "alttext",
-)
 _FORMULA_CLASSES = frozenset(
     "katex katex-display math math-inline math-display math-block MathJax MathJax_Display "
     "MathJax_SVG MathJax_SVG_Display MathJax_CHTML mwe-math-element".split()
@@ -91,15 +84,10 @@ _DISPLAY_CLASSES = frozenset(
     "katex-display math-display math-block MathJax_Display MathJax_SVG_Display".split()
 )
 _TEX_SCRIPT = re.compile(r"""\btype\s*=\s*["']?math/(?:tex|latex)([^"'>]*)""", re.IGNORECASE)
-# What a formula's text alone does not show: fractions, exponents, roots.
-_STRUCTURE_NAMES = frozenset(
-    "mfrac msup msub msubsup msqrt mroot munder mover munderover mtable mmultiscripts".split()
-)
 _ABSOLUTE = re.compile(r"(?:https?|ftp|mailto|tel):", re.IGNORECASE)
 # Exponents and indices of digits, as Unicode has them.
 _RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
 _LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
-_STRUCTURE_CLASSES = re.compile(r"\b(?:mfrac|msupsub|vlist|sqrt|mtable)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +179,7 @@ class _Reader:
         tex_type = _TEX_SCRIPT.search(attributes) if name.lower() == "script" else None
         if tex_type is None:
             is_formula = "math/" in attributes.lower()  # of another language
-            return content if name.lower() == "xmp" else _LOST * is_formula
+            return content if name.lower() == "xmp" else LOST * is_formula
         self.has_tex_scripts = True
         content = re.sub(r"^\s*<!\[CDATA\[|\]\]>\s*$", "", content)
         escaped = content.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -295,18 +283,18 @@ class _Reader:
             return _after(parts, subtree_end(parts, at))
         if _EDITOR_CLASSES & classes:
             return self._code(parts, at)
-        if _FORMULA_CLASSES & classes or any(a in given for a in _TEX_ATTRIBUTES[:-1]):
+        if _FORMULA_CLASSES & classes or any(a in given for a in TEX_ATTRIBUTES[:-1]):
             return self._formula(parts, at, given)
         return 0
 
     def _formula(self, parts: list[str], at: int, given: dict[str, str]) -> int:
         end = subtree_end(parts, at)
         name, classes = parts[at], set(given.get("class", "").split())
-        found = _tex_in(parts, at, end)
+        found = tex_in(parts, at, end)
         display = bool(_DISPLAY_CLASSES & classes) or (
             given.get("display") in ("", "true", "block") or (name == "div" and "math" in classes)
         )
-        is_own = bool(found) and any(given.get(a) for a in _TEX_ATTRIBUTES)
+        is_own = bool(found) and any(given.get(a) for a in TEX_ATTRIBUTES)
         is_box = name not in ("math", "mjx-container", "x-tex") and not is_own
         is_box = is_box and not any("katex" in c or "MathJax" in c for c in classes)
         is_box = is_box and any(True for _ in own_texts(parts, at, end))
@@ -326,7 +314,7 @@ class _Reader:
             inner._read_parts(["", *parts[at + 3 : end]])
             self.out += [*inner.out, _LINE if name in BLOCK_NAMES else ""]
             return _after(parts, end)
-        self.out.append(_glyphs(parts, at, end))
+        self.out.append(glyphs(parts, at, end))
         return _after(parts, end)
 
 
@@ -356,52 +344,6 @@ def _without_stray_ends(parts: list[str]) -> list[str]:
 def _after(parts: list[str], end: int) -> int:
     """The place of the tag after an element that ends at `end`; its text is the part before."""
     return min(end + 3, len(parts))
-
-
-def _tex_in(parts: list[str], at: int, end: int) -> list[str]:
-    """The TeX of each formula in an element, or none."""
-    found: list[str] = []
-    attribute: str | None = None
-    for i in range(at, end, 3):
-        name, raw = parts[i], parts[i + 1]
-        if name == "x-tex":
-            found.append(parts[i + 2])
-        elif name == "annotation" and raw:
-            if attributes_of(raw).get("encoding", "").lower() in _TEX_ENCODINGS:
-                found.append(parts[i + 2])
-        elif raw and attribute is None and ("data-" in raw or "alttext" in raw):
-            given = attributes_of(raw)
-            values = (given[a] for a in _TEX_ATTRIBUTES if given.get(a, "").strip())
-            attribute = next(values, None)
-    if found or attribute is None:
-        return found
-    return [attribute.replace("&", "&amp;")]
-
-
-def _glyphs(parts: list[str], at: int, end: int) -> str:
-    """The text of a formula without TeX, and a mark if the text is not all of it."""
-    inside = range(at, end, 3)
-    names = {parts[i] for i in inside}
-    raw = " ".join(parts[i + 1] for i in inside)
-    rendered = "katex-html" in raw
-    texts: list[str] = []
-    i = at
-    while i < end:
-        name, given = parts[i], parts[i + 1]
-        skip = (
-            (rendered and "katex-mathml" in given)
-            or (name == "mjx-math" and "math" in names)
-            or name in NOT_SHOWN
-        )
-        if skip:
-            i = subtree_end(parts, i) if i > at else i
-            if i >= end:
-                break
-        texts.append(parts[i + 2])
-        i += 3
-    text = "".join("".join(texts).split())
-    lost = bool(names & _STRUCTURE_NAMES or _STRUCTURE_CLASSES.search(raw) or not text)
-    return text + _LOST * lost
 
 
 def _target(href: str) -> str:
