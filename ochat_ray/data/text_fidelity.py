@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -22,14 +23,12 @@ from ochat_ray.data.visible_text import CODE, FORMULA, Visible, visible_text
 _FIRST_FORMULA = 0xF0000
 """A formula's place in the text is held by a character of plane 15, which is for private use."""
 _MAX_FORMULAS = 0xFFF0
-_MAX_SLOW = 500_000
-_MAX_TOKENS = 6_000
+_MAX_SLOW = 100_000
+_MAX_PAIRS = 200_000
+_MAX_MISSES = 100
 
-_CODE_SPANS = re.compile(
-    r"^[ >\t]*(?P<fence>`{3,}).*?(?:^[ >\t]*(?P=fence)`*[ \t]*$|\Z)"
-    r"|(?<![`\\])(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)",
-    re.DOTALL | re.MULTILINE,
-)
+_TICKS = re.compile("`+")
+_BEFORE_FENCE = re.compile(r"[ \t>*+\-\d.)]*")
 _REFERENCE = re.compile(
     r"(?<!\\)&(?=(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});)"
 )
@@ -116,13 +115,14 @@ def _mark_formulas(markdown: str, shown: Visible) -> tuple[str, list[str]]:
     """
     if not shown.formulas:
         return markdown, []
-    code = [match.span() for match in _CODE_SPANS.finditer(markdown)]
+    code = _code_spans(markdown)
     parts: list[str] = []
     displayed: list[str] = []
-    done = 0
+    done, misses = 0, 0
     for number, tex in enumerate(shown.formulas):
-        span = _find_formula(markdown, tex, done, code)
+        span = _find_formula(markdown, tex, done, code) if misses < _MAX_MISSES else None
         if span is None:
+            misses += 1
             continue
         parts += [markdown[done : span[0]], _formula(number)]
         if markdown.startswith(("\\[", "$$"), span[0]):
@@ -134,7 +134,8 @@ def _mark_formulas(markdown: str, shown: Visible) -> tuple[str, list[str]]:
 def _find_formula(
     markdown: str, tex: str, start: int, code: list[tuple[int, int]]
 ) -> tuple[int, int] | None:
-    """Where the TeX is written next, with its delimiters, outside of code."""
+    """Where the TeX is written next, with its delimiters: outside of code, if it is there."""
+    in_code: tuple[int, int] | None = None
     quick = [(f"\\({tex}\\)"), (f"\\[{tex}\\]")]
     if tex.startswith(("$", "\\(", "\\[")):
         quick.append(tex)
@@ -148,11 +149,48 @@ def _find_formula(
             match = re.compile(rf"\\\({words}\\\)|\\\[{words}\\\]").search(markdown, start)
             span = match.span() if match else None
         if span is None:
-            return None
-        around = next((c for c in code if c[0] <= span[0] < c[1]), None)
-        if around is None:
+            return in_code
+        at = bisect_right(code, (span[0], len(markdown))) - 1
+        if at < 0 or code[at][1] <= span[0]:
             return span
-        start = around[1]
+        # It may be no code at all: TeX has backticks, too.
+        in_code = in_code or span
+        start = code[at][1]
+
+
+def _code_spans(markdown: str) -> list[tuple[int, int]]:
+    """Where code is, between fences or backticks, as far as it shows without a parser."""
+    runs = [match.span() for match in _TICKS.finditer(markdown)]
+    same_length: dict[int, list[int]] = {}
+    for number, (start, end) in enumerate(runs):
+        same_length.setdefault(end - start, []).append(number)
+    spans: list[tuple[int, int]] = []
+    at = 0
+    while at < len(runs):
+        start, end = runs[at]
+        closing: int | None = None
+        if end - start >= 3 and _begins_line(markdown, start):
+            fences = (
+                n
+                for n in range(at + 1, len(runs))
+                if runs[n][1] - runs[n][0] >= end - start and _begins_line(markdown, runs[n][0])
+            )
+            closing = next(fences, len(runs) - 1)
+        elif markdown[start - 1 : start] != "\\":
+            equal = same_length[end - start]
+            following = bisect_right(equal, at)
+            if following < len(equal) and "\n\n" not in markdown[end : runs[equal[following]][0]]:
+                closing = equal[following]
+        if closing is not None:
+            spans.append((start, runs[closing][1]))
+            at = closing
+        at += 1
+    return spans
+
+
+def _begins_line(markdown: str, at: int) -> bool:
+    before = markdown[max(markdown.rfind("\n", 0, at) + 1, at - 100) : at]
+    return bool(_BEFORE_FENCE.fullmatch(before))
 
 
 def _show_references(markdown: str) -> str:
@@ -160,9 +198,9 @@ def _show_references(markdown: str) -> str:
     if "&" not in markdown or not _REFERENCE.search(markdown):
         return markdown
     parts, done = [], 0
-    for code in _CODE_SPANS.finditer(markdown):
-        parts += [_REFERENCE.sub(r"\\&", markdown[done : code.start()]), code.group()]
-        done = code.end()
+    for start, end in _code_spans(markdown):
+        parts += [_REFERENCE.sub(r"\\&", markdown[done:start]), markdown[start:end]]
+        done = end
     return "".join(parts) + _REFERENCE.sub(r"\\&", markdown[done:])
 
 
@@ -197,14 +235,21 @@ def _in_common(original: list[str], rendered: list[str]) -> tuple[int, int]:
     """Characters of the tokens that both have in the same order, and those of the longer."""
     before, after = _tokens(original), _tokens(rendered)
     longer = max(sum(map(len, before)), sum(map(len, after)))
-    if max(len(before), len(after)) > _MAX_TOKENS:
-        same = sum(len(t) * n for t, n in (Counter(before) & Counter(after)).items())
+    start = _common_start(before, after)
+    end = _common_start(before[start:][::-1], after[start:][::-1])
+    same = sum(map(len, before[:start])) + sum(map(len, before[len(before) - end :]))
+    before, after = before[start : len(before) - end], after[start : len(after) - end]
+    counts, others = Counter(before), Counter(after)
+    if sum(n * others[token] for token, n in counts.items()) > _MAX_PAIRS:
+        same += sum(len(token) * n for token, n in (counts & others).items())
     else:
         matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
-        same = sum(
-            len(token)
-            for match in matcher.get_matching_blocks()
-            for token in before[match.a : match.a + match.size]
-        )
+        for match in matcher.get_matching_blocks():
+            same += sum(map(len, before[match.a : match.a + match.size]))
     # Equal tokens in another order, or joined in another way, are no equal text.
     return min(same, longer - 1), longer
+
+
+def _common_start(one: list[str], other: list[str]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
