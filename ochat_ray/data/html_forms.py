@@ -40,6 +40,9 @@ _DISPLAY = frozenset(
 )
 _COPIES = frozenset(("MathJax_Preview", "MJX_Assistive_MathML"))
 """Of MathJax 2: what stands there before a formula is rendered, and for screen readers after."""
+_TEX_CLASSES = frozenset(("latex", "tex"))
+_TEX_PICTURE = re.compile(r"equation\?tex=|latex\.php\?|latex\.codecogs\.com|mwe-math-fallback")
+_TEX_PICTURE_HINT = re.compile(r"tex|mwe-math", re.IGNORECASE)
 _EDITOR = re.compile("cm-editor|cm-content|CodeMirror|monaco-editor|view-lines|ace_")
 _MATH_TAGS = ("math", "mjx-container")
 _MATH_NAMES = frozenset((*_MATH_TAGS, "script"))
@@ -70,6 +73,10 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
         _remove_hidden(body)
     if not _MATH_NAMES.isdisjoint(names) or _MATH_ATTRIBUTES.search(attributes):
         _mark_formulas(body)
+    if "img" in names and _TEX_PICTURE_HINT.search(attributes):
+        for image in list(body.iter("img")):
+            if (tex := (image.get("alt") or "").strip()) and _is_picture_of_tex(image):
+                _replace(image, _formula(tex, display=False, block=False))
     if "pre" in names and "table" in names:
         _unwrap_numbered_code(body)
     if _EDITOR.search(attributes):
@@ -86,8 +93,8 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
             _mark_code(pre, may_have_lines)
     if "code" in names:
         _join_code(body)
-    if "input" in names:
-        for box in list(body.iter("input")):
+    if "checkbox" in attributes:
+        for box in list(body.iter()):
             _write_checkbox(box)
     if "img" in names:
         _remove_icons(body)
@@ -227,6 +234,13 @@ def _is_formula(element: Any) -> bool:
     return any(element.get(name) for name in _TEX_ATTRIBUTES)
 
 
+def _is_picture_of_tex(image: Any) -> bool:
+    """Whether a picture was drawn from the TeX that is its description."""
+    classes = (image.get("class") or "").lower().split()
+    source = image.get("src") or ""
+    return not _TEX_CLASSES.isdisjoint(classes) or bool(_TEX_PICTURE.search(source))
+
+
 def _tex_attribute(element: Any) -> str | None:
     return next((tex for n in _TEX_ATTRIBUTES if (tex := (element.get(n) or "").strip())), None)
 
@@ -309,9 +323,13 @@ def _follows_blank(element: Any) -> bool:
 
 
 def _write_checkbox(box: Any) -> None:
-    if (box.get("type") or "").lower() != "checkbox":
+    if box.tag == "input" and (box.get("type") or "").lower() == "checkbox":
+        is_checked = box.get("checked") is not None
+    elif box.get("role") == "checkbox" and box.tag != "input":
+        is_checked = box.get("aria-checked") == "true"
+    else:
         return
-    mark = "[x] " if box.get("checked") is not None else "[ ] "
+    mark = "[x] " if is_checked else "[ ] "
     following = box.getnext()
     if following is not None and following.tag == "p" and not (box.tail or "").strip():
         following.text = mark + (following.text or "").lstrip()

@@ -19,6 +19,7 @@ TEX_ATTRIBUTES = (
 _STRUCTURE_NAMES = frozenset(
     "mfrac msup msub msubsup msqrt mroot munder mover munderover mtable mmultiscripts".split()
 )
+_TEX_SOURCE = re.compile(r"equation\?tex=|latex\.php\?|latex\.codecogs\.com|mwe-math-fallback")
 _STRUCTURE_CLASSES = re.compile(r"\b(?:mfrac|msupsub|vlist|sqrt|mtable)\b")
 
 
@@ -40,6 +41,16 @@ def tex_in(parts: list[str], at: int, end: int) -> list[str]:
     if found or attribute is None:
         return found
     return [attribute.replace("&", "&amp;")]
+
+
+def tex_of_picture(given: dict[str, str]) -> str:
+    """The TeX that a picture of a formula has for its description, or as an attribute."""
+    found = next((given[name] for name in TEX_ATTRIBUTES if given.get(name, "").strip()), "")
+    classes = given.get("class", "").lower().split()
+    drawn = "latex" in classes or "tex" in classes
+    if not found and (drawn or _TEX_SOURCE.search(given.get("src", ""))):
+        found = given.get("alt", "")
+    return found.strip()
 
 
 def glyphs(parts: list[str], at: int, end: int) -> str:

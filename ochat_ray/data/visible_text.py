@@ -28,7 +28,7 @@ from ochat_ray.data.visible_code import (
     own_texts,
     subtree_end,
 )
-from ochat_ray.data.visible_formulas import LOST, TEX_ATTRIBUTES, glyphs, tex_in
+from ochat_ray.data.visible_formulas import LOST, TEX_ATTRIBUTES, glyphs, tex_in, tex_of_picture
 
 CODE = "\x1d"
 """Begins a line of code, whose white space counts."""
@@ -52,7 +52,8 @@ _BLANKS = re.compile(r"[ \t\n\f]{2,}|[\t\n\f]")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
 # Attributes that may make more of an element than its name says.
 _HINT = re.compile(
-    r"hidden|display\s*:\s*none|sr-only|katex|math|MJX|data-(?:tex|latex|formula|katex|equation)|gutter|lineno|"
+    r"hidden|checkbox|display\s*:\s*none|sr-only|gutter|lineno|"
+    r"katex|math|MJX|data-(?:tex|latex|formula|katex|equation)|"
     r"cm-editor|cm-content|CodeMirror|monaco|view-lines|ace_",
     re.IGNORECASE,
 )
@@ -254,7 +255,12 @@ class _Reader:
                 if parts[at + 3 : at + 4] == ["p"] and not parts[at + 2].strip():
                     return at + 6
         elif name == "img":
-            out.append(_text_of_image(attributes_of(parts[at + 1])))
+            given = attributes_of(parts[at + 1])
+            if tex := tex_of_picture(given):
+                out.append(f"{FORMULA}{len(self.formulas)}{FORMULA}")
+                self.formulas.append(tex)
+            else:
+                out.append(_text_of_image(given))
         elif name in ("math", "mjx-container", "x-tex"):
             return self._formula(parts, at, attributes_of(parts[at + 1]))
         elif name in NOT_SHOWN:
@@ -274,6 +280,9 @@ class _Reader:
         name, classes = parts[at], set(given.get("class", "").split())
         if name[0] == "/" or name in ("img", "input", "br", "hr", "pre", "math", "mjx-container"):
             return 0
+        if given.get("role") == "checkbox":
+            self.out.append("[x] " if given.get("aria-checked") == "true" else "[ ] ")
+            return _after(parts, subtree_end(parts, at))
         if is_hidden(given):
             return _after(parts, subtree_end(parts, at))
         if name == "td" and is_beside_code(given):  # the line numbers of the code beside it

@@ -228,6 +228,9 @@ MATHJAX_2 = (
         ('<div class="math-block" data-math="x">y</div>', "\\[x\\]"),
         ('<span data-tex="x"><span>y</span></span>', "\\(x\\)"),
         ('<math alttext="x"><mi>y</mi></math>', "\\(x\\)"),
+        ('<img class="latex" src="a.png" alt="x">', "\\(x\\)"),
+        ('<img src="https://z.com/equation?tex=x%5E2" alt="x^2">', "\\(x^2\\)"),
+        ('<img data-tex="x" src="a.svg">', "\\(x\\)"),
         ('<span class="katex"><span class="katex-mathml">x</span><span class="katex-html">x'
          "</span></span>", "x"),
         ('<mjx-container data-latex="x"><mjx-math>y</mjx-math></mjx-container>', "\\(x\\)"),
@@ -251,13 +254,16 @@ def test_a_formula_of_any_page_is_its_tex_once(html, markdown):
         ("<ul><li><p><input type=checkbox>\n Open</p></li></ul>", "- [ ] Open"),
         ("<ul><li><input type=checkbox> <p>Open</p></li></ul>", "- [ ] Open"),
         ("<ul><li><label><input type=checkbox> <b>a</b></label></li></ul>", "- [ ] **a**"),
+        ("<ul><li><span role=checkbox aria-checked=true>✓</span> a</li></ul>", "- [x] a"),
+        ("<ul><li><button role=checkbox></button>a</li></ul>", "- [ ] a"),
         ("<p><input type=text value=q>x</p>", "x"),
     ],
 )
 def test_a_task_list_has_one_blank_behind_its_boxes(html, markdown):
     converted = convert(html)
     equal, blocks = fidelity(converted)
-    assert (converted.markdown, equal) == (markdown, blocks)
+    same, characters = text_fidelity(html, converted.markdown)
+    assert (converted.markdown, equal, same) == (markdown, blocks, characters)
 
 
 @pytest.mark.parametrize(
