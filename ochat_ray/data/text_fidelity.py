@@ -56,7 +56,8 @@ def text_fidelity(html: str, markdown: str, taken_off: Sequence[str] = ()) -> tu
         again = _lines(visible_text(_markdown_it().render(source)), displayed=displayed)
         rendered = again if again == original else rendered
     if rendered != original:
-        again = _lines(visible_text(html, ill_formed=True))
+        shown = visible_text(html, ill_formed=True)
+        again = _lines(shown, _without(_with_formulas(shown), taken_off))
         original = again if again == rendered else original
     if rendered == original:
         size = sum(map(len, original)) + len(original)

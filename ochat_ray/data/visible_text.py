@@ -162,7 +162,9 @@ class _Reader:
     def read(self, html: str, ill_formed: bool) -> None:
         if "\r" in html:
             html = html.replace("\r\n", "\n").replace("\r", "\n")
-        html = _COMMENT.sub("", _NOT_TEXT.sub("", html))
+        html = _NOT_TEXT.sub("", html)
+        if ill_formed or "<!" in html or "<?" in html:
+            html = _COMMENT.sub("", html)
         parts = _TAG.split(html)
         names = parts[1::3]
         if (together := "".join(names)) != together.lower():

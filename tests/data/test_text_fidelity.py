@@ -160,6 +160,7 @@ def test_what_was_taken_off_on_purpose_is_no_loss():
     html = "<div>2 / 3</div><p>Hello.</p><div>Copy<span>6 chars / 1 words</span></div>"
     assert share(html, "Hello.") < 1
     assert share(html, "Hello.", ("2 / 3", "Copy6 chars / 1 words")) == 1
+    assert share("2 / 3</b></div><p>Hello.</p>", "Hello.", ("2 / 3",)) == 1
     assert share("<p>Half is 2 / 3 here</p>", "Half is here", ("2 / 3",)) < 1  # not at an end
 
 
