@@ -538,6 +538,25 @@ def _excerpt(text: str, limit: int = 1500) -> str:
     return text if len(text) <= limit else text[:limit] + f"\n... ({len(text):,} characters)"
 
 
+def own_measures(pages: Sequence[str]) -> str:
+    """Both measures that `prepare` takes: how many messages are intact, and time per message."""
+    convert = importlib.import_module("ochat_ray.data.markdown").convert
+    structure = importlib.import_module("ochat_ray.data.fidelity").fidelity
+    text = importlib.import_module("ochat_ray.data.text_fidelity").text_fidelity
+    converted = [convert(html) for html in pages]
+    started = time.process_time()
+    blocks = [structure(one) for one in converted]
+    between = time.process_time()
+    shown = [text(html, one.markdown) for html, one in zip(pages, converted, strict=True)]
+    seconds = (between - started, time.process_time() - between)
+    names = ("structure (fidelity.py)", "visible text (text_fidelity.py)")
+    return "\n".join(
+        f"| {name} | {sum(same == all_ for same, all_ in results):,} | "
+        f"{1000 * took / len(pages):.3f} |"
+        for name, results, took in zip(names, (blocks, shown), seconds, strict=True)
+    )
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -574,6 +593,9 @@ def main() -> None:
     print("| converter | intact | failures | ms a message |\n| --- | --- | --- | --- |")
     for score in converters:
         print(score.row())
+    if "ours" in arguments.only:
+        print("\n| measure of prepare | intact | ms per message |\n| --- | --- | --- |")
+        print(own_measures([html for _, html in messages]))
     for score in converters:
         if score.name == arguments.causes_of:
             show_causes(score, arguments.show)

@@ -14,6 +14,7 @@ from ochat_ray.data.html_tree import ConversionError
 from ochat_ray.data.markdown import convert
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.noise_rules import EXTENSION_ORIGINS, RULES, provider_error, without_noise
+from ochat_ray.data.text_fidelity import text_fidelity
 from ochat_ray.schema import Conversation, Drop, Reason, Stage, Turn
 
 Rule = Callable[[Conversation], Conversation | Drop]
@@ -43,7 +44,7 @@ def rules(
     Args:
         keep_model: the model label to keep, or several, or "any".
         blocked_words: words that drop a conversation, whole and in any case.
-        min_fidelity: share of blocks that a conversion must give back.
+        min_fidelity: share that a conversion must give back, of blocks and of visible text.
         questions: evaluation questions that no conversation may contain.
         noise: names of the rules of `noise_rules` that apply.
         merge_turns: join consecutive turns of one role, once they are converted.
@@ -223,10 +224,11 @@ def _is_closed(html: str) -> bool:
 
 
 def convert_rule(min_fidelity: float, noise: Collection[str] = RULES) -> Rule:
-    """Turn HTML answers into Markdown, and measure how much of their structure that keeps."""
+    """Turn HTML answers into Markdown, and measure how much of structure and text that keeps."""
 
     def rule(conversation: Conversation) -> Conversation | Drop:
-        turns, equal, blocks = [], 0, 0
+        turns = []
+        equal, blocks, same, characters = 0, 0, 0, 0
         found = list(conversation.noise)
         names = noise if conversation.origin in EXTENSION_ORIGINS else ()
         for position, turn in enumerate(conversation.turns):
@@ -234,21 +236,34 @@ def convert_rule(min_fidelity: float, noise: Collection[str] = RULES) -> Rule:
                 if turn.html and ("<" in turn.text or "&" in turn.text):
                     try:
                         converted = convert(turn.text, names)
-                        measured = fidelity(converted)
+                        structure = fidelity(converted)
                     except ConversionError as error:
                         detail = f"turn {position}: {error}"
                         return _drop(conversation, Reason.CONVERSION_FAILED, detail)
+                    taken_off = converted.noise
+                    text = text_fidelity(turn.text, converted.markdown, taken_off.texts)
                     turn = replace(turn, text=converted.markdown, html=False)
-                    equal, blocks = equal + measured[0], blocks + measured[1]
-                    found += converted.noise
+                    equal, blocks = equal + structure[0], blocks + structure[1]
+                    same, characters = same + text[0], characters + text[1]
+                    found += taken_off.names
                 elif turn.html:  # plain text on a page
                     turn = replace(turn, html=False)
             turns.append(turn)
-        share = equal / blocks if blocks else None
-        if share is not None and share < min_fidelity:
-            detail = f"{share:.3f} of {blocks} blocks come back"
+        of_blocks = equal / blocks if blocks else None
+        of_text = same / characters if characters else None
+        if of_blocks is not None and of_blocks < min_fidelity:
+            detail = f"{of_blocks:.3f} of {blocks} blocks come back"
             return _drop(conversation, Reason.LOW_FIDELITY, detail)
-        return replace(conversation, turns=tuple(turns), fidelity=share, noise=tuple(found))
+        if of_text is not None and of_text < min_fidelity:
+            detail = f"{of_text:.3f} of {characters} characters of visible text come back"
+            return _drop(conversation, Reason.LOW_FIDELITY, detail)
+        return replace(
+            conversation,
+            turns=tuple(turns),
+            fidelity=of_blocks,
+            text_fidelity=of_text,
+            noise=tuple(found),
+        )
 
     return rule
 

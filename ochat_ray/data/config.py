@@ -56,7 +56,8 @@ class PrepareConfig:
     """Rules for text of browser extensions and error messages to switch off, by their names in
     docs/data-format.md; "all" switches off all."""
     min_fidelity: float = 0.0
-    """Share of blocks that a conversion from HTML must give back; below it, a conversation goes."""
+    """Share that a conversion from HTML must give back, both of the blocks and of the visible
+    text; below it, a conversation is dropped."""
     near_duplicates: float | None = None
     """Jaccard similarity from which conversations are near duplicates, such as 0.8."""
     decontaminate: tuple[str, ...] = ()

@@ -18,17 +18,11 @@ from urllib.parse import unquote
 import pyromark
 from markdown_it import MarkdownIt
 
-from ochat_ray.data.html_tree import (
-    BLOCKS,
-    CHROME,
-    CONTAINERS,
-    alignment_of,
-    code_of,
-    parse,
-    tex_of,
-)
+from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA, FORMULA_BLOCK, code_block
+from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, alignment_of, parse_rendered
 from ochat_ray.data.markdown import BLANK_LINE, Converted
-from ochat_ray.data.markdown_inline import MATH_MARK
+from ochat_ray.data.markdown_inline import MATH_MARK, split_at_breaks, url_of
+from ochat_ray.data.markdown_text import LOOSE, PAIRS
 
 Block = tuple[str, str]
 """The path of tags to a block, and its content."""
@@ -41,22 +35,30 @@ _INLINE = {
     "code": "code",
     "del": "del",
     "s": "del",
+    "strike": "del",
 }
 # Beyond these, measuring in order would take minutes on a turn made to take them.
 _MAX_SLOW = 500_000
 _MAX_BLOCKS = 3_000
 BREAK = "\x1c"
+_EDGE, _PARAGRAPH_END = "\x19", "\x1a"
+_EDGES = re.compile(f"[{BREAK}\\s]*{_EDGE}[{_EDGE}{BREAK}\\s]*")
+_LAST_INSIDE = re.compile(f"({LOOSE}+ ?)(\x1e+)(?=\\w)")
+_FIRST_INSIDE = re.compile(f"(?<=\\w)((?:\x1d(?:strong|em|del) )+)({LOOSE}+)")
+_OPENING, _CLOSING = "".join(PAIRS), "".join(PAIRS.values())
+_PAIR = f"(\x1d(?:strong|em|del) )([{_OPENING}])([^\x1d\x1e]+)([{_CLOSING}])\x1e"
+_PAIR_INSIDE = re.compile(f"(?<=\\w){_PAIR}|{_PAIR}(?=\\w)")
 _SPACE = re.compile(r"[ \t\n\f\v]{2,}|[\t\n\f\v]")
 
 
 def fidelity(converted: Converted) -> tuple[int, int]:
     """(blocks that came back as they were, blocks of the original or, if more, of the result)."""
     original = blocks_of(converted.root)
-    rendered = blocks_of(parse(render_fast(converted.skeleton)))
+    rendered = blocks_of(parse_rendered(render_fast(converted.skeleton)))
     if rendered == original:
         return len(original), len(original)
     if len(converted.skeleton) <= _MAX_SLOW:
-        rendered = blocks_of(parse(_markdown_it().render(converted.skeleton)))
+        rendered = blocks_of(parse_rendered(_markdown_it().render(converted.skeleton)))
         if rendered == original:
             return len(original), len(original)
     longer = max(len(original), len(rendered))
@@ -86,23 +88,25 @@ def blocks_of(root: Any) -> list[Block]:
 
 
 def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False) -> None:
-    run = [container.text or ""]
+    run = [_with_ends(container.text or "")]
 
     def flush() -> None:
-        # Text beside paragraphs is plain text, where a blank line begins a new one.
         whole = "".join(run)
-        for part in [whole] if tight else BLANK_LINE.split(whole):
+        if not whole or whole.isspace():
+            run.clear()
+            return
+        for part in [whole] if tight else whole.split(_PARAGRAPH_END):
             if text := _collapse(part):
                 blocks.append((path if tight else path + "/p", text))
         run.clear()
 
     for child in container:
         tag = child.tag
-        if tag == "pre":
+        if tag in ("pre", CODE_BLOCK):
             flush()
-            language, code = code_of(child)
-            blocks.append((f"{path}/pre", f"{language}\n{code}"))
-        elif tag in CONTAINERS and tex_of(child) is not None:
+            code = code_block(child)
+            blocks.append((f"{path}/pre", f"{code.language}\n{code.text}"))
+        elif tag == FORMULA_BLOCK:
             flush()
             blocks.append((path if tight else path + "/p", MATH_MARK))
         elif tag not in BLOCKS:
@@ -114,12 +118,17 @@ def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False
         else:
             flush()
             _block(child, path, blocks, tight)
-        run.append(child.tail or "")
+        run.append(_with_ends(child.tail or ""))
     flush()
 
 
+def _with_ends(text: str) -> str:
+    """Text beside paragraphs is plain text, where a blank line begins a new one."""
+    return BLANK_LINE.sub(f"{_PARAGRAPH_END}\n", text) if "\n" in text else text
+
+
 def _holds_blocks(element: Any) -> bool:
-    if len(element) == 0 or element.tag in CHROME or tex_of(element) is not None:
+    if len(element) == 0 or element.tag in CHROME:
         return False
     return next(element.iter(*BLOCKS), None) is not None
 
@@ -140,6 +149,8 @@ def _block(element: Any, path: str, blocks: list[Block], tight: bool) -> None:
             else:
                 _walk_tight(item, f"{path}/{tag}/li", blocks)
     elif tag == "table":
+        for caption in element.iterchildren("caption"):
+            _walk(caption, path, blocks)
         for number, row in enumerate(element.iter("tr")):
             cells = [_text(cell) for cell in row if cell.tag in ("th", "td")]
             if number == 0:
@@ -174,12 +185,29 @@ def _text(element: Any) -> str:
 
 
 def _collapse(text: str) -> str:
-    text = _SPACE.sub(" ", text)
+    if "\n" in text or "  " in text or "\t" in text or "\f" in text or "\v" in text:
+        text = _SPACE.sub(" ", text)
+    if "\x1e" in text:
+        text = _move_punctuation(text)
+    if _EDGE in text:
+        text = _EDGES.sub(BREAK, text)
     if BREAK not in text:
-        return text.strip()
+        return text.strip().replace(_PARAGRAPH_END, "")
     # A break at the end of a block shows nothing, and Markdown cannot write it.
     text = text.replace(f" {BREAK}", BREAK).replace(f"{BREAK} ", BREAK)
-    return text.strip().strip(" " + BREAK).strip()
+    return text.strip().strip(" " + BREAK).strip().replace(_PARAGRAPH_END, "")
+
+
+def _move_punctuation(text: str) -> str:
+    """Punctuation between emphasis and a letter counts as outside: CommonMark needs it there."""
+    text = _LAST_INSIDE.sub(r"\2\1", text)
+    text = _FIRST_INSIDE.sub(r"\2\1", text)
+    return _PAIR_INSIDE.sub(_move_pair, text)
+
+
+def _move_pair(match: re.Match[str]) -> str:
+    mark, first, core, last = (group for group in match.groups() if group is not None)
+    return f"{first}{mark}{core}\x1e{last}" if PAIRS[first] == last else match.group()
 
 
 def _inline(element: Any, parts: list[str]) -> None:
@@ -190,10 +218,12 @@ def _inline(element: Any, parts: list[str]) -> None:
     if tag == "br":
         parts.append(BREAK)
     elif tag == "img":
-        parts.append(f"\x1dimg({unquote(element.get('src') or '')}){element.get('alt') or ''}\x1e")
+        source = unquote(url_of(element.get("src")))
+        parts.append(f"\x1dimg({source}){element.get('alt') or ''}\x1e")
     elif tag == "code":
-        parts.append(f"\x1dcode {''.join(element.itertext())}\x1e")
-    elif tex_of(element) is not None:
+        lines = split_at_breaks(element)
+        parts.append(BREAK.join(f"\x1dcode {line}\x1e" if line else "" for line in lines))
+    elif tag in (FORMULA, FORMULA_BLOCK):
         parts.append(MATH_MARK)
     else:
         inner: list[str] = [element.text or ""]
@@ -202,10 +232,10 @@ def _inline(element: Any, parts: list[str]) -> None:
             inner.append(child.tail or "")
         text = "".join(inner)
         mark = _INLINE.get(tag)
-        if tag == "a" and element.get("href"):
-            mark = f"a({unquote(element.get('href'))})"
+        if tag == "a" and (href := url_of(element.get("href"))):
+            mark = f"a({unquote(href)})"
         if mark and text.strip():
             core = text.strip()
             start = text.index(core)
             text = f"{text[:start]}\x1d{mark} {core}\x1e{text[start + len(core) :]}"
-        parts.append(text)
+        parts.append(f"{_EDGE}{text}{_EDGE}" if tag in BLOCKS else text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -26,14 +27,30 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _BESIDE = frozenset({"body", "div", "span"})
 
 
-def strip_noise(root: Any, html: str, names: Collection[str] = HTML_NOISE) -> tuple[str, ...]:
-    """Take pager and counter, as far as named, off a parsed turn; return what was taken off."""
-    found = []
-    if COUNTER in names and "chars / " in html and _strip_counter(root):
-        found.append(COUNTER)
-    if PAGER in names and _PAGER_IN_HTML.match(html) and _strip_pager(root):
-        found.append(PAGER)
-    return tuple(found)
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Text that was taken off a turn; "" where there was none."""
+
+    pager: str = ""
+    counters: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the rules that took something off."""
+        return [COUNTER] * bool(self.counters) + [PAGER] * bool(self.pager)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that was taken off."""
+        return (self.pager, *self.counters)
+
+
+def strip_noise(root: Any, html: str, names: Collection[str] = HTML_NOISE) -> Noise:
+    """Take pager and counter, as far as named, off a parsed turn, and return them."""
+    has_counter = COUNTER in names and "chars / " in html
+    counters = _strip_counter(root) if has_counter else []
+    pager = _strip_pager(root) if PAGER in names and _PAGER_IN_HTML.match(html) else ""
+    return Noise(pager, tuple(counters))
 
 
 def has_pager(html: str) -> bool:
@@ -42,7 +59,7 @@ def has_pager(html: str) -> bool:
     return match is not None and match["markup"] is not None and is_pager(match)
 
 
-def _strip_pager(root: Any) -> bool:
+def _strip_pager(root: Any) -> str:
     element = next((e for e in root.iter() if (e.text or "").strip()), None)
     tail = next((e for e in root.iter() if (e.tail or "").strip()), None)
     # Text directly in the page comes before, or after a button of the pager.
@@ -58,24 +75,24 @@ def _strip_pager(root: Any) -> bool:
             continue
         rest = text[match.end() :]
         if not rest.strip() and _is_all_there_is(root, text):
-            return False
+            return ""
         if not rest.strip() or without_pager(text) != text:
             _set(candidate, kind, rest)
-            return True
-    return False
+            return match.group().strip()
+    return ""
 
 
 def _is_all_there_is(root: Any, text: str) -> bool:
     return "".join(root.itertext()).strip() == text.strip()
 
 
-def _strip_counter(root: Any) -> bool:
-    found = False
+def _strip_counter(root: Any) -> list[str]:
+    found = []
     for element in [*root.iter("div", "span")]:
         whole = "".join(islice(element.itertext(), 8)).strip()  # the counter has two
         if _is_beside(element) and _COUNTER.fullmatch(whole):
+            found.append("".join(element.xpath(".//text()[not(ancestor::button)]")).strip())
             element.clear(keep_tail=True)
-            found = True
     for holder, kind, text in _texts_from_the_end(root):
         if not text.strip():
             continue
@@ -87,7 +104,7 @@ def _strip_counter(root: Any) -> bool:
             or (not text[: match.start()].strip() and _is_beside(parent))
         ):
             _set(holder, kind, text[: match.start()])
-            return True
+            found.append(match.group().strip())
         break
     return found
 

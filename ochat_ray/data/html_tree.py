@@ -1,22 +1,26 @@
-"""The HTML of a chat's turn as a tree, and what the elements of ChatGPT's page mean.
+"""The HTML of a chat's turn as a tree, and the kinds of its elements.
 
-Page text is untrusted: parsing uses no network and no entities of the page's own, and both depth
-and size are bounded.
+Page text is untrusted: parsing uses no network and no entities of the page's own, and depth, size
+and the attributes of a tag are bounded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from lxml import etree
 
+from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA_BLOCK, normalize
+
 Element = Any  # lxml's elements have no types of their own
 
 MAX_HTML_CHARACTERS = 8_000_000
 """Of one turn. The longest of a page is some hundred thousand."""
+
+MAX_ATTRIBUTES = 256
+"""Of one tag: lxml compares each with all before it. Pages have up to thirty."""
 
 CHROME = frozenset(
     "button svg style script noscript template head title meta link iframe object embed audio "
@@ -26,10 +30,17 @@ CHROME = frozenset(
 
 CONTAINERS = frozenset(
     "html body div section article main header footer figure figcaption center details summary "
-    "form fieldset aside nav address dl dd dt li".split()
+    "form fieldset legend aside nav address hgroup search dialog menu dl dd dt li".split()
 )
 BLOCKS = CONTAINERS | frozenset("p h1 h2 h3 h4 h5 h6 ul ol pre blockquote table hr".split())
+BLOCKS |= {FORMULA_BLOCK, CODE_BLOCK}
 
+_LONG_ATTRIBUTES = 2 * MAX_ATTRIBUTES
+# A tag's name and attributes, which may have a `>` in quotes. No part of it is tried twice.
+_TAG = re.compile(
+    r"""<([a-zA-Z][^\s/>]*+)([^>=]*+(?:=\s*+(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|)[^>=]*+)*+)"""
+)
+_VALUE = re.compile(r"""=\s*(?:"[^"]*"?|'[^']*'?|[^\s"'>]+)""")
 
 _NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 _UNWANTED_REFERENCE = re.compile(
@@ -38,11 +49,11 @@ _UNWANTED_REFERENCE = re.compile(
 
 
 class ConversionError(ValueError):
-    """The HTML is nested too deeply, or too long, to be a chat's turn."""
+    """The HTML is nested too deeply, too long, or has too many attributes for a chat's turn."""
 
 
 def parse(html: str) -> Element:
-    """The `<body>` of a fragment of HTML: no network, no entities of its own, bounded depth.
+    """Parse a turn's HTML into its `<body>`, with one form for what pages write in many.
 
     Raises:
         ConversionError: as `html_to_markdown`.
@@ -53,8 +64,22 @@ def parse(html: str) -> Element:
         html = html.replace("\r\n", "\n").replace("\r", "\n")
     if not html.isascii():
         html = _NONCHARACTERS.sub("", html)
+    if "\x00" in html:
+        html = html.replace("\x00", "")
     if "&#" in html:
         html = _UNWANTED_REFERENCE.sub("", html)
+    names, attributes = tags_of(html)
+    body = parse_rendered(html)
+    normalize(body, names, attributes)
+    return body
+
+
+def parse_rendered(html: str) -> Element:
+    """Parse HTML that a Markdown renderer wrote, as it is.
+
+    Raises:
+        ConversionError: it is nested too deeply.
+    """
     parser = _parser()
     data = f"<html><body>{html}</body></html>".encode("utf-8", "surrogatepass")
     try:
@@ -67,6 +92,21 @@ def parse(html: str) -> Element:
     return etree.Element("body") if body is None else body
 
 
+def tags_of(html: str) -> tuple[set[str], str]:
+    """The names of a page's tags in lower case, and the source of all their attributes.
+
+    Raises:
+        ConversionError: a tag has more than `MAX_ATTRIBUTES`, for which lxml takes quadratic time.
+    """
+    tags = set(_TAG.findall(html))
+    for _, attributes in tags:
+        if len(attributes) >= _LONG_ATTRIBUTES:
+            count = len(re.findall(r"[^\s/=]+", _VALUE.sub("= ", attributes)))
+            if count > MAX_ATTRIBUTES:
+                raise ConversionError(f"a tag with {count:,} attributes or more")
+    return {name.lower() for name, _ in tags}, " ".join([attributes for _, attributes in tags])
+
+
 @cache
 def _parser() -> Any:
     return etree.HTMLParser(
@@ -74,75 +114,7 @@ def _parser() -> Any:
     )
 
 
-def tex_of(element: Element) -> tuple[str, bool] | None:
-    """The TeX of a formula's outermost element and whether it is displayed; None for others."""
-    classes = (element.get("class") or "").split()
-    if not {"katex", "katex-display", "math"} & set(classes) and element.tag != "math":
-        return None
-    annotation = next(
-        (a for a in element.iter("annotation") if a.get("encoding") == "application/x-tex"), None
-    )
-    if annotation is None:
-        return None
-    display = bool({"katex-display", "math-display"} & set(classes))
-    if not display:
-        inside = (e.get("class") or "" for e in element.iter("span"))
-        display = any("katex-display" in name.split() for name in inside)
-    return "".join(annotation.itertext()).strip(), display
-
-
-def code_of(pre: Element) -> tuple[str, str]:
-    """The language (or "") and the text of a code block, as it was between its fences."""
-    codes = list(pre.iter("code"))
-    language = next((lang for code in codes if (lang := _language(code))), "")
-    if codes:
-        content = "\n".join(_preformatted(code) for code in codes)
-        language = language or _label(pre, codes[0])
-    else:
-        content = _preformatted(pre)
-    return language, content.removesuffix("\n")
-
-
 def alignment_of(cell: Element) -> str:
     """left, right, center or "" of a table's cell."""
     style = re.search(r"text-align:\s*(left|right|center)", cell.get("style") or "")
     return style[1] if style else (cell.get("align") or "").lower()
-
-
-def _preformatted(element: Element) -> str:
-    return "".join(_preformatted_parts(element))
-
-
-def _preformatted_parts(element: Element) -> Iterator[str]:
-    if next(element.iter("br", *CHROME), None) is None:
-        yield from element.itertext()
-        return
-    if element.text:
-        yield element.text
-    for child in element:
-        if child.tag == "br":
-            yield "\n"
-        elif child.tag not in CHROME:
-            yield from _preformatted_parts(child)
-        if child.tail:
-            yield child.tail
-
-
-def _language(code: Element) -> str:
-    for name in (code.get("class") or "").split():
-        if name.startswith(("language-", "lang-")) and name.split("-", 1)[1] != "undefined":
-            return re.sub(r"[`\s]", "", name.split("-", 1)[1])
-    return ""
-
-
-def _label(pre: Element, code: Element) -> str:
-    """The language that the bar above the code shows."""
-    for element in pre.iter("span", "div"):
-        if element is code or next(element.iter("code"), None) is not None:
-            continue
-        if any(ancestor is code for ancestor in element.iterancestors("code")):
-            break
-        text = (element.text or "").strip()
-        if re.fullmatch(r"[\w+#.-]{1,30}", text):
-            return text
-    return ""

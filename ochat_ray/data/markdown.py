@@ -20,17 +20,9 @@ from typing import Literal
 from lxml import etree
 
 from ochat_ray.data import markdown_text as text_of
-from ochat_ray.data.html_noise import HTML_NOISE, PAGER, strip_noise
-from ochat_ray.data.html_tree import (
-    BLOCKS,
-    CHROME,
-    CONTAINERS,
-    Element,
-    alignment_of,
-    code_of,
-    parse,
-    tex_of,
-)
+from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA_BLOCK, code_block, tex_of
+from ochat_ray.data.html_noise import HTML_NOISE, Noise, strip_noise
+from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, Element, alignment_of, parse
 from ochat_ray.data.markdown_inline import (
     Pieces,
     formula,
@@ -51,18 +43,13 @@ class Converted:
     """A converted turn.
 
     `skeleton` is the Markdown with `MATH_MARK` for every formula, which CommonMark does not know;
-    `root` is the parsed HTML without its noise; `noise` names what was taken off (`HTML_NOISE`).
+    `root` is the parsed HTML without its noise, which is `noise`.
     """
 
     markdown: str
     skeleton: str
     root: Element
-    noise: tuple[str, ...]
-
-    @property
-    def pager(self) -> bool:
-        """A pager was taken off the start."""
-        return PAGER in self.noise
+    noise: Noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,31 +89,43 @@ def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
     """
     blocks: list[_Block] = []
     pieces: Pieces = []
-    run: list[str] = [text_of.literal(container.text)] if container.text else []
+    run: list[str] = []
 
     def flush() -> None:
         nonlocal run, pieces
         if not run:
             return
         inline = "".join(run)
-        if inline.strip():
-            parts = [inline] if pieces or prose else BLANK_LINE.split(inline)
-            texts = [text_of.finish(part, pieces) for part in parts]
-            blocks.extend(_Block("paragraph", text) for text in texts if text)
+        if inline.strip() and (text := text_of.finish(inline, pieces)):
+            blocks.append(_Block("paragraph", text))
         run, pieces = [], []
 
+    def add(text: str) -> None:
+        if prose or "\n" not in text:
+            run.append(text_of.literal(text))
+            return
+        first, *others = BLANK_LINE.split(text)
+        run.append(text_of.literal(first))
+        for other in others:
+            flush()
+            run.append(text_of.literal(other))
+
+    if container.text:
+        add(container.text)
     for child in container:
         tag = child.tag
         if _is_block(child):
             flush()
-            if tag in CONTAINERS and tex_of(child) is None:
+            if tag in CONTAINERS:
                 blocks += _blocks(child)
+            elif tag == "table":
+                blocks += _table(child)
             elif block := _block(child, blocks[-1] if blocks else None):
                 blocks.append(block)
         else:
             run.append(inline_element(child, pieces))
         if child.tail:
-            run.append(text_of.literal(child.tail))
+            add(child.tail)
     flush()
     return blocks
 
@@ -137,7 +136,7 @@ def _is_block(element: Element) -> bool:
     if len(element) == 0 or element.tag in CHROME or is_inline(element.tag):
         return False
     # A span or an unknown element around blocks.
-    return tex_of(element) is None and next(element.iter(*BLOCKS), None) is not None
+    return next(element.iter(*BLOCKS), None) is not None
 
 
 def _block(element: Element, previous: _Block | None) -> _Block | None:
@@ -146,13 +145,12 @@ def _block(element: Element, previous: _Block | None) -> _Block | None:
         return _paragraph(element)
     if tag in ("ul", "ol"):
         return _list(element, previous)
-    if tag == "pre":
-        return _Block("code", _fence(*code_of(element)))
+    if tag in (CODE_BLOCK, "pre"):
+        code = code_block(element)
+        return _Block("code", _fence(code.language, code.text))
     if tag == "blockquote":
         quoted = "\n\n".join(block.text for block in _blocks(element))
         return _Block("quote", "\n".join(f"> {q}" if q else ">" for q in quoted.split("\n")))
-    if tag == "table":
-        return _table(element)
     if tag == "hr":
         # Dashes below a line of text would make a heading of it.
         return _Block("rule", "---")
@@ -161,7 +159,7 @@ def _block(element: Element, previous: _Block | None) -> _Block | None:
         inline = inline_of(element, pieces)
         hashes = "#" * int(tag[1])
         return _Block("heading", f"{hashes} {text_of.heading_text(inline, pieces)}".rstrip())
-    if tex := tex_of(element):
+    if tag == FORMULA_BLOCK and (tex := tex_of(element)):
         return _Block("paragraph", formula(*tex))
     blocks = _blocks(element)
     return _Block("paragraph", "\n\n".join(block.text for block in blocks)) if blocks else None
@@ -238,18 +236,20 @@ def _can_follow(before: _Block, block: _Block) -> bool:
     return before.kind != "paragraph" or block.interrupts
 
 
-def _table(element: Element) -> _Block | None:
+def _table(element: Element) -> list[_Block]:
+    """A table, behind its caption as a paragraph."""
+    captions = [block for child in element.iterchildren("caption") for block in _blocks(child)]
     rows = [[_cell(cell) for cell in row if cell.tag in ("th", "td")] for row in element.iter("tr")]
     rows = [row for row in rows if row]
     if not rows:
-        return None
+        return captions
     columns = max(map(len, rows))
     first = next(row for row in element.iter("tr") if len(row))
     alignments = [_alignment(cell) for cell in first if cell.tag in ("th", "td")]
     alignments += ["---"] * (columns - len(alignments))
     rows = [row + [""] * (columns - len(row)) for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in [rows[0], alignments, *rows[1:]]]
-    return _Block("table", "\n".join(lines))
+    return [*captions, _Block("table", "\n".join(lines))]
 
 
 def _cell(element: Element) -> str:

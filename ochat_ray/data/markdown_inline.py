@@ -6,18 +6,21 @@ import re
 from collections.abc import Callable
 
 from ochat_ray.data import markdown_text as text_of
-from ochat_ray.data.html_tree import BLOCKS, CHROME, Element, code_of, tex_of
+from ochat_ray.data.html_forms import CODE_BLOCK, code_block, tex_of
+from ochat_ray.data.html_tree import BLOCKS, CHROME, Element
 
 Pieces = list[str]
 """Markdown that is finished already, in the order of its OPAQUE marks in the text."""
 
-MATH_MARK = "\U0001d453"
-"""Stands for a formula in `Converted.skeleton`."""
+MATH_MARK = "/\U0001d453/"
+"""Stands for a formula in `Converted.skeleton`: punctuation at both ends, as its delimiters."""
 
+_EDGES = f" \n\t{text_of.BREAK}{text_of.EDGE}"
 _EMAIL = re.compile(
     r"[A-Za-z0-9.+_-]+@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
+_C0_AND_SPACE = "".join(map(chr, range(0x21)))
 _MATH_START, _MATH_END = "\ufde0", "\ufde1"
 _MATH = re.compile(f"{_MATH_START}.*?{_MATH_END}", re.DOTALL)
 
@@ -56,11 +59,11 @@ def inline_element(element: Element, pieces: Pieces) -> str:
         return ""
     if tex := tex_of(element):
         return _opaque(formula(*tex), pieces)
-    if tag == "pre":
-        return _opaque(_code_span(code_of(element)[1]), pieces)
+    if tag in (CODE_BLOCK, "pre"):
+        return _opaque(_code_span(code_block(element).text), pieces)
     inline = inline_of(element, pieces)
     # A block where only inline content can stand, as a paragraph in a cell.
-    return f"{text_of.BREAK}{inline}{text_of.BREAK}" if tag in BLOCKS and inline else inline
+    return f"{text_of.EDGE}{inline}{text_of.EDGE}" if tag in BLOCKS and inline else inline
 
 
 def _opaque(piece: str, pieces: Pieces) -> str:
@@ -69,8 +72,28 @@ def _opaque(piece: str, pieces: Pieces) -> str:
 
 
 def _code(element: Element, pieces: Pieces) -> str:
-    text = "".join(element.itertext())
-    return _opaque(_code_span(text), pieces) if text else ""
+    lines = split_at_breaks(element)
+    spans = [_opaque(_code_span(line), pieces) if line else "" for line in lines]
+    return text_of.BREAK.join(spans)
+
+
+def split_at_breaks(code: Element) -> list[str]:
+    """The text of inline code; in Markdown, no line break can be within it."""
+    if next(code.iter("br"), None) is None:
+        return ["".join(code.itertext())]
+    lines = [""]
+    _add_lines(code, lines)
+    return lines
+
+
+def _add_lines(element: Element, lines: list[str]) -> None:
+    lines[-1] += element.text or ""
+    for child in element:
+        if child.tag == "br":
+            lines.append("")
+        else:
+            _add_lines(child, lines)
+        lines[-1] += child.tail or ""
 
 
 def _code_span(text: str) -> str:
@@ -88,7 +111,7 @@ def _emphasis(opener: str, closer: str) -> Callable[[Element, Pieces], str]:
     def write(element: Element, pieces: Pieces) -> str:
         inline = inline_of(element, pieces)
         # Delimiters must touch what they emphasise: white space goes outside.
-        core = inline.strip().strip(text_of.BREAK).strip()
+        core = inline.strip(_EDGES).strip()
         if not core:
             return inline
         start = inline.index(core)
@@ -97,16 +120,11 @@ def _emphasis(opener: str, closer: str) -> Callable[[Element, Pieces], str]:
     return write
 
 
-def _strike(element: Element, pieces: Pieces) -> str:
-    inline = inline_of(element, pieces)
-    return f"~~{inline}~~" if inline.strip() else inline
-
-
 def _link(element: Element, pieces: Pieces) -> str:
-    href = element.get("href") or "".strip()
+    href = url_of(element.get("href"))
     inside: Pieces = []
     inline = inline_of(element, inside)
-    if not _is_safe(href) or "](" in "".join(inside):
+    if not _is_safe(href) or any(piece.startswith(("](", "<")) for piece in inside):
         pieces += inside
         return inline
     label = text_of.plain(inline)
@@ -121,17 +139,25 @@ def _link(element: Element, pieces: Pieces) -> str:
     for bracket in (text_of.OPEN_BRACKET, text_of.CLOSE_BRACKET):
         inline = inline.replace(bracket, "\\" + text_of.plain(bracket))
     pieces += inside
-    return "[" + inline.strip() + _opaque(f"]({_target(href, element.get('title'))})", pieces)
+    core = inline.strip(_EDGES)
+    before, _, after = inline.partition(core) if core else (inline, "", "")
+    target = _opaque(f"]({_target(href, element.get('title'))})", pieces)
+    return f"{before}[{core}{target}{after}"
 
 
 def _image(element: Element, pieces: Pieces) -> str:
-    source = element.get("src") or "".strip()
+    source = url_of(element.get("src"))
     alt = re.sub(r"\s+", " ", element.get("alt") or "").strip()
     if not source or not _is_safe(source):
         return text_of.literal(alt)
     escaped = text_of.finish(text_of.literal(alt), [], one_line=True)
     escaped = re.sub(r"(?<!\\)([\[\]])", r"\\\1", escaped)
     return _opaque(f"![{escaped}]({_target(source, element.get('title'))})", pieces)
+
+
+def url_of(given: str | None) -> str:
+    """A URL as a browser takes it from an attribute (url.spec.whatwg.org, section 4.4)."""
+    return re.sub(r"[\t\n\r]", "", (given or "").strip(_C0_AND_SPACE))
 
 
 def _is_safe(url: str) -> bool:
@@ -167,22 +193,17 @@ def formula(tex: str, display: bool) -> str:
     return f"{_MATH_START}{written}{_MATH_END}"
 
 
-def _checkbox(element: Element, _pieces: Pieces) -> str:
-    if element.get("type") != "checkbox":
-        return ""
-    return "[x] " if element.get("checked") is not None else "[ ] "
-
-
 _INLINE: dict[str, Callable[[Element, Pieces], str]] = {
     "em": _emphasis(text_of.EM_OPEN, text_of.EM_CLOSE),
     "i": _emphasis(text_of.EM_OPEN, text_of.EM_CLOSE),
     "strong": _emphasis(text_of.STRONG_OPEN, text_of.STRONG_CLOSE),
     "b": _emphasis(text_of.STRONG_OPEN, text_of.STRONG_CLOSE),
-    "del": _strike,
-    "s": _strike,
+    "del": _emphasis(text_of.STRIKE_OPEN, text_of.STRIKE_CLOSE),
+    "s": _emphasis(text_of.STRIKE_OPEN, text_of.STRIKE_CLOSE),
+    "strike": _emphasis(text_of.STRIKE_OPEN, text_of.STRIKE_CLOSE),
     "code": _code,
     "a": _link,
     "img": _image,
     "br": lambda _element, _pieces: text_of.BREAK,
-    "input": _checkbox,
+    "input": lambda _element, _pieces: "",
 }

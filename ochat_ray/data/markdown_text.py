@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html.entities import html5
 
 # Unicode noncharacters: never in text that is meant for interchange (Unicode 15, section 23.7).
@@ -24,18 +24,41 @@ EM_OPEN, EM_CLOSE, STRONG_OPEN, STRONG_CLOSE, OPAQUE, BREAK = (
     chr(_FIRST + len(_LITERALS) + i) for i in range(6)
 )
 """OPAQUE stands for a piece that is Markdown already, such as a code span; BREAK for a `<br>`."""
+EDGE = "\ufde2"
+"""The beginning or end of a block where only inline content can stand; several are one break."""
+
+STRIKE_OPEN, STRIKE_CLOSE = "\ufde3", "\ufde4"
 
 _PLAIN = dict(zip((chr(_FIRST + i) for i in range(len(_LITERALS))), _LITERALS, strict=True))
 _TO_SENTINEL = str.maketrans({plain: sentinel for sentinel, plain in _PLAIN.items()})
 _SPECIAL = re.compile(r"[*_`\[\]<&\\!~]")
-_SENTINELS = re.compile("[\ufdd0-\ufddf]")
-_OPENERS = {EM_OPEN: "*", STRONG_OPEN: "**"}
-_CLOSERS = {EM_CLOSE: EM_OPEN, STRONG_CLOSE: STRONG_OPEN}
-_EMPHASIS = {EM_OPEN, EM_CLOSE, STRONG_OPEN, STRONG_CLOSE}
+_SENTINELS = re.compile("[\ufdd0-\ufddf\ufde3\ufde4]")
+_OPENERS = {EM_OPEN: "*", STRONG_OPEN: "**", STRIKE_OPEN: "~~"}
+_CLOSERS = {EM_CLOSE: EM_OPEN, STRONG_CLOSE: STRONG_OPEN, STRIKE_CLOSE: STRIKE_OPEN}
+_EMPHASIS = {*_OPENERS, *_CLOSERS}
+_OPEN, _CLOSE = "".join(_OPENERS), "".join(_CLOSERS)
+# Punctuation that may as well stand outside of emphasis: no half of a pair.
+LOOSE = r"[!#$%&+,\-./:;=?@^|~…·、。，：；！？．～—–￥¥€£°‰]"
+PAIRS = {
+    pair[0]: pair[1]
+    for pair in ("“”", "‘’", "()", "（）", "「」", "『』", "《》", "〈〉", "【】", '""', "''", "«»")
+}
+_OPENING, _CLOSING = "".join(PAIRS), "".join(PAIRS.values())
+_PUNCTUATION_INSIDE = re.compile(
+    f"(?P<openers>[{_OPEN}]+)(?P<first>{LOOSE}+)|(?P<last>{LOOSE}+ ?)(?P<closers>[{_CLOSE}]+)"
+)
+_PAIR_INSIDE = re.compile(
+    f"(?P<open>[{_OPEN}]+)(?P<first>[{_OPENING}])(?P<core>[^{_OPEN}{_CLOSE}{_OPENING}{_CLOSING}]+)"
+    f"(?P<last>[{_CLOSING}])(?P<close>[{_CLOSE}]+)"
+)
 _ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 # The look-behinds keep a long run of blanks from being tried at each of its places.
 _AROUND_BREAK = re.compile(f"(?<![ \\t\\n])[ \\t\\n]*{BREAK}[ \\t\\n]*")
+_AT_ENDS = " \n" + BREAK + EDGE
+_AROUND_EDGE = re.compile(
+    f"(?<![ \\t\\n{BREAK}{EDGE}])[ \\t\\n{BREAK}]*{EDGE}[ \\t\\n{BREAK}{EDGE}]*"
+)
 _LINE_ENDS = re.compile(r"(?<![ \t\f\v])[ \t\f\v]*\n[ \t\n\f\v]*")
 _ENTITY = re.compile(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{0,31});")
 _LINE_START = re.compile(
@@ -68,12 +91,17 @@ def finish(inline: str, pieces: Sequence[str], *, one_line: bool = False) -> str
         inline: text with sentinels; the n-th OPAQUE stands for `pieces[n]`.
         one_line: the block cannot hold a line break (a heading or a table's cell).
     """
-    text = inline.strip().strip(" \n" + BREAK).strip()
-    if BREAK in text:
-        text = _AROUND_BREAK.sub(BREAK, text)
+    text = inline.strip()
+    marked = not text.isascii()
+    if marked:
+        text = text.strip(_AT_ENDS).strip()
+        if EDGE in text:
+            text = _AROUND_EDGE.sub(BREAK, text)
+        if BREAK in text:
+            text = _AROUND_BREAK.sub(BREAK, text)
     if "\n" in text:
         text = _LINE_ENDS.sub(" " if one_line else "\n", text)
-    if _SENTINELS.search(text):
+    if marked and _SENTINELS.search(text):
         text = _resolve(text, pieces, one_line)
     if not one_line:
         text = _escape_line_starts(text)
@@ -98,15 +126,18 @@ def _escape_line_starts(text: str) -> str:
             return f"{number}\\{match.group()[len(number) :]}"
         return "\\" + match.group()
 
+    if "\n" not in text:
+        match = _LINE_START.match(text)
+        return text if match is None else escape(match) + text[match.end() :]
     text = _LINE_START.sub(escape, text)
-    return _UNDERLINE.sub(r"\n\\", text) if "\n" in text else text
+    return _UNDERLINE.sub(r"\n\\", text)
 
 
 def _resolve(text: str, pieces: Sequence[str], one_line: bool) -> str:
     """The text with every sentinel but OPAQUE replaced."""
     replacements: dict[int, str] = {}
     if not _EMPHASIS.isdisjoint(text):
-        _write_emphasis(text, replacements)
+        text, replacements = _settle_emphasis(text)
     for sentinel in (STAR, UNDERSCORE):
         if sentinel in text:
             _escape_delimiters(text, sentinel, replacements)
@@ -210,40 +241,96 @@ def _escape_delimiters(text: str, sentinel: str, replacements: dict[int, str]) -
         replacements.update(dict.fromkeys(range(start, end), write))
 
 
-def _write_emphasis(text: str, replacements: dict[int, str]) -> None:
-    """Choose `*` or `_` for every pair so that neighbours cannot merge, and make it count.
+def _settle_emphasis(text: str) -> tuple[str, dict[int, str]]:
+    """The text with emphasis that counts, and what is written for each of its delimiters.
 
-    A delimiter that CommonMark would not accept between two letters or punctuation marks is made
-    to count by writing its neighbour as a character reference.
+    CommonMark takes no delimiter between a punctuation mark inside and a letter outside. Such
+    punctuation goes outside, where it looks the same ("**Note**:text"); where that does not help,
+    the emphasis is dropped, and the measure of the structure counts it. A character reference
+    would make it count, but a model would learn to write it.
     """
+    text = text.replace(STRIKE_CLOSE + STRIKE_OPEN, "")  # `~~~~` would be neither
+    written, blocked = _write_emphasis(text)
+    if blocked:
+        text = _PUNCTUATION_INSIDE.sub(_move_punctuation, text)
+        text = _PAIR_INSIDE.sub(_move_pair, text)
+        written, blocked = _write_emphasis(text)
+    while blocked:  # what was dropped may have kept its neighbours from counting
+        text = "".join(c for at, c in enumerate(text) if at not in blocked)
+        written, blocked = _write_emphasis(text)
+    return text, written
+
+
+def _move_punctuation(match: re.Match[str]) -> str:
+    """Punctuation between a delimiter and a letter outside, outside; not all that there is."""
+    text, (start, end) = match.string, match.span()
+    if match["openers"]:
+        is_blocked = _kind(text, start - 1) == "letter"
+        leaves_text = _kind(text, end) != "space" and text[end] not in _CLOSERS
+        return match["first"] + match["openers"] if is_blocked and leaves_text else match.group()
+    is_blocked = _kind(text, end) == "letter"
+    leaves_text = _kind(text, start - 1) != "space" and text[start - 1] not in _OPENERS
+    return match["closers"] + match["last"] if is_blocked and leaves_text else match.group()
+
+
+def _move_pair(match: re.Match[str]) -> str:
+    """Quotation marks or brackets around all that is emphasised, outside."""
+    text, (start, end) = match.string, match.span()
+    is_blocked = "letter" in (_kind(text, start - 1), _kind(text, end))
+    core = match["core"]
+    if not is_blocked or PAIRS[match["first"]] != match["last"] or core != core.strip():
+        return match.group()
+    return f"{match['first']}{match['open']}{core}{match['close']}{match['last']}"
+
+
+def _write_emphasis(text: str) -> tuple[dict[int, str], set[int]]:
+    """What is written for every delimiter, and the delimiters of pairs that would not count.
+
+    `*` or `_` is chosen so that neighbours cannot merge.
+    """
+    replacements: dict[int, str] = {}
+    blocked: set[int] = set()
+    within: dict[int, str] = {}  # the kinds of emphasis around what each opener begins
     for opener, closer, parent in _pairs(text):
-        double = text[opener] == STRONG_OPEN
-        character = "*"
-        after_sibling = text[opener - 1 : opener] in _CLOSERS
-        if after_sibling and replacements.get(opener - 1, "").startswith("*"):
-            character = "_"
-        if parent is not None:
-            # `***a***` is strong within em; the other way round, and doubles, need another mark.
-            outer = replacements[parent[0]]
-            opens_with, closes_with = parent[0] == opener - 1, parent[1] == closer + 1
-            same = len(outer) == (2 if double else 1)
-            if (opens_with and closes_with and len(outer) == 2) or (
-                same and (opens_with or closes_with)
-            ):
-                character = "_" if outer[0] == "*" else "*"
-        mark = character * (2 if double else 1)
+        around = "" if parent is None else within[parent[0]]
+        within[opener] = around + text[opener]
+        if text[opener] in around:  # looks no different
+            blocked |= {opener, closer}
+        if text[opener] == STRIKE_OPEN:
+            character, mark = "~", "~~"
+        else:
+            character, mark = _emphasis_mark(text, opener, closer, parent, replacements)
         replacements[opener] = replacements[closer] = mark
-        intraword = character == "_"
-        _make_count(text, opener - 1, opener + 1, replacements, intraword)
-        _make_count(text, closer + 1, closer - 1, replacements, intraword)
+        for outside, inside in ((opener - 1, opener + 1), (closer + 1, closer - 1)):
+            needs_room = character == "_" or _kind(text, inside) == "punctuation"
+            if needs_room and _kind(text, outside) == "letter":
+                blocked |= {opener, closer}
+    return replacements, blocked
 
 
-def _make_count(
-    text: str, outside: int, inside: int, replacements: dict[int, str], intraword: bool
-) -> None:
-    blocked = intraword or _kind(text, inside) == "punctuation"
-    if blocked and _kind(text, outside) == "letter":
-        replacements[outside] = f"&#{ord(text[outside])};"
+def _emphasis_mark(
+    text: str,
+    opener: int,
+    closer: int,
+    parent: tuple[int, int] | None,
+    replacements: Mapping[int, str],
+) -> tuple[str, str]:
+    """The character for a pair of `*` or `**`, and how it is written."""
+    double = text[opener] == STRONG_OPEN
+    character = "*"
+    after_sibling = text[opener - 1 : opener] in _CLOSERS
+    if after_sibling and replacements.get(opener - 1, "").startswith("*"):
+        character = "_"
+    if parent is not None:
+        # `***a***` is strong within em; the other way round, and doubles, need another mark.
+        outer = replacements[parent[0]]
+        opens_with, closes_with = parent[0] == opener - 1, parent[1] == closer + 1
+        same = len(outer) == (2 if double else 1)
+        if (opens_with and closes_with and len(outer) == 2) or (
+            same and (opens_with or closes_with)
+        ):
+            character = "_" if outer[0] == "*" else "*"
+    return character, character * (2 if double else 1)
 
 
 def _pairs(text: str) -> list[tuple[int, int, tuple[int, int] | None]]:

@@ -22,6 +22,7 @@ from ochat_ray.data.language import language_of
 from ochat_ray.data.long_conversations import CHOICES, Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.near_duplicates import conversation_text
+from ochat_ray.data.statistics import worse_fidelity
 from ochat_ray.data.tokenize import Tokenized, TokenRow, table_digest, tokenize
 from ochat_ray.run_dir import RunDir, Split
 from ochat_ray.schema import (
@@ -211,7 +212,7 @@ def tokenize_part(
                 *(split, len(row["turns"]), result.length, result.cut, len(result.samples)),
                 sum(len(sample.input_ids) for sample in result.samples),
                 sum(sample.supervised for sample in result.samples),
-                *(row["fidelity"], language_of(_beginning(row))),
+                *(row["fidelity"], row["text_fidelity"], language_of(_beginning(row))),
             ]
             for split, row, result in kept
         ],
@@ -219,9 +220,9 @@ def tokenize_part(
         "yields": {choice: _sum_yields(tokenized, choice) for choice in CHOICES},
         "samples": [_sample(*k, tokenizer) for k in kept if _share(k[1]["digest"]) < sample_share],
         "worst": [
-            {"id": row["id"], "source": row["source"], "fidelity": row["fidelity"]}
-            for _, row, _ in sorted(kept, key=_fidelity)[:5]
-            if row["fidelity"] is not None and row["fidelity"] < 1.0
+            {name: row[name] for name in ("id", "source", "fidelity", "text_fidelity")}
+            for _, row, _ in sorted(kept, key=_worse_fidelity)[:5]
+            if worse_fidelity(row) < 1.0
         ],
         "digest": f"{table_digest(samples):x}",
         **_write_drops(run, f"tokenize/{part}", dropped),
@@ -253,9 +254,8 @@ def _share(digest: str) -> float:
     return int(digest[:8], 16) / 2**32
 
 
-def _fidelity(kept: tuple[Any, dict[str, Any], Any]) -> float:
-    fidelity = kept[1]["fidelity"]
-    return 1.0 if fidelity is None else float(fidelity)
+def _worse_fidelity(kept: tuple[Any, dict[str, Any], Any]) -> float:
+    return worse_fidelity(kept[1])
 
 
 def _beginning(row: dict[str, Any]) -> str:
@@ -279,6 +279,7 @@ def _sample(split: Split, row: dict[str, Any], result: Tokenized, tokenizer: Any
         "source": row["source"],
         "split": split,
         "fidelity": row["fidelity"],
+        "text_fidelity": row["text_fidelity"],
         "length": len(first.input_ids),
         "samples": len(result.samples),
         "turn_count": len(turns),

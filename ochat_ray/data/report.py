@@ -11,11 +11,19 @@ from collections import Counter
 from html import escape
 from typing import Any
 
-from ochat_ray.data.report_html import bar, bars_of, cut, histogram, percent, section
+from ochat_ray.data.report_html import (
+    bar,
+    bars_of,
+    cut,
+    fidelity_in_words,
+    histogram,
+    percent,
+    section,
+)
 from ochat_ray.data.report_inputs import inputs_section
 from ochat_ray.data.report_names import EXPLANATIONS, LANGUAGES
 from ochat_ray.data.report_samples import samples_section
-from ochat_ray.data.statistics import Statistics, most_first
+from ochat_ray.data.statistics import Shares, Statistics, most_first
 from ochat_ray.report_style import STYLE
 from ochat_ray.schema import Stage
 
@@ -268,34 +276,46 @@ _FIDELITY_STEPS = ((99, "99% or more"), (95, "95% to 99%"), (90, "90% to 95%"), 
 
 
 def _fidelity(statistics: Statistics) -> str:
-    converted = statistics.converted
-    if not converted:
+    if not statistics.converted:
         return ""
-    rows: Counter[str] = Counter()
-    for hundredths, n in statistics.fidelities.items():
-        if hundredths < 100:
-            rows[next((t for low, t in _FIDELITY_STEPS if hundredths >= low), "under 50%")] += n
-    body = _row("all blocks", statistics.intact, converted, bar(statistics.intact, converted))
-    for label in [*(text for _, text in _FIDELITY_STEPS), "under 50%"]:
-        if rows[label]:
-            body += _row(label, rows[label], converted, bar(rows[label], converted, drop=True))
-    mean = statistics.fidelity_sum / converted
-    shown = "100%" if statistics.intact == converted else f"{math.floor(mean * 1e5) / 1e3:.3f}%"
+    measures = (("Text", statistics.visible_text), ("Structure", statistics.structure))
+    body = "".join(_shares(name, shares) for name, shares in measures)
     worst = "".join(
         f'<li title="{cut(w["source"], 300)}"><code>{cut(w["id"], 80)}</code> '
-        f"<span class=soft>{math.floor(w['fidelity'] * 1000) / 10}%</span>"
+        f"<span class=soft>{fidelity_in_words(w)}</span>"
         for w in statistics.worst
     )
     return section(
         "fidelity",
         "Fidelity of the conversion",
-        "<p>The share of blocks (paragraphs, list items, code, table rows) that come back as they "
-        "were when a conversation's Markdown is rendered again and compared with the page's "
-        f"HTML.</p><table>{body}</table>"
-        f"<p class=soft>{statistics.intact:,} of {converted:,} converted conversations are "
-        f"intact; the mean is {shown}.</p>"
-        + (f"<p>The worst:</p><ul>{worst}</ul>" if worst else ""),
+        "<p>A conversation's Markdown is rendered again and compared with the page's HTML. "
+        "<b>Text</b> is the share of the visible text that comes back in order, with code line by "
+        "line; it shares no code with the converter. <b>Structure</b> is the share of blocks "
+        "(paragraphs, list items, code, table rows) that come back as they were.</p>"
+        f"<table>{body}</table>"
+        f"<p class=soft>{statistics.intact:,} of {statistics.converted:,} converted conversations "
+        "are intact in both.</p>" + (f"<p>The worst:</p><ul>{worst}</ul>" if worst else ""),
     )
+
+
+def _shares(name: str, shares: Shares) -> str:
+    """Table rows of one measure."""
+    rows: Counter[str] = Counter()
+    for hundredths, n in shares.hundredths.items():
+        if hundredths < 100:
+            rows[next((t for low, t in _FIDELITY_STEPS if hundredths >= low), "under 50%")] += n
+    all_of_it = f"{name}: all of it"
+    body = _row(all_of_it, shares.intact, shares.count, bar(shares.intact, shares.count), "sum")
+    for label in [*(text for _, text in _FIDELITY_STEPS), "under 50%"]:
+        if rows[label]:
+            body += _row(
+                label, rows[label], shares.count, bar(rows[label], shares.count, drop=True)
+            )
+    if not shares.count:
+        return ""
+    mean = shares.total / shares.count
+    shown = "100%" if shares.intact == shares.count else f"{math.floor(mean * 1e5) / 1e3:.3f}%"
+    return f"{body}<tr><td class=soft>mean<td class=n><td class=n>{shown}<td>"
 
 
 def _speed(seconds: dict[str, float], statistics: Statistics) -> str:

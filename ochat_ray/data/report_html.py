@@ -6,10 +6,12 @@ markup into the report.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,16 @@ def cut(text: str, limit: int) -> str:
     """The text's beginning on one line, escaped; "…" where there is more."""
     line = " ".join(text[: 4 * limit].split())
     return escape(line if len(line) <= limit else line[:limit].rstrip() + "…")
+
+
+def fidelity_in_words(row: Mapping[str, Any]) -> str:
+    """A conversation's measures, "text 98.5%, structure 100%"; never rounded up."""
+    measures = (("text", row["text_fidelity"]), ("structure", row["fidelity"]))
+    return ", ".join(
+        f"{name} {math.floor(share * 1000) / 10:g}%"
+        for name, share in measures
+        if share is not None
+    )
 
 
 def section(name: str, title: str, body: str, *, wide: bool = False) -> str:

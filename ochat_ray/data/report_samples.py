@@ -12,7 +12,8 @@ from itertools import groupby
 from typing import Any
 
 from ochat_ray.data.parts import SHOWN_CHARACTERS
-from ochat_ray.data.report_html import cut, section
+from ochat_ray.data.report_html import cut, fidelity_in_words, section
+from ochat_ray.data.statistics import worse_fidelity
 from ochat_ray.tokenizer import END_OF_TURN
 
 _KEY = (
@@ -44,8 +45,8 @@ def _sample(number: int, sample: dict[str, Any]) -> str:
         facts.append(f"the first of {further + 1:,} samples")
     if sample["split"] == "eval":
         facts.append("held out")
-    if sample["fidelity"] is not None and sample["fidelity"] < 1:
-        facts.append(f"fidelity {int(sample['fidelity'] * 1000) / 10}%")
+    if worse_fidelity(sample) < 1:
+        facts.append(f"fidelity {fidelity_in_words(sample)}")
     question = cut(next((text for role, _, text in turns if role == "user"), ""), 110)
     tokens = tokens_by_turn(sample["tokens"])
     rest = "cut here at the context length"

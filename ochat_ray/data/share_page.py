@@ -21,6 +21,7 @@ from typing import Any
 from lxml import etree
 
 from ochat_ray.data.formats.loader_data import LoaderDataError, loader_data
+from ochat_ray.data.html_tree import ConversionError, tags_of
 from ochat_ray.data.json_decode import decode
 from ochat_ray.schema import Reason
 
@@ -178,8 +179,9 @@ def _script(page: bytes) -> bytes | None:
 def _script_by_parser(page: bytes) -> bytes | None:
     parser = etree.HTMLParser(encoding="utf-8", no_network=True, huge_tree=True)
     try:
+        tags_of(page.decode("latin-1"))  # refuses what would take lxml quadratic time
         root = etree.fromstring(page, parser)
-    except etree.XMLSyntaxError:
+    except (ConversionError, etree.XMLSyntaxError):
         return None
     if root is None:
         return None

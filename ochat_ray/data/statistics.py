@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,35 @@ MAX_EXAMPLES = 3
 MAX_SAMPLES = 50
 MAX_WORST = 10
 MAX_NAMES = 1000
+
+
+@dataclass
+class Shares:
+    """A measure of the conversion, of the conversations that have it."""
+
+    count: int = 0
+    intact: int = 0
+    total: float = 0.0
+    hundredths: Counter[int] = field(default_factory=Counter)
+
+    def add(self, share: float | None) -> None:
+        """Count a conversation's share in [0, 1], if it has one."""
+        if share is not None:
+            self.count += 1
+            self.intact += share == 1.0
+            self.total += share
+            self.hundredths[int(share * 100)] += 1
+
+    def summary(self) -> dict[str, Any]:
+        """How many have all, and the mean."""
+        mean = round(self.total / self.count, 6) if self.count else None
+        return {"intact": self.intact, "mean": mean}
+
+
+def worse_fidelity(row: Mapping[str, Any]) -> float:
+    """The worse of a conversation's two measures; 1 where it was not converted."""
+    shares = (row["fidelity"], row["text_fidelity"])
+    return min((float(share) for share in shares if share is not None), default=1.0)
 
 
 @dataclass
@@ -47,10 +77,10 @@ class Statistics:
     lengths: Counter[int] = field(default_factory=Counter)
     """Before cutting at the context length."""
     converted: int = 0
-    """Kept conversations that were converted; `fidelities` counts them in hundredths."""
+    """Kept conversations that were converted; of `intact`, both measures are 1."""
     intact: int = 0
-    fidelity_sum: float = 0.0
-    fidelities: Counter[int] = field(default_factory=Counter)
+    structure: Shares = field(default_factory=Shares)
+    visible_text: Shares = field(default_factory=Shares)
     worst: list[dict[str, Any]] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -77,7 +107,7 @@ class Statistics:
     def add_tokenize(self, summary: dict[str, Any]) -> None:
         """Count a part's summary from the tokenising pass."""
         for split, turns, length, cut, samples, tokens, supervised, *rest in summary["kept"]:
-            fidelity, language = rest
+            structure, text, language = rest
             self.kept[split] += 1
             self.rows[split] += samples
             self.token_sums[split] += tokens
@@ -87,16 +117,16 @@ class Statistics:
             self.cut_tokens += cut
             self.cut_conversations += cut > 0
             self.languages[language] += 1
-            if fidelity is not None:
+            self.structure.add(structure)
+            self.visible_text.add(text)
+            if structure is not None or text is not None:
                 self.converted += 1
-                self.intact += fidelity == 1.0
-                self.fidelity_sum += fidelity
-                self.fidelities[int(fidelity * 100)] += 1
+                self.intact += worse_fidelity({"fidelity": structure, "text_fidelity": text}) == 1.0
         self.offered += summary["offered"]
         for choice, sums in summary["yields"].items():
             self.yields.setdefault(choice, Counter()).update(sums)
         self.worst = sorted(
-            self.worst + summary["worst"], key=lambda w: (w["fidelity"], w["id"], w["source"])
+            self.worst + summary["worst"], key=lambda w: (worse_fidelity(w), w["id"], w["source"])
         )[:MAX_WORST]
         self.samples = sorted(self.samples + summary["samples"], key=lambda s: s["digest"])
         del self.samples[MAX_SAMPLES:]
@@ -125,7 +155,8 @@ class Statistics:
         return {
             "converted": self.converted,
             "intact": self.intact,
-            "mean": round(self.fidelity_sum / self.converted, 6) if self.converted else None,
+            "structure": self.structure.summary(),
+            "text": self.visible_text.summary(),
         }
 
     def tokens(self) -> dict[str, dict[str, int]]:

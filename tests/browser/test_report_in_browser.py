@@ -22,14 +22,14 @@ def hostile_report():
     )  # fmt: skip
     stats.add_tokenize(
         {
-            "kept": [["train", 2, 4, 0, 1, 4, 2, 0.5, HOSTILE]],
+            "kept": [["train", 2, 4, 0, 1, 4, 2, 0.5, 1.0, HOSTILE]],
             "offered": 4,
             "yields": {},
-            "worst": [{"id": HOSTILE, "source": HOSTILE, "fidelity": 0.5}],
+            "worst": [{"id": HOSTILE, "source": HOSTILE, "fidelity": 0.5, "text_fidelity": 1.0}],
             "samples": [
                 {
                     "digest": "0", "id": HOSTILE, "source": HOSTILE, "split": "train",
-                    "fidelity": 0.5, "length": 4, "turn_count": 2,
+                    "fidelity": 0.5, "text_fidelity": 1.0, "length": 4, "turn_count": 2,
                     "turns": [["user", HOSTILE, HOSTILE + "."], ["assistant", HOSTILE, HOSTILE]],
                     "tokens": [[HOSTILE, 0.0], ["<|end_of_turn|>", 0.0], [HOSTILE, 1.0]],
                 }

@@ -144,7 +144,7 @@ def with_html(made):
 def test_html_answers_are_converted_and_questions_are_not():
     result = clean(page("u:<p>a</p> *b*", "a:<p>c <b>d</b></p>"), RULES)
     assert [turn.text for turn in result.turns] == ["<p>a</p> *b*", "c **d**"]
-    assert (result.fidelity, result.turns[1].html) == (1.0, False)
+    assert (result.fidelity, result.text_fidelity, result.turns[1].html) == (1.0, 1.0, False)
 
 
 def test_a_page_s_answer_without_markup_is_plain_text():
@@ -164,6 +164,30 @@ def test_a_conversion_that_fails_or_loses_too_much_is_dropped():
     assert clean(loses, RULES).fidelity == 0.5
     strict = rules(keep_model="any", blocked_words=(), min_fidelity=0.9)
     assert clean(loses, strict).reason == Reason.LOW_FIDELITY
+
+
+def test_the_worse_of_structure_and_text_decides():
+    # Of 11 characters and a line end, the formula's structure is one that does not come back.
+    text_lost = page("u:q", "a:<p>ten letters <math><mfrac><mn>1</mn></mfrac></math></p>")
+    result = clean(text_lost, RULES)
+    assert (result.fidelity, result.turns[1].text) == (1.0, "ten letters 1")
+    assert 0.7 < result.text_fidelity < 1.0
+    strict = rules(keep_model="any", blocked_words=(), min_fidelity=0.95)
+    dropped = clean(text_lost, strict)
+    assert dropped.reason == Reason.LOW_FIDELITY
+    assert "characters of visible text come back" in dropped.detail
+
+
+def test_fidelity_of_text_is_weighted_by_the_length_of_the_answers():
+    lossy = "a:<p>x <math><msup><mi>y</mi></msup></math></p>"  # 2 of its 4 characters come back
+    whole = f"a:<p>{'z' * 95}</p>"  # 96 with the line's end
+    assert clean(page("u:q", lossy, "u:q", whole), RULES).text_fidelity == 0.98
+
+
+def test_a_pager_and_a_counter_are_no_lost_text():
+    html = "a:2 / 3<div><p>Hello</p></div><div><button>Copy</button>5 chars / 1 words</div>"
+    result = clean(page("u:q", html), RULES)
+    assert (result.turns[1].text, result.text_fidelity, result.pagers) == ("Hello", 1.0, 1)
 
 
 @pytest.mark.parametrize(

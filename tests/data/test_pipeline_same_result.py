@@ -84,7 +84,12 @@ def test_the_undisturbed_run_is_what_was_put_in(undisturbed):
         "other_model": 12, "duplicate": 4, "near_duplicate": 3, "unreadable": 1, "no_data": 1,
     }  # fmt: skip
     assert counts["kept"] == 46
-    assert undisturbed["fidelity"] == {"converted": 46, "intact": 46, "mean": 1.0}
+    assert undisturbed["fidelity"] == {
+        "converted": 46,
+        "intact": 46,
+        "structure": {"intact": 46, "mean": 1.0},
+        "text": {"intact": 46, "mean": 1.0},
+    }
 
 
 @pytest.mark.usefixtures("small_parts", "local_ray")

@@ -57,6 +57,7 @@ def cleaned(read, rows, models, drops):
 def sample(**changed):
     return {
         "digest": "0", "id": EVIL, "source": EVIL, "split": "train", "fidelity": 0.5,
+        "text_fidelity": 1.0,
         "length": 6, "turn_count": 2,
         "turns": [["user", EVIL, EVIL], ["assistant", f"<p>{EVIL}</p>", EVIL]],
         "tokens": [
@@ -84,8 +85,8 @@ def statistics(order=(0, 1), kept=None):
         {
             "kept": kept
             or [
-                ["train", 2, 10, 0, 1, 10, 4, 1.0, "en"],
-                ["eval", 4, 25, 5, 1, 20, 8, 0.5, EVIL],
+                ["train", 2, 10, 0, 1, 10, 4, 1.0, 1.0, "en"],
+                ["eval", 4, 25, 5, 1, 20, 8, 0.5, 1.0, EVIL],
             ],
             "offered": 35,
             "yields": {
@@ -93,7 +94,7 @@ def statistics(order=(0, 1), kept=None):
                 "split": yields(2, 3, 36, 14),
                 "drop": yields(1, 1, 10, 4),
             },
-            "worst": [{"id": EVIL, "source": EVIL, "fidelity": 0.5}],
+            "worst": [{"id": EVIL, "source": EVIL, "fidelity": 0.5, "text_fidelity": 1.0}],
             "samples": [sample()],
             "dropped": [],
             "drop_counts": {},
@@ -233,9 +234,11 @@ def test_labels_are_those_before_the_filter():
 def test_languages_have_names():
     assert "|English|1|50.0%" in text()
     assert LANGUAGES["zh"] == "Chinese"
-    assert "|unclear|2|100%" in text(statistics(kept=2 * [["train", 2, 9, 0, 1, 9, 4, 1.0, ""]]))
+    assert "|unclear|2|100%" in text(
+        statistics(kept=2 * [["train", 2, 9, 0, 1, 9, 4, 1.0, 1.0, ""]])
+    )
     assert "|fuv|1|" in text(
-        statistics(kept=[["train", 2, 9, 0, 1, 9, 4, 1.0, f] for f in ("fuv", "")])
+        statistics(kept=[["train", 2, 9, 0, 1, 9, 4, 1.0, 1.0, f] for f in ("fuv", "")])
     )
 
 
@@ -253,7 +256,7 @@ def test_each_choice_of_long_has_what_it_would_keep():
 
 
 def test_split_conversations_are_told_from_cut_ones():
-    row = ["train", 4, 40, 0, 3, 46, 20, None, "en"]
+    row = ["train", 4, 40, 0, 3, 46, 20, None, None, "en"]
     split = statistics(kept=[row, [*row[:4], 1, 40, *row[6:]]])
     assert split.tokens()["train"]["rows"] == 4
     assert split.kept.total() == split.lengths.total() == 2
@@ -263,17 +266,37 @@ def test_split_conversations_are_told_from_cut_ones():
     assert "the first of 3 samples" in report(stats)
 
 
-def test_fidelity_counts_what_is_intact():
+def test_fidelity_counts_what_is_intact_in_text_and_structure():
     found = text()
-    assert "|all blocks|1|50.0%" in found
-    assert "|50% to 90%|1|50.0%" in found
-    assert "1 of 2 converted conversations are intact; the mean is 75.000%" in found
+    assert "|Text: all of it|2|100%" in found
+    assert "|Structure: all of it|1|50.0%" in found
+    assert "|50% to 90%|1|50.0%|mean|75.000%" in found
+    assert "1 of 2 converted conversations are intact in both" in found
     assert "|The worst:|<script>" in found
+    assert "text 100%, structure 50%" in found
+
+
+def test_the_worst_are_by_the_worse_of_both_measures():
+    stats = Statistics()
+    shares = {"a": (0.9, 0.4), "b": (0.5, 1.0), "c": (0.99, None)}
+    worst = [
+        {"id": name, "source": "", "fidelity": structure, "text_fidelity": visible}
+        for name, (structure, visible) in shares.items()
+    ]
+    kept = [["train", 2, 9, 4, 0, *share, "en"] for share in shares.values()]
+    stats.add_tokenize(
+        {"kept": kept, "worst": worst, "samples": [], "dropped": [], "drop_counts": {}}
+    )
+    assert [found["id"] for found in stats.worst] == ["a", "b", "c"]
+    assert stats.fidelity() == {
+        "converted": 3, "intact": 0,
+        "structure": {"intact": 0, "mean": 0.796667}, "text": {"intact": 1, "mean": 0.7},
+    }  # fmt: skip
 
 
 def test_where_nothing_was_converted_nothing_is_said_of_fidelity():
     assert "fidelity" in report()
-    plain = statistics(kept=2 * [["train", 2, 9, 0, 1, 9, 4, None, "en"]])
+    plain = statistics(kept=2 * [["train", 2, 9, 0, 1, 9, 4, None, None, "en"]])
     plain.samples = []
     assert "idelity" not in report(plain)
 
