@@ -52,39 +52,45 @@ class InputFile:
     size: int
 
 
-def find_files(inputs: Sequence[str]) -> Iterator[InputFile | PassedOver]:
-    """Yield the files of paths, globs or URIs of files and folders, in a fixed order.
+def find_files(
+    inputs: Sequence[str], passed_over: Counter[str] | None = None
+) -> Iterator[InputFile]:
+    """Yield the files to read of paths, globs or URIs of files and folders, in a fixed order.
 
-    A file that is named twice, as by its folder and itself, comes once. Each file of a kind that
-    is not read, and each hidden folder, comes as a `PassedOver`.
+    A file that is named twice, as by its folder and itself, comes once. Files of kinds that are
+    not read, and hidden folders, are counted in `passed_over` by kind.
 
     Raises:
         UserError: an input does not exist, is of a kind that is not read, or holds no such file.
     """
+    counts = Counter() if passed_over is None else passed_over
     roots = sorted({_normal(uri) for uri in inputs})
     for number, uri in enumerate(roots):
         others = roots[:number]
         found = False
-        passed_over: Counter[str] = Counter()
+        there: Counter[str] = Counter()
         for file in _files_of(uri):
+            path = file.uri if isinstance(file, InputFile) else file.source
+            is_new = not any(_is_below(path, other) for other in others)
             if isinstance(file, PassedOver):
-                passed_over[file.kind] += 1
-                path = file.source
-            else:
-                found = True
-                path = file.uri
-            if not any(_is_below(path, other) for other in others):
+                there[file.kind] += 1
+                if is_new:
+                    known = file.kind in counts or len(counts) < MAX_KINDS
+                    counts[file.kind if known else "other kinds"] += 1
+                continue
+            found = True
+            if is_new:
                 yield file
         if not found:
-            counts = ", ".join(f"{kind} {n:,}" for kind, n in passed_over.most_common(5))
-            others_there = f" (passed over: {counts})" if counts else ""
-            raise UserError(f"input {uri} holds no file to read{others_there}; expected {EXPECTED}")
+            kinds = ", ".join(f"{kind} {n:,}" for kind, n in there.most_common(5))
+            also = f" (passed over: {kinds})" if kinds else ""
+            raise UserError(f"input {uri} holds no file to read{also}; expected {EXPECTED}")
 
 
 def check_inputs(inputs: Sequence[str]) -> None:
     """Raise what `find_files` would, without listing all the files."""
     for uri in inputs:
-        next(file for file in find_files([uri]) if isinstance(file, InputFile))
+        next(find_files([uri]))
 
 
 def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
@@ -105,27 +111,23 @@ def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
 
 
 class Listing:
-    """Counts of files as they are listed; their digest does not depend on the order.
-
-    `passed_over` counts what is not read, by kind.
-    """
+    """Counts files as they are listed; their digest does not depend on the order."""
 
     def __init__(self) -> None:
         self.files: list[dict[str, Any]] | None = []
-        self.passed_over: Counter[str] = Counter()
         self.count = self.file_count = self.bytes = self.digest = 0
 
     @classmethod
-    def of(cls, files: Iterable[InputFile | PassedOver]) -> Listing:
+    def of(cls, files: Iterable[InputFile]) -> Listing:
         """A listing of all the files."""
         listing = cls()
         for _ in listing.groups(files):
             pass
         return listing
 
-    def groups(self, files: Iterable[InputFile | PassedOver]) -> Iterator[list[str]]:
-        """Yield the URIs of `groups` of the files, counting all of them as they pass."""
-        for group in groups(self._to_read(files)):
+    def groups(self, files: Iterable[InputFile]) -> Iterator[list[str]]:
+        """`groups`, counted as they pass: their URIs."""
+        for group in groups(files):
             self.count += 1
             for file in group:
                 self.file_count += 1
@@ -137,14 +139,6 @@ class Listing:
                     if len(self.files) > LISTED_FILES:
                         self.files = None
             yield [file.uri for file in group]
-
-    def _to_read(self, files: Iterable[InputFile | PassedOver]) -> Iterator[InputFile]:
-        for file in files:
-            if isinstance(file, InputFile):
-                yield file
-            else:
-                known = file.kind in self.passed_over or len(self.passed_over) < MAX_KINDS
-                self.passed_over[file.kind if known else "other kinds"] += 1
 
     def summary(self) -> Any:
         """The files by name where they are few, otherwise their number, bytes and digest."""

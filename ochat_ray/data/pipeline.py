@@ -16,6 +16,7 @@ import logging
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import version
@@ -140,10 +141,11 @@ def _plan(config: PrepareConfig, run: RunDir, identity: dict[str, Any]) -> dict[
         for name in _ARTIFACTS:
             run.remove(name)
         listing = Listing()
-        for number, uris in enumerate(listing.groups(find_files(config.input))):
+        passed_over: Counter[str] = Counter()
+        for number, uris in enumerate(listing.groups(find_files(config.input, passed_over))):
             run.write_json(_group(number), uris)
         plan = {"identity": identity, "inputs": listing.summary(), "groups": listing.count}
-        plan["passed_over"] = most_first(listing.passed_over)
+        plan["passed_over"] = most_first(passed_over)
         run.write_json(PLAN, plan)
     return dict(plan)
 
