@@ -46,10 +46,11 @@ GROUP_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file to read: its path or URI, and its size in bytes."""
+    """A file to read: its path or URI, its size in bytes, and when it was last changed."""
 
     uri: str
     size: int
+    mtime_ns: int = 0
 
 
 def find_files(
@@ -177,7 +178,7 @@ def _files_of(uri: str) -> Iterator[InputFile | PassedOver]:
     elif not is_file_kind(uri):
         raise UserError(f"input {uri} is of a kind that is not read; expected {EXPECTED}")
     else:
-        yield InputFile(uri, entry.size)
+        yield InputFile(uri, entry.size, entry.mtime_ns)
 
 
 def _folder(uri: str, above: tuple[str, ...] = ()) -> Iterator[InputFile | PassedOver]:
@@ -202,7 +203,7 @@ def _folder(uri: str, above: tuple[str, ...] = ()) -> Iterator[InputFile | Passe
         elif hidden is not None:
             yield PassedOver(source=entry.uri, kind=hidden)
         elif entry.type == pafs.FileType.File:
-            yield InputFile(entry.uri, entry.size)
+            yield InputFile(entry.uri, entry.size, entry.mtime_ns)
         else:
             # A link that leads nowhere; a FIFO, a socket, a device.
             broken = entry.type == pafs.FileType.NotFound
@@ -214,6 +215,7 @@ class _Entry:
     uri: str
     type: pafs.FileType
     size: int = 0
+    mtime_ns: int = 0
 
 
 def _entry(uri: str) -> _Entry:
@@ -222,7 +224,7 @@ def _entry(uri: str) -> _Entry:
     fs, path = open_location(uri)
     with _reaching(uri):
         info = fs.get_file_info(path)
-    return _Entry(uri, info.type, info.size or 0)
+    return _remote_entry(uri, info)
 
 
 def _remote_entries(uri: str) -> list[_Entry]:
@@ -230,7 +232,11 @@ def _remote_entries(uri: str) -> list[_Entry]:
     prefix = uri.split("://")[0] + "://"
     with _reaching(uri):
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return [_Entry(prefix + info.path, info.type, info.size or 0) for info in infos]
+    return [_remote_entry(prefix + info.path, info) for info in infos]
+
+
+def _remote_entry(uri: str, info: pafs.FileInfo) -> _Entry:
+    return _Entry(uri, info.type, info.size or 0, info.mtime_ns or 0)
 
 
 @contextmanager
@@ -269,7 +275,7 @@ def _local_entry(path: str) -> _Entry:
     if stat.S_ISDIR(status.st_mode):
         return _Entry(path, pafs.FileType.Directory)
     if stat.S_ISREG(status.st_mode):
-        return _Entry(path, pafs.FileType.File, status.st_size)
+        return _Entry(path, pafs.FileType.File, status.st_size, status.st_mtime_ns)
     return _Entry(path, pafs.FileType.Unknown)
 
 
