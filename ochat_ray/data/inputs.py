@@ -64,7 +64,7 @@ def find_files(
     Raises:
         UserError: an input does not exist, is of a kind that is not read, or holds no such file.
     """
-    counts = Counter() if passed_over is None else passed_over
+    counts: Counter[str] = Counter() if passed_over is None else passed_over
     roots = sorted({_normal(uri) for uri in inputs})
     for number, uri in enumerate(roots):
         others = roots[:number]
