@@ -35,6 +35,8 @@ MAX_SPOOL_BYTES = 4 * 2**30
 
 _CHUNK = 1 << 18
 _PIECE = 1 << 16
+_PACKED_CHUNK = 1 << 14
+"""Bytes that are unpacked at a time; zlib copies those that it has not taken yet with each call."""
 _OF_THE_FILE = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO)
 
 
@@ -211,7 +213,7 @@ class Unpacked(io.RawIOBase):
                     return 0
                 continue
             if self._inner.needs_input and not self._rest:
-                self._rest = self._packed.read(_CHUNK)
+                self._rest = self._packed.read(_PACKED_CHUNK)
                 if not self._rest:
                     raise EOFError("the compressed data is cut off")
             data = self._inner.decompress(self._rest, len(view))

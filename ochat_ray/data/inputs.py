@@ -48,39 +48,45 @@ class InputFile:
     mtime_ns: int = 0
 
 
-def find_files(inputs: Sequence[str]) -> Iterator[InputFile | PassedOver]:
-    """Yield the files of paths, globs or URIs of files and folders, in a fixed order.
+def find_files(
+    inputs: Sequence[str], passed_over: Counter[str] | None = None
+) -> Iterator[InputFile]:
+    """Yield the files to read of paths, globs or URIs of files and folders, in a fixed order.
 
-    A file that is named twice, as by its folder and itself, comes once. Each file of a kind that
-    is not read, and each hidden folder, comes as a `PassedOver`.
+    A file that is named twice, as by its folder and itself, comes once. Files of kinds that are
+    not read, and hidden folders, are counted in `passed_over` by kind.
 
     Raises:
         UserError: an input does not exist, is of a kind that is not read, or holds no such file.
     """
+    counts: Counter[str] = Counter() if passed_over is None else passed_over
     roots = sorted({_normal(uri) for uri in inputs})
     for number, uri in enumerate(roots):
         others = roots[:number]
         found = False
-        passed_over: Counter[str] = Counter()
+        there: Counter[str] = Counter()
         for file in _files_of(uri):
+            path = file.uri if isinstance(file, InputFile) else file.source
+            is_new = not any(_is_below(path, other) for other in others)
             if isinstance(file, PassedOver):
-                passed_over[file.kind] += 1
-                path = file.source
-            else:
-                found = True
-                path = file.uri
-            if not any(_is_below(path, other) for other in others):
+                there[file.kind] += 1
+                if is_new:
+                    known = file.kind in counts or len(counts) < MAX_KINDS
+                    counts[file.kind if known else "other kinds"] += 1
+                continue
+            found = True
+            if is_new:
                 yield file
         if not found:
-            counts = ", ".join(f"{kind} {n:,}" for kind, n in passed_over.most_common(5))
-            others_there = f" (passed over: {counts})" if counts else ""
-            raise UserError(f"input {uri} holds no file to read{others_there}; expected {EXPECTED}")
+            kinds = ", ".join(f"{kind} {n:,}" for kind, n in there.most_common(5))
+            also = f" (passed over: {kinds})" if kinds else ""
+            raise UserError(f"input {uri} holds no file to read{also}; expected {EXPECTED}")
 
 
 def check_inputs(inputs: Sequence[str]) -> None:
     """Raise what `find_files` would, without listing all the files."""
     for uri in inputs:
-        next(file for file in find_files([uri]) if isinstance(file, InputFile))
+        next(find_files([uri]))
 
 
 def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
@@ -101,23 +107,22 @@ def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
 
 
 class Listing:
-    """Counts files as they are listed; `passed_over` counts what is not read, by kind."""
+    """Counts files as they are listed."""
 
     def __init__(self) -> None:
-        self.passed_over: Counter[str] = Counter()
         self.count = self._stamps = 0
 
     @classmethod
-    def of(cls, files: Iterable[InputFile | PassedOver]) -> Listing:
+    def of(cls, files: Iterable[InputFile]) -> Listing:
         """A listing of all the files."""
         listing = cls()
         for _ in listing.groups(files):
             pass
         return listing
 
-    def groups(self, files: Iterable[InputFile | PassedOver]) -> Iterator[list[InputFile]]:
+    def groups(self, files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
         """Yield `groups` of the files, counting all of them as they pass."""
-        for group in groups(self._to_read(files)):
+        for group in groups(files):
             self.count += 1
             for file in group:
                 text = f"{file.size}:{file.mtime_ns}:{file.uri}"
@@ -132,14 +137,6 @@ class Listing:
         It does not depend on the order. An equal one does not prove equal content.
         """
         return f"{self._stamps % 2**256:064x}"
-
-    def _to_read(self, files: Iterable[InputFile | PassedOver]) -> Iterator[InputFile]:
-        for file in files:
-            if isinstance(file, InputFile):
-                yield file
-            else:
-                known = file.kind in self.passed_over or len(self.passed_over) < MAX_KINDS
-                self.passed_over[file.kind if known else "other kinds"] += 1
 
 
 def _normal(uri: str) -> str:
@@ -216,11 +213,8 @@ def _entry(uri: str) -> _Entry:
         return _local_entry(uri)
     fs, path = open_location(uri)
     with _reaching(uri):
-        return _entry_of(uri, fs.get_file_info(path))
-
-
-def _entry_of(uri: str, info: pafs.FileInfo) -> _Entry:
-    return _Entry(uri, info.type, info.size or 0, info.mtime_ns or 0)
+        info = fs.get_file_info(path)
+    return _remote_entry(uri, info)
 
 
 def _remote_entries(uri: str) -> list[_Entry]:
@@ -228,7 +222,11 @@ def _remote_entries(uri: str) -> list[_Entry]:
     prefix = uri.split("://")[0] + "://"
     with _reaching(uri):
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return [_entry_of(prefix + info.path, info) for info in infos]
+    return [_remote_entry(prefix + info.path, info) for info in infos]
+
+
+def _remote_entry(uri: str, info: pafs.FileInfo) -> _Entry:
+    return _Entry(uri, info.type, info.size or 0, info.mtime_ns or 0)
 
 
 @contextmanager

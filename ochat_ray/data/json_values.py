@@ -275,6 +275,7 @@ class Values:
     def _seek_record(self, fault: _Fault) -> tuple[int, Any]:
         """Return the bytes that were passed and the next record, or None at the stream's end."""
         lost = tries = 0
+        step = _DEPTH
         search_from = fault.at if fault.detail == "nested too deeply" else self._at + 1
         while True:
             match = _RECORD_START.search(self._text, search_from)
@@ -301,7 +302,9 @@ class Values:
                 if again.reason == Reason.TOO_LARGE or tries % _MAX_TRIES == 0:
                     search_from = len(self._text)
                 elif again.detail == "nested too deeply":
-                    search_from = again.at
+                    # Each try costs the decoder's whole depth, which is far more from Python 3.12.
+                    search_from = min(self._at + step, len(self._text))
+                    step = min(2 * step, _CHUNK)
 
     def _is_record(self, value: dict[str, Any]) -> bool:
         if not self._known_keys:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -81,7 +82,7 @@ def completed_already(
         return None
     inputs = found.get("inputs")
     if found == identity | {"inputs": inputs}:  # all inputs are read only if that decides
-        inputs = Content.of(files_to_read(config)).identity()
+        inputs = Content.of(list(find_files(config.input))).identity()
     identity = identity | {"inputs": inputs}
     if found == identity:
         try:
@@ -131,7 +132,7 @@ def make_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -
             f"({', '.join(different)}); leave out --resume to start clean"
         )
     work = output.work(token)
-    current = files_to_read(config)
+    current = list(find_files(config.input))
     _check_unchanged(work, plan["groups"], current)
     return Plan(
         token=token,
@@ -140,11 +141,6 @@ def make_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -
         stamp=Listing.of(current).stamp,
         passed_over=plan["passed_over"],
     )
-
-
-def files_to_read(config: PrepareConfig) -> list[InputFile]:
-    """List the input files, without those that are passed over."""
-    return [file for file in find_files(config.input) if isinstance(file, InputFile)]
 
 
 def group_files(work: RunDir, number: int) -> list[InputFile]:
@@ -182,7 +178,7 @@ def check_inputs_stayed(config: PrepareConfig, plan: Plan) -> None:
     Raises:
         UserError: a file was changed or removed while the run was reading.
     """
-    current = files_to_read(config)
+    current = list(find_files(config.input))
     if Listing.of(current).stamp != plan.stamp:
         _report(changes(_planned(plan.work, plan.groups), current), resumed=False)
 
@@ -191,10 +187,10 @@ def _new_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -
     output.clear()
     token = uuid.uuid4().hex
     work = output.start_work(token)
-    listing = Listing()
-    for number, files in enumerate(listing.groups(find_files(config.input))):
+    listing, kinds = Listing(), Counter[str]()
+    for number, files in enumerate(listing.groups(find_files(config.input, kinds))):
         work.write_json(_group(number), [[f.uri, f.size, f.mtime_ns] for f in files])
-    passed_over = most_first(listing.passed_over)
+    passed_over = most_first(kinds)
     work.write_json(
         PLAN,
         {

@@ -95,7 +95,7 @@ BAD = {
     "a missing brace": '{"id": "b", "conversations": [{"from": "human", "value": "x"}]',
     "a missing bracket": '{"id": "b", "conversations": [{"from": "human", "value": "x"}}',
     "a half": '{"id": "b", "conver',
-    "brackets beyond all depth": '{"id": ' + "[" * 5000 + "]" * 5000 + "}",
+    "brackets beyond all depth": '{"id": ' + "[" * 100_000 + "]" * 100_000 + "}",
     "bytes that are not UTF-8": b'{"id": "caf\xe9", "conversations": []}',
 }
 

@@ -380,7 +380,7 @@ def test_the_counter_is_taken_off_only_where_the_extension_put_it(html, markdown
 )
 def test_only_the_named_noise_is_taken_off_and_counted(noise, markdown):
     converted = convert("2 / 3<p>Hi</p>Copy12 chars / 34 words", noise)
-    assert (converted.markdown, set(converted.noise)) == (markdown, set(noise))
+    assert (converted.markdown, set(converted.noise.names)) == (markdown, set(noise))
 
 
 def test_too_deep_or_too_long_is_an_error_and_not_a_crash():

@@ -283,10 +283,13 @@ def test_the_worst_are_by_the_worse_of_both_measures():
         {"id": name, "source": "", "fidelity": structure, "text_fidelity": visible}
         for name, (structure, visible) in shares.items()
     ]
-    kept = [["train", 2, 9, 4, 0, *share, "en"] for share in shares.values()]
+    kept = [["train", 2, 9, 0, 1, 9, 4, *share, "en"] for share in shares.values()]
     stats.add_tokenize(
-        {"kept": kept, "worst": worst, "samples": [], "dropped": [], "drop_counts": {}}
-    )
+        {
+            "kept": kept, "worst": worst, "offered": 27, "yields": {},
+            "samples": [], "dropped": [], "drop_counts": {},
+        }
+    )  # fmt: skip
     assert [found["id"] for found in stats.worst] == ["a", "b", "c"]
     assert stats.fidelity() == {
         "converted": 3, "intact": 0,
