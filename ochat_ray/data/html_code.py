@@ -182,7 +182,7 @@ def _text(element: Any, *, behind: Any = None, may_have_lines: bool = True) -> s
 
 @lru_cache(maxsize=2048)
 def is_beside_lines(names: str | None) -> bool:
-    """Return whether an element with these classes has line numbers, or is another helper of an editor."""
+    """Return whether an element with these classes stands beside the lines, as their numbers."""
     return names is not None and bool(_BESIDE_LINES.search(names))
 
 

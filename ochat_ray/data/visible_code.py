@@ -136,7 +136,7 @@ def _code_range(parts: list[str], at: int, end: int, names: list[str]) -> tuple[
 
 
 def _own_text(parts: list[str], at: int, end: int, first: int, last: int) -> bool:
-    """Return whether text stands directly in the `<pre>`, beside the code from `first` to `last`."""
+    """Return whether text is the `<pre>`'s own, beside the code from `first` to `last`."""
     return any(i < first or i >= last for i in own_texts(parts, at, end))
 
 
