@@ -182,12 +182,12 @@ def _text(element: Any, *, behind: Any = None, may_have_lines: bool = True) -> s
 
 @lru_cache(maxsize=2048)
 def is_beside_lines(names: str | None) -> bool:
-    """Whether an element with these classes has line numbers, or is another helper of an editor."""
+    """Return whether an element with these classes stands beside the lines, as their numbers."""
     return names is not None and bool(_BESIDE_LINES.search(names))
 
 
 def _is_unselectable(element: Any) -> bool:
-    """Whether a page keeps an element out of what its readers copy, as line numbers."""
+    """Return whether a page keeps an element out of what its readers copy, as line numbers."""
     style = element.get("style")
     return style is not None and bool(_UNSELECTABLE.search(style))
 
@@ -198,7 +198,7 @@ def _is_line_class(names: str | None) -> bool:
 
 
 def _has_lines(element: Any, may_have_classes: bool) -> bool:
-    """Whether more than plain text and highlighting may be in an element."""
+    """Return whether more than plain text and highlighting may be in an element."""
     tags = [descendant.tag for descendant in element.iterdescendants()]
     if not _MORE_THAN_TEXT.isdisjoint(tags):
         return True

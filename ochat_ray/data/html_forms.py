@@ -1,7 +1,8 @@
 """One form for what pages write in many: formulas, checkboxes, exponents, hidden elements.
 
 `normalize` changes a parsed turn in place, so that the converter and the measure of its structure
-meet only these: `FORMULA` and `FORMULA_BLOCK` around a formula's TeX, "[x] " for a checkbox.
+meet only these: `CODE_BLOCK` around a code block's text, `FORMULA` and `FORMULA_BLOCK` around a
+formula's TeX, and "[x] " for a checkbox.
 
 Sources: the output of KaTeX 0.16, MathJax 2.7 and 3.2 and rehype-katex; gemini.google.com's
 `data-math`; the task lists of GitHub's and GitLab's pages.
@@ -26,6 +27,9 @@ from ochat_ray.data.html_code import (
 
 FORMULA, FORMULA_BLOCK = "x-formula", "x-formula-block"
 """Elements that hold TeX; `display` is among the attributes of a displayed formula."""
+
+CODE_BLOCK = "x-code"
+"""An element that holds a code block's text; `language` is an attribute."""
 
 _TEX_ENCODINGS = ("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex")
 _TEX_ATTRIBUTES = tuple(
@@ -55,10 +59,6 @@ _HIDING_CLASSES = frozenset(("sr-only", "visually-hidden", "screen-reader-text")
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
 _LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
-
-
-CODE_BLOCK = "x-code"
-"""An element that holds a code block's text; `language` is an attribute."""
 
 
 def normalize(body: Any, names: Collection[str], attributes: str) -> None:
@@ -235,7 +235,7 @@ def _is_formula(element: Any) -> bool:
 
 
 def _is_picture_of_tex(image: Any) -> bool:
-    """Whether a picture was drawn from the TeX that is its description."""
+    """Return whether a picture was drawn from the TeX that is its description."""
     classes = (image.get("class") or "").lower().split()
     source = image.get("src") or ""
     return not _TEX_CLASSES.isdisjoint(classes) or bool(_TEX_PICTURE.search(source))
@@ -260,7 +260,7 @@ def _tex_inside(element: Any) -> list[str]:
 
 
 def _is_box(element: Any) -> bool:
-    """Whether text stands beside the formula in an element around it."""
+    """Return whether text stands beside the formula in an element around it."""
     classes = element.get("class") or ""
     if element.tag in _MATH_TAGS or "katex" in classes or "MathJax" in classes:
         return False

@@ -55,7 +55,7 @@ def attributes_of(raw: str) -> dict[str, str]:
 
 
 def is_hidden(given: dict[str, str]) -> bool:
-    """Whether an element with these attributes is not seen."""
+    """Return whether an element with these attributes is not seen."""
     return (
         ("hidden" in given and given["hidden"].lower() != "until-found")
         or bool(_DISPLAY_NONE.search(given.get("style", "")))
@@ -64,7 +64,7 @@ def is_hidden(given: dict[str, str]) -> bool:
 
 
 def is_beside_code(given: dict[str, str]) -> bool:
-    """Whether an element with these attributes has line numbers, or helps an editor."""
+    """Return whether an element with these attributes has line numbers, or helps an editor."""
     return bool(
         _BESIDE_CODE.search(given.get("class", "")) or _UNSELECTABLE.search(given.get("style", ""))
     )
@@ -136,7 +136,7 @@ def _code_range(parts: list[str], at: int, end: int, names: list[str]) -> tuple[
 
 
 def _own_text(parts: list[str], at: int, end: int, first: int, last: int) -> bool:
-    """Whether text stands directly in the `<pre>`, beside the code from `first` to `last`."""
+    """Return whether text is the `<pre>`'s own, beside the code from `first` to `last`."""
     return any(i < first or i >= last for i in own_texts(parts, at, end))
 
 

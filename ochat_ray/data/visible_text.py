@@ -43,7 +43,7 @@ _COMMENT = re.compile(
     r"<!--(?:-?>|.*?(?:--!?>|\Z))|<[!?][^>]*(?:>|\Z)|</(?![a-zA-Z])[^>]*(?:>|\Z)", re.DOTALL
 )
 _RAW = re.compile(
-    r"<(script|style|textarea|title|xmp|iframe|noscript)\b([^>]*)>(.*?)(?:</\1\s*>|\Z)",
+    r"<(script|style|textarea|title|xmp|iframe|noscript)\b([^>]*)(?:>|\Z)(.*?)(?:</\1\s*>|\Z)",
     re.DOTALL | re.IGNORECASE,
 )
 _RAW_NAMES = frozenset(("script", "style", "textarea", "title", "xmp", "iframe", "noscript"))
@@ -280,13 +280,15 @@ class _Reader:
     def _special(self, parts: list[str], at: int, given: dict[str, str]) -> int:
         """As `_other` of an element with telling attributes; 0 where they tell nothing."""
         name, classes = parts[at], set(given.get("class", "").split())
-        if name[0] == "/" or name in ("img", "input", "br", "hr", "pre", "math", "mjx-container"):
+        if name[0] == "/" or name in ("input", "br", "hr"):
             return 0
         if given.get("role") == "checkbox":
             self.out.append("[x] " if given.get("aria-checked") == "true" else "[ ] ")
             return _after(parts, subtree_end(parts, at))
         if is_hidden(given):
             return _after(parts, subtree_end(parts, at))
+        if name in ("img", "pre", "math", "mjx-container"):
+            return 0
         if name == "td" and is_beside_code(given):  # the line numbers of the code beside it
             end = subtree_end(parts, at)
             return _after(parts, end) if "pre" in parts[end : end + 30 : 3] else 0

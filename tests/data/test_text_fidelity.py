@@ -64,6 +64,7 @@ def cm(*lines):
         ('<a href=" https://example.com/a ">x</a>', "[x](%20https://example.com/a%20)"),
         ('<a href="https://exa\nmple.com/\tb">y</a>', "[y](https://exa%0Ample.com/%09b)"),
         ("<p>a<span hidden>no</span></p>", "ano"),
+        ("<p>a</p><pre hidden>no</pre>", "a\n\n```\nno\n```"),
         ("<p>Use <vector> &lt;a&gt;:</p><p>x</p>", "Use \\<a>:\n\nx"),
         ("<table><caption>Sums</caption><tr><th>a</th></tr></table>", "| a |\n| --- |"),
         ("<p>about 10<sup>5</sup></p>", "about 105"),
@@ -184,6 +185,7 @@ def test_another_renderer_shows_the_same():
         "<a" * 20_000, '<a x="' * 20_000, "<!-- " * 20_000, "<pre>" * 10_000,
         "<p hidden>" * 10_000, "<span class=math>" * 900, "</b>" * 20_000,
         "<pre>" + "<div>x</div>" * 10_000, "<script>" * 10_000, "&" * 40_000,
+        "<script></script><p title='" + "<script " * 20_000,
     ],
 )  # fmt: skip
 def test_hostile_html_is_read_in_linear_time(hostile):
