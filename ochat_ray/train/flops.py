@@ -11,7 +11,6 @@ share of a device's peak is the "model FLOPs utilisation" of that appendix.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
