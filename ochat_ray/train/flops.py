@@ -11,7 +11,6 @@ share of a device's peak is the "model FLOPs utilisation" of that appendix.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,11 +183,7 @@ def measured_peak_flops(
     while size <= 8192:
         matrix = torch.ones(size, size, dtype=kind, device=device)
         once(matrix)  # starts libraries, and threads
-        took = math.inf
-        for _ in range(3):
-            took = min(took, once(matrix))
-            if time.perf_counter() >= ends:
-                break
+        took = min(once(matrix) for _ in range(3))
         best = max(best, 2.0 * size**3 / took)
         size *= 2
         if time.perf_counter() + 4 * 8 * took > ends:

@@ -266,8 +266,12 @@ def cluster(hosts, store):
         made.hang_up()
     made.run("ray", "down", "--yes", "cluster.yaml")
     # The head at once; a worker's Ray ends itself when it has not seen the head for a while.
+    # Its log monitor holds nothing, and ends minutes later, when its own calls to the head do.
     for host in made.members:
-        wait_for(lambda host=host: not host.rays(), f"the end of Ray on {host.address}", 240)
+        wait_for(
+            lambda host=host: all("log_monitor" in line for line in host.rays()),
+            f"the end of Ray on {host.address}", 240,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
