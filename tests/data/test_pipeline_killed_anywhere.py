@@ -270,6 +270,18 @@ def test_an_output_with_files_of_the_users_own_is_refused_and_kept(config, tmp_p
     assert mine.read_text() == "mine"
 
 
+def test_a_run_whose_conversations_have_several_samples_is_complete(config, tmp_path, capsys):
+    records = [record(str(n), f"{n}, please?") for n in range(4)]
+    for item in records:
+        item["conversations"] *= 5
+    (tmp_path / "in/long.json").write_text(json.dumps(records))
+    config = replace(config, long="split", max_length=64)
+    manifest = pipeline.prepare(config)
+    assert manifest["samples"] > manifest["counts"]["kept"]
+    assert pipeline.prepare(config) == manifest
+    assert "is complete already" in capsys.readouterr().out
+
+
 def test_inputs_of_the_same_size_with_other_bytes_are_another_run(config, tmp_path):
     first = pipeline.prepare(config)
     assert pipeline.prepare(config) == first

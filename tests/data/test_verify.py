@@ -140,6 +140,37 @@ def test_missing_foreign_and_damaged_files_are_named(data):
         verify_tables(run.root, manifest)
 
 
+@pytest.mark.parametrize("name", ["tokens/train/00000.arrow", "conversations/00000.parquet"])
+def test_a_file_with_a_byte_changed_or_its_end_cut_off_is_named_whatever_its_reader_raises(
+    data, name
+):
+    run, manifest = data
+    (Path(run.root) / "conversations").mkdir()
+    pq.write_table(pa.table({"id": ["a"] * 4}), run.path("conversations/00000.parquet"))
+    manifest["files"]["conversations/00000.parquet"] = {"rows": 4}
+    manifest["counts"] = {"kept": 4, "dropped": {}}
+    path = Path(run.path(name))
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 31):
+        changed = whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :]
+        for damaged in (changed, whole[:place]):
+            path.write_bytes(damaged)
+            try:
+                verify_tables(run.root, manifest, ALL_TABLES)
+            except UserError as error:
+                assert name in str(error)
+                refused += 1
+    assert refused > len(whole) / 31
+
+
+@pytest.mark.parametrize("key", ["digest", "tokens", "files", "counts"])
+@pytest.mark.parametrize("value", [3, "x", ["x"], {"train": 3}])
+def test_an_edited_manifest_is_one_line(data, key, value):
+    run, manifest = data
+    with pytest.raises(UserError, match="damaged|does not agree"):
+        verify_tables(run.root, manifest | {key: value})
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -166,13 +197,19 @@ def test_a_row_whose_columns_disagree_is_refused(data, change):
         verify_tables(run.root, manifest)
 
 
-def test_conversations_are_counted_with_the_token_rows(data):
+def test_conversations_and_drops_are_compared_with_the_counts(data):
+    """Not with the token rows: `--long split` makes several of one conversation."""
     run, manifest = data
-    files = {**manifest["files"], "conversations/00000.parquet": {"rows": 4}}
+    manifest["counts"] = {"kept": 2, "dropped": {"duplicate": 1, "malformed": 2}}
+    files = manifest["files"] | {
+        "conversations/00000.parquet": {"rows": 2},
+        "dropped/00000.parquet": {"rows": 3},
+    }
     check_totals(run.root, files, manifest)
-    files["conversations/00000.parquet"] = {"rows": 5}
-    with pytest.raises(UserError, match="conversations/ has 5 rows instead of 4"):
-        check_totals(run.root, files, manifest)
+    for table in ("conversations", "dropped"):
+        other = files | {f"{table}/00000.parquet": {"rows": 5}}
+        with pytest.raises(UserError, match=f"{table}/ has 5 rows instead of"):
+            check_totals(run.root, other, manifest)
 
 
 def test_all_tables_are_verified_where_that_is_asked_for(data):
@@ -182,6 +219,7 @@ def test_all_tables_are_verified_where_that_is_asked_for(data):
     with pytest.raises(UserError, match=r"conversations/00000\.parquet is not one of its files"):
         verify_tables(run.root, manifest, ALL_TABLES)
     manifest["files"]["conversations/00000.parquet"] = {"rows": 4}
+    manifest["counts"] = {"kept": 4, "dropped": {}}
     verify_tables(run.root, manifest, ALL_TABLES)
     verify_tables(run.root, manifest)
 
