@@ -90,9 +90,12 @@ class Owner:
     def parse(cls, data: bytes) -> Owner | None:
         """The owner that a claim's file names, or None where the file is not complete."""
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
+            owner = cls(**json.loads(data))
+            datetime.fromtimestamp(owner.started, UTC)
+        except (ValueError, TypeError, OverflowError, OSError):
             return None
+        numbers = isinstance(owner.pid, int) and isinstance(owner.process_started, int | float)
+        return owner if numbers else None
 
     def is_alive(self) -> bool | None:
         """Return whether the process exists, or None where that cannot be seen from here."""
@@ -292,7 +295,8 @@ class StoreClaims:
 
 def is_live(owner: Owner | None, age_s: float, timing: Timing) -> bool:
     alive = owner.is_alive() if owner else None
-    return age_s < timing.stale_s if alive is None else alive
+    # A heartbeat from the future is of before the disk's clock was set back, and as old.
+    return abs(age_s) < timing.stale_s if alive is None else alive
 
 
 def _refuse_if_live(owner: Owner | None, age_s: float, timing: Timing, root: str) -> None:

@@ -143,11 +143,21 @@ class RunDir:
         self.write_text(name, text + "\n")
 
     def read_json(self, name: str) -> Any | None:
-        """The JSON file's value, or None where there is no such file."""
+        """The JSON file's value, or None where there is no such file.
+
+        Raises:
+            UserError: it is not JSON; a crash of the host may have cut it off.
+        """
         if not self.exists(name):
             return None
         with self.fs.open_input_stream(self.path(name), compression=None) as stream:
-            return json.loads(stream.read())
+            data = stream.read()
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path(name)} is damaged ({error}); run again without --resume, or remove it"
+            ) from error
 
     def load_json(self, name: str) -> Any:
         """The JSON file's value.
@@ -210,6 +220,9 @@ def read_manifest(uri: str) -> dict[str, Any]:
         raise UserError(
             f"no complete data at {uri}: {MANIFEST} is missing; run jobs/prepare.py --output {uri}"
         )
+    for key in ("digest", "tokens", "tokenizer", "model_type", "context_length"):
+        if not isinstance(manifest, dict) or key not in manifest:
+            raise UserError(f"{uri}/{MANIFEST} is damaged: it has no {key}; prepare the data again")
     return manifest
 
 

@@ -42,7 +42,7 @@ from ochat_ray.data.find_duplicates import (
     write_minhash,
 )
 from ochat_ray.data.group_parts import clean_group, finished_group
-from ochat_ray.data.inputs import check_inputs
+from ochat_ray.data.inputs import check_apart, check_inputs
 from ochat_ray.data.manifest import manifest_of
 from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.output import FINISHED, REPORT, Output
@@ -84,6 +84,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     config.check()
+    check_apart(config.input, config.output)
     check_inputs(config.input)
     rules = clean.rules(
         keep_model=config.kept_labels() or "any",
