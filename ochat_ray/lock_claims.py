@@ -159,25 +159,28 @@ class DiskClaims:
         return max(self._numbers(), default=0) == self._number
 
     def release(self) -> None:
-        released = self._folder / f".released-{self._owner.token}"
-        released.write_bytes(_RELEASED)
-        released.replace(self._path(self._number))
+        path, released = self._path(self._number), self._folder / f".released-{self._owner.token}"
+        try:
+            released.write_bytes(_RELEASED)
+            released.replace(path)
+        except OSError:  # a full disk: in place it takes no further space
+            with path.open("r+b") as file:
+                file.write(_RELEASED)
+                file.truncate()
+            released.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
         """Create a claim with its content, unless there is one; return whether it is ours."""
         text, draft = _json(self._owner), self._folder / f".draft-{self._owner.token}"
         try:
             draft.write_bytes(text)
-            os.link(draft, path)
-        except FileExistsError:
-            # NFS may report that of our own name, where the answer to a first request was lost.
-            return path.exists() and path.read_bytes() == text
-        except OSError:  # a disk without hard links
             try:
-                with path.open("xb") as file:
-                    file.write(text)
+                os.link(draft, path)
             except FileExistsError:
-                return False
+                # NFS may report that of our own name, where the answer to a first request was lost.
+                return path.exists() and path.read_bytes() == text
+            except OSError:
+                return _create_without_link(path, text)
         finally:
             draft.unlink(missing_ok=True)
         return True
@@ -208,6 +211,19 @@ class DiskClaims:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.json"
+
+
+def _create_without_link(path: Path, text: bytes) -> bool:
+    """Create a file exclusively on a disk without hard links; return whether it is ours."""
+    try:
+        with path.open("xb") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk; half a claim would count as another run's start
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 class StoreClaims:

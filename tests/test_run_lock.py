@@ -1,5 +1,6 @@
 """Of the runs that want an output directory at the same time, one gets it."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 from pyarrow import fs as pafs
@@ -225,6 +227,35 @@ def test_a_network_disk_that_reports_our_own_claim_as_anothers_is_believed_by_co
     monkeypatch.setattr(os, "link", link)
     with hold(RunDir.open(str(tmp_path)), "prepare") as lock:
         lock.check()
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """New files get no byte; those that are there can be written over."""
+
+    def write_bytes(path, data):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    return lambda: monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path, full_disk):
+    full_disk()
+    run = RunDir.open(str(tmp_path))
+    with pytest.raises(OSError, match="No space"), hold(run, "prepare", QUICK):
+        pass
+    assert os.listdir(tmp_path / LOCK_FOLDER) == []
+
+
+def test_a_lock_is_released_on_a_disk_that_has_filled_up(tmp_path, full_disk, monkeypatch):
+    run = RunDir.open(str(tmp_path))
+    with hold(run, "prepare", QUICK):
+        full_disk()
+    monkeypatch.undo()
+    assert os.listdir(tmp_path / LOCK_FOLDER) == ["00000001.json"]
+    with hold(run, "prepare", QUICK):
+        pass
 
 
 @pytest.mark.parametrize("place", ["out", "out/.run", "out/.run/lock"])
