@@ -160,16 +160,18 @@ def group_files(work: RunDir, number: int) -> list[InputFile]:
     return [InputFile(*file) for file in work.load_json(_group(number))]
 
 
-def record_content(work: RunDir, number: int, files: Sequence[InputFile]) -> None:
-    """Read a group's files and record their content, before any of its parts is written.
+def record_content(
+    work: RunDir, number: int, files: Sequence[InputFile], digests: Sequence[str] | None = None
+) -> None:
+    """Record a group's content, before any of its parts is written; read it without `digests`.
 
     Raises:
         UserError: other content is recorded, since a file has been changed in the meantime.
     """
-    digests = content_digests([file.uri for file in files])
+    digests = content_digests([file.uri for file in files]) if digests is None else digests
     recorded = work.read_json(_content(number))
     if recorded is None:
-        work.write_json(_content(number), digests)
+        work.write_json(_content(number), list(digests))
         return
     for file, digest, before in zip(files, digests, recorded, strict=True):
         if digest != before:
