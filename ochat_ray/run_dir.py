@@ -125,6 +125,22 @@ class RunDir:
                 self.fs.delete_file(unfinished)
             raise
 
+    @contextmanager
+    def reading(self, name: str) -> Iterator[pa.NativeFile]:
+        """A file that the run wrote before, for random access.
+
+        Raises:
+            UserError: it is not there or damaged, as after a crash of the host.
+        """
+        try:
+            with self.fs.open_input_file(self.path(name)) as file:
+                yield file
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise UserError(
+                f"{self.path(name)} is missing or damaged ({str(error).splitlines()[0]}); "
+                "run again without --resume"
+            ) from error
+
     def move(self, name: str, to: str) -> None:
         """Rename a file; one that is there under the new name is replaced."""
         self.fs.create_dir(posixpath.dirname(self.path(to)), recursive=True)

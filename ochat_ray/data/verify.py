@@ -62,12 +62,12 @@ def verify_tables(
     if recorded is not None:
         expected = {n: file for n, file in recorded.items() if n.rpartition("/")[0] in tables}
         check_files(uri, found, expected)
-    check_totals(uri, found, manifest)
+    check_totals(uri, found, manifest, tables)
 
 
 def check_shape(uri: str, manifest: Mapping[str, Any]) -> None:
     """Raise a UserError if a manifest lacks what tables are compared with, as an edited one may."""
-    tokens, counts = manifest.get("tokens"), manifest.get("counts", {"kept": 0, "dropped": {}})
+    tokens, counts = manifest.get("tokens"), manifest.get("counts")
     is_complete = (
         isinstance(manifest.get("digest"), str)
         and isinstance(tokens, dict)
@@ -112,8 +112,13 @@ def check_files(
                 raise _disagreement(uri, f"{name} has {_values(key, found[name].get(key), value)}")
 
 
-def check_totals(uri: str, files: Mapping[str, FileSummary], manifest: Mapping[str, Any]) -> None:
-    """Raise a UserError if the sums over the token files are not the manifest's."""
+def check_totals(
+    uri: str,
+    files: Mapping[str, FileSummary],
+    manifest: Mapping[str, Any],
+    tables: Sequence[str] = ALL_TABLES,
+) -> None:
+    """Raise a UserError if the sums over the files of these tables are not the manifest's."""
     for split, counts in manifest["tokens"].items():
         of_split = [file for name, file in files.items() if name.startswith(f"tokens/{split}/")]
         for key in _COUNTS:
@@ -122,14 +127,12 @@ def check_totals(uri: str, files: Mapping[str, FileSummary], manifest: Mapping[s
                 raise _disagreement(
                     uri, f"the {split} split has {_values(key, total, counts[key])}"
                 )
-    counts = manifest.get("counts") or {}
-    for table, expected in (
-        ("conversations", counts.get("kept")),
-        ("dropped", sum(counts.get("dropped", {}).values())),
-    ):
-        rows = [file["rows"] for name, file in files.items() if name.startswith(f"{table}/")]
-        if rows and sum(rows) != expected:
-            raise _disagreement(uri, f"{table}/ has {_values('rows', sum(rows), expected)}")
+    counts = manifest["counts"]
+    expected = {"conversations": counts["kept"], "dropped": sum(counts["dropped"].values())}
+    for table in {*tables} & {*expected}:
+        rows = sum(file["rows"] for name, file in files.items() if name.startswith(f"{table}/"))
+        if rows != expected[table]:
+            raise _disagreement(uri, f"{table}/ has {_values('rows', rows, expected[table])}")
     digest = sum(int(file["digest"], 16) for file in files.values() if "digest" in file)
     if f"{digest % DIGEST_MODULUS:064x}" != manifest["digest"]:
         raise _disagreement(uri, "the token tables have other content than its digest says")

@@ -171,6 +171,32 @@ def test_a_run_killed_at_any_write_is_started_clean(config, expected):
         assert leftovers(config) == []
 
 
+def test_a_work_folder_that_lost_a_file_gives_the_same_run_or_one_line(
+    config, expected, tmp_path, monkeypatch
+):
+    """Such as by a crash of the host, or by a rule that deletes old files."""
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "assemble", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pipeline.prepare(config)
+    snapshot = tmp_path / "snapshot"
+    shutil.move(config.output, snapshot)
+    (work,) = snapshot.glob(".work-*")
+    lost = {path.parent: path for path in sorted(work.rglob("*")) if path.is_file()}
+    assert len(lost) > 10
+    for path in [*lost, *lost.values()]:
+        shutil.copytree(snapshot, config.output)
+        place = f"{config.output}/{path.relative_to(snapshot)}"
+        shutil.rmtree(place) if os.path.isdir(place) else os.remove(place)
+        try:
+            pipeline.prepare(replace(config, resume=True))
+        except UserError:
+            assert not os.path.exists(f"{config.output}/manifest.json")
+        else:
+            check(config, expected)
+        shutil.rmtree(config.output)
+
+
 def test_inputs_that_change_after_a_kill_are_refused_on_resume_and_read_by_a_clean_start(
     config, expected, tmp_path
 ):

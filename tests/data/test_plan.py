@@ -160,6 +160,7 @@ def complete(output, config):
         "tokens": {"train": {"rows": 1}, "eval": {"rows": 0}},
         "files": files,
         "run": "a",
+        "counts": {"kept": 0, "dropped": {}},
         "identity": IDENTITY | {"inputs": Content.of(find_files(config.input)).identity()},
     }
     output.run.write_json("manifest.json", manifest)

@@ -59,6 +59,7 @@ def data(tmp_path):
             "eval": {"rows": 1, "tokens": 2, "supervised_tokens": 0},
         },
         "digest": f"{digest % 2**256:064x}",
+        "counts": {"kept": 0, "dropped": {}},
         "files": summarize_files(run, ROWS),
     }
     return run, manifest
@@ -206,9 +207,13 @@ def test_conversations_and_drops_are_compared_with_the_counts(data):
     }
     check_totals(run.root, files, manifest)
     for table in ("conversations", "dropped"):
-        other = files | {f"{table}/00000.parquet": {"rows": 5}}
-        with pytest.raises(UserError, match=f"{table}/ has 5 rows instead of"):
-            check_totals(run.root, other, manifest)
+        for rows in (0, 5):
+            other = files | {f"{table}/00000.parquet": {"rows": rows}}
+            with pytest.raises(UserError, match=f"{table}/ has {rows} rows instead of"):
+                check_totals(run.root, other, manifest)
+    del files["dropped/00000.parquet"]
+    with pytest.raises(UserError, match="dropped/ has 0 rows instead of 3"):
+        check_totals(run.root, files, manifest)
 
 
 def test_all_tables_are_verified_where_that_is_asked_for(data):
