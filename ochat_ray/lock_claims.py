@@ -90,9 +90,12 @@ class Owner:
     def parse(cls, data: bytes) -> Owner | None:
         """The owner that a claim's file names, or None where the file is not complete."""
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
+            owner = cls(**json.loads(data))
+            datetime.fromtimestamp(owner.started, UTC)
+        except (ValueError, TypeError, OverflowError, OSError):
             return None
+        numbers = isinstance(owner.pid, int) and isinstance(owner.process_started, int | float)
+        return owner if numbers else None
 
     def is_alive(self) -> bool | None:
         """Return whether the process exists, or None where that cannot be seen from here."""
@@ -156,25 +159,28 @@ class DiskClaims:
         return max(self._numbers(), default=0) == self._number
 
     def release(self) -> None:
-        released = self._folder / f".released-{self._owner.token}"
-        released.write_bytes(_RELEASED)
-        released.replace(self._path(self._number))
+        path, released = self._path(self._number), self._folder / f".released-{self._owner.token}"
+        try:
+            released.write_bytes(_RELEASED)
+            released.replace(path)
+        except OSError:  # a full disk: in place it takes no further space
+            with path.open("r+b") as file:
+                file.write(_RELEASED)
+                file.truncate()
+            released.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
         """Create a claim with its content, unless there is one; return whether it is ours."""
         text, draft = _json(self._owner), self._folder / f".draft-{self._owner.token}"
         try:
             draft.write_bytes(text)
-            os.link(draft, path)
-        except FileExistsError:
-            # NFS may report that of our own name, where the answer to a first request was lost.
-            return path.exists() and path.read_bytes() == text
-        except OSError:  # a disk without hard links
             try:
-                with path.open("xb") as file:
-                    file.write(text)
+                os.link(draft, path)
             except FileExistsError:
-                return False
+                # NFS may report that of our own name, where the answer to a first request was lost.
+                return path.exists() and path.read_bytes() == text
+            except OSError:
+                return _create_without_link(path, text)
         finally:
             draft.unlink(missing_ok=True)
         return True
@@ -205,6 +211,19 @@ class DiskClaims:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.json"
+
+
+def _create_without_link(path: Path, text: bytes) -> bool:
+    """Create a file exclusively on a disk without hard links; return whether it is ours."""
+    try:
+        with path.open("xb") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk; half a claim would count as another run's start
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 class StoreClaims:
@@ -292,7 +311,8 @@ class StoreClaims:
 
 def is_live(owner: Owner | None, age_s: float, timing: Timing) -> bool:
     alive = owner.is_alive() if owner else None
-    return age_s < timing.stale_s if alive is None else alive
+    # A heartbeat from the future is of before the disk's clock was set back, and as old.
+    return abs(age_s) < timing.stale_s if alive is None else alive
 
 
 def _refuse_if_live(owner: Owner | None, age_s: float, timing: Timing, root: str) -> None:

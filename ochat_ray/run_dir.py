@@ -125,6 +125,22 @@ class RunDir:
                 self.fs.delete_file(unfinished)
             raise
 
+    @contextmanager
+    def reading(self, name: str) -> Iterator[pa.NativeFile]:
+        """A file that the run wrote before, for random access.
+
+        Raises:
+            UserError: it is not there or damaged, as after a crash of the host.
+        """
+        try:
+            with self.fs.open_input_file(self.path(name)) as file:
+                yield file
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise UserError(
+                f"{self.path(name)} is missing or damaged ({str(error).splitlines()[0]}); "
+                "run again without --resume"
+            ) from error
+
     def move(self, name: str, to: str) -> None:
         """Rename a file; one that is there under the new name is replaced."""
         self.fs.create_dir(posixpath.dirname(self.path(to)), recursive=True)
@@ -143,11 +159,21 @@ class RunDir:
         self.write_text(name, text + "\n")
 
     def read_json(self, name: str) -> Any | None:
-        """The JSON file's value, or None where there is no such file."""
+        """The JSON file's value, or None where there is no such file.
+
+        Raises:
+            UserError: it is not JSON; a crash of the host may have cut it off.
+        """
         if not self.exists(name):
             return None
         with self.fs.open_input_stream(self.path(name), compression=None) as stream:
-            return json.loads(stream.read())
+            data = stream.read()
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path(name)} is damaged ({error}); run again without --resume, or remove it"
+            ) from error
 
     def load_json(self, name: str) -> Any:
         """The JSON file's value.
@@ -210,6 +236,9 @@ def read_manifest(uri: str) -> dict[str, Any]:
         raise UserError(
             f"no complete data at {uri}: {MANIFEST} is missing; run jobs/prepare.py --output {uri}"
         )
+    for key in ("digest", "tokens", "tokenizer", "model_type", "context_length"):
+        if not isinstance(manifest, dict) or key not in manifest:
+            raise UserError(f"{uri}/{MANIFEST} is damaged: it has no {key}; prepare the data again")
     return manifest
 
 

@@ -75,8 +75,8 @@ def hold(run: RunDir, stage: str, timing: Timing | None = None) -> Iterator[RunL
     """Hold the lock of an output directory; `stage` names the job for others' messages.
 
     Raises:
-        UserError: another run holds it; or the block failed and the lock was lost, which explains
-            why its files were gone.
+        UserError: another run holds it; a file lies where its folder belongs; or the block failed
+            and the lock was lost, which explains why its files were gone.
     """
     timing = timing or Timing()
     owner = Owner.current(stage)
@@ -85,7 +85,13 @@ def hold(run: RunDir, stage: str, timing: Timing | None = None) -> Iterator[RunL
         if isinstance(run.fs, pafs.LocalFileSystem)
         else StoreClaims(run, owner, timing)
     )
-    claims.take()
+    try:
+        claims.take()
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(
+            f"{run.root} cannot be an output directory: {error.filename or run.root} is in the way "
+            f"({error.strerror or error}); choose another --output, or remove it"
+        ) from error
     lock = RunLock(run, claims, timing.beat_s)
     lock._thread.start()
     try:

@@ -84,6 +84,13 @@ def test_data_without_a_manifest_is_not_complete(tmp_path):
         read_manifest(str(tmp_path))
 
 
+@pytest.mark.parametrize("text", ["", '{"digest": "a', "[]", "{}", '{"digest": "a"}'])
+def test_a_damaged_manifest_is_one_line(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        read_manifest(str(tmp_path))
+
+
 def test_an_unknown_scheme_is_one_clear_line():
     with pytest.raises(UserError, match="cannot open nope://x"):
         open_location("nope://x")

@@ -1,5 +1,6 @@
 """Of the runs that want an output directory at the same time, one gets it."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,7 +9,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 from pyarrow import fs as pafs
@@ -225,6 +227,60 @@ def test_a_network_disk_that_reports_our_own_claim_as_anothers_is_believed_by_co
     monkeypatch.setattr(os, "link", link)
     with hold(RunDir.open(str(tmp_path)), "prepare") as lock:
         lock.check()
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """New files get no byte; those that are there can be written over."""
+
+    def write_bytes(path, data):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    return lambda: monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path, full_disk):
+    full_disk()
+    run = RunDir.open(str(tmp_path))
+    with pytest.raises(OSError, match="No space"), hold(run, "prepare", QUICK):
+        pass
+    assert os.listdir(tmp_path / LOCK_FOLDER) == []
+
+
+def test_a_lock_is_released_on_a_disk_that_has_filled_up(tmp_path, full_disk, monkeypatch):
+    run = RunDir.open(str(tmp_path))
+    with hold(run, "prepare", QUICK):
+        full_disk()
+    monkeypatch.undo()
+    assert os.listdir(tmp_path / LOCK_FOLDER) == ["00000001.json"]
+    with hold(run, "prepare", QUICK):
+        pass
+
+
+@pytest.mark.parametrize("place", ["out", "out/.run", "out/.run/lock"])
+def test_a_file_where_a_folder_belongs_is_one_line(tmp_path, place):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("mine")
+    run = RunDir.open(str(tmp_path / "out"))
+    with pytest.raises(UserError, match="is in the way"), hold(run, "prepare", QUICK):
+        pass
+    assert (tmp_path / place).read_text() == "mine"
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(Owner)])
+def test_a_claim_with_a_value_of_another_type_is_no_traceback(tmp_path, field):
+    claim = tmp_path / LOCK_FOLDER / "00000001.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(asdict(Owner.current("prepare")) | {field: None}))
+    with pytest.raises(UserError), hold(RunDir.open(str(tmp_path)), "prepare", QUICK):
+        pass
+
+
+def test_a_heartbeat_from_before_the_clock_was_set_back_grows_old(run, monkeypatch):
+    monkeypatch.setattr(Owner, "is_alive", lambda owner: None)
+    assert not lock_claims.is_live(Owner.current("prepare"), -3600.0, QUICK)
+    assert lock_claims.is_live(Owner.current("prepare"), -0.1, QUICK)
 
 
 def test_a_claim_without_its_text_yet_is_respected(tmp_path):

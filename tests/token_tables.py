@@ -36,7 +36,7 @@ def write_data(directory, tokenizer, digest, changes=(), model_type="openchat"):
     content = sum(int(file["digest"], 16) for file in files.values()) % 2**256
     manifest = {
         "model_type": model_type, "context_length": 128, "tokens": tokens, "files": files,
-        "digest": f"{content:064x}",
+        "digest": f"{content:064x}", "counts": {"kept": 24, "dropped": {}},
         "tokenizer": digest, "tokenizer_path": "somewhere",
     }  # fmt: skip
     run.write_json("manifest.json", manifest | dict(changes))

@@ -75,10 +75,10 @@ def _files(
 
 
 def _parquet_rows(run: RunDir, name: str) -> int:
-    with run.fs.open_input_file(run.path(name)) as file:
+    with run.reading(name) as file:
         return int(pq.ParquetFile(file).metadata.num_rows)
 
 
 def _read(run: RunDir, name: str) -> pa.Table:
-    with run.fs.open_input_file(run.path(name)) as file:
+    with run.reading(name) as file:
         return pa.ipc.open_file(file).read_all() if name.endswith(".arrow") else pq.read_table(file)

@@ -59,6 +59,14 @@ def content_digests(uris: Sequence[str]) -> list[str]:
         return [digest for batch in pool.map(_digests, batches) for digest in batch]
 
 
+def digests_of_pages(uris: Sequence[str], pages: Sequence[bytes | None]) -> list[str]:
+    """`content_digest` of files whose bytes were read already; those of None are read here."""
+    return [
+        content_digest(uri) if page is None else hashlib.sha256(page).hexdigest()
+        for uri, page in zip(uris, pages, strict=True)
+    ]
+
+
 def _digests(uris: Sequence[str]) -> list[str]:
     return [content_digest(uri) for uri in uris]
 

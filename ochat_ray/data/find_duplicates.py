@@ -12,6 +12,7 @@ from ochat_ray.data import duplicates as dup
 from ochat_ray.data.parts import (
     Summary,
     cleaned,
+    done_name,
     minhash_input,
     read_parquet,
     write_parquet,
@@ -48,8 +49,18 @@ def find_exact(run: RunDir, parts: Sequence[str], shard: int, shards: int) -> Su
         return {"found": 0}
     with ThreadPoolExecutor(READERS) as pool:
         table = dup.exact_duplicates(pa.concat_tables(pool.map(keys_of, parts)))
-    write_parquet(run, f"duplicates/exact-{shard:06d}.parquet", table, GROUP_ROWS)
+    write_parquet(run, _exact(shard), table, GROUP_ROWS)
     return {"found": len(table)}
+
+
+def exact_is_done(run: RunDir, shard: int) -> bool:
+    """Return whether a shard's exact duplicates were found, and are still there to be dropped."""
+    done = run.read_json(done_name("exact", f"{shard:06d}"))
+    return done is not None and (not done["found"] or run.exists(_exact(shard)))
+
+
+def _exact(shard: int) -> str:
+    return f"duplicates/exact-{shard:06d}.parquet"
 
 
 def write_minhash(run: RunDir, part: str, bands: int, rows_a_band: int) -> Summary:

@@ -9,6 +9,7 @@ from functools import partial
 
 from ochat_ray.data import clean
 from ochat_ray.data.attempts import Attempt, given_up, next_attempt, read_file_by_file
+from ochat_ray.data.content import digests_of_pages
 from ochat_ray.data.parts import Summary, clean_part, done_name, parts_of
 from ochat_ray.data.plan import group_files, record_content
 from ochat_ray.data.records import DEFAULTS, ReadOptions
@@ -42,6 +43,10 @@ def clean_group(
     for uri in uris:
         if "://" not in uri and not os.path.exists(uri):
             raise not_on_this_host(uri)
+
+    def record(pages: Sequence[bytes | None]) -> None:
+        record_content(run, number, files, digests_of_pages(uris, pages))
+
     count, parts = parts_of_group(
         run,
         done_name("attempts", f"{number:06d}"),
@@ -50,13 +55,16 @@ def clean_group(
         is_complete=lambda n: run.exists(done_name("clean", _part(number, n))),
         rules=rules,
         options=options,
+        observe=record,
     )
     for part in range(count):
         yield run.load_json(done_name("clean", _part(number, part)))
     with ThreadPoolExecutor(1) as pool:
-        content = pool.submit(record_content, run, number, files)
+        # The bytes of small files are hashed as they are read; a large one is read twice.
+        content = pool.submit(record_content, run, number, files) if len(files) == 1 else None
         for records in parts:
-            content.result()
+            if content:
+                content.result()
             name = _part(number, count)
             summary = run.read_json(done_name("clean", name))
             if summary is None:
@@ -64,7 +72,8 @@ def clean_group(
                 run.write_json(done_name("clean", name), summary)
             yield summary
             count += 1
-        content.result()
+        if content:
+            content.result()
     run.write_json(_done_group(number), {"parts": count})
 
 
@@ -83,6 +92,7 @@ def parts_of_group(
     is_complete: Callable[[int], bool],
     rules: Sequence[clean.Rule],
     options: ReadOptions = DEFAULTS,
+    observe: Callable[[list[bytes | None]], object] = list,
 ) -> tuple[int, Iterator[list[Record]]]:
     """Begin an attempt; return how many parts stay as they are, and the records of the later ones.
 
@@ -94,6 +104,8 @@ def parts_of_group(
         is_complete: tells if the part of this number is complete.
         rules: what cleaning applies, which may end a worker as reading may.
         options: what the user says about the inputs.
+        observe: gets the bytes of several pages before the first record is yielded, in order, and
+            None for those that are to be read again.
     """
     last = Attempt.from_json(run.read_json(name))
     complete = 0
@@ -112,9 +124,10 @@ def parts_of_group(
     if len(uris) == 1 and attempt.given_up:
         return complete, iter([[given_up(uris[0], complete)]])
     if attempt.file_by_file(len(uris)):
+        observe([None] * len(uris))
         read = partial(read_file, options=options)
         return 0, parts_of(read_file_by_file(attempt, uris, read, work, save))
-    return 0, parts_of(read_files(uris, options))
+    return 0, parts_of(read_files(uris, options, observe))
 
 
 def _done_group(number: int) -> str:

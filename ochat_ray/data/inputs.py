@@ -28,8 +28,10 @@ from ochat_ray.data.kinds import (
     is_page,
     kind_passed_over,
 )
+from ochat_ray.data.output import REPORT, TABLES
 from ochat_ray.errors import UserError
-from ochat_ray.run_dir import open_location
+from ochat_ray.lock_claims import RUN_FOLDER
+from ochat_ray.run_dir import MANIFEST, open_location
 from ochat_ray.schema import PassedOver
 
 MAX_KINDS = 1000
@@ -89,6 +91,27 @@ def check_inputs(inputs: Sequence[str]) -> None:
         next(find_files([uri]))
 
 
+def check_apart(inputs: Sequence[str], output: str) -> None:
+    """Refuse inputs among which lies what the run writes: it would read, or delete, its own tables.
+
+    Raises:
+        UserError: an input is, contains or matches a place of the output directory's files.
+    """
+    out = _real(output)
+    folders = [f"{out}/{name}" for name in (*TABLES, RUN_FOLDER)]
+    files = [f"{out}/{name}" for name in (MANIFEST, REPORT)]
+    written = [*files, *(f"{folder}/00000.parquet" for folder in folders)]
+    for uri in inputs:
+        root = _real(uri)
+        if any(_is_below(name, root) for name in written) or any(
+            _is_below(_base(root), folder) for folder in folders
+        ):
+            raise UserError(
+                f"--output {output} lies in what --input {uri} reads, so a run would read its own "
+                "tables; choose another --output"
+            )
+
+
 def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
     """The files in portions of one task: many pages, or one file of many conversations."""
     pages: list[InputFile] = []
@@ -143,6 +166,20 @@ def _normal(uri: str) -> str:
     return uri.rstrip("/") if "://" in uri else open_location(uri)[1]
 
 
+def _real(uri: str) -> str:
+    """Return a path or URI without links, so that two names of one place are equal."""
+    uri = uri.removeprefix("file://")
+    if "://" in uri:
+        return uri.rstrip("/")
+    base = _base(_normal(uri))
+    return os.path.realpath(base) + _normal(uri).removeprefix(base)
+
+
+def _base(uri: str) -> str:
+    """Return the folder below which a glob is searched; other inputs as they are."""
+    return re.split(r"/[^/]*[*?]", uri, maxsplit=1)[0]
+
+
 def _is_below(uri: str, other: str) -> bool:
     if "*" in other or "?" in other:
         return bool(_glob(other).fullmatch(uri))
@@ -152,8 +189,7 @@ def _is_below(uri: str, other: str) -> bool:
 def _files_of(uri: str) -> Iterator[InputFile | PassedOver]:
     if "*" in uri or "?" in uri:
         pattern = _glob(uri)
-        base = re.split(r"/[^/]*[*?]", uri, maxsplit=1)[0]
-        for file in _folder(base):
+        for file in _folder(_base(uri)):
             path = file.uri if isinstance(file, InputFile) else file.source
             if pattern.fullmatch(path):
                 yield file

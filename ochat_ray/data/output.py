@@ -65,6 +65,10 @@ class Output:
                 return token, plan
         return None
 
+    def is_recorded(self) -> bool:
+        """Return whether there is a record of what runs wrote here."""
+        return self.run.exists(RECORD)
+
     def check_ownership(self) -> None:
         """Raise a UserError if a file that no run wrote lies where tables are to be written."""
         ours = {*self._record()["files"]}
@@ -124,9 +128,18 @@ class Output:
                     yield info.path.removeprefix(root).lstrip("/")
 
     def _record(self) -> dict[str, list[str]]:
-        record = self.run.read_json(RECORD) or {}
-        work = [name for name in record.get("work", []) if _WORK.fullmatch(name)]
-        return {"files": record.get("files", []), "work": work}
+        record = self.run.read_json(RECORD)
+        if record is None:
+            return {"files": [], "work": []}
+        lists = [record.get(key) for key in ("files", "work")] if isinstance(record, dict) else []
+        names = [name for names in lists for name in (names if isinstance(names, list) else [None])]
+        if not lists or not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"{self.run.path(RECORD)}, which lists what runs wrote here, is damaged; choose "
+                f"another --output, or remove {self.run.root}"
+            )
+        files, work = lists
+        return {"files": files, "work": [name for name in work if _WORK.fullmatch(name)]}
 
     def _write_record(self, files: list[str], work: list[str]) -> None:
         self.run.write_json(RECORD, {"files": files, "work": work})

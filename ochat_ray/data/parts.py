@@ -146,7 +146,7 @@ def duplicates_of(run: RunDir, part: str) -> dict[int, tuple[str, str]]:
     """Rows of a part that are another's duplicates: (reason, what they are the same as)."""
     found: dict[int, tuple[str, str]] = {}
     for name in run.files("duplicates", ".parquet"):
-        with run.fs.open_input_file(run.path(name)) as file:
+        with run.reading(name) as file:
             table = pq.read_table(file, filters=pc.field("part") == part)
         for row in table.to_pylist():
             found.setdefault(row["row"], (row["reason"], row["survivor"]))
@@ -361,7 +361,7 @@ def write_parquet(
 
 def read_parquet(run: RunDir, name: str, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file of the run."""
-    with run.fs.open_input_file(run.path(name)) as file:
+    with run.reading(name) as file:
         return pq.read_table(file, columns=columns)
 
 

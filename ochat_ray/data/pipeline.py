@@ -35,6 +35,7 @@ from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.decontaminate import load_questions
 from ochat_ray.data.duplicates import band_name
 from ochat_ray.data.find_duplicates import (
+    exact_is_done,
     find_exact,
     find_near,
     find_pairs,
@@ -42,7 +43,7 @@ from ochat_ray.data.find_duplicates import (
     write_minhash,
 )
 from ochat_ray.data.group_parts import clean_group, finished_group
-from ochat_ray.data.inputs import check_inputs
+from ochat_ray.data.inputs import check_apart, check_inputs
 from ochat_ray.data.manifest import manifest_of
 from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.output import FINISHED, REPORT, Output
@@ -84,6 +85,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     config.check()
+    check_apart(config.input, config.output)
     check_inputs(config.input)
     rules = clean.rules(
         keep_model=config.kept_labels() or "any",
@@ -240,7 +242,7 @@ def _duplicates_pass(
     progress = Progress("dedup", "digests")
     part_names = list(rows)
     shards = shards_of(sum(rows.values()))
-    todo = [{"shard": s} for s in range(shards) if not run.exists(done_name("exact", f"{s:06d}"))]
+    todo = [{"shard": s} for s in range(shards) if not exact_is_done(run, s)]
 
     def exact(item: dict[str, Any]) -> Summary:
         found = find_exact(run, part_names, item["shard"], shards)

@@ -68,7 +68,8 @@ def completed_already(
     """Return the manifest of this very run, if it is complete and its tables agree with it.
 
     Raises:
-        UserError: another run is complete there, and --overwrite is not given.
+        UserError: another run is complete there, and --overwrite is not given; or an earlier
+            version's is, which is not replaced.
     """
     try:
         manifest = output.run.read_json(MANIFEST)
@@ -77,7 +78,13 @@ def completed_already(
     if manifest is None:
         return None
     found = manifest.get("identity") if isinstance(manifest, dict) else None
-    if found is None:
+    if "run" not in manifest or not isinstance(found, dict):
+        if found and not output.is_recorded():
+            raise UserError(
+                f"{config.output} holds data of an earlier version of ochat-ray, which did not "
+                "record its files, so none is replaced (jobs/train.py reads them); choose another "
+                "--output, or remove that directory"
+            )
         output.check_ownership()
         return None
     inputs = found.get("inputs")
@@ -124,6 +131,11 @@ def make_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -
     if unfinished is None:
         return _new_plan(config, output, identity)
     token, plan = unfinished
+    if plan.get("version") != version("ochat-ray"):
+        raise UserError(
+            f"{config.output} holds an unfinished run of another version of ochat-ray "
+            f"({plan.get('version', 'unknown')}); leave out --resume to start clean"
+        )
     keys = sorted({*identity, *plan["identity"]})
     different = [key for key in keys if plan["identity"].get(key) != identity.get(key)]
     if different:
@@ -148,16 +160,18 @@ def group_files(work: RunDir, number: int) -> list[InputFile]:
     return [InputFile(*file) for file in work.load_json(_group(number))]
 
 
-def record_content(work: RunDir, number: int, files: Sequence[InputFile]) -> None:
-    """Read a group's files and record their content, before any of its parts is written.
+def record_content(
+    work: RunDir, number: int, files: Sequence[InputFile], digests: Sequence[str] | None = None
+) -> None:
+    """Record a group's content, before any of its parts is written; read it without `digests`.
 
     Raises:
         UserError: other content is recorded, since a file has been changed in the meantime.
     """
-    digests = content_digests([file.uri for file in files])
+    digests = content_digests([file.uri for file in files]) if digests is None else digests
     recorded = work.read_json(_content(number))
     if recorded is None:
-        work.write_json(_content(number), digests)
+        work.write_json(_content(number), list(digests))
         return
     for file, digest, before in zip(files, digests, recorded, strict=True):
         if digest != before:
@@ -195,6 +209,7 @@ def _new_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -
         PLAN,
         {
             "token": token,
+            "version": version("ochat-ray"),
             "identity": identity,
             "groups": listing.count,
             "passed_over": passed_over,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import IO, Any, cast
@@ -47,15 +47,31 @@ READ_AHEAD = 16
 """Files that are fetched at a time from a remote store, where each costs a round trip."""
 
 
-def read_files(uris: Sequence[str], options: ReadOptions = DEFAULTS) -> Iterator[Record]:
-    """Yield every conversation of the files, in order, and what else they hold."""
-    if len(uris) > 1 and "://" in uris[0]:
-        with ThreadPoolExecutor(READ_AHEAD) as pool:
-            for uri, page in zip(uris, pool.map(_fetch_page, uris), strict=True):
-                yield from _Reader(uri, options).page(page)
+def read_files(
+    uris: Sequence[str],
+    options: ReadOptions = DEFAULTS,
+    observe: Callable[[list[bytes | None]], object] = list,
+) -> Iterator[Record]:
+    """Yield every conversation of the files, in order, and what else they hold.
+
+    Args:
+        uris: the files; several are share pages, 64 MiB together.
+        options: what the user says about the inputs.
+        observe: gets the bytes of several pages before the first record is yielded, in order, and
+            None for one that cannot be read or is larger than a page may be.
+    """
+    if len(uris) == 1:
+        yield from read_file(uris[0], options)
         return
+    if any("://" in uri for uri in uris):
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            pages = list(pool.map(_fetch_file, uris))
+    else:
+        pages = [_fetch_file(uri) for uri in uris]
+    observe([p if isinstance(p, bytes) and len(p) <= MAX_PAGE_BYTES else None for p in pages])
+    pages.reverse()  # each page's bytes are freed once it is read
     for uri in uris:
-        yield from read_file(uri, options)
+        yield from _Reader(printable(uri), options).page(_unpack_file(uri, pages.pop()))
 
 
 def read_file(uri: str, options: ReadOptions = DEFAULTS) -> Iterator[Record]:
@@ -66,7 +82,7 @@ def read_file(uri: str, options: ReadOptions = DEFAULTS) -> Iterator[Record]:
     """
     reader = _Reader(printable(uri), options)
     if is_page(uri):
-        yield from reader.page(_fetch_page(uri))
+        yield from reader.page(_unpack_file(uri, _fetch_file(uri)))
         return
     try:
         with open_input(uri) as raw:
@@ -89,14 +105,18 @@ def _is_lfs_pointer(stream: io.BufferedReader[Any], size: int) -> bool:
     return size < 1024 and stream.peek(64).startswith(b"version https://git-lfs.github.com/spec/")
 
 
-def _fetch_page(uri: str) -> bytes | Unusable:
+def _fetch_file(uri: str) -> bytes | Unusable:
+    """Return the bytes of a page's file as they lie, up to one more than a page may have."""
     try:
-        page = read_beginning(uri, MAX_PAGE_BYTES + 1)
+        return read_beginning(uri, MAX_PAGE_BYTES + 1)
     except UnreadableFile as error:
         return Unusable(Reason.UNREADABLE, str(error))
     except StoreError as error:
         raise error.__cause__ or error from None
-    if not uri.lower().endswith(_UNPACKED_HERE):
+
+
+def _unpack_file(uri: str, page: bytes | Unusable) -> bytes | Unusable:
+    if isinstance(page, Unusable) or not uri.lower().endswith(_UNPACKED_HERE):
         return page
     return _unpack_page(cast(IO[bytes], io.BytesIO(page)), len(page))
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, is_store_failure
 from ochat_ray.run_dir import MANIFEST, RunDir
 from ochat_ray.schema import TOKENS
 
@@ -55,13 +55,38 @@ def verify_tables(
     Raises:
         UserError: they disagree; the line names the file, if the manifest describes files.
     """
+    check_shape(uri, manifest)
     run = RunDir.open(uri)
     found = summarize_files(run, list_tables(run, tables))
     recorded = manifest.get("files")
     if recorded is not None:
         expected = {n: file for n, file in recorded.items() if n.rpartition("/")[0] in tables}
         check_files(uri, found, expected)
-    check_totals(uri, found, manifest)
+    check_totals(uri, found, manifest, tables)
+
+
+def check_shape(uri: str, manifest: Mapping[str, Any]) -> None:
+    """Raise a UserError if a manifest lacks what tables are compared with, as an edited one may."""
+    tokens, counts = manifest.get("tokens"), manifest.get("counts")
+    is_complete = (
+        isinstance(manifest.get("digest"), str)
+        and isinstance(tokens, dict)
+        and all(_is_counts(tokens.get(split)) for split in ("train", "eval"))
+        and isinstance(files := manifest.get("files") or {}, dict)
+        and all(isinstance(file, dict) for file in files.values())
+        and isinstance(counts, dict)
+        and isinstance(counts.get("kept"), int)
+        and _is_counts(counts.get("dropped"))
+    )
+    if not is_complete:
+        raise UserError(
+            f"{uri} has a damaged {MANIFEST}: digest, tokens, files or counts are not what prepare "
+            "writes; prepare the data again"
+        )
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(count, int) for count in value.values())
 
 
 def list_tables(run: RunDir, tables: Sequence[str]) -> list[str]:
@@ -87,8 +112,13 @@ def check_files(
                 raise _disagreement(uri, f"{name} has {_values(key, found[name].get(key), value)}")
 
 
-def check_totals(uri: str, files: Mapping[str, FileSummary], manifest: Mapping[str, Any]) -> None:
-    """Raise a UserError if the sums over the token files are not the manifest's."""
+def check_totals(
+    uri: str,
+    files: Mapping[str, FileSummary],
+    manifest: Mapping[str, Any],
+    tables: Sequence[str] = ALL_TABLES,
+) -> None:
+    """Raise a UserError if the sums over the files of these tables are not the manifest's."""
     for split, counts in manifest["tokens"].items():
         of_split = [file for name, file in files.items() if name.startswith(f"tokens/{split}/")]
         for key in _COUNTS:
@@ -97,10 +127,12 @@ def check_totals(uri: str, files: Mapping[str, FileSummary], manifest: Mapping[s
                 raise _disagreement(
                     uri, f"the {split} split has {_values(key, total, counts[key])}"
                 )
-    rows = sum(file["rows"] for name, file in files.items() if name.startswith("tokens/"))
-    conversations = [f["rows"] for name, f in files.items() if name.startswith("conversations/")]
-    if conversations and sum(conversations) != rows:
-        raise _disagreement(uri, f"conversations/ has {_values('rows', sum(conversations), rows)}")
+    counts = manifest["counts"]
+    expected = {"conversations": counts["kept"], "dropped": sum(counts["dropped"].values())}
+    for table in {*tables} & {*expected}:
+        rows = sum(file["rows"] for name, file in files.items() if name.startswith(f"{table}/"))
+        if rows != expected[table]:
+            raise _disagreement(uri, f"{table}/ has {_values('rows', rows, expected[table])}")
     digest = sum(int(file["digest"], 16) for file in files.values() if "digest" in file)
     if f"{digest % DIGEST_MODULUS:064x}" != manifest["digest"]:
         raise _disagreement(uri, "the token tables have other content than its digest says")
@@ -138,7 +170,11 @@ def summarize_file(run: RunDir, name: str) -> FileSummary:
             tokens += len(ids[1])
             supervised += int(np.count_nonzero(weights[1]))
             digest += _digest(split, batch["id"].to_pylist(), ids, weights)
-    except (pa.ArrowInvalid, FileNotFoundError) as error:
+    except Exception as error:
+        # Arrow's readers raise many types for damaged files, OSError without a number among them.
+        is_there = not isinstance(error, FileNotFoundError)
+        if isinstance(error, OSError) and is_there and (error.errno or is_store_failure(error)):
+            raise
         raise _disagreement(run.root, f"{name} cannot be read ({_first_line(error)})") from error
     return {
         "rows": rows,
@@ -156,6 +192,7 @@ def _batches(run: RunDir, name: str) -> Iterator[pa.RecordBatch]:
             raise pa.ArrowInvalid("it has other columns than a token table")
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
+            batch.validate(full=True)  # damaged offsets lead outside of the file
             if any(column.null_count for column in batch.columns):
                 raise pa.ArrowInvalid("a value is missing")
             yield batch
@@ -186,7 +223,11 @@ def _digest(
 def _values(key: str, found: Any, expected: Any) -> str:
     if key == "digest":
         return "other content than it was written with"
-    return f"{found:,} {key.replace('_', ' ')} instead of {expected:,}"
+    return f"{_number(found)} {key.replace('_', ' ')} instead of {_number(expected)}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else repr(value)  # of an edited manifest
 
 
 def _disagreement(uri: str, what: str) -> UserError:

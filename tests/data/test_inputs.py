@@ -14,7 +14,7 @@ from huggingface_hub import HfFileSystem
 
 from ochat_ray.data import inputs
 from ochat_ray.data.content import Content
-from ochat_ray.data.inputs import InputFile, Listing, find_files, groups
+from ochat_ray.data.inputs import InputFile, Listing, check_apart, find_files, groups
 from ochat_ray.data.sources import read_file
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
@@ -210,6 +210,58 @@ def test_an_unusable_input_is_one_clear_line(tmp_path, name, line):
     touch(tmp_path, "x.txt")
     with pytest.raises(UserError, match=line):
         found(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("data", "data"),
+        ("data", "data/out"),
+        ("data", "link/out"),
+        ("link", "data/out"),
+        ("data/*.json", "data"),
+        ("data/**/*.parquet", "data/out"),
+        ("link/out/*/*.parquet", "data/out"),
+        ("data/out/conversations", "data/out"),
+        ("data/out/conversations/00003.parquet", "data/out"),
+        ("data/out/manifest.json", "data/out"),
+    ],
+)
+def test_an_output_within_the_inputs_is_refused(tmp_path, name, output):
+    (tmp_path / "data/out/conversations").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with pytest.raises(UserError, match="lies in what --input"):
+        check_apart([str(tmp_path / name)], str(tmp_path / output))
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("s3://bucket/data", "s3://bucket/data/out"),
+        ("s3://bucket/data/", "s3://bucket/data"),
+        ("s3://bucket/**/*.parquet", "s3://bucket/out"),
+    ],
+)
+def test_an_output_within_inputs_of_a_store_is_refused(name, output):
+    with pytest.raises(UserError, match="lies in what --input"):
+        check_apart([name], output)
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("data/pages", "data"),
+        ("data", "data2"),
+        ("data2", "data"),
+        ("data/*.html.gz", "data/out"),
+        ("data/*.json", "data/out"),
+        ("s3://bucket/data", "s3://bucket/data2"),
+        ("s3://bucket/data", "gs://bucket/data/out"),
+    ],
+)
+def test_an_output_beside_or_around_the_inputs_is_not(tmp_path, name, output):
+    places = [uri if "://" in uri else str(tmp_path / uri) for uri in (name, output)]
+    check_apart(places[:1], places[1])
 
 
 def test_pages_are_grouped_and_other_files_are_not(monkeypatch):

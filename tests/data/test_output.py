@@ -134,3 +134,14 @@ def test_an_output_on_s3(s3):
     assert [key for key in kept if not key.endswith("/")] == [
         "out/.run/written.json", "out/tokens/train/mine.arrow",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '"x"', "{}", '{"files": 3, "work": []}', '{"files": [1], "work": [2]}']
+)
+def test_a_damaged_record_is_one_line_and_deletes_nothing(output, tmp_path, text):
+    write_run(output, ONE)
+    (tmp_path / ".run/written.json").write_text(text)
+    with pytest.raises(UserError, match=r"written\.json.* is damaged"):
+        output.clear()
+    assert (tmp_path / TABLES[0]).read_text() == ONE

@@ -171,6 +171,32 @@ def test_a_run_killed_at_any_write_is_started_clean(config, expected):
         assert leftovers(config) == []
 
 
+def test_a_work_folder_that_lost_a_file_gives_the_same_run_or_one_line(
+    config, expected, tmp_path, monkeypatch
+):
+    """Such as by a crash of the host, or by a rule that deletes old files."""
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "assemble", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pipeline.prepare(config)
+    snapshot = tmp_path / "snapshot"
+    shutil.move(config.output, snapshot)
+    (work,) = snapshot.glob(".work-*")
+    lost = {path.parent: path for path in sorted(work.rglob("*")) if path.is_file()}
+    assert len(lost) > 10
+    for path in [*lost, *lost.values()]:
+        shutil.copytree(snapshot, config.output)
+        place = f"{config.output}/{path.relative_to(snapshot)}"
+        shutil.rmtree(place) if os.path.isdir(place) else os.remove(place)
+        try:
+            pipeline.prepare(replace(config, resume=True))
+        except UserError:
+            assert not os.path.exists(f"{config.output}/manifest.json")
+        else:
+            check(config, expected)
+        shutil.rmtree(config.output)
+
+
 def test_inputs_that_change_after_a_kill_are_refused_on_resume_and_read_by_a_clean_start(
     config, expected, tmp_path
 ):
@@ -268,6 +294,18 @@ def test_an_output_with_files_of_the_users_own_is_refused_and_kept(config, tmp_p
     with pytest.raises(UserError, match=r"conversations/mine\.json was not written by a run"):
         pipeline.prepare(replace(config, overwrite=True))
     assert mine.read_text() == "mine"
+
+
+def test_a_run_whose_conversations_have_several_samples_is_complete(config, tmp_path, capsys):
+    records = [record(str(n), f"{n}, please?") for n in range(4)]
+    for item in records:
+        item["conversations"] *= 5
+    (tmp_path / "in/long.json").write_text(json.dumps(records))
+    config = replace(config, long="split", max_length=64)
+    manifest = pipeline.prepare(config)
+    assert manifest["samples"] > manifest["counts"]["kept"]
+    assert pipeline.prepare(config) == manifest
+    assert "is complete already" in capsys.readouterr().out
 
 
 def test_inputs_of_the_same_size_with_other_bytes_are_another_run(config, tmp_path):

@@ -159,6 +159,8 @@ def complete(output, config):
         "digest": files[name]["digest"],
         "tokens": {"train": {"rows": 1}, "eval": {"rows": 0}},
         "files": files,
+        "run": "a",
+        "counts": {"kept": 0, "dropped": {}},
         "identity": IDENTITY | {"inputs": Content.of(find_files(config.input)).identity()},
     }
     output.run.write_json("manifest.json", manifest)
@@ -218,3 +220,31 @@ def test_a_questions_file_of_the_same_name_with_other_questions_is_another_run(
     words.write_text("google\n")
     assert identity_of(config) != before
     assert identity_of(replace(config, input=("elsewhere",)))["seed"] == before["seed"]
+
+
+def test_a_run_of_another_version_is_not_resumed(config, output):
+    plan = make_plan(config, output, IDENTITY)
+    older = plan.work.load_json("plan.json")
+    del older["version"]
+    plan.work.write_json("plan.json", older)
+    with pytest.raises(UserError, match="another version of ochat-ray"):
+        make_plan(replace(config, resume=True), output, IDENTITY)
+    make_plan(config, output, IDENTITY)
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_data_of_an_earlier_version_is_named_and_stays(config, output, tmp_path, options):
+    """It has neither a run's token in its manifest nor a record of files."""
+    output.run.write_json("manifest.json", {"identity": {"seed": 42}, "digest": "a"})
+    output.run.write_text("conversations/00000.parquet", "mine")
+    with pytest.raises(UserError, match="holds data of an earlier version"):
+        completed_already(replace(config, **options), output, IDENTITY)
+    assert (tmp_path / "out/conversations/00000.parquet").read_text() == "mine"
+
+
+def test_a_run_with_a_half_written_file_is_not_resumed_in_one_line(config, output):
+    plan = make_plan(config, output, IDENTITY)
+    plan.work.write_text("plan.json", '{"token": "a')
+    with pytest.raises(UserError, match=r"plan\.json is damaged .* without --resume"):
+        make_plan(replace(config, resume=True), output, IDENTITY)
+    make_plan(config, output, IDENTITY)

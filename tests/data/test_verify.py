@@ -59,6 +59,7 @@ def data(tmp_path):
             "eval": {"rows": 1, "tokens": 2, "supervised_tokens": 0},
         },
         "digest": f"{digest % 2**256:064x}",
+        "counts": {"kept": 0, "dropped": {}},
         "files": summarize_files(run, ROWS),
     }
     return run, manifest
@@ -140,6 +141,36 @@ def test_missing_foreign_and_damaged_files_are_named(data):
         verify_tables(run.root, manifest)
 
 
+@pytest.mark.parametrize("name", ["tokens/train/00000.arrow", "conversations/00000.parquet"])
+def test_a_file_with_a_byte_changed_or_its_end_cut_off_is_named_whatever_its_reader_raises(
+    data, name
+):
+    run, manifest = data
+    (Path(run.root) / "conversations").mkdir()
+    pq.write_table(pa.table({"id": ["a"] * 4}), run.path("conversations/00000.parquet"))
+    manifest["files"]["conversations/00000.parquet"] = {"rows": 4}
+    manifest["counts"] = {"kept": 4, "dropped": {}}
+    path = Path(run.path(name))
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 31):
+        changed = whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :]
+        for damaged in (changed, whole[:place]):
+            path.write_bytes(damaged)
+            try:
+                verify_tables(run.root, manifest, ALL_TABLES)
+            except UserError as error:
+                refused += name in str(error)
+    assert refused > len(whole) / 31
+
+
+@pytest.mark.parametrize("key", ["digest", "tokens", "files", "counts"])
+@pytest.mark.parametrize("value", [3, "x", ["x"], {"train": 3}])
+def test_an_edited_manifest_is_one_line(data, key, value):
+    run, manifest = data
+    with pytest.raises(UserError, match=r"damaged|does not agree"):
+        verify_tables(run.root, manifest | {key: value})
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -166,12 +197,22 @@ def test_a_row_whose_columns_disagree_is_refused(data, change):
         verify_tables(run.root, manifest)
 
 
-def test_conversations_are_counted_with_the_token_rows(data):
+def test_conversations_and_drops_are_compared_with_the_counts(data):
+    """Not with the token rows: `--long split` makes several of one conversation."""
     run, manifest = data
-    files = {**manifest["files"], "conversations/00000.parquet": {"rows": 4}}
+    manifest["counts"] = {"kept": 2, "dropped": {"duplicate": 1, "malformed": 2}}
+    files = manifest["files"] | {
+        "conversations/00000.parquet": {"rows": 2},
+        "dropped/00000.parquet": {"rows": 3},
+    }
     check_totals(run.root, files, manifest)
-    files["conversations/00000.parquet"] = {"rows": 5}
-    with pytest.raises(UserError, match="conversations/ has 5 rows instead of 4"):
+    for table in ("conversations", "dropped"):
+        for rows in (0, 5):
+            other = files | {f"{table}/00000.parquet": {"rows": rows}}
+            with pytest.raises(UserError, match=f"{table}/ has {rows} rows instead of"):
+                check_totals(run.root, other, manifest)
+    del files["dropped/00000.parquet"]
+    with pytest.raises(UserError, match="dropped/ has 0 rows instead of 3"):
         check_totals(run.root, files, manifest)
 
 
@@ -182,6 +223,7 @@ def test_all_tables_are_verified_where_that_is_asked_for(data):
     with pytest.raises(UserError, match=r"conversations/00000\.parquet is not one of its files"):
         verify_tables(run.root, manifest, ALL_TABLES)
     manifest["files"]["conversations/00000.parquet"] = {"rows": 4}
+    manifest["counts"] = {"kept": 4, "dropped": {}}
     verify_tables(run.root, manifest, ALL_TABLES)
     verify_tables(run.root, manifest)
 
