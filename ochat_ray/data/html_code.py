@@ -8,9 +8,12 @@ make a line of code a block element, a list item, a table row, or a `<span class
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from ochat_ray.data.html_code_table import CELLS, TABLE_PARTS, number_cells
 
 _NO_CODE = frozenset(
     "button svg style script noscript template select option textarea iframe object audio video "
@@ -19,7 +22,7 @@ _NO_CODE = frozenset(
 BLOCK_TAGS = frozenset(
     "div p li ul ol tr table tbody thead tfoot section article figure figcaption header footer "
     "blockquote pre dl dt dd h1 h2 h3 h4 h5 h6 main aside nav address details summary caption "
-    "center form fieldset".split()
+    "center form fieldset legend menu search hgroup dialog dir".split()
 )
 _MORE_THAN_TEXT = _NO_CODE | BLOCK_TAGS | {"br"}
 _LINE_CLASSES = frozenset(
@@ -136,23 +139,34 @@ def _split_at(pre: Any, button: Any) -> tuple[str, str]:
 def _events(element: Any) -> list[tuple[str, Any]]:
     """("open", element), ("close", element), ("skipped", element) and ("text", text) in order."""
     events: list[tuple[str, Any]] = []
-    _walk(element, events)
+    _walk(element, events, number_cells(element))
     return events
 
 
-def _walk(element: Any, events: list[tuple[str, Any]]) -> None:
+def _walk(element: Any, events: list[tuple[str, Any]], numbers: Collection[Any]) -> None:
+    shows_blanks = element.tag not in TABLE_PARTS
+    has_cells = False
     events.append(("open", element))
-    if element.text:
+    if element.text and (shows_blanks or element.text.strip()):
         events.append(("text", element.text))
     for child in element:
         tag = child.tag
         if tag == "br":
             events.append(("text", "\n"))
-        elif tag in _NO_CODE or is_beside_lines(child.get("class")) or _is_unselectable(child):
+        elif (
+            tag in _NO_CODE
+            or child in numbers
+            or is_beside_lines(child.get("class"))
+            or _is_unselectable(child)
+        ):
             events.append(("skipped", child))
         else:
-            _walk(child, events)
-        if child.tail:
+            if tag in CELLS:
+                if has_cells:
+                    events.append(("text", "\t"))
+                has_cells = True
+            _walk(child, events, numbers)
+        if child.tail and (shows_blanks or child.tail.strip()):
             events.append(("text", child.tail))
     events.append(("close", element))
 

@@ -24,6 +24,7 @@ from ochat_ray.data.html_code import (
     code_of,
     is_beside_lines,
 )
+from ochat_ray.data.html_code_table import are_line_numbers
 
 FORMULA, FORMULA_BLOCK = "x-formula", "x-formula-block"
 """Elements that hold TeX; `display` is among the attributes of a displayed formula."""
@@ -152,6 +153,8 @@ def _unwrap_numbered_code(body: Any) -> None:
     """Replace a table that only puts line numbers beside a `<pre>` by the `<pre>`."""
     for table in list(body.iter("table")):
         cells = [cell for cell in table.iter("td", "th") if not is_beside_lines(cell.get("class"))]
+        if len(cells) == 2 and are_line_numbers("".join(cells[0].itertext()).split()):
+            del cells[0]
         code = next(cells[0].iter("pre"), None) if len(cells) == 1 else None
         if code is not None and next(table.iterancestors("pre"), None) is None:
             _replace(table, code)
