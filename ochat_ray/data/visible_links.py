@@ -20,9 +20,12 @@ def target_of_link(parts: list[str], at: int) -> list[str]:
 
 
 def _shows_something(parts: list[str], at: int) -> bool:
-    """Return whether there is text in a link, or a picture that is more than an icon."""
-    i, end = at, subtree_end(parts, at)
-    while i < end:
+    """Return whether there is text in a link, or a picture that is more than an icon.
+
+    A link ends where another begins.
+    """
+    i, end = at, len(parts)
+    while i < end and (i == at or parts[i] not in ("a", "/a")):
         name = parts[i]
         if name == "img":
             given = attributes_of(parts[i + 1])

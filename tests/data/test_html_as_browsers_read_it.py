@@ -1,5 +1,7 @@
 """HTML that libxml2 reads otherwise than a browser, and listings in tables."""
 
+import time
+
 import pytest
 
 from ochat_ray.data.fidelity import fidelity
@@ -102,3 +104,44 @@ def test_emphasis_and_links_around_blocks_are_read():
     assert convert("<b><p>a</p></b>").markdown == "**a**"
     linked = '<a href="https://e.com"><table><tr><td>a</td></tr></table></a>'
     assert convert(linked).markdown == "[a](https://e.com)"
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<ul><li><input type=checkbox> a\x01</li></ul>",
+        "<p>a <img src=favicon.ico> \x01b</p>",
+        "<p><span class=katex>\x01a</span></p>",
+        "<p><code>a</code><code>\x01</code></p>",
+        "<ul>\x01a<li>b</li>\x02</ul>",
+        "<pre>a</pre>\x01b",
+        "<pre><code>x</code><div>a</div></pre>\x01b",
+        "<p>a <math><mi>x</mi></math>\x01</p>",
+    ],
+)
+def test_control_characters_are_no_error(html):
+    assert "a" in convert(html).markdown
+
+
+@pytest.mark.parametrize("text", ["_\x1f_", "*\u2028a*", "~~\x0ba~~", "**\x85a**"])
+def test_other_white_space_beside_delimiters_is_no_blank(text):
+    assert is_right(f"<p>{text}</p>").replace("\\", "") == text
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        '<a href="https://e.com/">',
+        "<input type=checkbox> a",
+        "<b hidden>x</b>y ",
+        "<code><b>a</b></code>",
+        '<img src="favicon.ico"> y',
+        "<pre><table><tr><td>1</td><td>a</td></tr></table></pre>",
+        "<b><p>x</b>",
+    ],
+)
+def test_many_of_one_thing_take_no_longer_than_their_length(hostile):
+    html = hostile * (100_000 // len(hostile))
+    started = time.process_time()
+    text_fidelity(html, convert(html).markdown)
+    assert time.process_time() - started < 5
