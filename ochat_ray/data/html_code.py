@@ -43,6 +43,7 @@ _UNSELECTABLE = re.compile(r"user-select\s*:\s*none")
 _LABEL = re.compile(r"(?=.*[a-zA-Z])[\w+#.-]{1,30}")
 _COPY = re.compile(r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*")
 _MAX_BAR = 60
+_BAR = re.compile(rf"(?:[\w+#./-]{{0,30}}?|plain text)\s*{_COPY.pattern}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
         return Code(
             language or _label(pre, codes[0]),
             text,
-            before if len(before) > _MAX_BAR else "",
+            "" if _is_bar(pre, before) else before,
             "" if _COPY.fullmatch(after.lower()) else after,
         )
     view = None if codes else next((e for e in pre.iter() if _is_view(e)), None)
@@ -85,6 +86,14 @@ def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
             name = label.lower() if _LABEL.fullmatch(label) else ""
             return Code(language or name, _text(pre, behind=button))
     return Code(language, _text(pre).removeprefix("\n"))
+
+
+def _is_bar(pre: Any, text: str) -> bool:
+    """Return whether text above the code is a bar: the language, and labels of buttons."""
+    if len(text) > _MAX_BAR:
+        return False
+    has_buttons = next(pre.iter("button", "svg"), None) is not None
+    return has_buttons or _BAR.fullmatch(" ".join(text.lower().split())) is not None
 
 
 def _has_own_text(pre: Any) -> bool:

@@ -54,6 +54,10 @@ _TELLING = re.compile(
 )
 _COPY = re.compile(r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*")
 _MAX_LABEL = 60
+_LABELS = re.compile(
+    r"(?:[\w+#./-]{0,30}?|plain text) ?"
+    r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*"
+)
 
 
 def attributes_of(raw: str) -> dict[str, str]:
@@ -118,7 +122,9 @@ def code_lines(parts: list[str], at: int, end: int) -> tuple[str, str, str]:
         else:
             before = _beside(parts, at, first)
             after = _beside(parts, last, end)
-            if len(before) <= _MAX_LABEL:
+            words = " ".join(unescape(before).lower().split())
+            buttons = "button" in names or "svg" in names
+            if len(before) <= _MAX_LABEL and (buttons or _LABELS.fullmatch(words)):
                 before = ""
             if _COPY.fullmatch(after.lower().strip()):
                 after = ""

@@ -145,3 +145,17 @@ def test_many_of_one_thing_take_no_longer_than_their_length(hostile):
     started = time.process_time()
     text_fidelity(html, convert(html).markdown)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("above", "markdown"),
+    [
+        ("<div>It prints &lt;this&gt;:</div>", "It prints \\<this>:\n\n```\nx\n```"),
+        ("<p>see <b>below</b></p>", "see below\n\n```\nx\n```"),
+        ("<div>c++</div>", "```c++\nx\n```"),
+        ("<div><span>js</span><span>Copy code</span></div>", "```js\nx\n```"),
+        ("<div><span>Visual Basic</span><button>Copy</button></div>", "```\nx\n```"),
+    ],
+)
+def test_a_sentence_above_code_is_no_bar(above, markdown):
+    assert is_right(f"<pre>{above}<code>x</code></pre>") == markdown
