@@ -19,7 +19,15 @@ import pyromark
 from markdown_it import MarkdownIt
 
 from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA, FORMULA_BLOCK, code_block
-from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, alignment_of, parse_rendered
+from ochat_ray.data.html_tree import (
+    BLOCKS,
+    CHROME,
+    CONTAINERS,
+    EDGED,
+    alignment_of,
+    parse_rendered,
+    rows_of,
+)
 from ochat_ray.data.markdown import BLANK_LINE, Converted
 from ochat_ray.data.markdown_inline import MATH_MARK, split_at_breaks, url_of
 from ochat_ray.data.markdown_text import LOOSE, PAIRS
@@ -151,7 +159,7 @@ def _block(element: Any, path: str, blocks: list[Block], tight: bool) -> None:
     elif tag == "table":
         for caption in element.iterchildren("caption"):
             _walk(caption, path, blocks)
-        for number, row in enumerate(element.iter("tr")):
+        for number, row in enumerate(rows_of(element)):
             cells = [_text(cell) for cell in row if cell.tag in ("th", "td")]
             if number == 0:
                 cells += [alignment_of(cell) for cell in row if cell.tag in ("th", "td")]
@@ -238,4 +246,4 @@ def _inline(element: Any, parts: list[str]) -> None:
             core = text.strip()
             start = text.index(core)
             text = f"{text[:start]}\x1d{mark} {core}\x1e{text[start + len(core) :]}"
-        parts.append(f"{_EDGE}{text}{_EDGE}" if tag in BLOCKS else text)
+        parts.append(f"{_EDGE}{text}{_EDGE}" if tag in EDGED else text)

@@ -8,9 +8,12 @@ make a line of code a block element, a list item, a table row, or a `<span class
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from ochat_ray.data.html_code_table import CELLS, TABLE_PARTS, number_cells
 
 _NO_CODE = frozenset(
     "button svg style script noscript template select option textarea iframe object audio video "
@@ -19,7 +22,7 @@ _NO_CODE = frozenset(
 BLOCK_TAGS = frozenset(
     "div p li ul ol tr table tbody thead tfoot section article figure figcaption header footer "
     "blockquote pre dl dt dd h1 h2 h3 h4 h5 h6 main aside nav address details summary caption "
-    "center form fieldset".split()
+    "center form fieldset legend menu search hgroup dialog dir".split()
 )
 _MORE_THAN_TEXT = _NO_CODE | BLOCK_TAGS | {"br"}
 _LINE_CLASSES = frozenset(
@@ -40,6 +43,7 @@ _UNSELECTABLE = re.compile(r"user-select\s*:\s*none")
 _LABEL = re.compile(r"(?=.*[a-zA-Z])[\w+#.-]{1,30}")
 _COPY = re.compile(r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*")
 _MAX_BAR = 60
+_BAR = re.compile(rf"(?:[\w+#./-]{{0,30}}?|plain text)\s*{_COPY.pattern}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
         return Code(
             language or _label(pre, codes[0]),
             text,
-            before if len(before) > _MAX_BAR else "",
+            "" if _is_bar(pre, before) else before,
             "" if _COPY.fullmatch(after.lower()) else after,
         )
     view = None if codes else next((e for e in pre.iter() if _is_view(e)), None)
@@ -82,6 +86,14 @@ def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
             name = label.lower() if _LABEL.fullmatch(label) else ""
             return Code(language or name, _text(pre, behind=button))
     return Code(language, _text(pre).removeprefix("\n"))
+
+
+def _is_bar(pre: Any, text: str) -> bool:
+    """Return whether text above the code is a bar: the language, and labels of buttons."""
+    if len(text) > _MAX_BAR:
+        return False
+    has_buttons = next(pre.iter("button", "svg"), None) is not None
+    return has_buttons or _BAR.fullmatch(" ".join(text.lower().split())) is not None
 
 
 def _has_own_text(pre: Any) -> bool:
@@ -136,23 +148,34 @@ def _split_at(pre: Any, button: Any) -> tuple[str, str]:
 def _events(element: Any) -> list[tuple[str, Any]]:
     """("open", element), ("close", element), ("skipped", element) and ("text", text) in order."""
     events: list[tuple[str, Any]] = []
-    _walk(element, events)
+    _walk(element, events, number_cells(element))
     return events
 
 
-def _walk(element: Any, events: list[tuple[str, Any]]) -> None:
+def _walk(element: Any, events: list[tuple[str, Any]], numbers: Collection[Any]) -> None:
+    shows_blanks = element.tag not in TABLE_PARTS
+    has_cells = False
     events.append(("open", element))
-    if element.text:
+    if element.text and (shows_blanks or element.text.strip()):
         events.append(("text", element.text))
     for child in element:
         tag = child.tag
         if tag == "br":
             events.append(("text", "\n"))
-        elif tag in _NO_CODE or is_beside_lines(child.get("class")) or _is_unselectable(child):
+        elif (
+            tag in _NO_CODE
+            or child in numbers
+            or is_beside_lines(child.get("class"))
+            or _is_unselectable(child)
+        ):
             events.append(("skipped", child))
         else:
-            _walk(child, events)
-        if child.tail:
+            if tag in CELLS:
+                if has_cells:
+                    events.append(("text", "\t"))
+                has_cells = True
+            _walk(child, events, numbers)
+        if child.tail and (shows_blanks or child.tail.strip()):
             events.append(("text", child.tail))
     events.append(("close", element))
 

@@ -24,6 +24,7 @@ from ochat_ray.data.html_code import (
     code_of,
     is_beside_lines,
 )
+from ochat_ray.data.html_code_table import are_line_numbers
 
 FORMULA, FORMULA_BLOCK = "x-formula", "x-formula-block"
 """Elements that hold TeX; `display` is among the attributes of a displayed formula."""
@@ -56,6 +57,7 @@ _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGN
 _HIDING = re.compile(r"hidden|sr-only|screen-reader|[dD]isplay\s*:\s*none|HIDDEN")
 _HIDING_CLASSES = frozenset(("sr-only", "visually-hidden", "screen-reader-text"))
 
+_GONE = "x-gone"
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
 _LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
@@ -96,6 +98,7 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
     if "checkbox" in attributes:
         for box in list(body.iter()):
             _write_checkbox(box)
+        _remove_marked(body)
     if "img" in names:
         _remove_icons(body)
     if "sup" in names or "sub" in names:
@@ -108,7 +111,8 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
 def _remove_hidden(body: Any) -> None:
     for element in list(body.iter()):
         if element is not body and _is_hidden(element):
-            _replace(element, None)
+            _mark_as_gone(element)
+    _remove_marked(body)
 
 
 def _is_hidden(element: Any) -> bool:
@@ -135,15 +139,15 @@ def _mark_code(pre: Any, may_have_lines: bool) -> None:
     code = code_of(pre, may_have_lines=may_have_lines)
     if not code.text.isprintable() and _NOT_XML.search(code.text):
         return
-    element = etree.Element(CODE_BLOCK, language=_NOT_XML.sub("", code.language))
+    element = etree.Element(CODE_BLOCK, language=_writable(code.language))
     element.text = code.text
     _replace(pre, element)
     for text, offset in ((code.after, 1), (code.before, 0)):
         if text:
             paragraph = etree.Element("p")
-            paragraph.text = _NOT_XML.sub("", text)
+            paragraph.text = _writable(text)
             if offset:
-                paragraph.tail, element.tail = element.tail, None
+                paragraph.tail, element.tail = _writable(element.tail or ""), None
             parent = element.getparent()
             parent.insert(parent.index(element) + offset, paragraph)
 
@@ -152,6 +156,8 @@ def _unwrap_numbered_code(body: Any) -> None:
     """Replace a table that only puts line numbers beside a `<pre>` by the `<pre>`."""
     for table in list(body.iter("table")):
         cells = [cell for cell in table.iter("td", "th") if not is_beside_lines(cell.get("class"))]
+        if len(cells) == 2 and are_line_numbers("".join(cells[0].itertext()).split()):
+            del cells[0]
         code = next(cells[0].iter("pre"), None) if len(cells) == 1 else None
         if code is not None and next(table.iterancestors("pre"), None) is None:
             _replace(table, code)
@@ -161,15 +167,28 @@ def _join_code(body: Any) -> None:
     """Join inline code beside inline code: in Markdown, backticks would meet."""
     for code in list(body.iter("code")):
         following = code.getnext()
+        if following is None or following.tag != "code" or code.tail:
+            continue
+        last = code[-1] if len(code) else None
+        texts = [(code.text if last is None else last.tail) or ""]
         while following is not None and following.tag == "code" and not code.tail:
-            text = following.text or ""
-            if len(code):
-                code[-1].tail = (code[-1].tail or "") + text
-            else:
-                code.text = (code.text or "") + text
-            code.extend(list(following))
-            _replace(following, None)
-            following = code.getnext()
+            texts.append(following.text or "")
+            if children := list(following):
+                _set_text(code, last, "".join(texts))
+                code.extend(children)
+                last, texts = children[-1], [children[-1].tail or ""]
+            code.tail, after = following.tail, following.getnext()
+            following.getparent().remove(following)
+            following = after
+        _set_text(code, last, "".join(texts))
+
+
+def _set_text(element: Any, last: Any, text: str) -> None:
+    """Set the text behind an element's last child, or its own where it has none."""
+    if last is None:
+        element.text = _writable(text)
+    else:
+        last.tail = _writable(text)
 
 
 def code_block(element: Any) -> Code:
@@ -188,7 +207,8 @@ def _mark_formulas(body: Any) -> None:
         classes = set((element.get("class") or "").split())
         # Where the TeX is in a script, all else of the formula is a copy of it.
         if classes & _COPIES or (scripts and any("MathJax" in name for name in classes)):
-            _replace(element, None)
+            _mark_as_gone(element)
+    _remove_marked(body)
     for script in scripts:
         display = "display" in script.get("type").lower()
         tex = re.sub(r"^\s*<!\[CDATA\[|\]\]>\s*$", "", script.text or "")
@@ -221,7 +241,7 @@ def _mark_below(parent: Any) -> None:
             _mark_below(element)
         else:
             glyphs = etree.Element("span")
-            glyphs.text = _glyphs(element)
+            glyphs.text = _writable(_glyphs(element))
             _replace(element, glyphs)
 
 
@@ -270,7 +290,7 @@ def _is_box(element: Any) -> bool:
 
 def _formula(tex: str, *, display: bool, block: bool) -> Any:
     element = etree.Element(FORMULA_BLOCK if block else FORMULA)
-    element.text = _NOT_XML.sub("", tex).strip()
+    element.text = _writable(tex).strip()
     if display:
         element.set("display", "")
     return element
@@ -307,8 +327,10 @@ def _remove_icons(body: Any) -> None:
         # An empty description says that a picture is an ornament.
         in_link = image.get("alt") == "" and _text_of_link_around(image)
         if named or (is_small and not alt) or in_link:
-            image.tail = (image.tail or "").lstrip() if _follows_blank(image) else image.tail
-            _replace(image, None)
+            if _follows_blank(image):
+                image.tail = _writable((image.tail or "").lstrip())
+            _mark_as_gone(image)
+    _remove_marked(body)
 
 
 def _text_of_link_around(image: Any) -> bool:
@@ -332,11 +354,10 @@ def _write_checkbox(box: Any) -> None:
     mark = "[x] " if is_checked else "[ ] "
     following = box.getnext()
     if following is not None and following.tag == "p" and not (box.tail or "").strip():
-        following.text = mark + (following.text or "").lstrip()
-        _replace(box, None)
+        following.text = mark + _writable((following.text or "").lstrip())
     else:
-        box.tail = mark + (box.tail or "").lstrip()
-        _replace(box, None)
+        box.tail = mark + _writable((box.tail or "").lstrip())
+    _mark_as_gone(box)
 
 
 def _write_indices(body: Any) -> None:
@@ -348,19 +369,27 @@ def _write_indices(body: Any) -> None:
                 element.text = text.translate(table)
 
 
+def _writable(text: str) -> str:
+    """Text without the control characters that lxml reads, but does not write."""
+    return _NOT_XML.sub("", text)
+
+
 def _replace(element: Any, other: Any) -> None:
-    """Put another element, or nothing, in an element's place; the text behind it stays."""
+    """Put another element in an element's place; the text behind it stays."""
     parent, tail = element.getparent(), element.tail
-    if parent is None:
-        return
-    if other is not None:
-        other.tail = tail
+    if parent is not None:
+        other.tail = tail and _writable(tail)
         parent.replace(element, other)
-        return
-    before = element.getprevious()
-    if tail:
-        if before is None:
-            parent.text = (parent.text or "") + tail
-        else:
-            before.tail = (before.tail or "") + tail
-    parent.remove(element)
+
+
+def _mark_as_gone(element: Any) -> None:
+    """Empty an element that `_remove_marked` is to remove; the text behind it stays.
+
+    Removed one by one, a long text would be copied as often as there are elements in it.
+    """
+    element.clear(keep_tail=True)
+    element.tag = _GONE
+
+
+def _remove_marked(body: Any) -> None:
+    etree.strip_elements(body, _GONE, with_tail=False)

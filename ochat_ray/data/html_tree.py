@@ -13,6 +13,7 @@ from typing import Any
 from lxml import etree
 
 from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA_BLOCK, normalize
+from ochat_ray.data.html_nesting import may_have_closed_early, restore_names, with_unknown_names
 
 Element = Any  # lxml's elements have no types of their own
 
@@ -34,6 +35,8 @@ CONTAINERS = frozenset(
 )
 BLOCKS = CONTAINERS | frozenset("p h1 h2 h3 h4 h5 h6 ul ol pre blockquote table hr".split())
 BLOCKS |= {FORMULA_BLOCK, CODE_BLOCK}
+EDGED = BLOCKS | frozenset("tr td th caption".split())
+"""Elements that begin and end a line, where only inline content can stand."""
 
 _LONG_ATTRIBUTES = 2 * MAX_ATTRIBUTES
 # A tag's name and attributes, which may have a `>` in quotes. No part of it is tried twice.
@@ -42,6 +45,7 @@ _TAG = re.compile(
 )
 _VALUE = re.compile(r"""=\s*(?:"[^"]*"?|'[^']*'?|[^\s"'>]+)""")
 
+_PAGE_END = re.compile(r"</(?:body|html)\s*>")
 _NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 _UNWANTED_REFERENCE = re.compile(
     r"&#(?:0*(13|6497[6-9]|649[89]\d|6500[0-7])|[xX]0*([dD]|[fF][dD][dDeE][0-9a-fA-F]))(?!\w);?"
@@ -69,7 +73,12 @@ def parse(html: str) -> Element:
     if "&#" in html:
         html = _UNWANTED_REFERENCE.sub("", html)
     names, attributes = tags_of(html)
-    body = parse_rendered(html)
+    if "</body" in html or "</html" in html:  # a browser shows what is behind it
+        html = _PAGE_END.sub("", html)
+    body, errors = _parse(html)
+    if may_have_closed_early(errors):
+        body, _ = _parse(with_unknown_names(html))
+        restore_names(body)
     normalize(body, names, attributes)
     return body
 
@@ -80,16 +89,22 @@ def parse_rendered(html: str) -> Element:
     Raises:
         ConversionError: it is nested too deeply.
     """
+    return _parse(html)[0]
+
+
+def _parse(html: str) -> tuple[Element, list[Any]]:
+    """Parse HTML; the second is libxml2's errors."""
     parser = _parser()
     data = f"<html><body>{html}</body></html>".encode("utf-8", "surrogatepass")
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
         raise ConversionError(str(error)) from error
-    if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in parser.error_log):
+    errors = list(parser.error_log)
+    if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in errors):
         raise ConversionError("HTML is nested too deeply")
     body = None if root is None else root.find("body")
-    return etree.Element("body") if body is None else body
+    return etree.Element("body") if body is None else body, errors
 
 
 def tags_of(html: str) -> tuple[set[str], str]:
@@ -118,3 +133,11 @@ def alignment_of(cell: Element) -> str:
     """left, right, center or "" of a table's cell."""
     style = re.search(r"text-align:\s*(left|right|center)", cell.get("style") or "")
     return style[1] if style else (cell.get("align") or "").lower()
+
+
+def rows_of(table: Element) -> list[Element]:
+    """The rows of a table, without those of tables in its cells."""
+    rows = list(table.iter("tr"))
+    if next(table.iterdescendants("table"), None) is None:
+        return rows
+    return [row for row in rows if next(row.iterancestors("table")) is table]

@@ -12,17 +12,24 @@ label and a "Copy code" button around `<code class="hljs language-x">`, KaTeX wi
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from lxml import etree
-
 from ochat_ray.data import markdown_text as text_of
 from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA_BLOCK, code_block, tex_of
+from ochat_ray.data.html_lists import items_of
 from ochat_ray.data.html_noise import HTML_NOISE, Noise, strip_noise
-from ochat_ray.data.html_tree import BLOCKS, CHROME, CONTAINERS, Element, alignment_of, parse
+from ochat_ray.data.html_tree import (
+    BLOCKS,
+    CHROME,
+    CONTAINERS,
+    Element,
+    alignment_of,
+    parse,
+    rows_of,
+)
 from ochat_ray.data.markdown_inline import (
     Pieces,
     formula,
@@ -178,7 +185,7 @@ def _fence(language: str, code: str) -> str:
 
 
 def _list(element: Element, previous: _Block | None) -> _Block | None:
-    items = list(_items(element))
+    items = items_of(element)
     if not items:
         return None
     loose = any(child.tag == "p" for item in items for child in item)
@@ -197,17 +204,6 @@ def _list(element: Element, previous: _Block | None) -> _Block | None:
         marker=marker,
         interrupts=(not ordered or number == 1) and not texts[0].rstrip().endswith(bullet),
     )
-
-
-def _items(element: Element) -> Iterator[Element]:
-    for child in element:
-        if child.tag == "li":
-            yield child
-        elif child.tag not in CHROME and (len(child) or (child.text or "").strip()):
-            # A list directly in a list, which is not valid but common: an item of its own.
-            item = etree.Element("li")
-            item.append(child)
-            yield item
 
 
 def _start(element: Element) -> int:
@@ -239,12 +235,13 @@ def _can_follow(before: _Block, block: _Block) -> bool:
 def _table(element: Element) -> list[_Block]:
     """A table, behind its caption as a paragraph."""
     captions = [block for child in element.iterchildren("caption") for block in _blocks(child)]
-    rows = [[_cell(cell) for cell in row if cell.tag in ("th", "td")] for row in element.iter("tr")]
+    own_rows = rows_of(element)
+    rows = [[_cell(cell) for cell in row if cell.tag in ("th", "td")] for row in own_rows]
     rows = [row for row in rows if row]
     if not rows:
         return captions
     columns = max(map(len, rows))
-    first = next(row for row in element.iter("tr") if len(row))
+    first = next(row for row in own_rows if len(row))
     alignments = [_alignment(cell) for cell in first if cell.tag in ("th", "td")]
     alignments += ["---"] * (columns - len(alignments))
     rows = [row + [""] * (columns - len(row)) for row in rows]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ochat_ray.data import markdown_text as text_of
 from ochat_ray.data.html_forms import CODE_BLOCK, code_block, tex_of
-from ochat_ray.data.html_tree import BLOCKS, CHROME, Element
+from ochat_ray.data.html_tree import CHROME, EDGED, Element
 
 Pieces = list[str]
 """Markdown that is finished already, in the order of its OPAQUE marks in the text."""
@@ -63,7 +63,7 @@ def inline_element(element: Element, pieces: Pieces) -> str:
         return _opaque(_code_span(code_block(element).text), pieces)
     inline = inline_of(element, pieces)
     # A block where only inline content can stand, as a paragraph in a cell.
-    return f"{text_of.EDGE}{inline}{text_of.EDGE}" if tag in BLOCKS and inline else inline
+    return f"{text_of.EDGE}{inline}{text_of.EDGE}" if tag in EDGED and inline else inline
 
 
 def _opaque(piece: str, pieces: Pieces) -> str:
@@ -128,6 +128,8 @@ def _link(element: Element, pieces: Pieces) -> str:
         pieces += inside
         return inline
     label = text_of.plain(inline)
+    if not inside and not label.strip():  # an anchor, or a button that is left out
+        return inline
     if (
         not inside
         and label == href

@@ -355,7 +355,9 @@ def _kind(text: str, at: int) -> str:
         return "space"
     character = text[at]
     if character.isspace():
-        return "space"
+        # Renderers disagree on what else is white space, as a line separator.
+        is_space = character in " \t\n\f\r" or unicodedata.category(character) == "Zs"
+        return "space" if is_space else "letter"
     if _is_markup(character) or character in _ASCII_PUNCTUATION:
         return "punctuation"
     return "punctuation" if unicodedata.category(character)[0] in "PS" else "letter"

@@ -21,7 +21,19 @@ NOT_SHOWN = frozenset(
     "style svg template textarea title video".split()
 )
 _VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
-_CODE_BLOCK_NAMES = BLOCK_NAMES - {"td", "th"}
+_CELL_NAMES = frozenset(("td", "th"))
+_CODE_BLOCK_NAMES = BLOCK_NAMES - _CELL_NAMES
+_BETWEEN_CELLS = frozenset("table thead tbody tfoot tr".split())
+_ENDED_BY = {
+    "tr": _CELL_NAMES | {"tr"},
+    "td": _CELL_NAMES,
+    "th": _CELL_NAMES,
+    "li": frozenset(("li",)),
+    "dt": frozenset(("dt", "dd")),
+    "dd": frozenset(("dt", "dd")),
+}
+"""Elements, and what ends without an end tag where they begin."""
+_MAX_COUNTING = 2
 
 _ATTRIBUTE = re.compile(r"""([^\s=/"'<>]+)(?:\s*=\s*("[^"]*"?|'[^']*'?|[^\s"'][^\s]*))?""")
 _DISPLAY_NONE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
@@ -42,6 +54,10 @@ _TELLING = re.compile(
 )
 _COPY = re.compile(r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*")
 _MAX_LABEL = 60
+_LABELS = re.compile(
+    r"(?:[\w+#./-]{0,30}?|plain text) ?"
+    r"(?:cop(?:y|ied)(?: code| to clipboard)?!?|edit|run|复制代码?|複製程式碼)*"
+)
 
 
 def attributes_of(raw: str) -> dict[str, str]:
@@ -106,7 +122,9 @@ def code_lines(parts: list[str], at: int, end: int) -> tuple[str, str, str]:
         else:
             before = _beside(parts, at, first)
             after = _beside(parts, last, end)
-            if len(before) <= _MAX_LABEL:
+            words = " ".join(unescape(before).lower().split())
+            buttons = "button" in names or "svg" in names
+            if len(before) <= _MAX_LABEL and (buttons or _LABELS.fullmatch(words)):
                 before = ""
             if _COPY.fullmatch(after.lower().strip()):
                 after = ""
@@ -174,6 +192,8 @@ def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
     lines = _Lines()
     open_tags: list[tuple[str, bool]] = []
     opened_names: Counter[str] = Counter()
+    counting = _counting_cells(parts, start, end) if "tr" in names else {}
+    is_behind_cell = False
     if codes_are_lines and parts[start] == "code" and "code" in names:
         open_tags.append(("code", True))
         opened_names["code"] += 1
@@ -195,12 +215,23 @@ def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
         elif name not in _VOID:
             given = attributes_of(raw) if raw and _TELLING.search(raw) else {}
             classes = given.get("class", "")
+            if i in counting:
+                i = counting[i]
+                continue
             if name in NOT_SHOWN or is_hidden(given) or is_beside_code(given):
                 i = subtree_end(parts, i)
                 if i >= end:
                     break
                 text = parts[i + 2]
             else:
+                if name in _CELL_NAMES:
+                    lines.add("\t" * is_behind_cell)
+                while open_tags and open_tags[-1][0] in _ENDED_BY.get(name, ()):
+                    opened, is_line = open_tags.pop()
+                    opened_names[opened] -= 1
+                    if is_line:
+                        lines.close()
+                is_behind_cell = name in _CELL_NAMES or (is_behind_cell and name != "tr")
                 is_line = name in _CODE_BLOCK_NAMES or (codes_are_lines and name == "code")
                 is_line = is_line or bool(_LINE_CLASS.search(classes))
                 is_line = is_line or bool(_BLOCK_STYLE.search(given.get("style", "")))
@@ -208,12 +239,75 @@ def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
                 opened_names[name] += 1
                 if is_line:
                     lines.open(name + classes.split(" ")[0])
-        lines.add(text)
+        if not (open_tags and open_tags[-1][0] in _BETWEEN_CELLS and not text.strip()):
+            lines.add(text)
         i += 3
     for _, is_line in reversed(open_tags):
         if is_line:
             lines.close()
     return lines.text()
+
+
+def _counting_cells(parts: list[str], start: int, end: int) -> dict[int, int]:
+    """The places of the cells that count the lines of a listing, and of the cells behind each.
+
+    They are a first column of numbers, each one more than the one above; a listing of changes has
+    two such columns.
+    """
+    counting: dict[int, int] = {}
+    rows: list[list[int]] = []
+    for i in range(start, end, 3):
+        name = parts[i]
+        if name == "table":
+            rows = []
+        elif name == "tr":
+            rows.append([])
+        elif name in _CELL_NAMES and rows:
+            rows[-1].append(i)
+        elif name == "/table":
+            counting.update(_counting(parts, [row for row in rows if row]))
+            rows = []
+    return counting
+
+
+def _counting(parts: list[str], rows: list[list[int]]) -> Iterator[tuple[int, int]]:
+    for column in range(_MAX_COUNTING if rows else 0):
+        if min(map(len, rows)) < column + 2:
+            return
+        cells = [(row[column], row[column + 1]) for row in rows]
+        if not _count_lines(["".join(parts[a + 2 : b : 3]).strip() for a, b in cells]):
+            return
+        yield from cells
+
+
+def without_counting_cells(parts: list[str]) -> list[str]:
+    """The parts without cells of line numbers, where a table is only them and a `<pre>`."""
+    kept: list[str] = []
+    done, cells = 0, list[int]()
+    for i in range(1, len(parts), 3):
+        name = parts[i]
+        if name == "table":
+            cells = []
+        elif name in _CELL_NAMES:
+            cells.append(i)
+        elif name == "/table" and len(cells) == 2:
+            first, second = cells
+            if "pre" in parts[second:i:3] and _count_lines(
+                "".join(parts[first + 2 : second : 3]).split()
+            ):
+                kept += parts[done:first]
+                done = second
+    return kept + parts[done:]
+
+
+def _count_lines(texts: list[str]) -> bool:
+    """Return whether texts are numbers of lines, of which some may have none."""
+    numbers = [int(text) for text in texts if re.fullmatch("[0-9]{1,7}", text)]
+    if len(numbers) != sum(map(bool, texts)):
+        return False
+    if len(texts) == 1:
+        return numbers in ([], [1])
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
 
 
 class _Lines:

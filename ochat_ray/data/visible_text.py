@@ -16,7 +16,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from html import unescape
-from urllib.parse import unquote
 
 from ochat_ray.data.visible_code import (
     BLOCK_NAMES,
@@ -27,8 +26,10 @@ from ochat_ray.data.visible_code import (
     is_hidden,
     own_texts,
     subtree_end,
+    without_counting_cells,
 )
 from ochat_ray.data.visible_formulas import LOST, TEX_ATTRIBUTES, glyphs, tex_in, tex_of_picture
+from ochat_ray.data.visible_links import target_of_link
 
 CODE = "\x1d"
 """Begins a line of code, whose white space counts."""
@@ -85,7 +86,6 @@ _DISPLAY_CLASSES = frozenset(
     "katex-display math-display math-block MathJax_Display MathJax_SVG_Display".split()
 )
 _TEX_SCRIPT = re.compile(r"""\btype\s*=\s*["']?math/(?:tex|latex)([^"'>]*)""", re.IGNORECASE)
-_ABSOLUTE = re.compile(r"(?:https?|ftp|mailto|tel):", re.IGNORECASE)
 # Exponents and indices of digits, as Unicode has them.
 _RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
 _LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
@@ -172,6 +172,8 @@ class _Reader:
         if not _RAW_NAMES.isdisjoint(names):
             parts = _TAG.split(_RAW.sub(self._raw, html))
             parts[1::3] = [name.lower() for name in parts[1::3]]
+        if "td" in parts and "pre" in parts:
+            parts = without_counting_cells(parts)
         if ill_formed:
             parts = _without_stray_ends(parts)
         self._read_parts(parts)
@@ -242,8 +244,7 @@ class _Reader:
         elif name == "a":
             # In code, Markdown has no links.
             if "href" in parts[at + 1] and (at < 3 or parts[at - 3] != "code"):
-                target = _target(attributes_of(parts[at + 1]).get("href", ""))
-                self.targets += [target] * bool(target)
+                self.targets += target_of_link(parts, at)
         elif name in ("sup", "sub"):
             text, closing = parts[at + 2].strip(), parts[at + 3 : at + 4]
             table = _RAISED if name == "sup" else _LOWERED
@@ -357,16 +358,6 @@ def _without_stray_ends(parts: list[str]) -> list[str]:
 def _after(parts: list[str], end: int) -> int:
     """The place of the tag after an element that ends at `end`; its text is the part before."""
     return min(end + 3, len(parts))
-
-
-def _target(href: str) -> str:
-    """An absolute URL, without percent encoding; "" for other targets.
-
-    As browsers do, blanks around it and line ends within are left out
-    (url.spec.whatwg.org, section 4.4).
-    """
-    url = href.strip("".join(map(chr, range(0x21)))).translate({9: None, 10: None, 13: None})
-    return unquote(url) if _ABSOLUTE.match(url) else ""
 
 
 def _text_of_image(given: dict[str, str]) -> str:

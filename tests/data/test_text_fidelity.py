@@ -152,7 +152,7 @@ def test_the_measure_shares_no_code_with_the_converter():
                 shared += [node.module] if "html" in node.module else []
                 modules += [node.module] if node.module not in modules else []
     assert {name.rpartition(".")[2] for name in modules} == {
-        "text_fidelity", "visible_text", "visible_code", "visible_formulas",
+        "text_fidelity", "visible_text", "visible_code", "visible_formulas", "visible_links",
     }  # fmt: skip
     assert not shared
 

@@ -1,0 +1,50 @@
+"""The items of a list, with what pages put into a list beside its items."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lxml import etree
+
+from ochat_ray.data.html_tree import CHROME
+
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+def items_of(element: Any) -> list[Any]:
+    """The items of a list, after all that stands beside them has become a part of one, in place.
+
+    A list directly in a list belongs to the item before it; text and other elements are items.
+    """
+    if element.text and not element.text.isspace():
+        first = _item(element.text)
+        element.text = None
+        element.insert(0, first)
+    items: list[Any] = []
+    for child in list(element):
+        text = child.tail
+        if text and not text.isspace():
+            child.tail = None
+            item = _item(text)
+            child.addnext(item)
+        else:
+            item = None
+        if child.tag == "li":
+            items.append(child)
+        elif child.tag in ("ul", "ol") and items:
+            items[-1].append(child)
+        elif child.tag not in CHROME and (len(child) or (child.text or "").strip()):
+            own = etree.Element("li")
+            element.replace(child, own)
+            own.append(child)
+            items.append(own)
+        if item is not None:
+            items.append(item)
+    return items
+
+
+def _item(text: str) -> Any:
+    item = etree.Element("li")
+    item.text = _NOT_XML.sub("", text)
+    return item
