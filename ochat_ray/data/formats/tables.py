@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ochat_ray.data.formats.values import first_of, unknown_names
+from ochat_ray.data.record_lists import FILE_LISTS
 
 Keys = Mapping[str, tuple[str, ...]]
 
@@ -30,7 +31,11 @@ def records_in(
     if not isinstance(item, dict):
         yield item, []
         return
-    lists = {name: value for name, value in item.items() if name not in _OWN_LISTS}
+    lists = {
+        name: value
+        for name, value in item.items()
+        if name not in _OWN_LISTS and not is_rounds(name, value, keys)
+    }
     tables = [name for name, value in lists.items() if _is_table(value, keys)]
     if tables and not _is_record({k: v for k, v in item.items() if k not in tables}, keys):
         beside = unknown_names(item, tables, "file.")
@@ -50,6 +55,26 @@ def records_in(
                 yield record, (*beside, *names)
     else:
         yield item, []
+
+
+def is_rounds(name: str, value: Any, keys: Keys) -> bool:
+    """Return True for one conversation as pairs of prompt and completion.
+
+    Pairs under a name that files have for their records, or with ids, are records of their own.
+    """
+    return (
+        name in keys["conversations"]
+        and name not in FILE_LISTS
+        and isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(row, dict)
+            and _is_pair(row, keys)
+            and not _has_list(row, keys["conversations"])
+            and first_of(row, keys["id"]) is None
+            for row in value
+        )
+    )
 
 
 def _objects_with_records(item: Mapping[str, Any], keys: Keys, depth: int) -> list[str]:

@@ -100,7 +100,7 @@ def weight_of(value: Any, name: str) -> float:
         weight = math.inf
     if not 0.0 <= weight < math.inf:
         raise RecordError(f"{name}: a loss weight must be finite and at least 0, not {value}")
-    return float(value)
+    return float(value) if weight else 0.0
 
 
 def unknown_names(item: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> list[str]:
