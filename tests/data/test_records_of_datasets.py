@@ -59,6 +59,26 @@ def test_a_round_has_a_weight_and_a_system_prompt_and_unknown_keys():
     assert drop({"conversation": rounds}) == (Reason.UNSUPPORTED, "round 1: tools")
 
 
+def test_rounds_of_which_one_has_no_answer_are_no_shorter_conversation():
+    reason, detail = drop({"conversation": [ROUNDS[0], {"input": "more"}]})
+    assert (reason, detail[:8]) == (Reason.MALFORMED, "round 1:")
+
+
+def test_a_pair_beside_an_empty_list_is_read():
+    assert texts({"messages": [], "prompt": "Q", "completion": "A"}) == ["Q", "A"]
+
+
+def test_a_prompt_that_is_a_transcript_is_unsupported():
+    item = {"prompt": "\n\nHuman: Q\n\nAssistant:", "chosen": " A", "rejected": " B"}
+    assert drop(item) == (Reason.UNSUPPORTED, "prompt: a transcript in one string")
+
+
+def test_a_tree_without_its_first_message_is_not_read():
+    reply = {"message_id": "b", "role": "assistant", "text": "A", "replies": []}
+    root = {"message_id": "a", "role": "prompter", "text": "Q", "replies": [reply]}
+    assert drop({"prompt": root | {"deleted": True}})[0] == Reason.MALFORMED
+
+
 @pytest.mark.parametrize(
     "text", ['{"role": "assistant", "content": "x"}', json.dumps(MESSAGES), '[{"from": "Rome"}]']
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from ochat_ray.data.blank_text import shows_nothing
 from ochat_ray.data.formats.answers import Shape
-from ochat_ray.data.formats.tables import Keys, is_rounds
+from ochat_ray.data.formats.tables import Keys, is_pair, is_rounds
 from ochat_ray.data.formats.turns import (
     ParsedTurn,
     check_supported,
@@ -60,7 +60,7 @@ def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, 
             raise unsupported(f"{name}: an answer that is not to be learnt")
     known: set[str] = set()
     found = _list_of_turns(item, keys)
-    if found is not None:
+    if found is not None and (found[1] or not is_pair(item, keys)):
         name, raw = found
         known.add(name)
         parsed = _parse_rounds(raw, keys) if is_rounds(name, raw, keys) else _parse_list(raw, keys)
@@ -202,6 +202,8 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
             raise unsupported(f"{answer_key}: a transcript in one string")
         raise RecordError(f"{answer_key} without a prompt")
     known.add(prompt_key)
+    if isinstance(prompt, str) and prompt.rstrip().endswith("\n\nAssistant:"):
+        raise unsupported(f"{prompt_key}: a transcript in one string")
     history = _history(item, known)
     if isinstance(prompt, str):
         more = first_of(item, [name for name in keys["input"] if name != prompt_key])

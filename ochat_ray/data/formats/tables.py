@@ -66,10 +66,10 @@ def is_rounds(name: str, value: Any, keys: Keys) -> bool:
         name in keys["conversations"]
         and name not in FILE_LISTS
         and isinstance(value, list)
-        and bool(value)
+        and any(isinstance(row, dict) and is_pair(row, keys) for row in value)
         and all(
             isinstance(row, dict)
-            and _is_pair(row, keys)
+            and row.keys().isdisjoint(keys["role"])
             and not _has_list(row, keys["conversations"])
             and first_of(row, keys["id"]) is None
             for row in value
@@ -116,7 +116,7 @@ def _is_record(value: Any, keys: Keys) -> bool:
         if _has_list(value, lists):
             return True
     # OpenAssistant's prompt is a tree, TRL's a list of turns.
-    return not role and (_has_list(value, ("prompt",)) or _is_pair(value, keys))
+    return not role and (_has_list(value, ("prompt",)) or is_pair(value, keys))
 
 
 def _has_list(value: Mapping[str, Any], names: Iterable[str]) -> bool:
@@ -131,7 +131,7 @@ def _is_turn(value: Any, keys: Keys) -> bool:
     )
 
 
-def _is_pair(item: Mapping[str, Any], keys: Keys) -> bool:
+def is_pair(item: Mapping[str, Any], keys: Keys) -> bool:
     names = item.keys()
     is_prompt = not (names.isdisjoint(keys["prompt"]) and names.isdisjoint(keys["input"]))
     return is_prompt and not names.isdisjoint(keys["completion"])
@@ -151,6 +151,6 @@ def _is_columns(item: Mapping[str, Any], keys: Keys) -> bool:
             isinstance(row, list) and row and all(isinstance(turn, kinds) for turn in row)
             for row in item[name]
         )
-    return _is_pair(item, keys) and all(
+    return is_pair(item, keys) and all(
         isinstance(value, str) for column in item.values() for value in column
     )
