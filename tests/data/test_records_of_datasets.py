@@ -156,6 +156,11 @@ def test_loss_weights_by_other_names():
     assert (reason, detail) == (Reason.UNSUPPORTED, "loss_weight of a whole record")
 
 
+def test_control_characters_in_names_of_unknown_keys_are_replaced():
+    item = {"messages": MESSAGES, "\x1b[31mred\n": 1, "\ud800": 1}
+    assert one(item).unknown_keys == ("\ufffd", "\ufffd[31mred\ufffd")
+
+
 def test_a_weight_that_a_float32_cannot_tell_from_0_is_0():
     answer = MESSAGES[1] | {"weight": 1e-50}
     assert one({"messages": [MESSAGES[0], answer]}).turns[1].loss_weight == 0.0
