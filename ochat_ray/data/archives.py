@@ -7,7 +7,7 @@ import struct
 import tarfile
 import zipfile
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Any, cast
@@ -20,6 +20,8 @@ MAX_HEADER_BYTES = 2**20
 
 _SKIP = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
+_LOCAL_HEADER = 30
+"""Bytes of a zip member's header before its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ def tar_members(stream: IO[bytes]) -> Iterator[Entry]:
 
 def _tar_entry(guard: _TarStream, info: tarfile.TarInfo) -> Iterator[Entry]:
     name = info.name.encode("utf-8", "replace").decode()
+    if info.size < 0:  # by a pax header
+        raise tarfile.HeaderError(f"{name} has the size {info.size}")
     if info.isdir():
         return
     kind = kind_passed_over(name, member=True)
@@ -195,6 +199,7 @@ def zip_members(stream: IO[bytes]) -> Iterator[Entry]:
     """Yield the members of a zip archive; a damaged member costs only itself."""
     names_not_utf8 = _FlagsCleared(stream)
     with zipfile.ZipFile(cast(IO[bytes], names_not_utf8)) as archive:
+        overlapping = _overlapping(archive.infolist())
         for info in archive.infolist():
             if info.is_dir():
                 continue
@@ -208,6 +213,9 @@ def zip_members(stream: IO[bytes]) -> Iterator[Entry]:
             if kind is not None:
                 yield Skipped(name, kind)
                 continue
+            if id(info) in overlapping:
+                yield Damaged(name, "its data are another member's, too")
+                continue
             try:
                 member = archive.open(info)
             except StoreError:
@@ -218,6 +226,22 @@ def zip_members(stream: IO[bytes]) -> Iterator[Entry]:
                 continue
             with member:
                 yield Member(name, member, info.compress_size)
+
+
+def _overlapping(members: Iterable[zipfile.ZipInfo]) -> set[int]:
+    """Return the ids of members whose data reach into the next one's.
+
+    In such an archive a few bytes are unpacked as often as it likes; zipfile refuses it since
+    3.11.8 (https://github.com/python/cpython/issues/109858).
+    """
+    found: set[int] = set()
+    following: int | None = None
+    for info in sorted(members, key=lambda info: info.header_offset, reverse=True):
+        end = info.header_offset + _LOCAL_HEADER + info.compress_size
+        if following is not None and end > following:
+            found.add(id(info))
+        following = info.header_offset
+    return found
 
 
 class _FlagsCleared(io.RawIOBase):

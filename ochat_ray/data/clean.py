@@ -193,7 +193,8 @@ def blocked_words_rule(words: Sequence[str]) -> Rule:
 def visible_text(text: str, *, html: bool) -> str:
     """What a reader sees of a turn: no tags and attributes, no targets of Markdown's links."""
     if html:
-        return unescape(re.sub(r"<[^>]*>", " ", text))
+        end = text.rfind(">") + 1  # behind it no tag ends, which each `<` would look for
+        return unescape(re.sub(r"<[^>]*>", " ", text[:end]) + text[end:])
     return re.sub(r"\]\(\s*<?[^\s()<>]*", "](", text)
 
 

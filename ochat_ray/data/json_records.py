@@ -23,6 +23,9 @@ MAX_RECORD_BYTES = 64 * 2**20
 
 _SNIFFED = 1 << 16
 _CHUNK = 1 << 20
+_MANY_BLANK_LINES = 1000
+"""Compressed data may unpack to a billion blank lines, which are passed by the buffer."""
+
 _BETWEEN = " \t\r\n,\ufeff"
 
 _BOMS = {
@@ -111,9 +114,12 @@ def _has_lines(head: str, by_lines: bool) -> bool:
 
 def _lines(stream: IO[bytes], max_size: int) -> Iterator[Any]:
     reader = io.BufferedReader(cast(io.RawIOBase, stream), _CHUNK)
-    number = 0
+    number = blank = 0
     while line := reader.readline(max_size):
         number += 1
+        blank = blank + 1 if len(line) <= 2 and line.isspace() else 0
+        if blank > _MANY_BLANK_LINES:
+            number += _pass_blank_lines(reader)
         ends = line.endswith(b"\n")
         if not ends and len(line) == max_size:
             while (rest := reader.readline(_CHUNK)) and not rest.endswith(b"\n"):
@@ -121,6 +127,14 @@ def _lines(stream: IO[bytes], max_size: int) -> Iterator[Any]:
             yield _broken_line(number, Reason.TOO_LARGE, f"over {max_size:,} bytes")
         elif not line.isspace():
             yield _record_of_line(line, number, torn=not ends)
+
+
+def _pass_blank_lines(reader: io.BufferedReader[Any]) -> int:
+    """Read the blanks that the buffer begins with; return how many lines they end."""
+    there = reader.peek()
+    blanks = there[: len(there) - len(there.lstrip(b" \t\r\n"))]
+    reader.read(len(blanks))
+    return blanks.count(b"\n")
 
 
 def _record_of_line(line: bytes, number: int, *, torn: bool) -> Any:

@@ -26,7 +26,8 @@ _PAGE_NAMES = tuple(page + z for page in PAGES for z in COMPRESSIONS)
 _MEMBER_NAMES = (*_PAGE_NAMES, *(suffix + z for suffix in RECORDS for z in COMPRESSIONS))
 _FILE_NAMES = (*_MEMBER_NAMES, ZIP, *TARS)
 _NOISE_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", "__macosx"})
-_EXTENSION = re.compile(r"(?:\.[^.\s/]{1,16})?\.(?:gz|bz2|xz|zst)\Z|\.[^.\s/]{1,16}\Z")
+_WORD = r"\.[^.\s/\x00-\x1f\x7f-\x9f]{1,16}"
+_EXTENSION = re.compile(rf"(?:{_WORD})?\.(?:gz|bz2|xz|zst)\Z|{_WORD}\Z")
 
 
 def is_page(name: str) -> bool:

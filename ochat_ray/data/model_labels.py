@@ -10,13 +10,15 @@ share pages of 2023 hold them.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _PREFIX = re.compile(r"model\s*:\s*")
 _PROVIDER = re.compile(
     r"(?:models|openai|azure|anthropic|google|vertex_ai|meta-llama|mistralai|mistral|deepseek-ai"
     r"|deepseek|qwen|x-ai|xai|cohere)/(?=[^/]+$)"
 )
-_SEPARATORS = re.compile(r"[\s_()@:\u2010-\u2013-]+")
+_BEDROCK = re.compile(r"(?:[a-z]{2}\.)?anthropic\.(.*?)(?:(?<=\d{8})-v\d+(?::\d+)?)?")
+_SEPARATORS = re.compile(r"[\s_()@:\u2010-\u2015\u2212-]+")
 _DATE = re.compile(r"-(?:20\d\d-\d\d-\d\d|20\d{6})(?=-|$)")
 _MONTH = re.compile(r"-(?:\d{4}|\d\d-20\d\d)(?=-|$)")
 
@@ -81,8 +83,13 @@ def normalize_model(label: str | None) -> str:
     (browsing)". A label that the table does not have stays as written, in lower case and with
     single blanks.
     """
-    written = _PREFIX.sub("", " ".join((label or "").lower().split()), count=1).strip()
-    name = _SEPARATORS.sub("-", _PROVIDER.sub("", written)).strip("-")
+    # Full-width letters count as others.
+    plain = unicodedata.normalize("NFKC", label or "").lower()
+    written = _PREFIX.sub("", " ".join(plain.split()), count=1).strip()
+    name = _PROVIDER.sub("", written)
+    if match := _BEDROCK.fullmatch(name):
+        name = match[1]
+    name = _SEPARATORS.sub("-", name).strip("-")
     return _known(name) or written
 
 
@@ -92,7 +99,7 @@ def _known(name: str) -> str | None:
     if dated:
         return dated
     name = _DATE.sub("", name)
-    if name.startswith(("gpt", "chatgpt", "chat-gpt", "mistral", "ministral", "codestral")):
+    if name.startswith(("gpt", "chatgpt", "chat-gpt")):
         name = _MONTH.sub("", name)
     if found := _exact(name):
         return found

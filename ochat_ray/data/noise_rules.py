@@ -45,6 +45,8 @@ def _tail(name: str, pattern: str, *, own: bool = False) -> Tail:
 
 # The lists of languages and buttons are some 300 characters.
 _TAIL_CHARACTERS = 1000
+_MAX_TAILS = 100
+"""Of one turn: each copies the text, and a million would take hours."""
 TAILS: tuple[Tail, ...] = (
     _tail("share_prompt", r"Share Prompt"),
     _tail("translate_now", r"(?:\r?\n ){3,4}(?:지금 번역하기|Translate now)", own=True),
@@ -255,7 +257,9 @@ def _without_tails(
     text: str, tails: Sequence[Tail], sure: Collection[str], found: list[str]
 ) -> str:
     """Take tails off until none is left: one extension's follows another's."""
-    while text.rstrip().endswith(_ENDINGS):
+    for _ in range(_MAX_TAILS):
+        if not text.rstrip().endswith(_ENDINGS):
+            break
         for tail in tails:
             before = _before(text, tail)
             if before is None:

@@ -14,6 +14,13 @@ RECORD_KEYS = frozenset(
     instruction items linear_conversation mapping messages output prompt replies response turns
     """.split()
 )
+FILE_LISTS = frozenset({"contents", "data", "items"})
+"""Keys of which a list of pairs is a file's records; under others it is one conversation."""
+
+_CONVERSATIONS = frozenset(
+    {"conversation", "conversations", "dialog", "dialogue", "messages", "turns"}
+)
+_ANSWERS = frozenset({"answer", "completion", "output", "response"})
 _TURN_KEYS = frozenset({"author", "from", "role", "sender", "speaker", "type"})
 """A record has one of the former; a turn, or another part of a record, one of the latter."""
 
@@ -41,13 +48,14 @@ def holds_records(text: str, at: int) -> bool | None:
         if text[at : at + 1] not in ('"', ""):
             return False
         try:
-            _, at = scan(text, at)
+            name, at = scan(text, at)
             at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]
             if text[at : at + 1] not in (":", ""):
                 return False
             at = BETWEEN.match(text, at + 1).end()  # type: ignore[union-attr]
             if text[at : at + 1] == "[":
-                return is_list_of_records(text, at)
+                found = is_list_of_records(text, at)
+                return found and not (name in _CONVERSATIONS and _begins_with_round(text, at))
             _, at = scan(text, at)
         except (json.JSONDecodeError, RecursionError) as error:
             return _unless_cut_off(text, error)
@@ -57,6 +65,17 @@ def is_list_of_records(text: str, at: int) -> bool | None:
     """Tell if there is a list at a place whose first element is a record; None as above."""
     first = _first_element(text, at)
     return None if first is _CUT_OFF else is_record_like(first)
+
+
+def _begins_with_round(text: str, at: int) -> bool:
+    """Tell if the list at a place begins with a pair of texts that has no id."""
+    first = _first_element(text, at)
+    return (
+        isinstance(first, dict)
+        and not any(isinstance(value, (list, dict)) for value in first.values())
+        and not _ANSWERS.isdisjoint(first)
+        and "id" not in first
+    )
 
 
 def is_list_of_turns(text: str, at: int) -> bool | None:

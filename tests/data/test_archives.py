@@ -338,3 +338,29 @@ def test_an_xz_file_that_asks_for_gigabytes_is_unreadable(tmp_path):
     _, (drop,), _ = read(path)
     assert drop.reason == Reason.UNREADABLE
     assert "Memory usage limit" in drop.detail
+
+
+def test_members_of_a_zip_that_share_their_data_are_read_once(tmp_path):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("x.jsonl", lines("a"))
+    data = packed.getvalue()
+    start, end = data.find(b"PK\x01\x02"), data.find(b"PK\x05\x06")
+    directory = data[start:end] * 3
+    tail = struct.pack("<HHHHIIH", 0, 0, 3, 3, len(directory), start, 0)
+    (tmp_path / "x.zip").write_bytes(data[:start] + directory + b"PK\x05\x06" + tail)
+    found = list(read_file(str(tmp_path / "x.zip")))
+    assert [type(record) for record in found].count(Conversation) == 1
+    assert [r.reason for r in found if isinstance(r, Drop)] == [Reason.UNREADABLE] * 2
+
+
+def test_a_size_below_0_in_a_tar_is_damage(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.jsonl")
+        info.pax_headers = {"size": "-5"}
+        archive.addfile(info)
+    (drop,) = read_file(str(tmp_path / "x.tar"))
+    assert (drop.reason, drop.detail) == (
+        Reason.TORN,
+        "after 1 members: a.jsonl has the size -5",
+    )

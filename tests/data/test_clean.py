@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ochat_ray.data.clean import clean, rules
+from ochat_ray.data.clean import blocked_words_rule, clean, rules
 from ochat_ray.data.decontaminate import load_questions
 from ochat_ray.data.records import records_of
 from ochat_ray.schema import Conversation, Drop, Reason, Turn
@@ -344,3 +344,10 @@ def test_a_contaminated_conversation_is_dropped_with_the_question(tmp_path):
     checked = rules(keep_model="any", blocked_words=(), questions=load_questions([str(file)]))
     result = clean(conversation(f"u:Tell me: {question.lower()}", "a:r"), checked)
     assert (result.reason, result.detail) == (Reason.CONTAMINATED, "question:7")
+
+
+def test_a_blocked_word_is_found_in_linear_time_behind_tags_without_an_end():
+    answer = Turn(role="assistant", text="<p>" + "<" * 300_000 + "openai", html=True)
+    turns = (Turn(role="user", text="hi"), answer)
+    found = blocked_words_rule(["openai"])(Conversation(id="a", source="f", turns=turns))
+    assert isinstance(found, Drop)

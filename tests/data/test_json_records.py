@@ -231,3 +231,17 @@ def test_a_record_with_tools_is_one_record():
     one = {"id": "a", "messages": [{"role": "user", "content": "x"}], "tools": [tool]}
     records, broken = read(json.dumps(one))
     assert (records, broken) == ([one], [])
+
+
+def test_a_conversation_of_rounds_is_one_record_whatever_its_size(monkeypatch):
+    rounds = [{"input": "hi", "output": "hello"}] * 3
+    item = {"source": "s", "conversation": rounds}
+    monkeypatch.setattr(json_values, "_CHUNK", 20)
+    content = "\n".join([json.dumps(item)] * 3)
+    assert read(content) == ([item] * 3, [])
+
+
+def test_blank_lines_without_number_are_passed_at_once():
+    found, (broken,) = read(f"{A}\n" + "\n" * 3000 + f"  {C}\nx\n")
+    assert ids(found) == ["a", "c"]
+    assert broken.place == ":3003"

@@ -34,6 +34,8 @@ def test_spellings_of_the_documented_table_are_one_label(label, spelling):
         ("Model: GPT-4", "gpt-4"),
         (" model:  gpt 4 ", "gpt-4"),
         ("GPT\u20114", "gpt-4"),
+        ("GPT\u20144", "gpt-4"),
+        ("\uff27\uff30\uff34\uff0d\uff14 Turbo", "gpt-4-turbo"),
         ("GPT-4 (custom)", "gpt-4 (custom)"),
         ("GPT-4 Turbo (browsing)", "gpt-4-turbo (browsing)"),
         ("", ""),
@@ -63,6 +65,7 @@ def test_an_unknown_label_stays_as_written(label):
         ("o1", "o1-preview"),
         ("claude-3-opus", "claude-3-5-sonnet"),
         ("Default (GPT-4)", "Default (GPT-3.5)"),
+        ("mistral-large-2402", "mistral-large-2407"),
     ],
 )
 def test_models_that_differ_have_labels_that_differ(one, other):

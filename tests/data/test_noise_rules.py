@@ -180,3 +180,10 @@ def test_the_document_lists_every_rule():
     table = re.search(r"\| rule \| [^\n]+\n\|[- |]+\|\n((?:\|.*\n)+)", DOCUMENT.read_text())
     names = [re.search("`([a-z_]+)`", row)[1] for row in table[1].splitlines()]
     assert names == list(RULES)
+
+
+def test_so_many_tails_that_each_copy_would_take_hours_are_left():
+    turn = Turn(role="user", text="x" + "Share Prompt" * 300)
+    (cleaned,), found = without_noise([turn])
+    assert found == ["share_prompt"] * 100
+    assert cleaned.text == "x" + "Share Prompt" * 200

@@ -13,7 +13,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     ),
     "role": ("from", "role"),
     "text": ("value", "content", "text", "parts"),
-    "weight": ("weight",),
+    "weight": ("weight", "loss_weight", "loss_scale"),
     "prompt": ("instruction", "prompt", "question", "query"),
     "input": ("input", "context"),
     "completion": ("completion", "output", "response", "answer", "chosen"),

@@ -7,12 +7,19 @@ Gemini's contents, TRL's prompt and completion, Alpaca, Dolly, OpenOrca, and wha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ochat_ray.data.blank_text import shows_nothing
 from ochat_ray.data.formats.answers import Shape
-from ochat_ray.data.formats.tables import Keys
-from ochat_ray.data.formats.turns import ParsedTurn, parse_turn, text_of
+from ochat_ray.data.formats.tables import Keys, is_pair, is_rounds
+from ochat_ray.data.formats.turns import (
+    ParsedTurn,
+    check_supported,
+    loss_weight,
+    parse_turn,
+    text_of,
+)
 from ochat_ray.data.formats.values import (
     RecordError,
     as_list,
@@ -45,16 +52,18 @@ def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, 
     for name in sorted(_UNSUPPORTED & item.keys()):
         if not is_empty(item[name]):
             raise unsupported(name)
-    if item.get("weight") not in (None, 1, 1.0) and "weight" in keys["weight"]:
-        raise unsupported("weight of a whole record")
-    if item.get("kto_tag") is False:
-        raise unsupported("kto_tag: an answer that is not to be learnt")
+    for name in ("weight", "loss_weight"):
+        if item.get(name) not in (None, 1, 1.0):
+            raise unsupported(f"{name} of a whole record")
+    for name in ("kto_tag", "label"):
+        if item.get(name) is False:
+            raise unsupported(f"{name}: an answer that is not to be learnt")
     known: set[str] = set()
     found = _list_of_turns(item, keys)
-    if found is not None:
+    if found is not None and (found[1] or not is_pair(item, keys)):
         name, raw = found
         known.add(name)
-        parsed = _parse_list(raw, keys)
+        parsed = _parse_rounds(raw, keys) if is_rounds(name, raw, keys) else _parse_list(raw, keys)
         if parsed and parsed[-1].turn.role != "assistant":
             parsed += _chosen(item, keys, known)
         shape = _shape(name, raw)
@@ -107,7 +116,8 @@ def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _parse_list(raw: Sequence[Any], keys: Keys) -> list[ParsedTurn]:
-    if raw and isinstance(_turns(raw[0], keys), str):  # UltraChat: texts, the user's first
+    if any(isinstance(_turns(turn, keys, single=True), str) for turn in raw):
+        # UltraChat: texts, the user's first.
         if not all(isinstance(text, str) for text in raw):
             raise RecordError("some of the turns are texts, and some are not")
         return [_plain(text, "assistant" if n % 2 else "user") for n, text in enumerate(raw)]
@@ -120,13 +130,35 @@ def _parse_list(raw: Sequence[Any], keys: Keys) -> list[ParsedTurn]:
     return turns
 
 
-def _turns(value: Any, keys: Keys) -> Any:
-    """Return the value of JSON in a string if it is a turn or turns, else the value as it is."""
+def _parse_rounds(rows: Sequence[Mapping[str, Any]], keys: Keys) -> list[ParsedTurn]:
+    """Return the turns of Capybara's rounds, {"input": ..., "output": ...}."""
+    turns = []
+    for position, row in enumerate(rows):
+        try:
+            check_supported(row)
+            weight, names = loss_weight(row, keys)
+            known = set(names)
+            system = [ParsedTurn(turn, ()) for turn in _system(row, keys, known)]
+            turns += [*system, *_parse_pair(row, keys, known)]
+        except RecordError as error:
+            raise RecordError(f"round {position}: {error.detail}", error.reason) from None
+        answer = replace(turns[-1].turn, weight=weight) if weight is not None else turns[-1].turn
+        turns[-1] = ParsedTurn(answer, (*turns[-1].unknown, *unknown_names(row, known, "turn.")))
+    return turns
+
+
+def _turns(value: Any, keys: Keys, *, single: bool = False) -> Any:
+    """Return the value of JSON in a string if it is turns, else the value as it is.
+
+    With `single` it may be one turn; alone that is more likely a text about turns.
+    """
     if not isinstance(value, str):
         return value
     found = decoded(value)
-    turns = found if isinstance(found, list) else [found]
-    is_turns = turns and all(isinstance(t, dict) and first_of(t, keys["role"]) for t in turns)
+    turns = [found] if single and isinstance(found, dict) else found
+    if not isinstance(turns, list) or not turns:
+        return value
+    is_turns = all(isinstance(turn, dict) and first_of(turn, keys["role"]) for turn in turns)
     return found if is_turns else value
 
 
@@ -155,9 +187,10 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
         raise RecordError(
             f"no list named {lists} or {keys['conversations'][-1]}, and no completion"
         )
-    if item.get("label") is False and answer_key == "completion":
+    if answer_key == "completion" and str(item.get("label")).lower() in ("0", "0.0", "false"):
         raise unsupported("label: a completion that is not to be learnt")
-    answer = _parse_side(_turns(item[answer_key], keys), "assistant", keys)
+    prompt = _turns(item[prompt_key], keys) if prompt_key else None
+    answer = _parse_side(_completion(item[answer_key], prompt, keys), "assistant", keys)
     known.add(answer_key)
     if isinstance(item.get("label"), bool):
         known.add("label")
@@ -169,24 +202,43 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
             raise unsupported(f"{answer_key}: a transcript in one string")
         raise RecordError(f"{answer_key} without a prompt")
     known.add(prompt_key)
+    if isinstance(prompt, str) and prompt.rstrip().endswith("\n\nAssistant:"):
+        raise unsupported(f"{prompt_key}: a transcript in one string")
     history = _history(item, known)
-    prompt = _turns(item[prompt_key], keys)
     if isinstance(prompt, str):
-        texts = [prompt]
         more = first_of(item, [name for name in keys["input"] if name != prompt_key])
         if more is not None:
             known.add(more)
-            text = text_of(item[more])
-            texts += [] if shows_nothing(text) else [text]
-        prompt = "\n\n".join(texts)
+            # Passages of a context are texts of their own.
+            found = as_list(item[more]) or [item[more]]
+            apart = all(isinstance(text, str) for text in found)
+            texts = [prompt, *map(text_of, found if apart else [item[more]])]
+            prompt = "\n\n".join(text for text in texts if not shows_nothing(text)) or prompt
     before = [*history, *_parse_side(prompt, "user", keys)]
     return answer if whole and _begins_with(answer, before) else [*before, *answer]
+
+
+def _completion(value: Any, prompt: Any, keys: Keys) -> Any:
+    """Return a completion, decoded if it is turns in a string.
+
+    After a text for a prompt, JSON is what the model wrote, unless it begins with that prompt.
+    """
+    found = _turns(value, keys)
+    if found is value or not isinstance(prompt, str):
+        return found
+    texts = (turn.get(first_of(turn, keys["text"])) for turn in found if _is_user(turn, keys))
+    return found if next(texts, None) == prompt else value
+
+
+def _is_user(turn: Mapping[str, Any], keys: Keys) -> bool:
+    return any(turn.get(name) in ("user", "human") for name in keys["role"])
 
 
 def _history(item: Mapping[str, Any], known: set[str]) -> list[ParsedTurn]:
     """Return the earlier turns of LLaMA-Factory's `history`: pairs of texts."""
     turns: list[ParsedTurn] = []
-    for pair in as_list(decoded(item.get("history"))):
+    found = decoded(item.get("history"))
+    for pair in [] if is_empty(found) else as_list(found) or [found]:
         texts = as_list(pair)
         if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
             raise RecordError("history: not a list of pairs of texts")
@@ -224,12 +276,10 @@ def _shape(name: str, raw: Sequence[Any]) -> Shape:
 
 
 def _system(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Turn]:
-    name = first_of(item, keys["system"])
+    name = next((name for name in keys["system"] if not is_empty(item.get(name))), None)
     if name is None:
         return []
     known.add(name)
-    if is_empty(item[name]):
-        return []
     try:
         return [Turn(role="system", text=text_of(item[name]))]
     except RecordError as error:
@@ -242,8 +292,11 @@ def _condition(item: Mapping[str, Any], keys: Keys, known: set[str]) -> str | No
         return None
     known.add(name)
     if not isinstance(item[name], str):
+        if is_empty(item[name]):
+            return None
         raise RecordError(f"{name}: a condition must be a text")
-    return checked_text(item[name]).strip() or None
+    condition = checked_text(item[name]).strip()
+    return None if shows_nothing(condition) else condition
 
 
 def _label(item: Mapping[str, Any], names: Sequence[str], known: set[str]) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ochat_ray.data.formats.values import first_of, unknown_names
+from ochat_ray.data.record_lists import FILE_LISTS
 
 Keys = Mapping[str, tuple[str, ...]]
 
@@ -30,7 +31,11 @@ def records_in(
     if not isinstance(item, dict):
         yield item, []
         return
-    lists = {name: value for name, value in item.items() if name not in _OWN_LISTS}
+    lists = {
+        name: value
+        for name, value in item.items()
+        if name not in _OWN_LISTS and not is_rounds(name, value, keys)
+    }
     tables = [name for name, value in lists.items() if _is_table(value, keys)]
     if tables and not _is_record({k: v for k, v in item.items() if k not in tables}, keys):
         beside = unknown_names(item, tables, "file.")
@@ -50,6 +55,26 @@ def records_in(
                 yield record, (*beside, *names)
     else:
         yield item, []
+
+
+def is_rounds(name: str, value: Any, keys: Keys) -> bool:
+    """Return True for one conversation as pairs of prompt and completion.
+
+    Pairs under a name that files have for their records, or with ids, are records of their own.
+    """
+    return (
+        name in keys["conversations"]
+        and name not in FILE_LISTS
+        and isinstance(value, list)
+        and any(isinstance(row, dict) and is_pair(row, keys) for row in value)
+        and all(
+            isinstance(row, dict)
+            and row.keys().isdisjoint(keys["role"])
+            and not _has_list(row, keys["conversations"])
+            and first_of(row, keys["id"]) is None
+            for row in value
+        )
+    )
 
 
 def _objects_with_records(item: Mapping[str, Any], keys: Keys, depth: int) -> list[str]:
@@ -91,7 +116,7 @@ def _is_record(value: Any, keys: Keys) -> bool:
         if _has_list(value, lists):
             return True
     # OpenAssistant's prompt is a tree, TRL's a list of turns.
-    return not role and (_has_list(value, ("prompt",)) or _is_pair(value, keys))
+    return not role and (_has_list(value, ("prompt",)) or is_pair(value, keys))
 
 
 def _has_list(value: Mapping[str, Any], names: Iterable[str]) -> bool:
@@ -106,7 +131,7 @@ def _is_turn(value: Any, keys: Keys) -> bool:
     )
 
 
-def _is_pair(item: Mapping[str, Any], keys: Keys) -> bool:
+def is_pair(item: Mapping[str, Any], keys: Keys) -> bool:
     names = item.keys()
     is_prompt = not (names.isdisjoint(keys["prompt"]) and names.isdisjoint(keys["input"]))
     return is_prompt and not names.isdisjoint(keys["completion"])
@@ -126,6 +151,6 @@ def _is_columns(item: Mapping[str, Any], keys: Keys) -> bool:
             isinstance(row, list) and row and all(isinstance(turn, kinds) for turn in row)
             for row in item[name]
         )
-    return _is_pair(item, keys) and all(
+    return is_pair(item, keys) and all(
         isinstance(value, str) for column in item.values() for value in column
     )

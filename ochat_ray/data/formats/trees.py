@@ -99,6 +99,8 @@ def open_assistant(
         RecordError: a message cannot be read.
     """
     root = as_dict(item.get("prompt")) if "prompt" in item else dict(item)
+    if root.get("deleted") is True:
+        raise RecordError("the first message of the tree is deleted")
     nodes: dict[str, dict[str, Any]] = {}
     parents: dict[str, str | None] = {}
     best: dict[str, str] = {}

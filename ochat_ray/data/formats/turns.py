@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ochat_ray.data.formats.columns import KEYS
 from ochat_ray.data.formats.values import (
     RecordError,
     as_list,
@@ -52,7 +53,7 @@ _OPPOSITE_FLAGS = ("mask", "masked", "ignore_loss")
 
 _UNSUPPORTED = frozenset(
     "tool_calls function_call tool_call_id tool_responses refusal audio image images video videos "
-    "audios files attachments train_detail training_detail".split()
+    "audios files attachments train_detail training_detail tools functions function_calls".split()
 )
 """Keys that change what a turn means in ways the template cannot write."""
 
@@ -97,7 +98,7 @@ def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
     role_key, text_key = first_of(raw, keys["role"]), first_of(raw, keys["text"])
     # A content of null stands beside tool calls: those are named first.
     if len(raw) > 2 or text_key is None:
-        _check_supported(raw)
+        check_supported(raw)
     role = role_of(raw.get(role_key) if role_key else None)
     content = raw[text_key] if text_key else None
     if role == "system" and is_empty(content) and not isinstance(content, str):
@@ -107,10 +108,9 @@ def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
         return ParsedTurn(Turn(role=role, text=text), unknown)
     if role == "system" and str(raw.get("name") or "").startswith("example_"):
         raise unsupported("name: a system turn that is an example of another role's")
-    weight_key = next((name for name in keys["weight"] if name in raw), "weight")
-    known = {role_key, text_key, weight_key, *_FLAGS, *_OPPOSITE_FLAGS}
-    names = unknown_names(raw, [name for name in known if name], "turn.")
-    turn = Turn(role=role, text=text, weight=_weight(raw, weight_key))
+    weight, read = loss_weight(raw, keys)
+    names = unknown_names(raw, [name for name in (role_key, text_key, *read) if name], "turn.")
+    turn = Turn(role=role, text=text, weight=weight)
     return ParsedTurn(turn, (*unknown, *names))
 
 
@@ -151,17 +151,26 @@ def _text(content: Any) -> tuple[str, tuple[str, ...]]:
     return "".join(texts), tuple(unknown)
 
 
-def _check_supported(raw: Mapping[str, Any]) -> None:
-    for name in _UNSUPPORTED & raw.keys():
+def check_supported(raw: Mapping[str, Any]) -> None:
+    for name in sorted(_UNSUPPORTED & raw.keys()):
         if not is_empty(raw[name]):
             raise unsupported(name)
 
 
-def _weight(raw: Mapping[str, Any], weight_key: str) -> float | None:
-    """Return the turn's loss weight by its weight and its switches, which must agree."""
+def loss_weight(
+    raw: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]]
+) -> tuple[float | None, list[str]]:
+    """Return the turn's loss weight by its weights and its switches, and the keys that hold them.
+
+    Raises:
+        RecordError: one of them is no weight, or two disagree.
+    """
+    own = [name for name in keys["weight"] if name not in KEYS["weight"] and name in raw]
+    weight_keys = own or KEYS["weight"]
     found: dict[str, float] = {}
-    if raw.get(weight_key) is not None:
-        found[weight_key] = weight_of(raw[weight_key], weight_key)
+    for name in weight_keys:
+        if raw.get(name) is not None:
+            found[name] = weight_of(raw[name], name)
     for name in (*_FLAGS, *_OPPOSITE_FLAGS):
         value = raw.get(name)
         if value is None:
@@ -174,7 +183,7 @@ def _weight(raw: Mapping[str, Any], weight_key: str) -> float | None:
             found[name] = float(value) if isinstance(value, bool) else weight_of(value, name)
     if len(set(found.values())) > 1:
         raise RecordError(f"{' and '.join(found)} disagree on the turn's loss weight")
-    return next(iter(found.values()), None)
+    return next(iter(found.values()), None), [*weight_keys, *_FLAGS, *_OPPOSITE_FLAGS]
 
 
 def _is_pairs(raw: Any) -> bool:

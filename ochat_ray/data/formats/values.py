@@ -100,14 +100,21 @@ def weight_of(value: Any, name: str) -> float:
         weight = math.inf
     if not 0.0 <= weight < math.inf:
         raise RecordError(f"{name}: a loss weight must be finite and at least 0, not {value}")
-    return float(value)
+    return float(value) if weight else 0.0
+
+
+def _printable(name: str) -> str:
+    """Replace what a terminal or a table would not show, such as escape sequences."""
+    if name.isprintable():
+        return name
+    return "".join(char if char.isprintable() else "\ufffd" for char in name)
 
 
 def unknown_names(item: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> list[str]:
     """Return the names of keys that are not known and whose value is not empty."""
     known = frozenset(known)
     return [
-        valid_utf8(f"{prefix}{name}"[:100])
+        _printable(f"{prefix}{name}"[:100])
         for name, value in item.items()
         if name not in known and not is_empty(value)
     ]
