@@ -64,12 +64,15 @@ def user_message(error: BaseException) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, UserError) and not hasattr(cause, "cause"):
             return str(cause)
-        full = isinstance(cause, OSError) and cause.errno == errno.ENOSPC
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or any(text in str(cause) for text in _FULL_DISK):
             return "no space left on the device; free some, or choose another --output"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS):
             first = str(cause).splitlines()[0]
             return f"cannot write ({first}); choose another --output"
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOTDIR, errno.EISDIR):
+            first = str(cause).splitlines()[0]
+            return f"a file lies where a folder belongs, or a folder in a file's place ({first})"
         if is_store_failure(cause):
             return _s3_message(str(cause).splitlines()[0])
     return None
@@ -77,7 +80,12 @@ def user_message(error: BaseException) -> str | None:
 
 # Libraries written in Rust raise types of their own with the system's text; torch.save's writer in
 # C++ says only that less was written than it gave, or nothing.
-_FULL_DISK = ("No space left on device", "inline_container.cc", "iostream error")
+_FULL_DISK = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "inline_container.cc",
+    "iostream error",
+)
 
 
 # An expired token is a 400; a HEAD request's response has no body that names it.

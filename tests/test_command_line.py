@@ -82,6 +82,17 @@ def test_no_space_left_for_a_torch_file_is_the_users_to_mend(size):
     assert "no space left" in user_message(error.value)
 
 
+def test_a_quota_that_is_used_up_is_a_full_disk():
+    assert "no space left" in (user_message(OSError(errno.EDQUOT, "Disk quota exceeded")) or "")
+
+
+def test_a_file_where_a_folder_belongs_is_one_line():
+    message = user_message(NotADirectoryError(errno.ENOTDIR, "Not a directory", "/data/tokens"))
+    assert message is not None
+    assert "a file lies where a folder belongs" in message
+    assert "/data/tokens" in message
+
+
 def test_other_errors_are_ours():
     assert user_message(ValueError("a bug")) is None
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ochat_ray.data.formats.columns import parse_columns
+from ochat_ray.data.kinds import printable
 from ochat_ray.data.long_conversations import Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.errors import UserError
@@ -218,9 +219,9 @@ class PrepareConfig:
     def described(self) -> dict[str, object]:
         """`identity` and the names of the files, for people."""
         return {
-            "input": list(self.input),
+            "input": [printable(uri) for uri in self.input],
             **self.identity(),
-            "decontaminate": list(self.decontaminate),
+            "decontaminate": [printable(uri) for uri in self.decontaminate],
         }
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from pyarrow import fs as pafs
 
@@ -131,18 +131,23 @@ class Output:
         record = self.run.read_json(RECORD)
         if record is None:
             return {"files": [], "work": []}
-        lists = [record.get(key) for key in ("files", "work")] if isinstance(record, dict) else []
-        names = [name for names in lists for name in (names if isinstance(names, list) else [None])]
-        if not lists or not all(isinstance(name, str) for name in names):
+        if not (
+            isinstance(record, dict)
+            and _is_names(files := record.get("files"))
+            and _is_names(work := record.get("work"))
+        ):
             raise UserError(
                 f"{self.run.path(RECORD)}, which lists what runs wrote here, is damaged; choose "
                 f"another --output, or remove {self.run.root}"
             )
-        files, work = lists
         return {"files": files, "work": [name for name in work if _WORK.fullmatch(name)]}
 
     def _write_record(self, files: list[str], work: list[str]) -> None:
         self.run.write_json(RECORD, {"files": files, "work": work})
+
+
+def _is_names(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _work(token: str) -> str:

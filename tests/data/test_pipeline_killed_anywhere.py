@@ -320,6 +320,13 @@ def test_inputs_of_the_same_size_with_other_bytes_are_another_run(config, tmp_pa
     assert again["digest"] != first["digest"]
 
 
+def test_an_input_whose_name_is_not_utf8_is_named_in_manifest_and_report(config, tmp_path):
+    name = os.fsdecode(os.fsencode(str(tmp_path)) + b"/in/\xe9.json")
+    os.rename(tmp_path / "in/0.json", name)
+    manifest = pipeline.prepare(replace(config, input=(name,)))
+    assert manifest["config"]["input"] == [f"{tmp_path}/in/\ufffd.json"]
+
+
 def test_the_lock_is_free_after_a_run_and_after_an_error(config):
     pipeline.prepare(config)
     with pytest.MonkeyPatch.context() as patch:
