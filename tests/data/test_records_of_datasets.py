@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ochat_ray.data.records import records_of
+from ochat_ray.data.records import ReadOptions, records_of
 from ochat_ray.schema import Conversation, Reason
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -154,6 +154,14 @@ def test_loss_weights_by_other_names():
     assert "weight and loss_weight disagree" in detail
     reason, detail = drop({"messages": MESSAGES, "loss_weight": 0})
     assert (reason, detail) == (Reason.UNSUPPORTED, "loss_weight of a whole record")
+
+
+@pytest.mark.parametrize("name", ["role", "text"])
+def test_a_column_that_no_turn_has_is_named(name):
+    turns = [{"role": "user"}] if name == "text" else [{"content": "hi"}]
+    options = ReadOptions(columns={name: "own"})
+    (record,) = records_of({"messages": turns}, source="x.json", index=0, options=options)
+    assert record.detail.startswith(f"turn 0: no {name}: the turn has none of own, ")
 
 
 def test_control_characters_in_names_of_unknown_keys_are_replaced():

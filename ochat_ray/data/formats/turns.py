@@ -99,6 +99,10 @@ def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
     # A content of null stands beside tool calls: those are named first.
     if len(raw) > 2 or text_key is None:
         check_supported(raw)
+    for name in ("role", "text"):
+        # Of the user's own names, one that no turn has is to be told.
+        if keys[name] != KEYS[name] and raw.keys().isdisjoint(keys[name]):
+            raise RecordError(f"no {name}: the turn has none of {', '.join(keys[name])}")
     role = role_of(raw.get(role_key) if role_key else None)
     content = raw[text_key] if text_key else None
     if role == "system" and is_empty(content) and not isinstance(content, str):
