@@ -25,6 +25,14 @@ from ochat_ray.data.html_code import (
     is_beside_lines,
 )
 from ochat_ray.data.html_code_table import are_line_numbers
+from ochat_ray.data.html_edit import (
+    NOT_XML,
+    mark_as_gone,
+    remove_marked,
+    replace,
+    set_text,
+    writable,
+)
 
 FORMULA, FORMULA_BLOCK = "x-formula", "x-formula-block"
 """Elements that hold TeX; `display` is among the attributes of a displayed formula."""
@@ -57,8 +65,6 @@ _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGN
 _HIDING = re.compile(r"hidden|sr-only|screen-reader|[dD]isplay\s*:\s*none|HIDDEN")
 _HIDING_CLASSES = frozenset(("sr-only", "visually-hidden", "screen-reader-text"))
 
-_GONE = "x-gone"
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
 _LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
 
@@ -78,7 +84,7 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
     if "img" in names and _TEX_PICTURE_HINT.search(attributes):
         for image in list(body.iter("img")):
             if (tex := (image.get("alt") or "").strip()) and _is_picture_of_tex(image):
-                _replace(image, _formula(tex, display=False, block=False))
+                replace(image, _formula(tex, display=False, block=False))
     if "pre" in names and "table" in names:
         _unwrap_numbered_code(body)
     if _EDITOR.search(attributes):
@@ -98,7 +104,7 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
     if "checkbox" in attributes:
         for box in list(body.iter()):
             _write_checkbox(box)
-        _remove_marked(body)
+        remove_marked(body)
     if "img" in names:
         _remove_icons(body)
     if "sup" in names or "sub" in names:
@@ -111,8 +117,8 @@ def normalize(body: Any, names: Collection[str], attributes: str) -> None:
 def _remove_hidden(body: Any) -> None:
     for element in list(body.iter()):
         if element is not body and _is_hidden(element):
-            _mark_as_gone(element)
-    _remove_marked(body)
+            mark_as_gone(element)
+    remove_marked(body)
 
 
 def _is_hidden(element: Any) -> bool:
@@ -137,17 +143,17 @@ def _mark_code(pre: Any, may_have_lines: bool) -> None:
     if next(pre.iterancestors("pre", CODE_BLOCK), None) is not None or pre.getparent() is None:
         return
     code = code_of(pre, may_have_lines=may_have_lines)
-    if not code.text.isprintable() and _NOT_XML.search(code.text):
+    if not code.text.isprintable() and NOT_XML.search(code.text):
         return
-    element = etree.Element(CODE_BLOCK, language=_writable(code.language))
+    element = etree.Element(CODE_BLOCK, language=writable(code.language))
     element.text = code.text
-    _replace(pre, element)
+    replace(pre, element)
     for text, offset in ((code.after, 1), (code.before, 0)):
         if text:
             paragraph = etree.Element("p")
-            paragraph.text = _writable(text)
+            paragraph.text = writable(text)
             if offset:
-                paragraph.tail, element.tail = _writable(element.tail or ""), None
+                paragraph.tail, element.tail = writable(element.tail or ""), None
             parent = element.getparent()
             parent.insert(parent.index(element) + offset, paragraph)
 
@@ -160,7 +166,7 @@ def _unwrap_numbered_code(body: Any) -> None:
             del cells[0]
         code = next(cells[0].iter("pre"), None) if len(cells) == 1 else None
         if code is not None and next(table.iterancestors("pre"), None) is None:
-            _replace(table, code)
+            replace(table, code)
 
 
 def _join_code(body: Any) -> None:
@@ -174,21 +180,13 @@ def _join_code(body: Any) -> None:
         while following is not None and following.tag == "code" and not code.tail:
             texts.append(following.text or "")
             if children := list(following):
-                _set_text(code, last, "".join(texts))
+                set_text(code, last, "".join(texts))
                 code.extend(children)
                 last, texts = children[-1], [children[-1].tail or ""]
             code.tail, after = following.tail, following.getnext()
             following.getparent().remove(following)
             following = after
-        _set_text(code, last, "".join(texts))
-
-
-def _set_text(element: Any, last: Any, text: str) -> None:
-    """Set the text behind an element's last child, or its own where it has none."""
-    if last is None:
-        element.text = _writable(text)
-    else:
-        last.tail = _writable(text)
+        set_text(code, last, "".join(texts))
 
 
 def code_block(element: Any) -> Code:
@@ -207,12 +205,12 @@ def _mark_formulas(body: Any) -> None:
         classes = set((element.get("class") or "").split())
         # Where the TeX is in a script, all else of the formula is a copy of it.
         if classes & _COPIES or (scripts and any("MathJax" in name for name in classes)):
-            _mark_as_gone(element)
-    _remove_marked(body)
+            mark_as_gone(element)
+    remove_marked(body)
     for script in scripts:
         display = "display" in script.get("type").lower()
         tex = re.sub(r"^\s*<!\[CDATA\[|\]\]>\s*$", "", script.text or "")
-        _replace(script, _formula(tex, display=display, block=False))
+        replace(script, _formula(tex, display=display, block=False))
     _mark_below(body)
 
 
@@ -236,13 +234,13 @@ def _mark_below(parent: Any) -> None:
                 or element.get("display") in ("", "true", "block")
                 or any("katex-display" in (e.get("class") or "") for e in element.iter("span"))
             )
-            _replace(element, _formula(found[0], display=display, block=block))
+            replace(element, _formula(found[0], display=display, block=block))
         elif found:
             _mark_below(element)
         else:
             glyphs = etree.Element("span")
-            glyphs.text = _writable(_glyphs(element))
-            _replace(element, glyphs)
+            glyphs.text = writable(_glyphs(element))
+            replace(element, glyphs)
 
 
 def _is_formula(element: Any) -> bool:
@@ -290,7 +288,7 @@ def _is_box(element: Any) -> bool:
 
 def _formula(tex: str, *, display: bool, block: bool) -> Any:
     element = etree.Element(FORMULA_BLOCK if block else FORMULA)
-    element.text = _writable(tex).strip()
+    element.text = writable(tex).strip()
     if display:
         element.set("display", "")
     return element
@@ -328,9 +326,9 @@ def _remove_icons(body: Any) -> None:
         in_link = image.get("alt") == "" and _text_of_link_around(image)
         if named or (is_small and not alt) or in_link:
             if _follows_blank(image):
-                image.tail = _writable((image.tail or "").lstrip())
-            _mark_as_gone(image)
-    _remove_marked(body)
+                image.tail = writable((image.tail or "").lstrip())
+            mark_as_gone(image)
+    remove_marked(body)
 
 
 def _text_of_link_around(image: Any) -> bool:
@@ -354,10 +352,10 @@ def _write_checkbox(box: Any) -> None:
     mark = "[x] " if is_checked else "[ ] "
     following = box.getnext()
     if following is not None and following.tag == "p" and not (box.tail or "").strip():
-        following.text = mark + _writable((following.text or "").lstrip())
+        following.text = mark + writable((following.text or "").lstrip())
     else:
-        box.tail = mark + _writable((box.tail or "").lstrip())
-    _mark_as_gone(box)
+        box.tail = mark + writable((box.tail or "").lstrip())
+    mark_as_gone(box)
 
 
 def _write_indices(body: Any) -> None:
@@ -367,29 +365,3 @@ def _write_indices(body: Any) -> None:
             text = (element.text or "").strip()
             if text and len(element) == 0 and all(ord(c) in table for c in text):
                 element.text = text.translate(table)
-
-
-def _writable(text: str) -> str:
-    """Text without the control characters that lxml reads, but does not write."""
-    return _NOT_XML.sub("", text)
-
-
-def _replace(element: Any, other: Any) -> None:
-    """Put another element in an element's place; the text behind it stays."""
-    parent, tail = element.getparent(), element.tail
-    if parent is not None:
-        other.tail = tail and _writable(tail)
-        parent.replace(element, other)
-
-
-def _mark_as_gone(element: Any) -> None:
-    """Empty an element that `_remove_marked` is to remove; the text behind it stays.
-
-    Removed one by one, a long text would be copied as often as there are elements in it.
-    """
-    element.clear(keep_tail=True)
-    element.tag = _GONE
-
-
-def _remove_marked(body: Any) -> None:
-    etree.strip_elements(body, _GONE, with_tail=False)

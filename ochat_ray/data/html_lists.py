@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from lxml import etree
 
+from ochat_ray.data.html_edit import writable
 from ochat_ray.data.html_tree import CHROME
-
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def items_of(element: Any) -> list[Any]:
@@ -46,5 +44,5 @@ def items_of(element: Any) -> list[Any]:
 
 def _item(text: str) -> Any:
     item = etree.Element("li")
-    item.text = _NOT_XML.sub("", text)
+    item.text = writable(text)
     return item
