@@ -17,7 +17,7 @@ from ochat_ray.data.html_nesting import may_have_closed_early, restore_names, wi
 
 Element = Any  # lxml's elements have no types of their own
 
-MAX_HTML_CHARACTERS = 8_000_000
+MAX_HTML_CHARACTERS = 2_000_000
 """Of one turn. The longest of a page is some hundred thousand."""
 
 MAX_ATTRIBUTES = 256
