@@ -41,7 +41,8 @@ class Conversation:
     `model` is the label as found, or None. `condition` is the word that the record itself puts
     before every role prefix, or None. `unknown_keys` are the names of the record's and its turns'
     keys that nothing here reads ("language", "turn.timestamp"), each once. `left_out` names what
-    the record shows beside its text ("citation mark", "thoughts"), as often as it was left out.
+    the record holds and the turns do not ("citation mark", "question without an answer"), as often
+    as it was left out.
 
     Of the answers that were converted from HTML, `fidelity` is the share of blocks that the
     Markdown gives back and `text_fidelity` the share of the visible text; both are None where

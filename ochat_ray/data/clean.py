@@ -116,17 +116,19 @@ def provider_errors_rule(names: Collection[str]) -> Rule:
 
 
 def trim_ends(conversation: Conversation) -> Conversation:
-    """Without leading assistant turns and trailing user turns, as in 2023.
+    """Leave out leading assistant turns and trailing user turns, as in 2023.
 
     A system turn at the start stays.
     """
-    turns = list(conversation.turns)
+    turns, left_out = list(conversation.turns), list(conversation.left_out)
     first = 1 if turns and turns[0].role == "system" else 0
     while len(turns) > first and turns[first].role == "assistant":
         del turns[first]
+        left_out.append("answer without a question")
     while turns and turns[-1].role != "assistant":
         turns.pop()
-    return replace(conversation, turns=tuple(turns))
+        left_out.append("question without an answer")
+    return replace(conversation, turns=tuple(turns), left_out=tuple(left_out))
 
 
 def need_turns(conversation: Conversation) -> Conversation | Drop:

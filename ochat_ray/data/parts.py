@@ -96,7 +96,7 @@ def clean_part(
         "read_well": len(read_well),
         "passed_over": _count(r.kind for r in records if isinstance(r, PassedOver)),
         "unknown_keys": _count(key for r in read_well for key in r.unknown_keys),
-        "left_out": _count(name for r in read_well for name in r.left_out),
+        "left_out": _count(name for _, new in pairs for name in new.left_out),
         "answers": _count(
             "html" if turn.html else "markdown"
             for r in read_well

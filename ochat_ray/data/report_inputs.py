@@ -24,7 +24,7 @@ def inputs_section(statistics: Statistics) -> str:
         )
     if statistics.left_out:
         body += _table("Left out", statistics.left_out, statistics.left_out.total())
-        body += "<p class=soft>Beside the text of ChatGPT's, Claude's and tree records.</p>"
+        body += "<p class=soft>Of conversations that pass the rules.</p>"
     return section("inputs", "What the inputs hold", body)
 
 

@@ -351,3 +351,9 @@ def test_a_blocked_word_is_found_in_linear_time_behind_tags_without_an_end():
     turns = (Turn(role="user", text="hi"), answer)
     found = blocked_words_rule(["openai"])(Conversation(id="a", source="f", turns=turns))
     assert isinstance(found, Drop)
+
+
+def test_turns_at_the_ends_without_their_pair_are_left_out_and_counted():
+    result = clean(conversation("s:x", "a:hi", "a:there", "u:q", "a:r", "u:bye"), RULES)
+    assert [turn.text for turn in result.turns] == ["x", "q", "r"]
+    assert result.left_out == (*["answer without a question"] * 2, "question without an answer")
