@@ -97,7 +97,7 @@ class Host:
         """The command lines of Ray's processes there, and of the jobs' that it started."""
         if self._outer.poll() is not None:
             return []
-        lines = self.inside("ps -eo args").stdout.splitlines()
+        lines = self.inside("ps -ewwo args").stdout.splitlines()
         return [line for line in lines if "ray::" in line or "/ray/" in line or "jobs/" in line]
 
     def unplug(self) -> None:
