@@ -339,7 +339,7 @@ def _json(value: Owner) -> bytes:
 
 
 def _process_start(pid: int) -> float:
-    """When a process started; -inf where there is none, or only its exit status is left.
+    """Return the start time of a process; -inf if there is none, or only its exit status.
 
     In Linux's ticks since boot, which a clock that is set does not move, elsewhere in Unix time.
     """

@@ -35,7 +35,7 @@ class RunLock:
 
     @property
     def is_lost(self) -> bool:
-        """Whether a heartbeat found the lock taken over; costs nothing."""
+        """Return True if a heartbeat found the lock taken over, without looking again."""
         return self._lost.is_set()
 
     def check(self) -> None:

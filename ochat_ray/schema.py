@@ -27,7 +27,7 @@ class Turn:
 
     @property
     def loss_weight(self) -> float:
-        """What each token of the text counts in the loss: an answer's 1 unless the input says."""
+        """Loss weight of each token of the text: the input's, else 1 for answers, 0 for others."""
         if self.weight is not None:
             return self.weight
         return 1.0 if self.role == "assistant" else 0.0
@@ -137,7 +137,7 @@ class PassedOver:
 
 
 Record = Conversation | Drop | PassedOver
-"""What reading yields: each is counted, as kept or dropped later, or as passed over."""
+"""A result of reading: counted as kept or dropped later, or as passed over."""
 
 
 TURNS = pa.list_(

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-from ochat_ray.data.byte_streams import StoreError, TooLarge, first_line, read_exactly
+from ochat_ray.data.byte_streams import ByteStream, StoreError, TooLarge, first_line, read_exactly
 from ochat_ray.data.kinds import LINK, SPECIAL, kind_passed_over
 
 MAX_HEADER_BYTES = 2**20
@@ -173,26 +173,21 @@ class _TarStream:
         return max(0, self._place - start)
 
 
-class _TarMember(io.RawIOBase):
+class _TarMember(ByteStream):
     def __init__(self, guard: _TarStream, size: int) -> None:
         self._guard = guard
         self._left = size
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
+    def read_some(self, size: int) -> bytes:
         if not self._left:
-            return 0
+            return b""
         self._guard.failed = True
-        data = self._guard.read_member(min(len(view), self._left))
+        data = self._guard.read_member(min(size, self._left))
         if not data:
             raise EOFError("the archive ends in the middle of this member")
         self._guard.failed = False
         self._left -= len(data)
-        view[: len(data)] = data
-        return len(data)
+        return data
 
 
 def zip_members(stream: IO[bytes]) -> Iterator[Entry]:
@@ -244,7 +239,7 @@ def _overlapping(members: Iterable[zipfile.ZipInfo]) -> set[int]:
     return found
 
 
-class _FlagsCleared(io.RawIOBase):
+class _FlagsCleared(ByteStream):
     """A zip file whose members' names are not all in the encoding that their flag says.
 
     zipfile (https://github.com/python/cpython/issues/153426) opens no archive of which one name
@@ -291,21 +286,19 @@ class _FlagsCleared(io.RawIOBase):
                 self.members.add(local + before)
             at += 46 + name + extra + comment
 
-    def readable(self) -> bool:
-        return True
-
     def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
+    def read_some(self, size: int) -> bytes:
         at = self._stream.tell() if self._places else 0
-        data = self._stream.read(len(view))
-        view[: len(data)] = data
-        first = bisect_left(self._places, at)
-        for place in self._places[first : bisect_left(self._places, at + len(data))]:
-            view[place - at] = self._cleared[place]
-        return len(data)
+        data = self._stream.read(size)
+        first, end = bisect_left(self._places, at), bisect_left(self._places, at + len(data))
+        if first == end:
+            return data
+        cleared = bytearray(data)
+        for place in self._places[first:end]:
+            cleared[place - at] = self._cleared[place]
+        return bytes(cleared)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._stream.seek(offset, whence)

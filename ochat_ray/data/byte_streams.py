@@ -52,24 +52,36 @@ class UnreadableFile(Exception):  # noqa: N818
     """A file that is not there, may not be read, or is no regular file."""
 
 
-class InputStream(io.RawIOBase):
+class ByteStream(io.RawIOBase):
+    """A raw stream made of `read_some`."""
+
+    def read_some(self, size: int) -> bytes:
+        """Read up to `size` bytes, at least one but at the end."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read_some(len(view)) if len(view) else b""
+        view[: len(data)] = data
+        return len(data)
+
+
+class InputStream(ByteStream):
     """A store's open file, whose own errors are raised as `StoreError`."""
 
     def __init__(self, file: Any, size: int) -> None:
         self._file = file
         self.size = size
 
-    def readable(self) -> bool:
-        return True
-
     def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self._call(lambda: self._file.read(len(view)))
-        view[: len(data)] = data
-        return len(data)
+    def read_some(self, size: int) -> bytes:
+        data: bytes = self._call(lambda: self._file.read(size))
+        return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
@@ -189,7 +201,7 @@ _DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
-class Unpacked(io.RawIOBase):
+class Unpacked(ByteStream):
     """Gzip, bzip2 or xz data unpacked: all its members, and zeros after the last.
 
     Raises `EOFError` where the data is cut off, and `ValueError` where other bytes follow; what
@@ -202,26 +214,20 @@ class Unpacked(io.RawIOBase):
         self._inner = make()
         self._rest = b""
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        while len(view):
+    def read_some(self, size: int) -> bytes:
+        while True:
             if self._inner.eof:
                 if not self._next_member():
-                    return 0
+                    return b""
                 continue
             if self._inner.needs_input and not self._rest:
                 self._rest = self._packed.read(_PACKED_CHUNK)
                 if not self._rest:
                     raise EOFError("the compressed data is cut off")
-            data = self._inner.decompress(self._rest, len(view))
+            data = self._inner.decompress(self._rest, size)
             self._rest = b""
             if data:
-                view[: len(data)] = data
-                return len(data)
-        return 0
+                return data
 
     def _next_member(self) -> bool:
         rest = self._inner.unused_data
@@ -239,7 +245,7 @@ class Unpacked(io.RawIOBase):
         return True
 
 
-class Bounded(io.RawIOBase):
+class Bounded(ByteStream):
     """A stream that raises `TooLarge` after `limit` bytes, and its first error ever after."""
 
     def __init__(self, stream: IO[bytes], limit: int | None) -> None:
@@ -248,44 +254,33 @@ class Bounded(io.RawIOBase):
         self._read = 0
         self._error: Exception | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+    def read_some(self, size: int) -> bytes:
         if self._error is not None:
             raise self._error
-        view = memoryview(buffer).cast("B")
         try:
             # Arrow's decompressor loses what it has unpacked in the call that meets damage.
-            data = self._stream.read(min(len(view), _PIECE))
+            data = self._stream.read(min(size, _PIECE))
             self._read += len(data)
             if self._limit is not None and self._read > self._limit:
                 raise TooLarge(f"it unpacks to more than {self._limit:,} bytes")
         except Exception as error:
             self._error = error
             raise
-        view[: len(data)] = data
-        return len(data)
+        return data
 
 
-class Prefixed(io.RawIOBase):
+class Prefixed(ByteStream):
     """Bytes that were read already, and then the rest of their stream."""
 
     def __init__(self, head: bytes, stream: IO[bytes]) -> None:
         self._head = head
         self._stream = stream
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        if self._head:
-            data, self._head = self._head[: len(view)], self._head[len(view) :]
-        else:
-            data = self._stream.read(len(view))
-        view[: len(data)] = data
-        return len(data)
+    def read_some(self, size: int) -> bytes:
+        if not self._head:
+            return self._stream.read(size)
+        data, self._head = self._head[:size], self._head[size:]
+        return data
 
 
 def unpacked(stream: IO[bytes], packed_size: int) -> tuple[IO[bytes], bool]:

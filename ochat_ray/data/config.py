@@ -196,7 +196,7 @@ class PrepareConfig:
         )
 
     def identity(self) -> dict[str, object]:
-        """What the result depends on, besides the content of inputs, questions and tokenizer."""
+        """Values that the result depends on, besides inputs, questions and tokenizer."""
         return {
             "recipe": self.recipe,
             "answers": self.answers,

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from ochat_ray.data.byte_streams import Prefixed, read_exactly
+from ochat_ray.data.byte_streams import ByteStream, Prefixed, read_exactly
 from ochat_ray.data.json_decode import decode, scan
 from ochat_ray.data.json_values import Broken, Values
 from ochat_ray.data.record_lists import holds_records
@@ -74,7 +74,7 @@ def _encoding(head: bytes) -> tuple[str, int]:
     return without_mark.get(zeros, "utf-8"), 0
 
 
-class _Transcoded(io.RawIOBase):
+class _Transcoded(ByteStream):
     """A stream of another encoding in UTF-8, in which half a surrogate pair is not valid."""
 
     def __init__(self, stream: IO[bytes], encoding: str) -> None:
@@ -82,19 +82,14 @@ class _Transcoded(io.RawIOBase):
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
         self._rest = b""
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
+    def read_some(self, size: int) -> bytes:
         while not self._rest:
             data = self._stream.read(_CHUNK)
             self._rest = self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
             if not data:
                 break
-        piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
-        view[: len(piece)] = piece
-        return len(piece)
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
 
 
 def _has_lines(head: str, by_lines: bool) -> bool:

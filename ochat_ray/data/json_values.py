@@ -51,7 +51,7 @@ class Broken:
 
 
 class _Fault(Exception):  # noqa: N818
-    """Why there is no value at a place; `at` is where in the text it was noticed."""
+    """Reason for no value at a place; `at` is the position in the text of the error."""
 
     def __init__(self, reason: Reason, detail: str, at: int) -> None:
         super().__init__(detail)

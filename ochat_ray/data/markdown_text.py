@@ -284,7 +284,7 @@ def _move_pair(match: re.Match[str]) -> str:
 
 
 def _write_emphasis(text: str) -> tuple[dict[int, str], set[int]]:
-    """What is written for every delimiter, and the delimiters of pairs that would not count.
+    """Return the text of every delimiter, and the delimiters of pairs that would not count.
 
     `*` or `_` is chosen so that neighbours cannot merge.
     """

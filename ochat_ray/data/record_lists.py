@@ -25,7 +25,7 @@ _TURN_KEYS = frozenset({"author", "from", "role", "sender", "speaker", "type"})
 """A record has one of the former; a turn, or another part of a record, one of the latter."""
 
 BETWEEN = re.compile("[ \t\r\n,\ufeff]*")
-"""What may stand between values; commas and marks are not checked."""
+"""Characters between values; the order of commas and byte order marks is not checked."""
 
 
 def is_record_like(value: Any) -> bool:

@@ -31,7 +31,7 @@ class Shares:
             self.hundredths[int(share * 100)] += 1
 
     def summary(self) -> dict[str, Any]:
-        """How many have all, and the mean."""
+        """Return the number of conversations with all of it, and the mean."""
         mean = round(self.total / self.count, 6) if self.count else None
         return {"intact": self.intact, "mean": mean}
 
@@ -66,7 +66,7 @@ class Statistics:
     unknown_keys: Counter[str] = field(default_factory=Counter)
     """Keys of records and turns that nothing here reads: how many records have each."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """What records show beside their text, by name: citation marks, thoughts, other branches."""
+    """Parts of records that are in no turn, by name: citation marks, thoughts, other branches."""
     answers: Counter[str] = field(default_factory=Counter)
     """Answers read as "html" and as "markdown"."""
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)

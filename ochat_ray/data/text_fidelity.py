@@ -135,7 +135,7 @@ def _mark_formulas(markdown: str, shown: Visible) -> tuple[str, list[str]]:
 def _find_formula(
     markdown: str, tex: str, start: int, code: list[tuple[int, int]]
 ) -> tuple[int, int] | None:
-    """Where the TeX is written next, with its delimiters: outside of code, if it is there."""
+    """Return the next span of the TeX with its delimiters, outside of code if there is one."""
     in_code: tuple[int, int] | None = None
     quick = [(f"\\({tex}\\)"), (f"\\[{tex}\\]")]
     if tex.startswith(("$", "\\(", "\\[")):
@@ -160,7 +160,7 @@ def _find_formula(
 
 
 def _code_spans(markdown: str) -> list[tuple[int, int]]:
-    """Where code is, between fences or backticks, as far as it shows without a parser."""
+    """Return the spans of code between fences or backticks, found without a parser."""
     runs = [match.span() for match in _TICKS.finditer(markdown)]
     same_length: dict[int, list[int]] = {}
     for number, (start, end) in enumerate(runs):

@@ -136,7 +136,7 @@ def code_lines(parts: list[str], at: int, end: int) -> tuple[str, str, str]:
 
 
 def _code_range(parts: list[str], at: int, end: int, names: list[str]) -> tuple[int, int]:
-    """Where the code is: its `<code>` elements, or an editor's box, or all behind the buttons."""
+    """Return the code's range: its `<code>` elements, an editor's box, or all after the buttons."""
     if "code" in names:
         first = at + 3 * names.index("code")
         last = max((i for i in range(first, end, 3) if parts[i] == "/code"), default=end)

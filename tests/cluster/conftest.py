@@ -167,7 +167,7 @@ def wait_for(condition, what: str, seconds: float = 60) -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether anything answers there, be it a refusal."""
+    """Return True if a server answers there, with a refusal or without."""
     try:
         return bool(httpx.get(url).status_code)
     except httpx.TransportError:
@@ -279,7 +279,7 @@ def left_of_ray(host: Host) -> list[str]:
 
 @pytest.fixture(scope="session")
 def conversations(store):
-    """How many are in the store: share pages, and files of records."""
+    """Put share pages and files of records into the store; return their number."""
     turns = [
         [
             {"from": "human", "value": f"question {n}"},

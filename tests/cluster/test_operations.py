@@ -89,7 +89,7 @@ def test_the_lines_of_the_docs_lead_to_an_answer(walk):
 
 
 def two_replicas_are_ready(cluster):
-    """Whether there are two on different hosts, and both have loaded the model."""
+    """Return True if two replicas on different hosts have loaded the model."""
     text = httpx.get(f"{URL}/metrics", timeout=30).text
     loaded = re.findall(r"^ochat_ray_running_requests\{", text, re.MULTILINE)
     return len(loaded) == len(cluster.hosts_of("Model")) == 2

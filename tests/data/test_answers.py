@@ -1,4 +1,4 @@
-"""What is HTML is decided of each answer, by what a browser's serialisation can be."""
+"""Each answer is HTML or text, by the rules of a browser's serialisation."""
 
 import pytest
 

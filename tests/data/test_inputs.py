@@ -1,4 +1,4 @@
-"""Which files are read, in what portions, and what is passed over."""
+"""Listing: files to read, their groups, and files that are passed over."""
 
 import contextlib
 import json
@@ -132,7 +132,7 @@ def test_a_folder_of_other_kinds_only_is_named_with_what_it_holds(tmp_path):
 
 
 class Hub(MemoryFileSystem):
-    """What stands for the Hugging Face hub."""
+    """A stand-in for the Hugging Face hub."""
 
     protocol = "hf"
     store: ClassVar[dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""What the inputs hold is counted, part by part, and shown in the report."""
+"""Formats of answers, unknown keys and parts left out: counted per part, shown in the report."""
 
 from ochat_ray.data.clean import rules
 from ochat_ray.data.parts import clean_part

@@ -124,7 +124,7 @@ def run_until(config, last, killed):
 
 
 def kill_at_write(config, last):
-    """Whether the run was killed; it is complete otherwise."""
+    """Run; return True if it was killed, else it is complete."""
     context = multiprocessing.get_context("fork")
     killed = context.Event()
     process = context.Process(target=run_until, args=(config, last, killed))

@@ -41,7 +41,7 @@ def output(config):
 
 
 def read(plan, groups=(0, 1, 2)):
-    """What the tasks of these groups do first."""
+    """Record the content of these groups, as their tasks do first."""
     for group in groups:
         record_content(plan.work, group, group_files(plan.work, group))
 

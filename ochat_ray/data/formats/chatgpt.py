@@ -163,7 +163,7 @@ class _Reader:
     unknown: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     joins: str | None = None
-    """What stands between the last turn and more of the same answer; None where it has ended."""
+    """Separator of the last turn and more of the same answer; None if the answer has ended."""
 
     def turns(self) -> tuple[Turn, ...]:
         """Return the turns read so far."""
