@@ -13,29 +13,18 @@ import pytest
 
 from ochat_ray.data import parquet_records
 from ochat_ray.data.records import records_of
-from ochat_ray.data.sources import read_file
-from ochat_ray.schema import Conversation, Drop, Reason
+from ochat_ray.schema import Reason
+from tests.data.reading import (
+    ITEM,
+    read_path,
+    write,
+)
 from tests.pages import share_page
 
-TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
-ITEM = {"id": "a", "conversations": TURNS}
 HTML_TURNS = [
     {"from": "human", "value": "hi"},
     {"from": "gpt", "value": '<div class="markdown prose"><p>Yes</p></div>'},
 ]
-
-
-def write(path, content):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
-
-
-def read(path):
-    records = list(read_file(path))
-    return (
-        [r for r in records if isinstance(r, Conversation)],
-        [r for r in records if isinstance(r, Drop)],
-    )
 
 
 def test_parquet_is_read_from_a_zip_or_compressed_and_in_batches_of_bounded_size(
@@ -44,7 +33,7 @@ def test_parquet_is_read_from_a_zip_or_compressed_and_in_batches_of_bounded_size
     monkeypatch.setattr(parquet_records, "BATCH_BYTES", 1)
     table = pa.Table.from_pylist([{**ITEM, "id": str(n)} for n in range(5)])
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=2)
-    conversations, _ = read(str(tmp_path / "x.parquet"))
+    conversations, _ = read_path(str(tmp_path / "x.parquet"))
     assert [c.id for c in conversations] == ["0", "1", "2", "3", "4"]
 
 
@@ -53,7 +42,7 @@ LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.json", "x.jsonl", "x.zip", "x.tar.gz"])
 def test_a_pointer_of_git_lfs_is_unreadable_and_says_so(tmp_path, name):
-    conversations, (drop,) = read(write(tmp_path / name, LFS_POINTER))
+    conversations, (drop,) = read_path(write(tmp_path / name, LFS_POINTER))
     assert conversations == []
     assert (drop.reason, drop.id) == (Reason.UNREADABLE, name)
     assert "git lfs pull" in drop.detail
@@ -64,7 +53,7 @@ def test_a_pointer_of_git_lfs_is_unreadable_and_says_so(tmp_path, name):
     [b"", b"PAR1", b"hello", b"PAR1" + bytes(100) + b"PAR1", b"PAR1\xff\xff\xff\x7fPAR1"],
 )
 def test_what_is_no_parquet_is_unreadable(tmp_path, content):
-    conversations, (drop,) = read(write(tmp_path / "x.parquet", content))
+    conversations, (drop,) = read_path(write(tmp_path / "x.parquet", content))
     assert (conversations, drop.reason) == ([], Reason.UNREADABLE)
 
 
@@ -76,10 +65,10 @@ def test_parquet_cut_off_or_damaged_is_a_drop(tmp_path, place):
     data = bytearray(path.read_bytes())
     at = int(place * len(data))
     path.write_bytes(data[:at])
-    assert [d.reason for d in read(str(path))[1]] == [Reason.UNREADABLE]
+    assert [d.reason for d in read_path(str(path))[1]] == [Reason.UNREADABLE]
     data[at : at + 20] = bytes(20)
     path.write_bytes(data)
-    conversations, drops = read(str(path))
+    conversations, drops = read_path(str(path))
     assert conversations or drops
 
 
@@ -87,7 +76,7 @@ def test_a_value_of_parquet_that_python_cannot_hold_costs_its_row(tmp_path):
     rows = [{**ITEM, "id": str(n)} for n in range(3)]
     times = pa.array([0, 2**62, 0], pa.int64()).cast(pa.timestamp("us"))
     pq.write_table(pa.Table.from_pylist(rows).append_column("time", times), tmp_path / "x.parquet")
-    conversations, (drop,) = read(str(tmp_path / "x.parquet"))
+    conversations, (drop,) = read_path(str(tmp_path / "x.parquet"))
     assert [c.id for c in conversations] == ["0", "2"]
     assert "column 'time'" in drop.detail
 
@@ -97,7 +86,7 @@ def test_lone_halves_of_surrogate_pairs_and_nan_cost_at_most_their_record(tmp_pa
     good = json.dumps(ITEM)
     array, lines = f"[{good},{bad},{good}]", f"{good}\n{bad}\n{good}"
     for name, content in (("x.json", array), ("x.jsonl", lines)):
-        conversations, drops = read(write(tmp_path / name, content))
+        conversations, drops = read_path(write(tmp_path / name, content))
         assert [c.id for c in conversations if c.id != "bad"] == ["a", "a"]
         assert len(conversations) + len(drops) == 3
 
@@ -105,26 +94,26 @@ def test_lone_halves_of_surrogate_pairs_and_nan_cost_at_most_their_record(tmp_pa
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.json.gz"])
 @pytest.mark.parametrize("content", [b"", b"[]", b" \n "])
 def test_a_file_without_a_record_is_counted(tmp_path, name, content):
-    conversations, (drop,) = read(write(tmp_path / name, content))
+    conversations, (drop,) = read_path(write(tmp_path / name, content))
     assert (conversations, drop.reason) == ([], Reason.NO_DATA)
 
 
 @pytest.mark.parametrize("name", ["x.html", "x.json", "x.parquet", "x.zip", "x.tar"])
 def test_a_file_that_may_not_be_read_or_is_none_is_a_drop(tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir()
-    _, (drop,) = read(str(tmp_path / name))
+    _, (drop,) = read_path(str(tmp_path / name))
     assert drop.reason == Reason.UNREADABLE
     (tmp_path / name).rmdir()
     os.mkfifo(tmp_path / name)
-    assert read(str(tmp_path / name))[1][0].detail == "not a regular file"
+    assert read_path(str(tmp_path / name))[1][0].detail == "not a regular file"
     (tmp_path / name).unlink()
-    assert "No such file" in read(str(tmp_path / name))[1][0].detail
+    assert "No such file" in read_path(str(tmp_path / name))[1][0].detail
 
     def refused(*_):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refused)
-    assert [d.detail for d in read(str(tmp_path / name))[1]] == ["Permission denied"]
+    assert [d.detail for d in read_path(str(tmp_path / name))[1]] == ["Permission denied"]
 
 
 @pytest.mark.parametrize("name", ["x.html", "x.json", "x.jsonl", "x.parquet", "x.zip", "x.tar.gz"])
@@ -138,14 +127,14 @@ def test_a_store_that_fails_is_no_fault_of_the_file(tmp_path, monkeypatch, name)
     monkeypatch.setattr("builtins.open", lambda file, *_, **__: Failing(file))
     monkeypatch.setattr(os, "read", lambda *_: Failing(path).read())
     with pytest.raises(ConnectionResetError):
-        read(path)
+        read_path(path)
 
 
 def test_a_name_that_is_not_utf8_is_read_and_shown_with_replacement_characters(tmp_path):
     path = os.fsencode(tmp_path) + b"/caf\xe9.html"
     with open(path, "wb") as file:
         file.write(share_page(HTML_TURNS))
-    (conversation,), drops = read(os.fsdecode(path))
+    (conversation,), drops = read_path(os.fsdecode(path))
     assert conversation.id == "caf\N{REPLACEMENT CHARACTER}"
     assert conversation.source == f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}.html"
     assert drops == []
@@ -159,7 +148,7 @@ def test_an_error_that_nobody_foresaw_costs_one_record_or_one_file(tmp_path, mon
 
     monkeypatch.setattr("ochat_ray.data.sources.records_of", failing)
     content = json.dumps([ITEM, {**ITEM, "id": "bad"}, ITEM])
-    conversations, (drop,) = read(write(tmp_path / "x.json", content))
+    conversations, (drop,) = read_path(write(tmp_path / "x.json", content))
     assert [c.id for c in conversations] == ["a", "a"]
     assert drop.detail == "'surprise' (KeyError)"
 
@@ -168,8 +157,8 @@ def test_an_error_that_nobody_foresaw_costs_one_record_or_one_file(tmp_path, mon
 def test_compressed_pages(tmp_path, pack):
     suffix = {"gzip": "gz", "bz2": "bz2", "lzma": "xz"}[pack.__module__]
     page = pack(share_page(HTML_TURNS, id="1"))
-    (conversation,), _ = read(write(tmp_path / f"x.html.{suffix}", page))
+    (conversation,), _ = read_path(write(tmp_path / f"x.html.{suffix}", page))
     assert conversation.id == "1"
-    conversations, (drop,) = read(write(tmp_path / f"x.html.{suffix}", page[:-9]))
+    conversations, (drop,) = read_path(write(tmp_path / f"x.html.{suffix}", page[:-9]))
     assert conversations == []
     assert drop.reason in (Reason.UNREADABLE, Reason.TORN)

@@ -17,6 +17,14 @@ COMMONMARK = MarkdownIt("commonmark").enable("table")
 CHATGPT = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
+def assert_exact(html, markdown):
+    """This Markdown, and by both measures all of the HTML."""
+    converted = convert(html)
+    equal, blocks = fidelity(converted)
+    same, characters = text_fidelity(html, converted.markdown)
+    assert (converted.markdown, equal, same) == (markdown, blocks, characters)
+
+
 @pytest.mark.parametrize(
     ("html", "markdown"),
     [
@@ -260,10 +268,7 @@ def test_a_formula_of_any_page_is_its_tex_once(html, markdown):
     ],
 )
 def test_a_task_list_has_one_blank_behind_its_boxes(html, markdown):
-    converted = convert(html)
-    equal, blocks = fidelity(converted)
-    same, characters = text_fidelity(html, converted.markdown)
-    assert (converted.markdown, equal, same) == (markdown, blocks, characters)
+    assert_exact(html, markdown)
 
 
 @pytest.mark.parametrize(
@@ -330,10 +335,7 @@ def test_links_and_pictures_are_what_a_browser_makes_of_them(html, markdown):
     ],
 )
 def test_what_a_page_shows_is_what_comes_back(html, markdown):
-    converted = convert(html)
-    equal, blocks = fidelity(converted)
-    same, characters = text_fidelity(html, converted.markdown)
-    assert (converted.markdown, equal, same) == (markdown, blocks, characters)
+    assert_exact(html, markdown)
 
 
 @pytest.mark.parametrize(

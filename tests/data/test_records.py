@@ -6,40 +6,17 @@ import random
 
 import pytest
 
-from ochat_ray.data.records import ReadOptions, records_of
-from ochat_ray.schema import Conversation, Drop, Reason
-
-TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
-MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-READ = [("user", "hi"), ("assistant", "hello")]
-BOX = '<div class="markdown prose"><p>Yes</p></div>'
-
-
-def read(item, *, page=False, **options):
-    return list(
-        records_of(item, source="a/x.json", index=7, options=ReadOptions(**options), page=page)
-    )
-
-
-def one(item, **options):
-    (record,) = read(item, **options)
-    assert isinstance(record, Conversation), record
-    return record
-
-
-def texts(item, **options):
-    return [(turn.role, turn.text) for turn in one(item, **options).turns]
-
-
-def weights(item):
-    return [turn.loss_weight for turn in one(item).turns]
-
-
-def drop(item, **options):
-    (record,) = read(item, **options)
-    assert isinstance(record, Drop), record
-    return record.reason, record.detail
-
+from ochat_ray.schema import Drop, Reason
+from tests.data.reading import (
+    BOX,
+    MESSAGES,
+    READ,
+    TURNS,
+    drop,
+    one,
+    read_record,
+    texts,
+)
 
 TREE_OF_TWO = {
     "a": {"message": {"author": {"role": "user"}, "content": {"parts": ["hi"]}}},
@@ -123,20 +100,22 @@ def test_one_conversation_in_every_shape(item):
     ],
 )
 def test_records_in_a_record_and_columns(item):
-    found = read(item)
+    found = read_record(item)
     assert [[(t.role, t.text) for t in c.turns] for c in found] == [READ, READ]
 
 
 def test_records_in_a_record_without_ids_have_names_of_their_own():
     record = {"messages": MESSAGES}
-    assert [c.id for c in read({"data": [record, record, 3]} | {"data": [record, record]})] == [
+    assert [
+        c.id for c in read_record({"data": [record, record, 3]} | {"data": [record, record]})
+    ] == [
         "x.json#7.0",
         "x.json#7.1",
     ]
 
 
 def test_one_bad_record_in_a_record_costs_only_itself():
-    found = read({"data": [{"messages": MESSAGES}, 3, {"id": "b", "messages": [1]}, None]})
+    found = read_record({"data": [{"messages": MESSAGES}, 3, {"id": "b", "messages": [1]}, None]})
     assert [(type(record).__name__, record.id) for record in found] == [
         ("Conversation", "x.json#7.0"),
         ("Drop", "x.json#7.1"),
@@ -146,12 +125,12 @@ def test_one_bad_record_in_a_record_costs_only_itself():
 
 
 def test_records_by_name_have_it_as_their_id():
-    found = read({"a": {"messages": MESSAGES}, "b": {"id": "own", "messages": MESSAGES}})
+    found = read_record({"a": {"messages": MESSAGES}, "b": {"id": "own", "messages": MESSAGES}})
     assert [c.id for c in found] == ["a", "own"]
 
 
 def test_keys_beside_the_records_are_counted():
-    found = read({"version": 2, "note": "", "data": [{"messages": MESSAGES, "tag": 1}]})
+    found = read_record({"version": 2, "note": "", "data": [{"messages": MESSAGES, "tag": 1}]})
     assert found[0].unknown_keys == ("file.version", "tag")
 
 
@@ -164,7 +143,7 @@ def test_columns_of_other_names_in_a_record():
     rows = [{"dialog": DIALOG}, {"dialog": DIALOG}]
     columns = {"conversations": "dialog", "role": "speaker", "text": "utterance"}
     for item in ({"data": rows}, {"dialog": [DIALOG, DIALOG]}):
-        found = read(item, columns=columns)
+        found = read_record(item, columns=columns)
         assert [[(t.role, t.text) for t in c.turns] for c in found] == [READ, READ]
 
 
@@ -244,7 +223,7 @@ def test_a_record_that_is_no_conversation_says_why(item, detail):
 
 
 def test_a_drop_has_the_record_s_own_id():
-    (record,) = read({"id": "mine", "conversations": [1]})
+    (record,) = read_record({"id": "mine", "conversations": [1]})
     assert record.id == "mine"
 
 
@@ -306,196 +285,6 @@ def test_what_would_teach_something_else_is_unsupported(item, detail):
     reason, found = drop(item)
     assert reason == Reason.UNSUPPORTED
     assert detail in found
-
-
-# Meaning beside the text
-
-
-def test_openchat_s_own_format():
-    found = one(
-        {
-            "items": [
-                {"role": "user", "content": "q", "weight": 0.0},
-                {"role": "assistant", "content": "draft", "weight": 0.0},
-                {"role": "user", "content": "again", "weight": 0.0},
-                {"role": "assistant", "content": "good", "weight": 0.25},
-            ],
-            "condition": "GPT4",
-            "system": "Speak up.",
-        }
-    )
-    assert [(turn.role, turn.loss_weight) for turn in found.turns] == [
-        ("system", 0.0), ("user", 0.0), ("assistant", 0.0), ("user", 0.0), ("assistant", 0.25),
-    ]  # fmt: skip
-    assert found.condition == "GPT4"
-    assert found.unknown_keys == ()
-
-
-@pytest.mark.parametrize(
-    ("flags", "weight"),
-    [
-        ({}, 1.0),
-        ({"weight": 0}, 0.0),
-        ({"weight": 1}, 1.0),
-        ({"weight": 0.5}, 0.5),
-        ({"weight": 2}, 2.0),
-        ({"weight": None}, 1.0),
-        ({"train": False}, 0.0),
-        ({"train": True}, 1.0),
-        ({"training": False}, 0.0),
-        ({"train_on_turn": False}, 0.0),
-        ({"trainable": 0}, 0.0),
-        ({"loss": False}, 0.0),
-        ({"loss": 0.5}, 0.5),
-        ({"mask": True}, 0.0),
-        ({"masked": False}, 1.0),
-        ({"weight": 0, "train": False}, 0.0),
-    ],
-)
-def test_weights_and_switches_of_a_turn(flags, weight):
-    assert weights({"messages": [MESSAGES[0], MESSAGES[1] | flags]}) == [0.0, weight]
-
-
-def test_a_user_turn_may_have_a_weight():
-    assert weights({"messages": [MESSAGES[0] | {"weight": 1}, MESSAGES[1]]}) == [1.0, 1.0]
-    assert weights({"conversations": [TURNS[0] | {"train": True}, TURNS[1]]}) == [1.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("flags", "detail"),
-    [
-        ({"weight": "x"}, "weight"),
-        ({"weight": "1"}, "weight"),
-        ({"weight": -1}, "weight"),
-        ({"weight": math.nan}, "weight"),
-        ({"weight": math.inf}, "weight"),
-        ({"weight": 1e39}, "weight"),
-        ({"weight": 10**400}, "weight"),
-        ({"weight": True}, "weight"),
-        ({"weight": [1]}, "weight"),
-        ({"train": "no"}, "train"),
-        ({"loss": -1}, "loss"),
-        ({"mask": 0.5}, "mask"),
-        ({"mask": [1]}, "mask"),
-        ({"weight": 1, "train": False}, "weight and train disagree"),
-    ],
-)
-def test_a_weight_that_is_none_drops_the_record_by_name(flags, detail):
-    reason, found = drop({"messages": [MESSAGES[0], MESSAGES[1] | flags]})
-    assert reason == Reason.MALFORMED
-    assert found.startswith(f"turn 1: {detail}")
-
-
-@pytest.mark.parametrize("empty", ["[]", [], {}, None, "", " [ ] ", "null", "{}"])
-@pytest.mark.parametrize("key", ["tools", "functions", "images"])
-def test_keys_that_ask_for_nothing_have_no_effect(key, empty):
-    found = one({"messages": MESSAGES, key: empty})
-    assert found.unknown_keys == ()
-
-
-@pytest.mark.parametrize("key", ["tools", "functions", "images", "videos"])
-@pytest.mark.parametrize("value", ['[{"name": "f"}]', [{"type": "function"}], ["a.png"]])
-def test_tools_and_pictures_of_a_record_are_unsupported_by_name(key, value):
-    assert drop({"messages": MESSAGES, key: value}) == (Reason.UNSUPPORTED, key)
-
-
-@pytest.mark.parametrize(
-    ("turn", "detail"),
-    [
-        ({"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}, "tool_calls"),
-        ({"role": "assistant", "tool_calls": [{"id": "a"}]}, "tool_calls"),
-        ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, "function_call"),
-        ({"role": "assistant", "content": None, "refusal": "No."}, "refusal"),
-        ({"role": "user", "content": "x", "images": ["a.png"]}, "images"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "part image_url"),
-        ({"role": "user", "content": [{"type": "input_audio"}]}, "part input_audio"),
-        ({"role": "user", "parts": [{"inlineData": {"mimeType": "image/png"}}]}, "inlineData"),
-        ({"role": "assistant", "content": "x", "train_detail": [{"train": True}]}, "train_detail"),
-        ({"role": "system", "content": "x", "name": "example_user"}, "name"),
-    ],
-)
-def test_what_the_template_cannot_write_is_unsupported_by_name(turn, detail):
-    reason, found = drop({"messages": [turn, *MESSAGES]})
-    assert reason == Reason.UNSUPPORTED
-    assert detail in found
-
-
-def test_empty_keys_of_a_turn_have_no_effect():
-    turn = MESSAGES[1] | {"tool_calls": None, "function_call": None, "refusal": None, "audio": []}
-    assert one({"messages": [MESSAGES[0], turn]}).unknown_keys == ()
-
-
-def test_unknown_keys_are_named_once_and_empty_ones_are_not():
-    found = one(
-        {
-            "conversation_id": "c",
-            "model": "gpt-4",
-            "language": "English",
-            "redacted": False,
-            "tag": None,
-            "notes": [],
-            "conversation": [
-                MESSAGES[0] | {"timestamp": 1, "name": "Ann"},
-                {
-                    "role": "assistant",
-                    "content": [{"type": "text", "text": "hello", "annotations": [1]}],
-                    "timestamp": 2,
-                    "reasoning_content": "Hm.",
-                },
-            ],
-        }
-    )
-    assert found.id == "c"
-    assert found.unknown_keys == (
-        "language", "redacted", "turn.content.annotations", "turn.name", "turn.reasoning_content",
-        "turn.timestamp",
-    )  # fmt: skip
-
-
-def test_too_many_unknown_keys_share_a_name():
-    found = one({"messages": MESSAGES} | {f"k{n:04}": 1 for n in range(5000)})
-    assert len(found.unknown_keys) == 101
-    assert found.unknown_keys[-1] == "other keys"
-
-
-# System prompts
-
-SYSTEM = {"from": "system", "value": "Be kind."}
-
-
-@pytest.mark.parametrize("empty", ["", " \n", "\u200b", None, []])
-def test_an_empty_system_prompt_is_none(empty):
-    assert texts({"conversations": TURNS, "system": empty}) == READ
-    system = {"from": "system", "value": empty}
-    assert texts({"conversations": [system, *TURNS]}) == READ
-    assert texts({"conversations": [*TURNS, system, *TURNS]}) == [*READ, *READ]
-
-
-@pytest.mark.parametrize(
-    ("item", "system"),
-    [
-        ({"conversations": [SYSTEM, *TURNS]}, "Be kind."),
-        ({"conversations": TURNS, "system": "Be kind."}, "Be kind."),
-        ({"conversations": TURNS, "system_prompt": "Be kind."}, "Be kind."),
-        ({"conversations": [SYSTEM, *TURNS], "system": "Be kind."}, "Be kind."),
-        ({"conversations": [SYSTEM, *TURNS], "system": "Be brief."}, "Be brief.\n\nBe kind."),
-        (
-            {"messages": [{"role": "system", "content": "a"}, {"role": "developer", "content": "b"},
-                          *MESSAGES]},
-            "a\n\nb",
-        ),
-        (
-            {"contents": MESSAGES, "systemInstruction": {"parts": [{"text": "Be kind."}]}},
-            "Be kind.",
-        ),
-    ],
-)  # fmt: skip
-def test_system_prompts_become_one_turn_at_the_start(item, system):
-    assert texts(item) == [("system", system), *READ]
-
-
-def test_a_system_turn_later_on_stays_there_for_the_rules():
-    assert [role for role, _ in texts({"conversations": [*TURNS, SYSTEM]})][-1] == "system"
 
 
 # Columns of other names
@@ -562,55 +351,6 @@ def test_only_sharegpt_s_records_can_have_come_through_a_browser_extension(item,
     assert one(item, page=page).origin == origin
 
 
-# OpenAssistant's trees
-
-
-def message(name, text, *replies, role="assistant", **more):
-    return {"message_id": name, "text": text, "role": role, "replies": list(replies), **more}
-
-
-TREE = {
-    "message_tree_id": "t",
-    "tree_state": "ready_for_export",
-    "prompt": message(
-        "p", "q",
-        message("a", "worse", rank=1),
-        message("b", "best", message("c", "more?", message("d", "end"), role="prompter"), rank=0),
-        message("x", "gone", message("y", "also gone", role="prompter"), deleted=True, rank=2),
-        role="prompter", lang="en",
-    ),
-}  # fmt: skip
-
-
-def test_the_best_ranked_path_of_a_tree():
-    found = one(TREE)
-    assert [turn.text for turn in found.turns] == ["q", "best", "more?", "end"]
-    assert [turn.role for turn in found.turns] == ["user", "assistant"] * 2
-    assert found.id == "t"
-    assert found.unknown_keys == ("tree_state", "turn.lang")
-    assert sorted(found.left_out) == ["deleted message", "other branch"]
-
-
-def test_all_paths_of_a_tree():
-    found = read(TREE, branches="all")
-    assert {c.id: [t.text for t in c.turns] for c in found} == {
-        "t#d": ["q", "best", "more?", "end"],
-        "t#a": ["q", "worse"],
-    }
-
-
-def test_a_tree_may_be_the_record_itself_and_replies_may_have_no_rank():
-    tree = message("p", "q", message("a", "first"), message("b", "second"), role="prompter")
-    assert [text for _, text in texts(tree)] == ["q", "first"]
-
-
-def test_a_deep_tree_is_no_recursion():
-    tree = message("0", "end")
-    for number in range(1, 5000):
-        tree = message(str(number), "x", tree, role="prompter" if number % 2 else "assistant")
-    assert len(one(tree).turns) == 5000
-
-
 # Anything else
 
 KEYS = (
@@ -648,7 +388,7 @@ def test_no_record_raises_and_all_text_is_utf_8():
     for _ in range(4_000):
         item = {rng.choice(KEYS): anything(rng, 5) for _ in range(5)}
         for branches in ("current", "all"):
-            for record in read(item, branches=branches, page=rng.random() < 0.1):
+            for record in read_record(item, branches=branches, page=rng.random() < 0.1):
                 kinds.add(getattr(record, "reason", "kept"))
                 assert record.id
                 assert "".join(strings_of(record)).encode()
