@@ -43,7 +43,7 @@ def describe(config: PrepareConfig, manifest: dict[str, Any]) -> str:
         f"dropped: {most(counts['dropped'])} · passed over: {most(counts['passed_over'])}",
     ]
     if keys := manifest["unknown_keys"]:
-        lines.append(f"keys that nothing reads: {most(keys)}")
+        lines.append(f"unknown keys: {most(keys)}")
     return "\n".join(lines)
 
 

@@ -40,7 +40,7 @@ class Conversation:
     `source` is the input file, `id` is unique within it as far as the input says.
     `model` is the label as found, or None. `condition` is the word that the record itself puts
     before every role prefix, or None. `unknown_keys` are the names of the record's and its turns'
-    keys that nothing here reads ("language", "turn.timestamp"), each once. `left_out` names what
+    keys of no known meaning ("language", "turn.timestamp"), each once. `left_out` names what
     the record holds and the turns do not ("citation mark", "question without an answer"), as often
     as it was left out.
 

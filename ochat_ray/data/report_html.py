@@ -74,7 +74,7 @@ def histogram(
     )
     return (
         f'<figure class=chart role=img aria-label="histogram of {escape(unit)}">'
-        f"<div>up to {highest:,} conversations a bar</div>"
+        f"<div>up to {highest:,} conversations per bar</div>"
         f"<div class=plot>{drawn}</div><div class=axis>{labels}</div></figure>"
     )
 

@@ -19,7 +19,7 @@ def inputs_section(statistics: Statistics) -> str:
     if statistics.unknown_keys:
         body += _table("Unknown keys", statistics.unknown_keys, statistics.read_well)
         body += (
-            "<p class=soft>Keys that nothing here reads, and how many of the "
+            "<p class=soft>Keys of no known meaning, which are not read, and how many of the "
             f"{statistics.read_well:,} conversations have each.</p>"
         )
     if statistics.left_out:

@@ -64,7 +64,7 @@ class Statistics:
     noise: Counter[str] = field(default_factory=Counter)
     """Turns that each rule of `noise_rules` changed or took away."""
     unknown_keys: Counter[str] = field(default_factory=Counter)
-    """Keys of records and turns that nothing here reads: how many records have each."""
+    """Records per unknown key, of the record or of one of its turns."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Parts of records that are in no turn, by name: citation marks, thoughts, other branches."""
     answers: Counter[str] = field(default_factory=Counter)

@@ -24,7 +24,7 @@ def describe(**counts):
 def test_what_was_dropped_and_passed_over_is_named_with_its_count():
     *_, dropped, keys = describe(dropped={"torn": 1}, passed_over={".txt": 1200, "hidden": 2})
     assert dropped == "dropped: torn 1 · passed over: .txt 1,200, hidden 2"
-    assert keys == "keys that nothing reads: language 1,200, turn.timestamp 3"
+    assert keys == "unknown keys: language 1,200, turn.timestamp 3"
 
 
 def test_nothing_is_named_as_none():

@@ -1,4 +1,4 @@
-"""Decoded records of every format: turns, weights, system prompts, and what nothing reads."""
+"""Decoded records of every format: turns, weights, columns, HTML."""
 
 import json
 import math

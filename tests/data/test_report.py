@@ -397,7 +397,7 @@ def test_the_context_length_is_the_last_value_before_the_line():
         1,
         8,
         "25 or more",
-    )  # 1.25 values a bar
+    )  # 1.25 values per bar
     assert all(b.first == a.last + 1 for a, b in pairwise(bars))
 
 

@@ -1,4 +1,4 @@
-"""One message of a list: its role, text, loss weight, and the keys that nothing reads."""
+"""One message of a list: its role, text, loss weight and unknown keys."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
-    """A turn and the names of its keys that nothing reads."""
+    """A turn and the names of its unknown keys."""
 
     turn: Turn
     unknown: tuple[str, ...]
