@@ -26,9 +26,10 @@ def test_a_ray_that_is_gone_is_one_clear_line(tmp_path, monkeypatch, named_by):
         ray_session.join_or_start()
 
 
-def test_where_any_ray_is_asked_for_and_none_is_it_is_one_clear_line(monkeypatch):
+def test_where_any_ray_is_asked_for_and_none_is_it_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    # Others of this machine would be found, too.
+    # Others of this machine would be found, too: running ones, and what `ray start` wrote down.
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
     with pytest.raises(UserError, match=r"not find any running Ray.*unset RAY_ADDRESS"):
         ray_session.join_or_start()
