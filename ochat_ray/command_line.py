@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -42,7 +43,11 @@ def run(
     `work` returns what `--json` prints; `describe` says the same to a person.
     """
     try:
-        config = parse(for_recipe, sys.argv[1:], program)
+        try:
+            config = parse(for_recipe, sys.argv[1:], program)
+        except BrokenPipeError:  # of `... --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered
+            return 1
         result = work(config)
     except KeyboardInterrupt:
         print("interrupted; run it again, nothing half-written counts", file=sys.stderr)

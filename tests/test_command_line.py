@@ -19,6 +19,15 @@ def job(*arguments):
     )
 
 
+def test_help_that_is_read_to_its_first_line_ends_without_a_traceback():
+    command = f"{sys.executable} jobs/prepare.py --help | head -n 1"
+    shown = subprocess.run(
+        command, shell=True, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert shown.stdout.startswith("usage: ")
+    assert shown.stderr == ""
+
+
 def test_a_user_error_under_others_is_found():
     inner = UserError("do this")
     outer = RuntimeError("wrapped")

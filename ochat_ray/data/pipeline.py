@@ -157,6 +157,8 @@ def _start_ray() -> None:
         )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Measuring the memory of each task costs a twentieth of the time, and nobody looks at it.
+    context.memory_usage_poll_interval_s = None
     # A failed task's exception is raised here; Ray Data would log its traceback besides.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
