@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import uuid
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from ochat_ray.serve.metrics import Metrics, Record
 
 OPEN_PATHS = frozenset({"/health"})
 """Answered to anyone and not recorded: a load balancer asks without a key, and often."""
+
+BODY_TIMEOUT_S = 60.0
+"""Seconds from a request's head to the end of its body."""
 
 FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
 
@@ -42,6 +46,7 @@ class Admission:
         limits: Limits,
         metrics: Metrics,
         max_body_bytes: int,
+        body_timeout_s: float = BODY_TIMEOUT_S,
         insecure_open: bool,
         routes: Sequence[str],
         own_login: str | None = None,
@@ -51,6 +56,7 @@ class Admission:
         self.limits = limits
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
+        self.body_timeout_s = body_timeout_s
         self.insecure_open = insecure_open
         self.routes = frozenset(routes)
         self.own_login = own_login
@@ -134,8 +140,17 @@ class Admission:
         if length.isdecimal() and int(length) > self.max_body_bytes:
             raise self._too_large()
         body = bytearray()
+        deadline = asyncio.get_running_loop().time() + self.body_timeout_s
         while True:
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(
+                    408,
+                    f"the request body did not arrive within {self.body_timeout_s:g} s",
+                    code="request_timeout",
+                ) from None
             if message["type"] == "http.disconnect":
                 return None
             body += message.get("body", b"")

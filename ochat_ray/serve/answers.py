@@ -41,11 +41,11 @@ async def pieces(
     waiting: list[tuple[int, TokenLogprobs]] = []
     async for delta in deltas:
         text, stopped = "", False
-        if delta.logprobs:
-            for entry in delta.logprobs:
-                if entry.token_id not in stop_ids:
-                    waiting.append((read, entry))
-                new = detokenizer.push((entry.token_id,))
+        if delta.logprobs or stops:  # one by one: the answer ends with the token that stops it
+            for position, token_id in enumerate(delta.token_ids):
+                if delta.logprobs and token_id not in stop_ids:
+                    waiting.append((read, delta.logprobs[position]))
+                new = detokenizer.push((token_id,))
                 read += len(new)
                 tokens += 1
                 safe, stopped = watcher.push(new)

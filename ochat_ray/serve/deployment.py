@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-)
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 
 from ochat_ray.cluster_resources import head_node, room_for
 from ochat_ray.errors import UserError
@@ -29,17 +22,9 @@ from ochat_ray.model_directory import local_directory
 from ochat_ray.serve.args import EngineSettings, IngressSettings, Settings
 from ochat_ray.serve.backend import Accepted
 from ochat_ray.serve.coalesce import coalesce, pause_s
-from ochat_ray.serve.engines.base import (
-    Capacity,
-    Delta,
-    Engine,
-    EngineError,
-    EngineOverloadedError,
-    EngineUnavailableError,
-    Sampling,
-)
+from ochat_ray.serve.engines.base import Delta, Engine, Sampling
+from ochat_ray.serve.handle_backend import MODEL, HandleBackend, Load
 
-MODEL = "Model"
 INGRESS = "Ingress"
 
 INGRESS_ONGOING = 4096
@@ -59,25 +44,8 @@ REPLICA_ENVIRONMENT = {
 on its way through Serve's object references and two more threads costs about half as much again
 (benchmarks/serve_speed.py --ceiling)."""
 
-RETRIES = 3
-"""How often an answer that has not begun is asked for again when its replica dies."""
-
-READY_FOR_S = 1.0
-"""How long an answer of Serve's controller about the replicas is believed."""
-
-
 LOAD_EVERY_S = 1.0
 """How often a busy replica says on its streams what it holds: full, it takes no other call."""
-
-LOAD_LASTS_S = 5.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
-    """What a replica's engine holds, in between the items of a stream."""
-
-    replica: str
-    capacity: Capacity
 
 
 class ModelReplica:
@@ -140,107 +108,6 @@ def open_engine(settings: EngineSettings) -> Engine:
     from ochat_ray.serve.engines.transformers import TransformersEngine
 
     return TransformersEngine(settings)
-
-
-class HandleBackend:
-    """The model replicas, as the ingress sees them."""
-
-    def __init__(self, handle: DeploymentHandle, *, may_sleep: bool) -> None:
-        self._handle = handle
-        self._generate = handle.options(method_name="generate", stream=True)
-        self._may_sleep = may_sleep
-        self._ready, self._asked = False, -READY_FOR_S
-        self._asking = asyncio.Lock()
-        self._loads: dict[str, tuple[float, Capacity]] = {}
-
-    async def generate(
-        self, request_id: str, prompt_ids: list[int], sampling: Sampling, *, session: str
-    ) -> AsyncGenerator[Accepted | Delta, None]:
-        """Deltas from one replica; closing the generator cancels the request there.
-
-        An answer that has not begun when its replica dies is asked for again.
-
-        Raises:
-            EngineOverloadedError: the queue is full.
-            EngineUnavailableError: the replica died, or none is there and the queue is full.
-            EngineError: the engine failed.
-        """
-        begun = False
-        for attempt in range(RETRIES + 1):
-            stream = self._once(f"{request_id}.{attempt}", prompt_ids, sampling, session)
-            try:
-                async with aclosing(stream):
-                    async for item in stream:
-                        begun = begun or isinstance(item, Delta)
-                        yield item
-                return
-            except BackPressureError as error:
-                # Another attempt would only join the same queue, and a refusal comes at once.
-                kind = EngineOverloadedError if await self.ready() else EngineUnavailableError
-                raise kind(str(error)) from error
-            except EngineUnavailableError:
-                if begun or attempt == RETRIES:
-                    raise
-            await asyncio.sleep(2**attempt / 10)
-
-    async def _once(
-        self, request_id: str, prompt_ids: list[int], sampling: Sampling, session: str
-    ) -> AsyncGenerator[Accepted | Delta, None]:
-        handle = self._generate.options(session_id=session)
-        response = handle.remote(request_id, prompt_ids, sampling)
-        assert isinstance(response, DeploymentResponseGenerator)
-        try:
-            async for item in response:
-                if isinstance(item, Load):
-                    self._loads[item.replica] = (time.monotonic(), item.capacity)
-                else:
-                    yield item
-        except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
-            raise EngineUnavailableError(str(error)) from error
-        except EngineError as error:
-            # Ray may hand it on as a type of its own, whose text is the replica's traceback.
-            raise getattr(error, "cause", error) from None
-        except (GeneratorExit, asyncio.CancelledError):
-            # Only here: cancelling a response that failed raises its error again.
-            response.cancel()
-            raise
-
-    async def ready(self) -> bool:
-        """Whether a model replica runs, as Serve's controller sees it, or sleeps until asked."""
-        loop = asyncio.get_running_loop()
-        async with self._asking:  # the others wait for the answer to the first
-            if loop.time() - self._asked >= READY_FOR_S:
-                self._ready = await asyncio.to_thread(_running, self._may_sleep)
-                self._asked = loop.time()
-        return self._ready
-
-    async def loads(self) -> dict[str, Capacity]:
-        """The load of every replica: as it says now, or, where it is full, as it said last."""
-        response = self._handle.broadcast("load")
-        try:
-            found = await response.results_async(timeout_s=1, return_exceptions=True)
-        except (TimeoutError, DeploymentUnavailableError):
-            found = []
-        now = time.monotonic()
-        for load in found:
-            if isinstance(load, Load):
-                self._loads[load.replica] = (now, load.capacity)
-        self._loads = {
-            name: (said, load)
-            for name, (said, load) in self._loads.items()
-            if now - said < LOAD_LASTS_S
-        }
-        return {name: load for name, (_, load) in self._loads.items()}
-
-
-def _running(may_sleep: bool) -> bool:
-    name = serve.get_replica_context().app_name
-    status = serve.status().applications[name]
-    states = status.deployments[MODEL].replica_states
-    # Serve's states are strings, of an enum that it does not export.
-    if any(state == "RUNNING" and count > 0 for state, count in states.items()):
-        return True
-    return may_sleep and status.status == "RUNNING"
 
 
 class IngressReplica:

@@ -125,11 +125,19 @@ def to_api_error(error: BaseException) -> ApiError:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's errors on a request body, as a 400 that names the field."""
+    """The most telling of pydantic's errors on a request body, as a 400 that names the field."""
     first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the request body is not valid JSON", code="invalid_json")
-    path = [str(part) for part in first["loc"] if part != "body" and not _union_tag(part)]
+    # What is not supported explains what else is wrong, such as tool calls in place of content.
+    first = next((error for error in errors if error["type"] == "extra_forbidden"), first)
+    # A value that fits no branch of a union has errors of all branches: the one that was meant is
+    # the one that got furthest.
+    path = _path(first)
+    for error in errors[1:]:
+        other = _path(error)
+        if len(other) > len(path) and other[: len(path)] == path:
+            first, path = error, other
     param = ".".join(path) or None
     if first["type"] == "extra_forbidden":
         return ApiError(
@@ -140,6 +148,12 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "value_error" and param is None and ": " in message:
         param, _, message = message.partition(": ")
     return ApiError(400, f"{param or 'request body'}: {message}", code="invalid_value", param=param)
+
+
+def _path(error: Mapping[str, Any]) -> list[str]:
+    path = [str(part) for part in error["loc"] if part != "body" and not _union_tag(part)]
+    # The tag of a discriminated union stands before its own fields.
+    return path[:1] + path[2:] if path[:1] == ["response_format"] else path
 
 
 def _union_tag(part: object) -> bool:

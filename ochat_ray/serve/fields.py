@@ -5,12 +5,18 @@ Source: OpenAI's API reference for chat/completions.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ochat_ray.schema import Turn
+from ochat_ray.serve.engines.schema_limits import check_counts
+from ochat_ray.serve.neutral import MESSAGE, PART, STREAM_OPTIONS, Neutral, without_neutral
+
+MOST_FIELDS = 128
+"""Fields that an object of a request may have, and that are worth an error each."""
 
 
 def _utf8(text: str) -> str:
@@ -27,6 +33,7 @@ def _json(value: dict[str, Any]) -> dict[str, Any]:
         orjson.dumps(value)
     except TypeError as error:
         raise ValueError(f"cannot be written as JSON again: {error}") from None
+    check_counts(value)
     return value
 
 
@@ -39,25 +46,36 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
+    NEUTRAL: ClassVar[Neutral] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _remove_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        if len(data) > MOST_FIELDS:
+            raise ValueError(f"has {len(data)} fields, of at most {MOST_FIELDS}")
+        known = frozenset(field.alias or name for name, field in cls.model_fields.items())
+        return without_neutral(data, known, cls.NEUTRAL)
 
 
 class TextPart(Strict):
     """One part of a message's content; only text is supported."""
+
+    NEUTRAL = PART
 
     type: Literal["text"]
     text: Text
 
 
 class Message(Strict):
-    """One message. The fields that must be null are there because clients send answers back."""
+    """One message. `name` is accepted, but no template of this server can write it."""
+
+    NEUTRAL = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
+    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+    name: Text | None = None
 
     def turn(self) -> Turn:
         """The message as the template knows it: parts are joined, a developer is the system."""
@@ -72,7 +90,10 @@ class Message(Strict):
 class StreamOptions(Strict):
     """What a stream carries besides the answer."""
 
+    NEUTRAL = STREAM_OPTIONS
+
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(None, description="the usage so far in each chunk")
 
 
 class TextFormat(Strict):

@@ -56,7 +56,9 @@ class Generation:
     timeout_s: float
     log_text: bool
 
-    async def respond(self, request: Request, *, stream: bool, include_usage: bool) -> Response:
+    async def respond(
+        self, request: Request, *, stream: bool, include_usage: bool, usage_in_chunks: bool = False
+    ) -> Response:
         """The response, whose head is sent once the first token is there.
 
         Raises:
@@ -67,7 +69,8 @@ class Generation:
         if not stream:
             return await _unless_gone(request, answering.whole())
         first = await _unless_gone(request, answering.first())
-        return _ClosingStream(answering.events(first, include_usage), answering.stream)
+        events = answering.events(first, include_usage, usage_in_chunks)
+        return _ClosingStream(events, answering.stream)
 
 
 class _Answering:
@@ -121,8 +124,15 @@ class _Answering:
         ]
         if self._g.log_text:
             self._record.answer = [answer.text for answer in answers]
-        body = self._g.format.whole(self._head, answers, self._usage())
-        return Response(body.model_dump_json(), media_type="application/json")
+
+        def written() -> str:
+            body = self._g.format.whole(self._head, answers, self._usage())
+            return str(body.model_dump_json())
+
+        # Log-probabilities are thousands of objects.
+        many = any(answer.logprobs for answer in answers)
+        content = await asyncio.to_thread(written) if many else written()
+        return Response(content, media_type="application/json")
 
     async def first(self) -> Event | None:
         """The first event, or None once the client should hear that it waits.
@@ -131,7 +141,9 @@ class _Answering:
         """
         return await anext(self.stream)
 
-    async def events(self, first: Event | None, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def events(
+        self, first: Event | None, include_usage: bool, usage_in_chunks: bool
+    ) -> AsyncGenerator[bytes, None]:
         """The stream's bytes, an error event at the end if it breaks."""
         written, head = self._g.format, {**self._head, "object": self._g.format.chunk_object}
         event: Event | None = first
@@ -142,7 +154,11 @@ class _Answering:
                     yield b": waiting\n\n"
                 else:
                     self._note(event)
-                    yield _sse(written.events(head, event))
+                    chunks = written.events(head, event)
+                    if usage_in_chunks:
+                        usage = self._usage().model_dump()
+                        chunks = [{**chunk, "usage": usage} for chunk in chunks]
+                    yield _sse(chunks)
                 try:
                     event = await anext(self.stream)
                 except StopAsyncIteration:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,6 +32,11 @@ from ochat_ray.serve.errors import (
 from ochat_ray.serve.formats import ChatFormat, Format, TextFormat
 from ochat_ray.serve.generation import Generation, Prompt
 from ochat_ray.serve.keys import KeyRing
+from ochat_ray.serve.lenient import (
+    LenientChatRequest,
+    LenientCompletionRequest,
+    ignored_fields,
+)
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Metrics, Record
 from ochat_ray.serve.protocol import (
@@ -38,9 +44,9 @@ from ochat_ray.serve.protocol import (
     CompletionRequest,
     SamplingRequest,
     TokenizeRequest,
+    check_logprobs,
     check_size,
     check_supported,
-    lenient,
 )
 from ochat_ray.serve.responses import (
     ChatCompletion,
@@ -56,6 +62,9 @@ from ochat_ray.tokenizer import encode_texts, end_of_turn_id
 
 IGNORED_HEADER = "x-ochat-ray-ignored"
 """Names the fields that a lenient server took out of a request."""
+
+NAMES, NAME_CHARACTERS = 32, 64
+"""Names in that header, and characters of each."""
 
 LONG_TEXT = 4096
 """Characters from which text is tokenised on a thread, so that other streams do not wait."""
@@ -118,8 +127,8 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["x-request-id", IGNORED_HEADER],
         )
-    chat_request: Any = ChatRequest if settings.strict else lenient(ChatRequest)
-    completion_request: Any = CompletionRequest if settings.strict else lenient(CompletionRequest)
+    chat_request: Any = ChatRequest if settings.strict else LenientChatRequest
+    completion_request: Any = CompletionRequest if settings.strict else LenientCompletionRequest
 
     @app.get("/health", responses={503: {"model": Health}})
     async def health() -> Response:
@@ -212,27 +221,29 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         record: Record = http.state.record
         record.model = settings.served_model_name
         record.stream = bool(request.stream)
-        record.ignored = sorted(request.model_extra or {})
+        record.ignored = ignored_fields(request)
         if settings.log_text:
             record.prompt = request.model_dump(include={request.prompt_field})
+        answers = [
+            Prompt(
+                ids=ids,
+                sampling=request.sampling(
+                    prompt_tokens=len(ids),
+                    context_length=settings.context_length,
+                    vocabulary=settings.vocabulary,
+                    stop_ids=stop_ids,
+                ),
+            )
+            for ids in prompts
+        ]
+        check_logprobs(request, [answer.sampling for answer in answers])
         generation = Generation(
             backend=backend,
             vocabulary=vocabulary,
             limits=limits,
             format=form,
             model=settings.served_model_name,
-            prompts=[
-                Prompt(
-                    ids=ids,
-                    sampling=request.sampling(
-                        prompt_tokens=len(ids),
-                        context_length=settings.context_length,
-                        vocabulary=settings.vocabulary,
-                        stop_ids=stop_ids,
-                    ),
-                )
-                for ids in prompts
-            ],
+            prompts=answers,
             choices=request.choices,
             at_once=settings.choices_at_once,
             stops=request.stops,
@@ -242,10 +253,13 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             log_text=settings.log_text,
         )
         response = await generation.respond(
-            http, stream=record.stream, include_usage=request.include_usage
+            http,
+            stream=record.stream,
+            include_usage=request.include_usage,
+            usage_in_chunks=request.usage_in_chunks,
         )
         if record.ignored:
-            response.headers[IGNORED_HEADER] = ", ".join(record.ignored)
+            response.headers[IGNORED_HEADER] = _header(record.ignored)
         return response
 
     async def encoded(
@@ -294,6 +308,13 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         served = [settings.served_model_name]
         mount_ui(app, served_models=served, check_key=key_name if keys else None)
     return app
+
+
+def _header(names: Sequence[str]) -> str:
+    """Return names as a header's value; a client may have sent any characters, and any number."""
+    shown = [quote(name[:NAME_CHARACTERS], safe="._-", errors="replace") for name in names]
+    more = [f"and {len(names) - NAMES} more"] if len(names) > NAMES else []
+    return ", ".join([*shown[:NAMES], *more])
 
 
 def _digest(text: str) -> str:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ochat_ray.serve.engines.base import UNSUPPORTED, Sampling
 from ochat_ray.serve.errors import ApiError
@@ -28,15 +28,33 @@ from ochat_ray.serve.fields import (
     Text,
     TextFormat,
 )
+from ochat_ray.serve.neutral import REQUEST
 
 MAX_CHOICES = 128
 """Answers to one request, over all of its prompts; OpenAI's limit for `n`."""
 
+MAX_STOPS = 32
+"""Stop strings of one request. OpenAI's limit is 4; evaluation harnesses send more."""
+
+MAX_BIASES = 1024
+"""Entries of logit_bias."""
+
+MAX_LOGPROBS = 200_000
+"""Log-probabilities that one request may ask for, over all of its answers: each is an object."""
+
 JSON_OBJECT = '{"type":"object"}'
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, Mapping) and len(value) > MAX_BIASES:
+        raise ValueError(f"has {len(value)} entries, of at most {MAX_BIASES}")
+    return value
 
 
 class SamplingRequest(Strict):
     """What chat and text completions share. null stands for a field that is not given."""
+
+    NEUTRAL = REQUEST
 
     model: Text
     temperature: float | None = Field(None, ge=0, le=2)
@@ -46,13 +64,15 @@ class SamplingRequest(Strict):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=1024, description="token ids, as strings, and what is added to each"
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_few)] | None
+    ) = Field(
+        None, max_length=MAX_BIASES, description="token ids, as strings, and what is added to each"
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1)
     ignore_eos: bool | None = Field(None, description="answer on past the end of the turn")
-    stop: Text | list[Text] | None = None
+    stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -62,11 +82,12 @@ class SamplingRequest(Strict):
     def _shared_fields_agree(self) -> SamplingRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only with stream=true")
-        if not all(1 <= len(stop) <= 256 for stop in self.stops) or len(self.stops) > 4:
-            raise ValueError("stop: up to 4 strings of 1 to 256 characters")
+        if not all(1 <= len(stop) <= 256 for stop in self.stops) or len(self.stops) > MAX_STOPS:
+            raise ValueError(f"stop: up to {MAX_STOPS} strings of 1 to 256 characters")
         if self.ignore_eos and self.grammar is not None:
             raise ValueError("ignore_eos: not with a response_format, whose answers have an end")
-        if not all(key.isascii() and key.isdecimal() for key in self.logit_bias or ()):
+        keys = self.logit_bias or ()
+        if not all(key.isascii() and key.isdecimal() and len(key) <= 10 for key in keys):
             raise ValueError("logit_bias: keys are token ids, such as '42'")
         return self
 
@@ -79,6 +100,11 @@ class SamplingRequest(Strict):
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that holds the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def usage_in_chunks(self) -> bool:
+        """Whether every chunk of a stream holds the usage so far, as vLLM does it."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     def choices(self) -> int:
@@ -155,7 +181,7 @@ class SamplingRequest(Strict):
 class ChatRequest(SamplingRequest):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -180,6 +206,10 @@ class ChatRequest(SamplingRequest):
             if data.get(new) is not None:
                 raise ValueError(f"{old}: is another name of {new}; give one of them")
             data[new] = value
+        if data.get("tool_choice") == "none":  # tools that must not be called ask for nothing
+            data.pop("tools", None)
+        if data.get("function_call") == "none":
+            data.pop("functions", None)
         return data
 
     @model_validator(mode="after")
@@ -216,17 +246,18 @@ class ChatRequest(SamplingRequest):
 
 _NAMES_OF_2023 = {"conversation": "messages", "max_generated_tokens": "max_tokens"}
 
-_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionRequest(SamplingRequest):
     """The body of POST /v1/completions: text or token ids to go on with, no template."""
 
-    prompt: Text | _Ids | Annotated[list[Text | _Ids], Field(min_length=1, max_length=MAX_CHOICES)]
+    prompt: (
+        Text
+        | _Ids
+        | Annotated[list[Text | _Ids], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+    )
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: Literal[False] | None = None
-    best_of: None = None
-    suffix: None = None
 
     @model_validator(mode="after")
     def _not_too_many(self) -> CompletionRequest:
@@ -262,7 +293,7 @@ class TokenizeRequest(Strict):
 
     model: Text | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     condition: Text | None = Field(None, max_length=64)
     add_generation_prompt: bool = True
 
@@ -305,13 +336,24 @@ def check_size(messages: Collection[Message], max_messages: int) -> None:
         )
 
 
-def lenient(request_type: type[SamplingRequest]) -> type[SamplingRequest]:
-    """The same request, which keeps unknown fields in `model_extra` instead of refusing them."""
-    return type(
-        f"Lenient{request_type.__name__}",
-        (request_type,),
-        {"model_config": ConfigDict(extra="allow"), "__module__": __name__},
-    )
+def check_logprobs(request: SamplingRequest, answers: Collection[Sampling]) -> None:
+    """Refuse more log-probabilities than `MAX_LOGPROBS` over all of a request's answers.
+
+    Raises:
+        ApiError: 400 with the numbers.
+    """
+    if request.wanted_logprobs is None:
+        return
+    tokens = request.choices * sum(sampling.max_tokens for sampling in answers)
+    if (count := tokens * (1 + request.wanted_logprobs)) > MAX_LOGPROBS:
+        raise ApiError(
+            400,
+            f"logprobs of up to {tokens} tokens with {request.wanted_logprobs} alternatives are "
+            f"{count} values, of at most {MAX_LOGPROBS}; ask for fewer answers, tokens "
+            "(max_tokens) or alternatives",
+            code="too_many_logprobs",
+            param="logprobs",
+        )
 
 
 def _given(value: float | None, default: float) -> float:

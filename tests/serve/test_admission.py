@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 import httpx
@@ -39,8 +40,6 @@ def keys(tmp_path):
 
 
 def ask(app, path="/v1/models", *, peer="127.0.0.1", host="127.0.0.1", **request):
-    import asyncio
-
     async def send():
         transport = httpx.ASGITransport(app=app, client=(peer, 1234))
         async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
@@ -119,6 +118,17 @@ def test_body_limit_with_and_without_content_length(size, status, announced):
         assert response.text == "/v1/models 100"
     else:
         assert response.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_body_that_stops_half_way_ends_at_a_deadline():
+    async def half():
+        yield b"x"
+        await asyncio.sleep(60)
+
+    app = admission(body_timeout_s=0.2)
+    response = ask(app, content=half())
+    assert response.status_code == 408
+    assert response.json()["error"]["code"] == "request_timeout"
 
 
 def test_insecure_open_answers_everyone():

@@ -73,8 +73,9 @@ def test_a_stream_without_an_end_is_an_error():
         asyncio.run(collect(deltas))
 
 
-def test_tokens_are_counted_up_to_the_stop_string():
-    deltas = deltas_of(list(b"abcdef"), range(9), logprobs=False, reason="length")
+@pytest.mark.parametrize("cuts", [range(9), (), (3,)])
+def test_tokens_are_counted_up_to_the_stop_string(cuts):
+    deltas = deltas_of(list(b"abcdef"), cuts, logprobs=False, reason="length")
     found = asyncio.run(collect(deltas, ("cd",)))
     assert (found[-1].tokens, found[-1].finish_reason) == (4, "stop")
 

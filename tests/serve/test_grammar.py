@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ YES_OR_NO = json.dumps({"enum": ["yes", "no"]})
 @pytest.fixture
 def grammars(tokenizer, tokenizer_directory):
     """For a model that has 11 ids more than its tokenizer."""
-    return Grammars(tokenizer_directory, len(tokenizer) + 11)
+    grammars = Grammars(tokenizer_directory, len(tokenizer) + 11)
+    yield grammars
+    grammars.close()
 
 
 def follow(grammar, tokenizer, text):
@@ -66,6 +70,9 @@ def test_two_answers_of_one_schema_do_not_meet(grammars, tokenizer):
         "{",
         '{"type": "number?"}',
         '{"$ref": "http://localhost/x"}',
+        '{"$ref": "#"}',
+        '{"type": "array", "minItems": 1000000000}',
+        "[" * 100_000,
         '{"type": "string", "pattern": "(?=a)"}',
     ],
 )
@@ -133,3 +140,68 @@ def longest_run(grammar, tokenizer, before, char):
             return count
         grammar.advance(token_id)
     return 100
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 10**6 + 3},
+        {"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]},
+    ],
+)
+def test_a_schema_that_takes_too_long_to_compile_is_refused_from_then_on(grammars, schema):
+    with pytest.raises(RequestRefusedError, match="2 s or 1024 MiB"):
+        grammars.grammar(json.dumps(schema))
+    started = time.monotonic()
+    with pytest.raises(RequestRefusedError, match="2 s or 1024 MiB"):
+        grammars.grammar(json.dumps(schema))
+    assert time.monotonic() - started < 0.1
+    grammars.grammar(YES_OR_NO)
+
+
+def test_a_costly_schema_keeps_only_costly_ones_waiting(grammars):
+    grammars.grammar(YES_OR_NO)
+    slow = json.dumps({"allOf": [{"multipleOf": 9941}, {"multipleOf": 9949}]})
+    refused = []
+
+    def ask():
+        try:
+            grammars.grammar(slow)
+        except RequestRefusedError as error:
+            refused.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.2)
+    grammars.grammar(json.dumps({"enum": ["a", "b"]}))
+    assert not refused
+    asking.join()
+    assert refused
+
+
+def test_costly_schemas_that_can_be_compiled_are(grammars, tokenizer):
+    schema = {"type": "string", "pattern": "^[ab]{2}$"}
+    grammar = grammars.grammar(json.dumps(schema))
+    follow(grammar, tokenizer, '"ab"')
+
+
+@pytest.mark.parametrize("pattern", ["^(((a{100}){100}){100}){100}$", "^x(a{1000}b{1000}){1000}$"])
+def test_no_pattern_takes_long_for_a_token(grammars, tokenizer, pattern):
+    started = time.monotonic()
+    try:
+        grammar = grammars.grammar(json.dumps({"type": "string", "pattern": pattern}))
+        for character in '"xaaa':
+            allowed = grammar.allowed(())
+            token_id = tokenizer.encode(character, add_special_tokens=False)[0]
+            if allowed[token_id]:
+                grammar.advance(token_id)
+    except (RequestRefusedError, ValueError):
+        pass
+    assert time.monotonic() - started < 20
+
+
+def test_compiled_schemas_are_bounded_by_their_size(grammars, monkeypatch):
+    monkeypatch.setattr(grammar_module, "COMPILED_BYTES", 2500)
+    for number in range(5):
+        grammars.grammar(json.dumps({"const": number}))  # of 12 characters, 1,200 bytes
+    assert len(grammars._compiled) == 2

@@ -7,15 +7,16 @@ import pytest
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentResponseGenerator
 
-from ochat_ray.serve import deployment
+from ochat_ray.serve import handle_backend
 from ochat_ray.serve.backend import Accepted
-from ochat_ray.serve.deployment import HandleBackend
 from ochat_ray.serve.engines.base import (
     Delta,
     EngineOverloadedError,
     EngineUnavailableError,
+    RequestRefusedError,
     Sampling,
 )
+from ochat_ray.serve.handle_backend import REFUSED_FOR_S, HandleBackend, PoisonedRequests
 
 FULL = BackPressureError(num_queued_requests=5, max_queued_requests=5)
 DIED = ReplicaUnavailableError("gone")
@@ -70,7 +71,7 @@ def generated(handle):
     ("ready", "error"), [(True, EngineOverloadedError), (False, EngineUnavailableError)]
 )
 def test_a_full_queue_is_refused_at_once(monkeypatch, ready, error):
-    monkeypatch.setattr(deployment, "_running", lambda _may_sleep: ready)
+    monkeypatch.setattr(handle_backend, "_running", lambda _may_sleep: ready)
     handle = Handle([FULL], [DELTA])
     with pytest.raises(error):
         generated(handle)
@@ -89,7 +90,7 @@ def test_those_who_ask_at_once_whether_it_is_ready_hear_the_same(monkeypatch):
         backend = HandleBackend(Handle(), may_sleep=False)
         return await asyncio.gather(*[backend.ready() for _ in range(5)])
 
-    monkeypatch.setattr(deployment, "_running", slow)
+    monkeypatch.setattr(handle_backend, "_running", slow)
     assert asyncio.run(ask()) == [True] * 5
     assert len(asked) == 1
 
@@ -104,3 +105,34 @@ def test_an_answer_that_has_begun_is_not():
     with pytest.raises(EngineUnavailableError):
         generated(handle)
     assert len(handle.scripts) == 1
+
+
+def test_what_ends_a_replica_twice_is_refused_from_then_on():
+    accepted = Accepted(replica="a")
+    handle = Handle([accepted, DIED], [accepted, DIED], [accepted, DELTA], [accepted, DELTA])
+    backend = HandleBackend(handle, may_sleep=False)
+
+    async def ask(prompt_ids):
+        asked = backend.generate("r", prompt_ids, Sampling(max_tokens=5), session="s")
+        return [item async for item in asked]
+
+    for _ in range(3):
+        with pytest.raises(RequestRefusedError, match="2 model replicas died"):
+            asyncio.run(ask([1]))
+    assert len(handle.scripts) == 2
+    assert asyncio.run(ask([2])) == [accepted, DELTA]
+
+
+def test_a_request_that_no_replica_took_is_not_what_ends_them():
+    accepted = Accepted(replica="a")
+    assert generated(Handle([DIED], [DIED], [DIED], [accepted, DELTA])) == [accepted, DELTA]
+
+
+def test_a_refused_request_is_let_in_again_after_a_while():
+    now = [0.0]
+    poisoned = PoisonedRequests(lambda: now[0])
+    poisoned.add([1], Sampling(max_tokens=5, seed=3))
+    with pytest.raises(RequestRefusedError):
+        poisoned.check([1], Sampling(max_tokens=5, seed=4))
+    now[0] = REFUSED_FOR_S
+    poisoned.check([1], Sampling(max_tokens=5, seed=3))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from openai.types import Completion
 from openai.types import Model as OpenAIModel
 from openai.types.chat import ChatCompletion
 
 from ochat_ray.template import encode
-from tests.serve.asking import ASK, ask, error_of, events
+from tests.serve.asking import ASK, ask, chunks, error_of, events
 from tests.serve.script import Script, app_for
 
 
@@ -57,7 +58,7 @@ def test_health_follows_the_backend(tokenizer):
 def test_every_error_has_openais_body(tokenizer):
     app = app_for(tokenizer, Script(tokenizer))
     assert error_of(ask(app, json=ASK | {"model": "gpt-4"}), 404)["param"] == "model"
-    assert error_of(ask(app, json=ASK | {"tools": []}), 400)["param"] == "tools"
+    assert error_of(ask(app, json=ASK | {"tools": [1]}), 400)["param"] == "tools"
     assert error_of(ask(app, json={"model": "tiny"}), 400)["param"] == "messages"
     headers = {"content-type": "application/json"}
     assert error_of(ask(app, content=b"{", headers=headers), 400)["code"] == "invalid_json"
@@ -127,11 +128,40 @@ def test_a_condition_is_put_before_the_roles(tokenizer):
 
 
 def test_a_lenient_server_names_what_it_left_out(tokenizer):
-    body = ASK | {"tools": [], "store": False}
+    body = ASK | {"tools": [1], "store": True}
     response = ask(app_for(tokenizer, Script(tokenizer), strict=False), json=body)
     assert response.status_code == 200
     assert response.headers["x-ochat-ray-ignored"] == "store, tools"
     assert error_of(ask(app_for(tokenizer, Script(tokenizer)), json=body), 400)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_names_of_any_characters_and_number_are_named_in_the_header(tokenizer, stream):
+    names = ["名前", "a\r\nSet-Cookie: b", "x" * 10_000, *(f"field-{n}" for n in range(60))]
+    app = app_for(tokenizer, Script(tokenizer), strict=False, max_body_bytes=10**6)
+    response = ask(app, json=ASK | dict.fromkeys(names, 1) | {"stream": stream})
+    assert response.status_code == 200
+    header = response.headers["x-ochat-ray-ignored"]
+    assert header.endswith("and 31 more")
+    assert len(header) < 3000
+    assert "set-cookie" not in response.headers
+
+
+def test_a_message_of_a_name_is_answered_and_says_that_the_name_has_no_effect(tokenizer):
+    body = ASK | {"messages": [{"role": "user", "content": "hi", "name": "bob"}]}
+    response = ask(app_for(tokenizer, Script(tokenizer)), json=body)
+    assert response.status_code == 200
+    assert response.headers["x-ochat-ray-ignored"] == "messages.name"
+
+
+def test_usage_is_in_every_chunk_if_asked(tokenizer):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = ASK | {"stream": True, "stream_options": options, "max_tokens": 3}
+    parts = chunks(ask(app_for(tokenizer, Script(tokenizer, "abcdef")), json=body))
+    counts = [part.usage.completion_tokens for part in parts if part.usage]
+    assert counts[-1] == 3
+    assert counts == sorted(counts)
+    assert len(counts) >= len(parts) - 1  # the role comes before any token
 
 
 def test_a_field_that_the_engine_cannot_do_is_refused(tokenizer):

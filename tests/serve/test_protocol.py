@@ -14,13 +14,18 @@ from ochat_ray.serve.engines.base import (
     Sampling,
 )
 from ochat_ray.serve.errors import ApiError, to_api_error, validation_error
+from ochat_ray.serve.lenient import LenientChatRequest, ignored_fields
 from ochat_ray.serve.protocol import (
     ChatRequest,
     CompletionRequest,
     TokenizeRequest,
+    check_logprobs,
     check_supported,
-    lenient,
 )
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+BILLION = {"type": "array", "minItems": 10**9}
 
 
 def body(**fields):
@@ -36,8 +41,16 @@ def refusal(**fields):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": []}, "tools"),
-        ({"nonsense": None}, "nonsense"),
+        ({"tools": [TOOL]}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "auto"}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"nonsense": 0}, "nonsense"),
+        ({"store": True}, "store"),
+        ({"store": 0}, "store"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"min_tokens": 1}, "min_tokens"),
+        ({"stop_token_ids": [1]}, "stop_token_ids"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
         ({"logprobs": 1}, "logprobs"),
@@ -52,6 +65,19 @@ def refusal(**fields):
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1"),
         ({"response_format": {"type": "xml"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": BILLION},
+                }
+            },
+            "response_format.json_schema.schema",
+        ),
         ({"conversation": []}, "conversation"),
         ({"max_tokens": 5, "max_generated_tokens": 5}, "max_generated_tokens"),
         ({"temperature": float("nan")}, "temperature"),
@@ -64,17 +90,18 @@ def refusal(**fields):
         ({"seed": 2**63}, "seed"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a"] * 33}, "stop"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop"),
-        ({"stop": [5]}, "stop"),
+        ({"stop": [5]}, "stop.0"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages.0.name"),
+        ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "messages.0.tool_calls"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(fields, param):
@@ -83,11 +110,81 @@ def test_what_is_not_supported_is_refused_by_name(fields, param):
     assert param.split(".")[-1] in error.message or param in error.message
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": []},
+        {"tools": None, "tool_choice": None},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"tool_choice": "auto", "parallel_tool_calls": False},
+        {"functions": [], "function_call": "none"},
+        {"store": False, "metadata": {"a": "b"}, "service_tier": "auto"},
+        {"reasoning_effort": "none", "verbosity": "medium", "modalities": ["text"]},
+        {"safety_identifier": "u1", "prompt_cache_key": "k"},
+        {"prediction": None, "nonsense": None},
+        {"stop_token_ids": [], "min_tokens": 0, "skip_special_tokens": True},
+        {"add_generation_prompt": True, "continue_final_message": False},
+        {"chat_template_kwargs": {}, "extra_body": {}},
+        {"best_of": 1, "suffix": "", "echo": False},
+        {"stream": True, "stream_options": {"include_obfuscation": False}},
+        {"messages": [{"role": "user", "content": "hi", "name": None, "cache_control": {}}]},
+        {"messages": [{"role": "user", "content": "hi", "annotations": [], "tool_calls": []}]},
+        {"messages": [{"role": "user", "content": "hi", "parsed": {"a": 1}, "refusal": None}]},
+    ],
+)
+def test_a_value_that_asks_for_nothing_changes_nothing(fields):
+    plain = ChatRequest.model_validate(body(stream=fields.get("stream")))
+    request = ChatRequest.model_validate(body(**fields))
+    assert sampling(request) == sampling(plain)
+    assert [m.turn() for m in request.messages] == [m.turn() for m in plain.messages]
+    assert ignored_fields(request) == []
+
+
+def test_a_name_of_a_message_is_accepted_and_reported_as_ignored():
+    message = {"role": "user", "content": "hi", "name": "bob"}
+    request = ChatRequest.model_validate(body(messages=[message]))
+    assert ignored_fields(request) == ["messages.name"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [1] * 20_000},
+        {"messages": [{"role": "user", "content": [1] * 20_000}]},
+        {"messages": [{str(n): n for n in range(20_000)}]},
+        {"stop": [1] * 20_000},
+        {str(n): n for n in range(20_000)},
+        {"logit_bias": {str(n): "x" for n in range(20_000)}},
+    ],
+)
+def test_an_invalid_body_has_few_errors(fields):
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate(body(**fields))
+    assert caught.value.error_count() <= 1100
+
+
+@pytest.mark.parametrize(
+    "prompt", [[1.5] * 20_000, [[1.5] * 20_000], ["a"] * 20_000, [["a"]] * 20_000]
+)
+def test_an_invalid_prompt_has_few_errors(prompt):
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+    assert caught.value.error_count() <= 300
+
+
+def test_logprobs_are_bounded_over_all_answers():
+    request = ChatRequest.model_validate(body(n=100, logprobs=True, top_logprobs=20))
+    check_logprobs(request, [Sampling(max_tokens=95)])  # 199,500
+    with pytest.raises(ApiError, match="201600 values") as caught:
+        check_logprobs(request, [Sampling(max_tokens=96)])
+    assert (caught.value.status, caught.value.param) == (400, "logprobs")
+
+
 def test_an_image_part_is_refused():
     part = {"type": "image_url", "image_url": {"url": "x"}}
     error = refusal(messages=[{"role": "user", "content": [part]}])
-    assert error.status == 400
-    assert error.param.startswith("messages.0.content")
+    assert (error.status, error.param) == (400, "messages.0.content.0.image_url")
+    assert "unsupported field" in error.message
 
 
 def test_text_parts_are_joined_and_a_developer_is_the_system():
@@ -163,11 +260,15 @@ def test_what_this_engine_cannot_do_is_refused_and_says_which_can():
 
 
 def test_a_lenient_server_keeps_unknown_fields_apart_and_checks_the_rest():
-    request = lenient(ChatRequest).model_validate(body(tools=[], top_k=3))
-    assert request.model_extra == {"tools": []}
+    message = {"role": "user", "content": "hi", "weight": 1}
+    request = LenientChatRequest.model_validate(
+        body(tools=[TOOL], nonsense=1, top_k=3, messages=[message])
+    )
+    assert ignored_fields(request) == ["messages.weight", "nonsense", "tools"]
     assert request.top_k == 3
-    with pytest.raises(ValidationError):
-        lenient(ChatRequest).model_validate(body(top_k="3"))
+    for fields in ({"top_k": "3"}, {"tool_choice": "required"}, {"tool_choice": {"type": "x"}}):
+        with pytest.raises(ValidationError):
+            LenientChatRequest.model_validate(body(**fields))
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ def test_errors_are_the_clients_own_classes(client, url):
         client.chat.completions.create(**ASK | {"model": "gpt-4"})
     assert not_found.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(**ASK, tools=[])
+        tool = {"type": "function", "function": {"name": "f"}}
+        client.chat.completions.create(**ASK, tools=[tool])
     assert bad.value.param == "tools"
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(**ASK | {"max_tokens": 5000})

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits
 from llguidance.hf import from_tokenizer
 
 from ochat_ray.errors import UserError
 from ochat_ray.serve.engines.base import RequestRefusedError
+from ochat_ray.serve.engines.schema_limits import check_counts, is_costly
+from ochat_ray.serve.engines.schema_trial import PARAM, SchemaTrial
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 
 COMPILED = 64
-"""Schemas that stay compiled, the most recently used."""
+COMPILED_BYTES = 256 << 20
+"""Schemas that stay compiled, the most recently used, and about how many bytes they may take."""
 
-PARAM = "response_format"
+BYTES_PER_CHARACTER = 100
+"""Memory of a compiled schema that is not costly."""
+
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=100_000,  # 1,000,000 by default: a nested pattern took 5 s per token
+    step_lexer_fuel=100_000,
+    max_lexer_states=50_000,
+)
 
 LONGEST_RUN = 20
 """Longest run of whitespace between JSON tokens, or of digits; one token may exceed it.
@@ -116,47 +128,121 @@ class Grammars:
     def __init__(self, directory: str, vocabulary: int) -> None:
         self._directory = directory
         self._vocabulary = vocabulary
+        self._trial = SchemaTrial(directory)
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[str, Any] = OrderedDict()
+        self._opening = threading.Lock()
+        self._compiling: dict[str, threading.Lock] = {}
+        self._compiled: OrderedDict[str, _Compiled] = OrderedDict()
+        self._refused: OrderedDict[str, RequestRefusedError] = OrderedDict()
         self._tokens: Tokens | None = None
 
     def grammar(self, schema: str) -> Grammar:
         """The start of an answer that must match `schema`, a JSON Schema as JSON.
 
         The first call takes a second, and one with a new schema milliseconds or more: not for an
-        event loop's thread.
+        event loop's thread. A schema that takes long keeps only those waiting who ask for it, or
+        for another costly one.
 
         Raises:
             RequestRefusedError: the schema, or the model's tokenizer, is none that can be compiled.
         """
         with self._lock:
-            if schema not in self._compiled:
-                self._compiled[schema] = self._compile(schema)
-                if len(self._compiled) > COMPILED:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(schema)
-            matcher = self._compiled[schema].deep_copy()
-            assert self._tokens is not None
+            compiling = self._compiling.setdefault(schema, threading.Lock())
+        with compiling:
+            try:
+                found = self._known(schema) or self._add(schema)
+            finally:
+                with self._lock:
+                    self._compiling.pop(schema, None)
+            matcher = found.matcher.deep_copy()
+        assert self._tokens is not None
         return Grammar(matcher, self._vocabulary, self._tokens)
 
-    def _compile(self, schema: str) -> Any:
-        if self._tokens is None:
-            try:
-                tokenizer = load_tokenizer(self._directory)
-                self._tokens = Tokens(tokenizer, end_of_turn_id(tokenizer))
-            except (UserError, ValueError) as error:
-                raise RequestRefusedError(
-                    f"this model cannot follow a schema: {error}", PARAM
-                ) from error
+    def close(self) -> None:
+        """End the process that compiles costly schemas first."""
+        self._trial.close()
+
+    def _known(self, schema: str) -> _Compiled | None:
+        with self._lock:
+            if schema in self._refused:
+                error = self._refused[schema]
+                raise RequestRefusedError(str(error), error.param)
+            if schema in self._compiled:
+                self._compiled.move_to_end(schema)
+            return self._compiled.get(schema)
+
+    def _add(self, schema: str) -> _Compiled:
+        with self._opening:
+            if self._tokens is None:
+                self._tokens = open_tokens(self._directory)
         try:
-            source = LLMatcher.grammar_from_json_schema(schema)
-        except ValueError as error:
-            raise RequestRefusedError(f"json_schema is not JSON: {error}", PARAM) from error
-        matcher = LLMatcher(self._tokens.tokenizer, source, log_level=0)
-        if matcher.is_error():
-            problem = f"json_schema cannot be compiled: {_first_line(matcher)}"
-            raise RequestRefusedError(problem, PARAM)
-        return matcher
+            made = self._compile(schema)
+        except RequestRefusedError as error:
+            with self._lock:
+                self._refused[schema] = error
+                while len(self._refused) > COMPILED:
+                    self._refused.popitem(last=False)
+            raise
+        with self._lock:
+            self._compiled[schema] = made
+            while len(self._compiled) > COMPILED or (
+                len(self._compiled) > 1
+                and sum(kept.size for kept in self._compiled.values()) > COMPILED_BYTES
+            ):
+                self._compiled.popitem(last=False)
+        return made
+
+    def _compile(self, schema: str) -> _Compiled:
+        assert self._tokens is not None
+        size = BYTES_PER_CHARACTER * len(schema)
+        try:
+            parsed = json.loads(schema)
+            check_counts(parsed)
+        except (ValueError, RecursionError) as error:
+            raise RequestRefusedError(f"json_schema: {error}", PARAM) from error
+        if is_costly(schema, parsed):
+            size += self._trial.cost(schema)
+        return _Compiled(compile_schema(self._tokens, schema), size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A schema's matcher at the start of an answer, and about how many bytes it takes."""
+
+    matcher: Any
+    size: int
+
+
+def open_tokens(directory: str) -> Tokens:
+    """Open a model's tokenizer.
+
+    Raises:
+        RequestRefusedError: there is none that schemas can be compiled for.
+    """
+    try:
+        tokenizer = load_tokenizer(directory)
+        return Tokens(tokenizer, end_of_turn_id(tokenizer))
+    except (UserError, ValueError) as error:
+        raise RequestRefusedError(f"this model cannot follow a schema: {error}", PARAM) from error
+
+
+def compile_schema(tokens: Tokens, schema: str) -> Any:
+    """Compile a JSON Schema; llguidance's matcher at the start of an answer.
+
+    Raises:
+        RequestRefusedError: it cannot be compiled, or no text matches it.
+    """
+    try:
+        source = LLMatcher.grammar_from_json_schema(schema)
+    except ValueError as error:
+        raise RequestRefusedError(f"json_schema is not JSON: {error}", PARAM) from error
+    matcher = LLMatcher(tokens.tokenizer, source, log_level=0, limits=_LIMITS)
+    if not matcher.is_error():
+        matcher.compute_logit_bias()  # some errors, such as of a reference to itself, come here
+    if matcher.is_error():
+        problem = f"json_schema cannot be compiled: {_first_line(matcher)}"
+        raise RequestRefusedError(problem, PARAM)
+    return matcher
 
 
 def _first_line(matcher: Any) -> str:

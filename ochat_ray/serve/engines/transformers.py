@@ -159,6 +159,7 @@ class TransformersEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self._manager.stop(block=True, timeout=10, hard_stop=True)
+        self._grammars.close()
 
     def _validate(self, request_id: str, prompt_ids: list[int], sampling: Sampling) -> None:
         """Refuse what would end the manager's loop, and with it every other user's request."""

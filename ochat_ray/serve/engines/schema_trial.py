@@ -1,0 +1,128 @@
+"""Compile a costly JSON Schema first in a process of its own, with limits of time and memory.
+
+llguidance 1.7.6 compiles `{"multipleOf": 1000003}` for 20 seconds and gigabytes of a large
+`minItems`; neither can be interrupted, nor does it have a limit for them. What ends this process
+does not end the model replica.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+
+from ochat_ray.serve.engines.base import RequestRefusedError
+
+CPU_S = 2
+MEMORY_BYTES = 1 << 30
+"""Processor time and further memory that one schema may take."""
+
+WALL_S = 30.0
+"""Seconds after which the process is given up, whatever it waits for."""
+
+PARAM = "response_format"
+
+
+class SchemaTrial:
+    """A process that compiles schemas for the tokenizer of a model; started when needed."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def cost(self, schema: str) -> int:
+        """Return the bytes of memory that the compiled schema takes.
+
+        Raises:
+            RequestRefusedError: it cannot be compiled, or not within the limits.
+        """
+        with self._lock:
+            answer = self._ask(schema)
+        if answer is None:
+            raise RequestRefusedError(
+                f"json_schema takes more than {CPU_S} s or {MEMORY_BYTES >> 20} MiB to compile; "
+                "use smaller counts, divisors or patterns",
+                PARAM,
+            )
+        if "error" in answer:
+            raise RequestRefusedError(str(answer["error"]), PARAM)
+        return int(str(answer["bytes"]))
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def _ask(self, schema: str) -> dict[str, object] | None:
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(WALL_S, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(schema) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if not line:
+            self.close()
+            return None
+        answer: dict[str, object] = json.loads(line)
+        return answer
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ochat_ray.serve.engines.schema_trial", self._directory],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        return self._process
+
+
+def _main(directory: str) -> None:
+    from ochat_ray.serve.engines.grammar import Tokens, compile_schema, open_tokens
+
+    tokens: Tokens = open_tokens(directory)
+    for line in sys.stdin:
+        before = _limit()
+        try:
+            compile_schema(tokens, json.loads(line))
+            answer: dict[str, object] = {"bytes": max(0, _resident_bytes() - before)}
+        except RequestRefusedError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
+
+
+def _limit() -> int:
+    """Limit this process for one schema; return its resident bytes."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    spent = int(used.ru_utime + used.ru_stime)
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + 1 + CPU_S, resource.RLIM_INFINITY))
+    virtual = int(_statm()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (virtual + MEMORY_BYTES, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    return int(_statm()[1]) * resource.getpagesize()
+
+
+def _statm() -> list[str]:
+    with open("/proc/self/statm") as stream:
+        return stream.read().split()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

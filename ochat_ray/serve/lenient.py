@@ -1,0 +1,45 @@
+"""Requests to a lenient server: unknown fields are kept apart and named, instead of refused."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field, model_validator
+
+from ochat_ray.serve.fields import Message
+from ochat_ray.serve.protocol import ChatRequest, CompletionRequest, SamplingRequest
+
+
+def ignored_fields(request: SamplingRequest) -> list[str]:
+    """Return the names of the fields that were sent and have no effect, sorted."""
+    names = set(request.model_extra or {})
+    for message in getattr(request, "messages", ()):
+        extra = set(message.model_extra or {}) | ({"name"} if message.name is not None else set())
+        names |= {f"messages.{name}" for name in extra}
+    return sorted(names)
+
+
+class _LenientMessage(Message):
+    model_config = ConfigDict(extra="allow")
+
+
+class LenientChatRequest(ChatRequest):
+    """A chat request that keeps unknown fields in `model_extra` instead of refusing them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    messages: list[_LenientMessage] = Field(min_length=1, fail_fast=True)  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _asks_for_no_tool(self) -> LenientChatRequest:
+        extra = self.model_extra or {}
+        for name in ("tool_choice", "function_call"):
+            if name in extra:
+                raise ValueError(
+                    f"{name}: this server cannot call tools, and the request needs one"
+                )
+        return self
+
+
+class LenientCompletionRequest(CompletionRequest):
+    """A text completion request that keeps unknown fields in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow")

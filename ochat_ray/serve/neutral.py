@@ -1,0 +1,121 @@
+"""Values of request fields that ask for nothing, so that clients may send them.
+
+Most clients send every field that they know, at the value that changes nothing. Such a field is
+removed before the request is validated; any other value of a field that this server lacks is
+refused by name. null asks for nothing in any field, known or not.
+
+Source: OpenAI's API reference for chat/completions and completions; vLLM's, llama.cpp's and
+Anthropic's additions to it (`continuous_usage_stats`, `skip_special_tokens`, `cache_control`...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Neutral = Mapping[str, Callable[[Any], bool]]
+"""Field name -> whether a value of it asks for nothing."""
+
+IGNORED_MESSAGE_FIELDS = ("name",)
+"""Fields of a message that the template cannot write; removed and named in a response header."""
+
+
+def one_of(*values: Any) -> Callable[[Any], bool]:
+    """Return a test for these very values: `True` is not 1."""
+    return lambda value: any(type(value) is type(v) and value == v for v in values)
+
+
+def number(neutral: float) -> Callable[[Any], bool]:
+    """Return a test for this number, as an integer or not."""
+    return lambda value: type(value) in (int, float) and value == neutral
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+_NOTHING = one_of([], {}, "")
+
+REQUEST: Neutral = {
+    # OpenAI
+    "tools": one_of([]),
+    "functions": one_of([]),
+    "tool_choice": one_of("none", "auto"),
+    "function_call": one_of("none", "auto"),
+    "parallel_tool_calls": _is_flag,  # of tools, which are refused unless there are none
+    "store": one_of(False),
+    "metadata": _is_object,  # of stored completions
+    "service_tier": one_of("auto", "default"),
+    "reasoning_effort": one_of("none"),
+    "verbosity": one_of("medium"),
+    "modalities": one_of(["text"]),
+    "safety_identifier": _is_text,
+    "prompt_cache_key": _is_text,
+    "prompt_cache_retention": _is_text,
+    # vLLM and llama.cpp
+    "best_of": number(1),
+    "suffix": one_of(""),
+    "echo": one_of(False),
+    "use_beam_search": one_of(False),
+    "length_penalty": number(1),
+    "min_tokens": number(0),
+    "stop_token_ids": one_of([]),
+    "bad_words": one_of([]),
+    "allowed_token_ids": one_of([]),
+    "logits_processors": one_of([]),
+    "include_stop_str_in_output": one_of(False),
+    "skip_special_tokens": one_of(True),
+    "spaces_between_special_tokens": _is_flag,  # special tokens are left out
+    "return_token_ids": one_of(False),
+    "return_tokens_as_token_ids": one_of(False),
+    "add_generation_prompt": one_of(True),
+    "continue_final_message": one_of(False),
+    "chat_template_kwargs": one_of({}),
+    "mm_processor_kwargs": one_of({}),
+    "documents": one_of([]),
+    "extra_body": one_of({}),
+    "priority": number(0),
+    "repeat_penalty": number(1),
+    "typical_p": number(1),
+    "tfs_z": number(1),
+    "mirostat": number(0),
+    "cache_prompt": _is_flag,
+    "think": one_of(False),
+}
+
+STREAM_OPTIONS: Neutral = {"include_obfuscation": one_of(False)}
+
+MESSAGE: Neutral = {
+    # What OpenAI's SDKs add to an answer that a client sends back.
+    "refusal": one_of(""),
+    "annotations": one_of([]),
+    "tool_calls": one_of([]),
+    "parsed": lambda _: True,  # the content again, parsed
+    "reasoning_content": one_of(""),
+    "reasoning": one_of(""),
+    "images": _NOTHING,
+    "cache_control": _is_object,
+}
+
+PART: Neutral = {"cache_control": _is_object, "annotations": one_of([])}
+
+
+def without_neutral(data: Mapping[str, Any], known: frozenset[str], neutral: Neutral) -> dict:
+    """Return an object of a request without the fields that ask for nothing.
+
+    `known` names the fields that are read here; of these, only a `neutral` value is removed.
+    """
+    kept = {}
+    for name, value in data.items():
+        asks_nothing = name in neutral and neutral[name](value)
+        if not asks_nothing and (value is not None or name in known):
+            kept[name] = value
+    return kept
