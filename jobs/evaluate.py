@@ -1,4 +1,4 @@
-"""Evaluate: a served model to a score. `python jobs/evaluate.py --help`."""
+"""Evaluate a served model. See `python jobs/evaluate.py --help`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
         return demo.run(config, served)
     from ochat_ray.evaluate import steps
 
-    if "RAY_ADDRESS" in os.environ:  # as in a job of a cluster's
+    if "RAY_ADDRESS" in os.environ:  # set in the jobs of a cluster
         from ochat_ray.evaluate.spread import connect
 
         return steps.run(config, connect)
