@@ -1,4 +1,4 @@
-"""The two Ray Serve deployments, and how they are put together. No protocol and no model here."""
+"""Ray Serve deployments of the model and the ingress; independent of protocol and engine."""
 
 from __future__ import annotations
 
@@ -43,11 +43,14 @@ MODEL = "Model"
 INGRESS = "Ingress"
 
 INGRESS_ONGOING = 4096
-"""Above what the model replicas and their queue can hold: overload is refused by the queue, with
-an OpenAI body, and not by Serve's proxy. A request that waits costs the ingress little."""
+"""Limit above what the model replicas and their queue can hold.
+
+Overload is thus rejected by the queue, with an OpenAI error body, and not by Serve's proxy. A
+waiting request costs the ingress little.
+"""
 
 DRAIN_S = 60
-"""How long a replica that is to stop may finish the requests it has."""
+"""Seconds that a stopping replica has to finish its requests (graceful shutdown)."""
 
 
 REPLICA_ENVIRONMENT = {
@@ -55,33 +58,36 @@ REPLICA_ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-"""Three of the settings of Ray Serve's throughput-optimised mode, for our replicas alone. A token
-on its way through Serve's object references and two more threads costs about half as much again
-(benchmarks/serve_speed.py --ceiling)."""
+"""Settings of Ray Serve's throughput-optimized mode, for these replicas only.
+
+Serve's object references and two more threads make a token about half as expensive again
+(benchmarks/serve_speed.py --ceiling).
+"""
 
 RETRIES = 3
-"""How often an answer that has not begun is asked for again when its replica dies."""
+"""Retries of an answer that has not begun when its replica dies."""
 
 READY_FOR_S = 1.0
-"""How long an answer of Serve's controller about the replicas is believed."""
+"""Seconds for which the Serve controller's replica status is cached."""
 
 
 LOAD_EVERY_S = 1.0
-"""How often a busy replica says on its streams what it holds: full, it takes no other call."""
+"""Seconds between load reports of a busy replica, sent on its streams since it takes no other
+call."""
 
 LOAD_LASTS_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """What a replica's engine holds, in between the items of a stream."""
+    """Load report of a replica's engine, sent between the items of a stream."""
 
     replica: str
     capacity: Capacity
 
 
 class ModelReplica:
-    """One engine. Serve starts more of these as requests queue up."""
+    """Deployment of one engine. Serve adds replicas as requests queue up."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._engine = open_engine(settings)
@@ -92,7 +98,7 @@ class ModelReplica:
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
     ) -> AsyncGenerator[Accepted | Delta | Load, None]:
-        """The engine's deltas; Serve cancels this when the caller goes away."""
+        """Yield the engine's deltas; Serve cancels this when the caller disconnects."""
         yield Accepted(replica=self._name)
         self._streams += 1
         deltas = self._engine.submit(request_id, prompt_ids, sampling)
@@ -107,23 +113,23 @@ class ModelReplica:
             self._streams -= 1
 
     async def load(self) -> Load:
-        """What the engine holds now."""
+        """Return the current load of the engine."""
         return Load(replica=self._name, capacity=self._engine.capacity())
 
     async def check_health(self) -> None:
-        """Serve replaces a replica whose engine is dead."""
+        """Raise if the engine is dead, upon which Serve replaces the replica."""
         self._engine.check_health()
 
     def __del__(self) -> None:
-        # Not there if __init__ failed. The engine's thread would keep the process from ending.
+        # _engine is missing if __init__ failed. Its thread would keep the process alive.
         if hasattr(self, "_engine"):
             self._engine.close()
 
 
 def open_engine(settings: EngineSettings) -> Engine:
-    """The engine that the settings name, with its model."""
+    """Open the engine given by the settings, and load its model."""
     settings = replace(settings, directory=str(local_directory(settings.directory)))
-    # Imported here: each brings gigabytes of libraries that the others do not need.
+    # Imported here: each engine imports gigabytes of libraries that the others do not need.
     if settings.engine == "vllm":
         from ochat_ray.serve.engines.vllm import VllmEngine
 
@@ -134,7 +140,7 @@ def open_engine(settings: EngineSettings) -> Engine:
         return ScriptedEngine(
             vocabulary=settings.vocabulary,
             context_length=settings.context_length,
-            # Single bytes, in the vocabularies that are served here; the ids below are special.
+            # Single bytes in the supported vocabularies; the ids below are special tokens.
             script=range(3, min(259, settings.vocabulary - 1)),
         )
     from ochat_ray.serve.engines.transformers import TransformersEngine
@@ -143,7 +149,7 @@ def open_engine(settings: EngineSettings) -> Engine:
 
 
 class HandleBackend:
-    """The model replicas, as the ingress sees them."""
+    """Client of the model replicas for the ingress."""
 
     def __init__(self, handle: DeploymentHandle, *, may_sleep: bool) -> None:
         self._handle = handle
@@ -156,14 +162,14 @@ class HandleBackend:
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, *, session: str
     ) -> AsyncGenerator[Accepted | Delta, None]:
-        """Deltas from one replica; closing the generator cancels the request there.
+        """Yield deltas from one replica; closing the generator cancels the request there.
 
-        An answer that has not begun when its replica dies is asked for again.
+        An answer that has not begun when its replica dies is retried.
 
         Raises:
-            EngineOverloadedError: the queue is full.
-            EngineUnavailableError: the replica died, or none is there and the queue is full.
-            EngineError: the engine failed.
+            EngineOverloadedError: The queue is full.
+            EngineUnavailableError: The replica died, or there is none and the queue is full.
+            EngineError: The engine failed.
         """
         begun = False
         for attempt in range(RETRIES + 1):
@@ -175,7 +181,7 @@ class HandleBackend:
                         yield item
                 return
             except BackPressureError as error:
-                # Another attempt would only join the same queue, and a refusal comes at once.
+                # A retry would only join the same queue; rejections must be immediate.
                 kind = EngineOverloadedError if await self.ready() else EngineUnavailableError
                 raise kind(str(error)) from error
             except EngineUnavailableError:
@@ -198,24 +204,24 @@ class HandleBackend:
         except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
             raise EngineUnavailableError(str(error)) from error
         except EngineError as error:
-            # Ray may hand it on as a type of its own, whose text is the replica's traceback.
+            # Ray may wrap it in its own exception type, whose text is the replica's traceback.
             raise getattr(error, "cause", error) from None
         except (GeneratorExit, asyncio.CancelledError):
-            # Only here: cancelling a response that failed raises its error again.
+            # Only here: cancelling a failed response raises its error again.
             response.cancel()
             raise
 
     async def ready(self) -> bool:
-        """Whether a model replica runs, as Serve's controller sees it, or sleeps until asked."""
+        """Return whether a model replica runs, or the deployment is idle at zero replicas."""
         loop = asyncio.get_running_loop()
-        async with self._asking:  # the others wait for the answer to the first
+        async with self._asking:  # concurrent callers share one status query
             if loop.time() - self._asked >= READY_FOR_S:
                 self._ready = await asyncio.to_thread(_running, self._may_sleep)
                 self._asked = loop.time()
         return self._ready
 
     async def loads(self) -> dict[str, Capacity]:
-        """The load of every replica: as it says now, or, where it is full, as it said last."""
+        """Return the load of every replica: its current report, or the latest one if it is full."""
         response = self._handle.broadcast("load")
         try:
             found = await response.results_async(timeout_s=1, return_exceptions=True)
@@ -237,14 +243,14 @@ def _running(may_sleep: bool) -> bool:
     name = serve.get_replica_context().app_name
     status = serve.status().applications[name]
     states = status.deployments[MODEL].replica_states
-    # Serve's states are strings, of an enum that it does not export.
+    # Serve's states are strings, from an enum that it does not export.
     if any(state == "RUNNING" and count > 0 for state, count in states.items()):
         return True
     return may_sleep and status.status == "RUNNING"
 
 
 class IngressReplica:
-    """The HTTP side. Serve calls `__serve_build_asgi_app__` once the constructor is done."""
+    """Deployment of the HTTP ingress. Serve calls `__serve_build_asgi_app__` after `__init__`."""
 
     def __init__(self, settings: IngressSettings, model: DeploymentHandle, may_sleep: bool) -> None:
         self._settings = settings
@@ -260,7 +266,7 @@ class IngressReplica:
 
 
 def _show_log() -> None:
-    """Let this package's INFO lines reach the replica's output; Ray shows warnings alone."""
+    """Let this package's INFO messages reach the replica's output; Ray shows only warnings."""
     logger = logging.getLogger("ochat_ray.serve")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -271,10 +277,10 @@ def _show_log() -> None:
 
 
 def _check_room(settings: Settings) -> None:
-    """That the cluster can ever hold the least number of replicas.
+    """Check that the cluster can ever hold the minimum number of replicas.
 
     Raises:
-        UserError: it cannot.
+        UserError: It cannot.
     """
     if not ray.is_initialized():
         return
@@ -289,10 +295,10 @@ def _check_room(settings: Settings) -> None:
 
 
 def _beside_the_proxy() -> dict[str, Any]:
-    """Options that keep a replica on the head as long as it is there.
+    """Return options that keep a replica on the head node while that exists.
 
-    A host that is lost then breaks the streams of its own model replicas, and no others. serve.yaml
-    has its proxy there, too.
+    If another node is lost, only streams of its own model replicas break. serve.yaml places the
+    proxy on the head node as well.
     """
     head = head_node() if ray.is_initialized() else None
     if head is None:
@@ -304,10 +310,10 @@ def _beside_the_proxy() -> dict[str, Any]:
 
 
 def build(settings: Settings) -> Application:
-    """The application: ingress replicas in front of autoscaled model replicas.
+    """Build the application: ingress replicas in front of autoscaled model replicas.
 
     Raises:
-        UserError: the cluster can never hold them.
+        UserError: The cluster can never hold the replicas.
     """
     _check_room(settings)
     engine = settings.engine
@@ -334,9 +340,9 @@ def build(settings: Settings) -> Application:
             min_replicas=settings.min_replicas,
             max_replicas=settings.max_replicas,
             initial_replicas=settings.min_replicas,
-            # Half of what a replica can hold: beyond it each stream gets slower.
+            # Half of a replica's capacity: above it every stream gets slower.
             target_ongoing_requests=max(1, engine.max_ongoing / 2),
-            # Serve's defaults look back over 30 s; an answer is often shorter.
+            # Serve's defaults average over 30 s; many answers are shorter.
             metrics_interval_s=1,
             look_back_period_s=5,
             upscale_delay_s=settings.upscale_delay_s,

@@ -1,4 +1,4 @@
-"""What the fields of a request may hold, where that is more than a number.
+"""Types of request fields that are more than a number.
 
 Source: OpenAI's API reference for chat/completions.
 """
@@ -14,7 +14,7 @@ from ochat_ray.schema import Turn
 
 
 def _utf8(text: str) -> str:
-    # JSON can spell half a surrogate pair, which is no character and has no UTF-8.
+    # JSON can encode an unpaired surrogate, which is not a character and has no UTF-8.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -34,7 +34,7 @@ Text = Annotated[str, AfterValidator(_utf8)]
 
 
 class Strict(BaseModel):
-    """Nothing is converted, and no field is ignored."""
+    """Base model that converts no value and ignores no field."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
@@ -42,14 +42,14 @@ class Strict(BaseModel):
 
 
 class TextPart(Strict):
-    """One part of a message's content; only text is supported."""
+    """Part of a message's content; only text is supported."""
 
     type: Literal["text"]
     text: Text
 
 
 class Message(Strict):
-    """One message. The fields that must be null are there because clients send answers back."""
+    """Chat message. Fields that must be null exist because clients send answers back."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
@@ -60,7 +60,7 @@ class Message(Strict):
     tool_calls: None = None
 
     def turn(self) -> Turn:
-        """The message as the template knows it: parts are joined, a developer is the system."""
+        """Return the message as a turn: parts are joined, and "developer" means "system"."""
         text = (
             self.content
             if isinstance(self.content, str)
@@ -70,25 +70,25 @@ class Message(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream carries besides the answer."""
+    """Options of a streamed response."""
 
     include_usage: bool | None = None
 
 
 class TextFormat(Strict):
-    """Any text."""
+    """Response format for arbitrary text."""
 
     type: Literal["text"]
 
 
 class JsonObjectFormat(Strict):
-    """A JSON object."""
+    """Response format for a JSON object."""
 
     type: Literal["json_object"]
 
 
 class JsonSchema(Strict):
-    """A JSON Schema with a name. It is always kept to, whatever `strict` says."""
+    """JSON Schema with a name. It is always enforced, whatever `strict` says."""
 
     name: Text
     description: Text | None = None
@@ -97,7 +97,7 @@ class JsonSchema(Strict):
 
 
 class JsonSchemaFormat(Strict):
-    """JSON of a schema."""
+    """Response format for JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema

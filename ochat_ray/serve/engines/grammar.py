@@ -1,4 +1,4 @@
-"""Which tokens keep an answer within a JSON Schema."""
+"""Constrain answers to a JSON Schema."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ochat_ray.serve.engines.base import RequestRefusedError
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 
 COMPILED = 64
-"""Schemas that stay compiled, the most recently used."""
+"""Number of compiled schemas in the cache (LRU)."""
 
 PARAM = "response_format"
 
 LONGEST_RUN = 20
-"""Longest run of whitespace between JSON tokens, or of digits; one token may exceed it.
+"""Maximum length of whitespace between JSON tokens, and of digit runs; one token may exceed it.
 
-Without a bound a small model may write them up to `max_tokens`, so that the text is cut before it
-is valid (vLLM issue 38696). llguidance 1.7.6 has no bound: it repeats a `whitespace_pattern` any
-number of times. Forbidding whitespace would be no better: a model that wants to write `[` and a new
-line would close the array instead.
+Without a limit a small model may repeat them up to `max_tokens`, so that the text is truncated
+before it is valid (vLLM issue 38696). llguidance 1.7.6 has no limit: it repeats a
+`whitespace_pattern` any number of times. Forbidding whitespace would be no better: a model that
+wants to write `[` and a newline would close the array instead.
 """
 
 _BLANK, _DIGIT, _OTHER = range(3)
@@ -33,7 +33,7 @@ _KINDS = {**dict.fromkeys(b" \t\n\r", _BLANK), **dict.fromkeys(b"0123456789", _D
 
 
 class Tokens:
-    """A tokenizer for llguidance, with each id's bytes and the kind of the first of them."""
+    """Tokenizer for llguidance, with the bytes of each id and the class of their first byte."""
 
     def __init__(self, tokenizer: Any, end_id: int) -> None:
         self.tokenizer = from_tokenizer(tokenizer, eos_token=end_id)
@@ -45,7 +45,7 @@ class Tokens:
 
 
 class _Run:
-    """The blanks or digits that a JSON text ends with, outside its strings."""
+    """Run of spaces or digits at the end of a JSON text, outside its strings."""
 
     def __init__(self) -> None:
         self.kind, self.length = _OTHER, 0
@@ -68,7 +68,7 @@ class _Run:
 
 
 class Grammar:
-    """One answer's way through its schema."""
+    """State of one answer within its schema."""
 
     def __init__(self, matcher: Any, vocabulary: int, tokens: Tokens) -> None:
         self._matcher = matcher
@@ -77,9 +77,9 @@ class Grammar:
         self._run = _Run()
 
     def allowed(self, stop_ids: tuple[int, ...]) -> np.ndarray:
-        """Of every id of the model's vocabulary, whether it may come next: bool, [vocabulary].
+        """Return a mask of the ids that may come next: bool, [vocabulary].
 
-        Special tokens may not, nor ids that no token has. A stop id may if the text is complete.
+        Special tokens and unused ids are not allowed. A stop id is allowed if the text is complete.
         """
         allowed = np.zeros(self._vocabulary, dtype=bool)
         mask = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)[: allowed.size]
@@ -87,7 +87,7 @@ class Grammar:
         if self._run.is_full:
             within = np.flatnonzero(allowed)
             longer = within[self._tokens.kinds[within] == self._run.kind]
-            if longer.size < within.size:  # else the schema wants such a number
+            if longer.size < within.size:  # otherwise the schema requires such a number
                 allowed[longer] = False
         allowed[[self._tokens.end_id, *stop_ids]] = False
         if self._matcher.is_accepting():
@@ -96,10 +96,10 @@ class Grammar:
         return allowed
 
     def advance(self, token_id: int) -> None:
-        """Go on behind a token that was allowed.
+        """Advance by an allowed token.
 
         Raises:
-            ValueError: it was not.
+            ValueError: The token was not allowed.
         """
         self._matcher.consume_token(token_id)
         self._check()
@@ -111,7 +111,7 @@ class Grammar:
 
 
 class Grammars:
-    """Compiles schemas for one model's tokenizer, which is opened when the first one comes."""
+    """Compiler of schemas for one model's tokenizer, which is opened on first use."""
 
     def __init__(self, directory: str, vocabulary: int) -> None:
         self._directory = directory
@@ -121,13 +121,13 @@ class Grammars:
         self._tokens: Tokens | None = None
 
     def grammar(self, schema: str) -> Grammar:
-        """The start of an answer that must match `schema`, a JSON Schema as JSON.
+        """Return the initial state for an answer that must match `schema`, a JSON Schema as JSON.
 
-        The first call takes a second, and one with a new schema milliseconds or more: not for an
-        event loop's thread.
+        The first call takes a second, and one with a new schema milliseconds or more, so do not
+        call it on an event loop's thread.
 
         Raises:
-            RequestRefusedError: the schema, or the model's tokenizer, is none that can be compiled.
+            RequestRefusedError: The schema, or the model's tokenizer, cannot be compiled.
         """
         with self._lock:
             if schema not in self._compiled:
