@@ -1,4 +1,4 @@
-"""Words for the report's codes: why a record was dropped, and which language a code means."""
+"""Report texts for drop reasons and language codes."""
 
 from __future__ import annotations
 
@@ -40,4 +40,4 @@ th Thai, tl Tagalog, tr Turkish, uk Ukrainian, ur Urdu, uz Uzbek, vi Vietnamese,
 zh Chinese
 """
 LANGUAGES: dict[str, str] = dict(pair.split() for pair in _CODES.replace("\n", " ").split(","))
-"""Names of the frequent ones; another is shown as its code."""
+"""Names of frequent languages; others are shown by code."""
