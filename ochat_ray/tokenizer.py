@@ -278,7 +278,7 @@ def _convert(model: Path, path: str) -> Any:
 
 
 def _added_on_disk(path: str) -> dict[int, str]:
-    """Return the tokens that slow transformers tokenizers store beside `tokenizer.model`, by id."""
+    """Return the tokens, by id, that slow tokenizers stored next to `tokenizer.model`."""
     added: dict[int, str] = {}
     try:
         if old := _find(path, "added_tokens.json"):

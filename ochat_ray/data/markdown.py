@@ -72,7 +72,7 @@ class _Block:
 def html_to_markdown(html: str) -> str:
     r"""Return the Markdown of a turn that ChatGPT's page rendered as `html`.
 
-    Formulas become `\\(...\\)` and `\\[...\\]`. Buttons, labels and additions of browser extensions
+    Formulas become `\(...\)` and `\[...\]`. Buttons, labels and additions of browser extensions
     are removed.
 
     Raises:
