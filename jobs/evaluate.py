@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ochat_ray.command_line import run
-from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
 
 
 def work(config: EvaluateConfig) -> dict[str, Any]:
@@ -48,4 +48,5 @@ def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = replace_renamed_options(sys.argv[1:])
     sys.exit(run(lambda _recipe: EvaluateConfig(), work, describe, "jobs/evaluate.py"))

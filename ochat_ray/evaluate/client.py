@@ -99,7 +99,7 @@ class Client:
         base_url: str,
         api_key: str,
         *,
-        at_once: int = 32,
+        max_concurrency: int = 32,
         timeout_s: float = 600,
         attempts: int = 8,
         first_pause_s: float = 1.0,
@@ -107,11 +107,11 @@ class Client:
         self._base_url = base_url.rstrip("/")
         self._attempts = attempts
         self._first_pause_s = first_pause_s
-        self.window = Window(at_once)
+        self.window = Window(max_concurrency)
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=30),
-            limits=httpx.Limits(max_connections=at_once),
+            limits=httpx.Limits(max_connections=max_concurrency),
         )
 
     async def __aenter__(self) -> Self:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,6 +17,8 @@ Off = tyro.conf.FlagCreatePairsOff
 OPENAI_URL = "https://api.openai.com/v1"
 SERVED_URL = "http://127.0.0.1:8000/v1"
 SAMPLES = 3
+RENAMED = {"--at-once": "--max-concurrency"}
+"""Current names of options by former name."""
 
 _TWO_SCORES = {
     "type": "json_schema",
@@ -98,7 +102,7 @@ class EvaluateConfig:
     max_tokens: int = 1024
     """Maximum tokens per answer."""
 
-    at_once: int = 32
+    max_concurrency: int = 32
     """Maximum concurrent requests per endpoint; reduced while an endpoint signals overload."""
     timeout_s: float = 600
     """Timeout per request, in seconds."""
@@ -122,7 +126,7 @@ class EvaluateConfig:
         Raises:
             UserError: An option is missing, out of range, or has no effect.
         """
-        for name in ("samples", "at_once", "attempts", "max_tokens", "judge_max_tokens"):
+        for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
         if self.limit is not None and self.limit < 1:
@@ -210,3 +214,19 @@ def key_for(url: str) -> str:
     """
     is_openai = url.rstrip("/") == OPENAI_URL
     return os.environ.get("OPENAI_API_KEY" if is_openai else "OCHAT_RAY_API_KEY", "")
+
+
+def replace_renamed_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with options under their current names; warn about former names.
+
+    Former names are accepted for one release.
+    """
+    current = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option.replace("_", "-") in RENAMED:
+            renamed = RENAMED[option.replace("_", "-")]
+            print(f"{option} is deprecated; use {renamed}", file=sys.stderr)
+            option = renamed
+        current.append(option + equals + value)
+    return current

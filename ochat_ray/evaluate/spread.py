@@ -31,17 +31,19 @@ def connect(base_url: str, api_key: str, **options: Any) -> Client | SpreadClien
 
 
 class SpreadClient:
-    """One `Client` per node, each with its share of `at_once`.
+    """One `Client` per node, each with its share of `max_concurrency`.
 
     Calls in flight on a lost node are retried on another.
     """
 
-    def __init__(self, base_url: str, api_key: str, *, at_once: int = 32, **options: Any) -> None:
+    def __init__(
+        self, base_url: str, api_key: str, *, max_concurrency: int = 32, **options: Any
+    ) -> None:
         nodes = _nodes()
-        share = -(-at_once // len(nodes))
+        share = -(-max_concurrency // len(nodes))
         self._api_key = api_key
-        self._places = asyncio.Semaphore(at_once)
-        self._options = {"base_url": base_url, "at_once": share, **options}
+        self._places = asyncio.Semaphore(max_concurrency)
+        self._options = {"base_url": base_url, "max_concurrency": share, **options}
         self._under_way = {self._new(node): 0 for node in nodes}
 
     async def __aenter__(self) -> Self:
@@ -72,7 +74,7 @@ class SpreadClient:
             ray.remote(_Caller)
             .options(
                 num_cpus=0,
-                max_concurrency=self._options["at_once"],
+                max_concurrency=self._options["max_concurrency"],
                 scheduling_strategy=there,
             )
             .remote(**self._options)

@@ -151,7 +151,7 @@ def _connected(
     connect: Connect, config: EvaluateConfig, url: str
 ) -> AbstractAsyncContextManager[Endpoint]:
     return connect(
-        url, key_for(url), at_once=config.at_once, timeout_s=config.timeout_s,
+        url, key_for(url), max_concurrency=config.max_concurrency, timeout_s=config.timeout_s,
         attempts=config.attempts,
     )  # fmt: skip
 

@@ -131,7 +131,7 @@ class Metrics:
         request_log.info("%s", _line(record))
 
     def expose(self, model: str, loads: Mapping[str, Capacity]) -> bytes:
-        """Return the metrics in Prometheus text format, with the current load by replica."""
+        """Return the metrics in Prometheus text format, with current loads by replica."""
         for gauge in (self._running, self._waiting, self._cache):
             gauge.clear()
         for replica, load in loads.items():
