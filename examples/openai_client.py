@@ -1,4 +1,4 @@
-"""Use the endpoint with the official client; arguments: any of chat stream several schema errors."""
+"""Use the endpoint with the official client; arguments: chat stream several schema errors."""
 
 from __future__ import annotations
 
