@@ -590,7 +590,7 @@ def main() -> None:
             progress.add(1)
     progress.finish()
     print(f"{len(messages):,} messages, seed {arguments.seed}, restored: {arguments.restore}\n")
-    print("| converter | intact | failures | ms a message |\n| --- | --- | --- | --- |")
+    print("| converter | intact | failures | ms per message |\n| --- | --- | --- | --- |")
     for score in converters:
         print(score.row())
     if "ours" in arguments.only:

@@ -62,7 +62,8 @@ def compare_quality(lengths: np.ndarray, world_size: int, max_tokens: int) -> No
     )
     in_turn = [deal_in_turn(step, world_size) for step in of_sequences]
     print(
-        f"  128 conversations a step: tokens {100 * balance(lengths, of_sequences):.2f}% balanced "
+        f"  128 conversations per step: tokens "
+        f"{100 * balance(lengths, of_sequences):.2f}% balanced "
         f"(dealt in turn: {100 * balance(lengths, in_turn):.2f}%), "
         f"cost {100 * balance(cost(lengths), of_sequences):.2f}% "
         f"({100 * balance(cost(lengths), in_turn):.2f}%), {len(of_sequences)} steps"
@@ -74,7 +75,7 @@ def compare_time(count: int, longest: int, world_size: int) -> None:
     lengths = np.minimum(rng.lognormal(6.8, 0.9, count).astype(np.int32) + 1, longest)
     few = lengths[: count // 20]  # tracemalloc is slow
     print(f"{count:,} conversations of at most {longest:,} tokens, packs of 8,192")
-    for name, sequences in (("128 conversations a step", 128), ("full packs", None)):
+    for name, sequences in (("128 conversations per step", 128), ("full packs", None)):
         arguments: dict[str, Any] = {"world_size": world_size, "max_tokens": 8192}
         arguments |= {"sequences_per_step": sequences, "seed": 0, "epoch": 0}
         all_steps, whole_plan = partial(steps, **arguments), partial(plan, **arguments)

@@ -120,7 +120,7 @@ class Measured:
 
 
 HEADER = (
-    "| program | pages | seconds | conversations a second | ratio | ms a page | driver, MiB "
+    "| program | pages | seconds | conversations per second | ratio | ms per page | driver, MiB "
     "| largest worker, MiB | all processes, MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- "
     "| --- |"
 )

@@ -178,8 +178,8 @@ async def ceiling(arguments: argparse.Namespace) -> None:
             f"{name}: {chunks.tokens_a_second:.0f} tokens/s in 16 streams of 200 tokens; "
             f"{requests:.0f} requests/s of one token, "
             f"TTFT p50 {1e3 * percentile(first, 0.5):.1f} ms; CPU of the server's processes: "
-            f"{1e3 * (between - before) / 12800:.2f} ms a token in streams, "
-            f"{1e3 * (after - between) / 640:.1f} ms a request of one"
+            f"{1e3 * (between - before) / 12800:.2f} ms per token in streams, "
+            f"{1e3 * (after - between) / 640:.1f} ms per request of one token"
         )
 
 

@@ -169,7 +169,8 @@ def _download(url: str, part: Path, wheel: Wheel) -> None:
                     progress.add(len(chunk))
     except httpx.HTTPError as error:
         raise UserError(
-            f"the download of {wheel.filename} broke off ({error}); run the command again to go on"
+            f"the download of {wheel.filename} was interrupted ({error}); "
+            "run the command again to resume"
         ) from error
     progress.finish()
 

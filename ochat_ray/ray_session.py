@@ -52,7 +52,7 @@ def _wait_for(address: str) -> None:
     except ValueError:  # the port is not a number
         host, port = None, None
     if not host or not port:
-        raise ConnectionError(f"{address} is no address of a Ray, which is host:port")
+        raise ConnectionError(f"{address} is not the address of a Ray cluster, which is host:port")
     deadline = time.monotonic() + WAIT
     while True:
         try:

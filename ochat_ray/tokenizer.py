@@ -173,7 +173,7 @@ def _problem(
 ) -> str | None:
     """Describe the fault in one text's ids and its remedy; None if there is none."""
     if ids != alone:
-        return "gives other ids a second time; switch dropout off in tokenizer.json"
+        return "gives other ids a second time; disable dropout in tokenizer.json"
     if any(backend.id_to_token(id) is None for id in set(ids)):
         return "gives an id outside the vocabulary; tokenizer.json is damaged, fetch it again"
     for id in ids:
@@ -190,7 +190,7 @@ def _problem(
     decoded = backend.decode(ids, skip_special_tokens=False)
     if decoded not in (text, " " + text):
         return (
-            f"comes back as {_shown(decoded)}; use the model's original tokenizer.model or a "
+            f"is decoded to {_shown(decoded)}; use the model's original tokenizer.model or a "
             "tokenizer.json that keeps text as it is"
         )
     return None

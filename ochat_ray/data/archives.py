@@ -62,7 +62,7 @@ def tar_members(stream: IO[bytes]) -> Iterator[Entry]:
     try:
         while (header := guard.next_archive()) is not None:
             if not _is_header(header):
-                yield Damaged(None, f"{guard.skip_all() + _BLOCK:,} bytes are no tar archive")
+                yield Damaged(None, f"{guard.skip_all() + _BLOCK:,} bytes are not a tar archive")
                 return
             with closing(tarfile.TarFile(fileobj=cast(Any, guard), errors="replace")) as archive:
                 while (info := archive.next()) is not None:

@@ -256,10 +256,10 @@ def convert_rule(min_fidelity: float, noise: Collection[str] = RULES) -> Rule:
         of_blocks = equal / blocks if blocks else None
         of_text = same / characters if characters else None
         if of_blocks is not None and of_blocks < min_fidelity:
-            detail = f"{of_blocks:.3f} of {blocks} blocks come back"
+            detail = f"{of_blocks:.3f} of {blocks} blocks are preserved"
             return _drop(conversation, Reason.LOW_FIDELITY, detail)
         if of_text is not None and of_text < min_fidelity:
-            detail = f"{of_text:.3f} of {characters} characters of visible text come back"
+            detail = f"{of_text:.3f} of {characters} characters of visible text are preserved"
             return _drop(conversation, Reason.LOW_FIDELITY, detail)
         return replace(
             conversation,

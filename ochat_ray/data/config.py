@@ -92,7 +92,7 @@ class PrepareConfig:
         if self.near_duplicates is not None and not 0.0 < self.near_duplicates < 1.0:
             raise UserError(f"--near-duplicates must be in (0, 1), not {self.near_duplicates}")
         if self.resume and self.overwrite:
-            raise UserError("--resume goes on with a run and --overwrite replaces it; give one")
+            raise UserError("--resume continues a run and --overwrite replaces it; give only one")
         self.noise_rules()
         self.column_names()
         weights, kept = self._weights(), self.kept_labels()

@@ -164,11 +164,11 @@ def _noise(statistics: Statistics) -> str:
         _row(name, n, total, bar(n, total)) for name, n in most_first(statistics.noise).items()
     )
     note = (
-        "<p class=soft>Turns that a rule took something off: a browser extension's text, or all of "
+        "<p class=soft>Turns from which a rule removed text: a browser extension's, or all of "
         "a provider's error message (also of the conversations that were dropped for one). "
         "docs/data-format.md lists the rules; --keep-noise switches them off.</p>"
     )
-    return section("noise", "Text that was taken off", f"<table>{body}</table>{note}")
+    return section("noise", "Removed text", f"<table>{body}</table>{note}")
 
 
 def _labels(statistics: Statistics) -> str:

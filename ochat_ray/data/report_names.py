@@ -5,7 +5,7 @@ from __future__ import annotations
 from ochat_ray.schema import Reason
 
 EXPLANATIONS: dict[str, str] = {
-    Reason.UNREADABLE: "empty, damaged, or not what its name says",
+    Reason.UNREADABLE: "empty, damaged, or of another kind than its name indicates",
     Reason.TORN: "the file ends in the middle of it, or is damaged",
     Reason.TOO_LARGE: "beyond the bounds of a page or a conversation",
     Reason.NO_DATA: "a page or file without a conversation in it",
@@ -18,7 +18,7 @@ EXPLANATIONS: dict[str, str] = {
     Reason.PROVIDER_ERROR: "an answer before the last, or the only one, is a provider's error",
     Reason.BLOCKED_WORD: "a reader sees a blocked word",
     Reason.CONVERSION_FAILED: "HTML nested too deeply",
-    Reason.LOW_FIDELITY: "the Markdown gives back too little of the HTML",
+    Reason.LOW_FIDELITY: "the Markdown preserves too little of the HTML",
     Reason.CONTAMINATED: "it contains an evaluation question",
     Reason.DUPLICATE: "the same roles and texts as one that is kept",
     Reason.NEAR_DUPLICATE: "nearly the same words as one that is kept",

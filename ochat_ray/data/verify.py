@@ -135,7 +135,7 @@ def check_totals(
             raise _disagreement(uri, f"{table}/ has {_values('rows', rows, expected[table])}")
     digest = sum(int(file["digest"], 16) for file in files.values() if "digest" in file)
     if f"{digest % DIGEST_MODULUS:064x}" != manifest["digest"]:
-        raise _disagreement(uri, "the token tables have other content than its digest says")
+        raise _disagreement(uri, "the token tables do not match its digest")
 
 
 def summarize_files(run: RunDir, names: Iterable[str]) -> dict[str, FileSummary]:

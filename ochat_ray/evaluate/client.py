@@ -173,7 +173,7 @@ class Client:
                         self.window.slower(self._pause_s(attempt, asked))
             if attempt + 1 < attempts:
                 await asyncio.sleep(self._pause_s(attempt, asked))
-        raise CallFailedError(f"given up after {attempts} attempts: {why}")
+        raise CallFailedError(f"failed after {attempts} attempts: {why}")
 
     def _pause_s(self, attempt: int, asked: float | None) -> float:
         if asked is not None:

@@ -43,7 +43,7 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
     for where, record in _records(path):
         question = _question(record, where)
         if question.id in questions:
-            raise UserError(f"{where}: question {question.id!r} is there twice")
+            raise UserError(f"{where}: question {question.id!r} occurs twice")
         questions[question.id] = question
     if not questions:
         raise UserError(f"{path}: no questions")
@@ -83,8 +83,8 @@ def check_complete(answers: Answers, questions: Sequence[Question]) -> None:
     missing = [q.id for q in questions if len(answers.turns.get(q.id, ())) < len(q.turns)]
     if missing:
         raise UserError(
-            f"{answers.model} has no whole answer to {len(missing)} of {len(questions)} questions, "
-            f"first {missing[0]!r}; run the step `answer`, or give another file"
+            f"{answers.model} has no complete answer to {len(missing)} of {len(questions)} "
+            f"questions, first {missing[0]!r}; run the step `answer`, or give another file"
         )
 
 

@@ -195,7 +195,7 @@ def _biases(one: Mapping[str, Any]) -> str:
     ]
     if control := one.get("control"):
         rows += [
-            ("an answer beside itself is called equal", _share(control["called_equal"])),
+            ("an answer compared with itself is judged equal", _share(control["called_equal"])),
             ("the first of the two leads by, on average", _number(control["first_minus_second"])),
         ]
     table = "".join(f"<tr><td>{what}<td class=n>{value}<td>" for what, value in rows)

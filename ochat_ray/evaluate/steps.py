@@ -159,6 +159,6 @@ def _connected(
 def _check(failures: Sequence[str], total: int) -> None:
     if failures:
         raise UserError(
-            f"{len(failures)} of {total} calls were given up, first: {failures[0]}; what came is "
-            "kept, run it again for the rest"
+            f"{len(failures)} of {total} calls failed, first: {failures[0]}; the other "
+            "results are kept; run the command again for the rest"
         )

@@ -355,7 +355,7 @@ def _context_length(args: ServeArgs, card: Mapping[str, Any], config: Mapping[st
         )
     length = args.context_length or card.get("context_length") or positions
     if not length:
-        raise UserError("config.json does not say how long a context is; give context_length=N")
+        raise UserError("config.json has no context length; give context_length=N")
     return int(length)
 
 

@@ -18,7 +18,7 @@ def _utf8(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("has half of a surrogate pair, which is no character") from None
+        raise ValueError("has an unpaired surrogate, which is not a character") from None
     return text
 
 

@@ -70,12 +70,12 @@ def parse_keys(text: str, where: str) -> tuple[ApiKey, ...]:
         if not name or not key or len(key.split()) != 1 or key != key.strip():
             raise UserError(f"line {number} of {where} is not `key`, `name:key` or a digest")
         if name in keys:
-            raise UserError(f"line {number} of {where}: the name {name!r} is there twice")
+            raise UserError(f"line {number} of {where}: the name {name!r} occurs twice")
         match = _DIGEST.fullmatch(key)
         digest = bytes.fromhex(match[1]) if match else hash_key(key)
         keys[name] = ApiKey(name=name, digest=digest)
     if not keys:
-        raise UserError(f"no API key in {where}; write one `key` or `name:key` a line")
+        raise UserError(f"no API key in {where}; write one `key` or `name:key` per line")
     return tuple(keys.values())
 
 

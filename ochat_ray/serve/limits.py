@@ -71,7 +71,7 @@ class Limits:
             if wait_s > 0:
                 raise ApiError(
                     429,
-                    f"this key's limit of {bucket.per_minute} {unit} a minute is reached; "
+                    f"this key's limit of {bucket.per_minute} {unit} per minute is reached; "
                     f"try again in {math.ceil(wait_s)} s",
                     code="rate_limit_exceeded",
                     headers={"Retry-After": str(math.ceil(wait_s)), **_headers(buckets)},

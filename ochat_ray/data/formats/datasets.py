@@ -55,7 +55,7 @@ def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, 
             raise unsupported(name)
     for name in ("weight", "loss_weight"):
         if item.get(name) not in (None, 1, 1.0):
-            raise unsupported(f"{name} of a whole record")
+            raise unsupported(f"{name} of an entire record")
     for name in ("kto_tag", "label"):
         if item.get(name) is False:
             raise unsupported(f"{name}: an answer that is not to be learnt")
@@ -184,7 +184,7 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
     lists = ", ".join(keys["conversations"][:-1])
     if answer_key is None:
         if "message_id" in item and "text" in item:
-            raise unsupported("one message of a tree; read the file of whole trees")
+            raise unsupported("one message of a tree; use the file with complete trees")
         raise RecordError(
             f"no list named {lists} or {keys['conversations'][-1]}, and no completion"
         )
@@ -255,7 +255,7 @@ def _parse_side(side: Any, role: str, keys: Keys) -> list[ParsedTurn]:
     if isinstance(side, dict):
         side = _rows(side) or [side]
     if not isinstance(side, (list, tuple)) or (side and isinstance(side[0], str)):
-        raise RecordError(f"the {'prompt' if role == 'user' else 'completion'} is no text")
+        raise RecordError(f"the {'prompt' if role == 'user' else 'completion'} is not text")
     return _parse_list(side, keys)
 
 

@@ -109,7 +109,7 @@ def open_assistant(
         node, parent = todo.pop()
         name = label(node.get("message_id")) or f"message {len(nodes)}"
         if name in nodes:
-            raise RecordError(f"message {name} is there twice")
+            raise RecordError(f"message {name} occurs twice")
         nodes[name], parents[name] = node, parent
         replies = [as_dict(reply) for reply in as_list(node.get("replies"))]
         kept = [reply for reply in replies if reply.get("deleted") is not True]

@@ -145,7 +145,7 @@ class _Decoder:
                     raise TurboStreamError(f"{key[:50]!r} is not the index of a key")
                 name, content = self.value(int(number)), self.value(index)
                 if not isinstance(name, str):
-                    raise TurboStreamError("a key that is no text")
+                    raise TurboStreamError("a key that is not text")
                 if content is not UNDEFINED:
                     shell[name] = content
         elif isinstance(value, list) and isinstance(shell, list):

@@ -50,7 +50,7 @@ def checked_text(text: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise RecordError("half a surrogate pair, which UTF-8 cannot hold") from None
+            raise RecordError("an unpaired surrogate, which UTF-8 cannot represent") from None
     return text
 
 

@@ -47,7 +47,7 @@ async def complete(
                         cut = choice["finish_reason"] == "length"
                         problem = "The answer reached its limit of tokens." if cut else None
                         yield Progress(text=text, problem=problem)
-        yield Progress(text=text, problem="the answer broke off")
+        yield Progress(text=text, problem="the answer was interrupted")
     except httpx.HTTPError:
         yield Progress(text=text, problem="the server failed to answer")
 
