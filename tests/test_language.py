@@ -154,7 +154,8 @@ def test_documents_have_no_house_idioms():
         f"{path}:{number}: {name}"
         for path in filter(is_rewritten, PAGES)
         for number, text in enumerate((ROOT / path).read_text().splitlines(), 1)
-        for name in idioms_in(text)
+        if not text.startswith("    ")
+        for name in idioms_in(re.sub("`[^`]*`", "`code`", text))
     ] == []
 
 
