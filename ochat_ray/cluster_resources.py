@@ -32,7 +32,7 @@ def room_for(needs: dict[str, float]) -> float:
     The result is infinite where it cannot be known: on a node other than the head, and on
     Kubernetes without a cluster definition.
     """
-    if _here() != head_node() or ("KUBERNETES_SERVICE_HOST" in os.environ and not _types()):
+    if _own_node_id() != head_node() or ("KUBERNETES_SERVICE_HOST" in os.environ and not _types()):
         return math.inf
     return _most(
         lambda node: min(int(node.get(name, 0) / need) for name, need in needs.items() if need)
@@ -69,7 +69,7 @@ def _most(count: Callable[[dict[str, Any]], int]) -> int:
     return max(now, defined)
 
 
-def _here() -> str:
+def _own_node_id() -> str:
     return ray.get_runtime_context().get_node_id()
 
 

@@ -121,18 +121,18 @@ def answers(url: str) -> bool:
 
 def end_processes(roots: Iterable[psutil.Process], grace_s: float = 15) -> None:
     """Terminate processes and all their descendants; kill those left after `grace_s` seconds."""
-    family = {p for root in roots for p in _family(root)}
+    family = {p for root in roots for p in _process_tree(root)}
     for process in family:
         _signal(process, signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=grace_s)
     # Some of them start new processes while they shut down.
-    alive = [*alive, *(p for process in family for p in _family(process))]
+    alive = [*alive, *(p for process in family for p in _process_tree(process))]
     for process in alive:
         _signal(process, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=grace_s)
 
 
-def _family(root: psutil.Process) -> list[psutil.Process]:
+def _process_tree(root: psutil.Process) -> list[psutil.Process]:
     try:
         return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:

@@ -20,7 +20,7 @@ _CHARACTER = (
     r"[[\p{White_Space}\p{Default_Ignorable_Code_Point}\p{Cf}\p{Cc}\p{Noncharacter_Code_Point}"
     rf"{_BLANKS}]--\p{{Prepended_Concatenation_Mark}}]"
 )
-_NOTHING = regex.compile(f"{_CHARACTER}*+", regex.V1)
+_INVISIBLE = regex.compile(f"{_CHARACTER}*+", regex.V1)
 # Most answers fail at the first letter.
 _MARKUP_ONLY = regex.compile(rf"(?:{_CHARACTER}|<[^>]*>|&[#\w]+;)*+", regex.V1)
 _TAG = regex.compile(r"<[^>]*>")
@@ -34,7 +34,7 @@ _SHOWN = regex.compile(
 
 def shows_nothing(text: str) -> bool:
     """Return whether no character of the text is visible; true for the empty text."""
-    return _NOTHING.fullmatch(text) is not None
+    return _INVISIBLE.fullmatch(text) is not None
 
 
 def html_shows_nothing(html: str) -> bool:

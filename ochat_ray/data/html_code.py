@@ -66,7 +66,7 @@ def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
     codes = [] if pre.tag == "code" else list(pre.iter("code"))
     language = next((found for e in (pre, *codes) if (found := _language(e))), "")
     if codes and not _has_own_text(pre):
-        before, after = _beside(pre, codes)
+        before, after = _text_around_code(pre, codes)
         text = "\n".join(_text(code, may_have_lines=may_have_lines) for code in codes)
         return Code(
             language or _label(pre, codes[0]),
@@ -101,15 +101,15 @@ def _has_own_text(pre: Any) -> bool:
     return any(text and text.strip() for text in texts)
 
 
-def _beside(pre: Any, codes: list[Any]) -> tuple[str, str]:
+def _text_around_code(pre: Any, codes: list[Any]) -> tuple[str, str]:
     """Return the text of a `<pre>` before and after its `<code>`, without buttons."""
     texts: list[list[str]] = [[]]
-    _add_beside(pre, texts)
+    _add_text_around_code(pre, texts)
     after = "" if len(texts) < len(codes) + 1 else "".join(texts[-1])
     return "".join(texts[0]).strip(), after.strip()
 
 
-def _add_beside(element: Any, texts: list[list[str]]) -> None:
+def _add_text_around_code(element: Any, texts: list[list[str]]) -> None:
     """Append the texts outside of code; those after a `<code>` form a separate list."""
     if element.text:
         texts[-1].append(element.text)
@@ -118,7 +118,7 @@ def _add_beside(element: Any, texts: list[list[str]]) -> None:
         if tag == "code":
             texts.append([])
         elif tag not in _NO_CODE and not is_beside_lines(child.get("class")):
-            _add_beside(child, texts)
+            _add_text_around_code(child, texts)
         if child.tail:
             texts[-1].append(child.tail)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_GONE = "x-gone"
+_REMOVED = "x-gone"
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
@@ -28,16 +28,16 @@ def mark_as_gone(element: Any) -> None:
     If elements were removed one by one, a long text would be copied once per element in it.
     """
     element.clear(keep_tail=True)
-    element.tag = _GONE
+    element.tag = _REMOVED
 
 
 def remove_marked(body: Any) -> None:
     """Remove all marked elements; each text around them is written once."""
-    parents = dict.fromkeys(gone.getparent() for gone in body.iter(_GONE))
+    parents = dict.fromkeys(gone.getparent() for gone in body.iter(_REMOVED))
     for parent in parents:
         last, texts = None, [parent.text or ""]
         for child in list(parent):
-            if child.tag == _GONE:
+            if child.tag == _REMOVED:
                 texts.append(child.tail or "")
                 parent.remove(child)
                 continue

@@ -248,7 +248,7 @@ def _entry(uri: str) -> _Entry:
     if "://" not in uri:
         return _local_entry(uri)
     fs, path = open_location(uri)
-    with _reaching(uri):
+    with _hub_errors(uri):
         info = fs.get_file_info(path)
     return _remote_entry(uri, info)
 
@@ -256,7 +256,7 @@ def _entry(uri: str) -> _Entry:
 def _remote_entries(uri: str) -> list[_Entry]:
     fs, path = open_location(uri)
     prefix = uri.split("://")[0] + "://"
-    with _reaching(uri):
+    with _hub_errors(uri):
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return [_remote_entry(prefix + info.path, info) for info in infos]
 
@@ -266,7 +266,7 @@ def _remote_entry(uri: str, info: pafs.FileInfo) -> _Entry:
 
 
 @contextmanager
-def _reaching(uri: str) -> Iterator[None]:
+def _hub_errors(uri: str) -> Iterator[None]:
     """Raise a UserError if the Hugging Face Hub does not answer or refuses access."""
     if not uri.startswith("hf://"):
         yield

@@ -21,7 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 _OPERATOR = re.compile(r"\s*[-+*/=^<>≤≥≠≈×·÷±→_(\[²³\d]")
 _EQUATION = re.compile(r"\s*[=+*^×÷]")
 _CALL = re.compile(r"[(^]")
-_FRACTION_GOES_ON = frozenset(
+_FRACTION_UNITS = frozenset(
     "of off th ths st nd nds rd rds s cup cups tsp teaspoon teaspoons tbsp tablespoon tablespoons "
     "pint pints "
     "quart quarts gallon gallons oz ounce ounces lb lbs pound pounds g gr gram grams kg mg kilo "
@@ -86,6 +86,6 @@ def _certainty(rest: str) -> Certainty | None:
         or _EQUATION.match(after)
         or (len(word) <= 5 and _CALL.match(after))
     )
-    if is_formula or word.lower() in _FRACTION_GOES_ON:
+    if is_formula or word.lower() in _FRACTION_UNITS:
         return None
     return "certain" if word[0].isupper() else "possible"

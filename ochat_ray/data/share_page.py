@@ -35,7 +35,7 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_LEFT_BEHIND = frozenset({"avatarUrl", "views"})
+_IGNORED_KEYS = frozenset({"avatarUrl", "views"})
 _MARK = b"__NEXT_DATA__"
 _MAX_TAG_BYTES = 1 << 14
 """Maximum size of the script's opening tag, which has few attributes."""
@@ -88,7 +88,7 @@ def page_record(page: bytes) -> dict[str, Any] | Unusable:
     if not isinstance(content.get("items"), list) or not content["items"]:
         return Unusable(Reason.NO_DATA, "no items at props.pageProps.content")
     return {
-        **{name: value for name, value in content.items() if name not in _LEFT_BEHIND},
+        **{name: value for name, value in content.items() if name not in _IGNORED_KEYS},
         "id": props.get("id") or content.get("id"),
         "title": content.get("title"),
         "model": content.get("model"),

@@ -120,8 +120,8 @@ def code_lines(parts: list[str], at: int, end: int) -> tuple[str, str, str]:
         if _own_text(parts, at, end, first, last):
             first, last, codes_are_lines = at, end, False
         else:
-            before = _beside(parts, at, first)
-            after = _beside(parts, last, end)
+            before = _text_between(parts, at, first)
+            after = _text_between(parts, last, end)
             words = " ".join(unescape(before).lower().split())
             buttons = "button" in names or "svg" in names
             if len(before) <= _MAX_LABEL and (buttons or _LABELS.fullmatch(words)):
@@ -146,8 +146,8 @@ def _code_range(parts: list[str], at: int, end: int, names: list[str]) -> tuple[
             return i, min(subtree_end(parts, i), end)
     if "/button" in names:
         button = max(i for i in range(at, end, 3) if parts[i] == "/button")
-        label = _beside(parts, at, button)
-        rest = parts[button + 2] + _beside(parts, button + 3, end)
+        label = _text_between(parts, at, button)
+        rest = parts[button + 2] + _text_between(parts, button + 3, end)
         if rest.strip() and len(label) <= _MAX_LABEL and "\n" not in label.strip():
             return button, end
     return at, end
@@ -169,7 +169,7 @@ def own_texts(parts: list[str], at: int, end: int) -> Iterator[int]:
             yield i
 
 
-def _beside(parts: list[str], start: int, end: int) -> str:
+def _text_between(parts: list[str], start: int, end: int) -> str:
     """Return the text between two positions, without buttons."""
     texts, i = [], start
     while i < end:

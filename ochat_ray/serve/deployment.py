@@ -255,7 +255,7 @@ class IngressReplica:
     def __init__(self, settings: IngressSettings, model: DeploymentHandle, may_sleep: bool) -> None:
         self._settings = settings
         self._backend = HandleBackend(model, may_sleep=may_sleep)
-        _show_log()
+        _enable_info_logs()
 
     def __serve_build_asgi_app__(self) -> Any:
         from ochat_ray.serve.ingress import build_app
@@ -265,7 +265,7 @@ class IngressReplica:
         return build_app(self._settings, tokenizer, self._backend)
 
 
-def _show_log() -> None:
+def _enable_info_logs() -> None:
     """Let this package's INFO messages reach the replica's output; Ray shows only warnings."""
     logger = logging.getLogger("ochat_ray.serve")
     if not logger.handlers:
@@ -276,7 +276,7 @@ def _show_log() -> None:
         logger.propagate = False
 
 
-def _check_room(settings: Settings) -> None:
+def _check_cluster_capacity(settings: Settings) -> None:
     """Check that the cluster can ever hold the minimum number of replicas.
 
     Raises:
@@ -294,7 +294,7 @@ def _check_room(settings: Settings) -> None:
         )
 
 
-def _beside_the_proxy() -> dict[str, Any]:
+def _prefer_head_node() -> dict[str, Any]:
     """Return options that keep a replica on the head node while that exists.
 
     If another node is lost, only streams of its own model replicas break. serve.yaml places the
@@ -315,7 +315,7 @@ def build(settings: Settings) -> Application:
     Raises:
         UserError: The cluster can never hold the replicas.
     """
-    _check_room(settings)
+    _check_cluster_capacity(settings)
     engine = settings.engine
     shared: dict[str, Any] = {
         "graceful_shutdown_timeout_s": DRAIN_S,
@@ -359,7 +359,7 @@ def build(settings: Settings) -> Application:
         ray_actor_options={
             "num_cpus": 0,
             "runtime_env": {"env_vars": REPLICA_ENVIRONMENT},
-            **_beside_the_proxy(),
+            **_prefer_head_node(),
         },
         max_ongoing_requests=INGRESS_ONGOING,
         **shared,

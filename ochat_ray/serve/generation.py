@@ -65,8 +65,8 @@ class Generation:
         record: Record = request.state.record
         answering = _Answering(self, record)
         if not stream:
-            return await _unless_gone(request, answering.whole())
-        first = await _unless_gone(request, answering.first())
+            return await _await_unless_disconnected(request, answering.whole())
+        first = await _await_unless_disconnected(request, answering.first())
         return _ClosingStream(answering.events(first, include_usage), answering.stream)
 
 
@@ -205,10 +205,10 @@ def _seeded(sampling: Sampling, number: int) -> Sampling:
     return replace(sampling, seed=(sampling.seed + number) % 2**63)
 
 
-async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+async def _await_unless_disconnected(request: Request, answer: Coroutine[Any, Any, T]) -> T:
     """Await `answer`, cancelling it if the client disconnects first."""
     answering = asyncio.ensure_future(answer)
-    leaving = asyncio.ensure_future(_gone(request))
+    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
         if answering.done():
@@ -220,7 +220,7 @@ async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(answering, leaving, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

@@ -260,10 +260,12 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
                 add_generation_prompt=add_generation_prompt,
             )[0]
 
-        return await _off_the_loop(work, sum(len(turn.text) for turn in turns))
+        return await _run_off_event_loop(work, sum(len(turn.text) for turn in turns))
 
     async def text_ids(text: str) -> list[int]:
-        return await _off_the_loop(lambda: bos + encode_texts([text], tokenizer)[0], len(text))
+        return await _run_off_event_loop(
+            lambda: bos + encode_texts([text], tokenizer)[0], len(text)
+        )
 
     def checked(ids: list[int]) -> list[int]:
         if max(ids) >= settings.vocabulary:
@@ -300,7 +302,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def _off_the_loop(work: Callable[[], list[int]], characters: int) -> list[int]:
+async def _run_off_event_loop(work: Callable[[], list[int]], characters: int) -> list[int]:
     return work() if characters < LONG_TEXT else await asyncio.to_thread(work)
 
 

@@ -22,7 +22,7 @@ from ochat_ray.errors import UserError
 logger = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_LOOK_EVERY_S = 1.0
+_CHECK_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,13 +114,13 @@ class KeyRing:
 
     def find(self, authorization: str | None) -> ApiKey | None:
         """Return the key in an `Authorization: Bearer KEY` header; None if it is unknown."""
-        self._look()
+        self._reload_if_changed()
         scheme, _, key = (authorization or "").partition(" ")
         found = find_key(self._keys, key.strip())
         return found if scheme.lower() == "bearer" else None
 
-    def _look(self) -> None:
-        if self._path is None or self._clock() - self._looked < _LOOK_EVERY_S:
+    def _reload_if_changed(self) -> None:
+        if self._path is None or self._clock() - self._looked < _CHECK_INTERVAL_S:
             return
         self._looked = self._clock()
         stamp = self._file_stamp()

@@ -151,7 +151,7 @@ class _Load(StatLoggerBase):
     def log_engine_initialized(self) -> None: ...
 
 
-class _Leash:
+class _EndWithParent:
     """Executor mixin that ends the engine core when the process that opened it is killed."""
 
     def _init_executor(self) -> None:
@@ -166,10 +166,10 @@ class _Leash:
         os._exit(1)
 
 
-class _UniProcExecutor(_Leash, UniProcExecutor): ...
+class _UniProcExecutor(_EndWithParent, UniProcExecutor): ...
 
 
-class _MultiprocExecutor(_Leash, MultiprocExecutor): ...
+class _MultiprocExecutor(_EndWithParent, MultiprocExecutor): ...
 
 
 def _set_environment(settings: EngineSettings) -> None:
