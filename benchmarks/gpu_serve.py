@@ -1,11 +1,11 @@
-"""How fast does one GPU serve, bare and behind the endpoint?
+"""Serving speed of one GPU, for the bare engine and behind the endpoint.
 
     python benchmarks/gpu_serve.py                         a random model of TinyLlama's shape
     python benchmarks/gpu_serve.py --model DIR --engine vllm
     python benchmarks/gpu_serve.py --smoke                 a tiny model on the CPU, end to end
 
-Runs benchmarks/serve_speed.py with a GPU a replica: the bare engine and, where Ray can be
-imported, the endpoint. Weights are random, so answers mean nothing, and their speed does.
+Runs benchmarks/serve_speed.py with one GPU per replica: the bare engine and, if Ray can be
+imported, the endpoint. Weights are random, which does not affect the speed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def random_model(folder: Path, shape: str) -> str:
-    """A Llama of that shape with random weights and a tokenizer of single bytes."""
+    """Create a Llama of that shape with random weights and a byte tokenizer; return its folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -1,17 +1,17 @@
-"""How fast does one GPU train LLaMA shapes, in packs and padded, and what memory does it take?
+"""Training speed and memory of LLaMA shapes on one GPU, with packs and with padding.
 
     python benchmarks/gpu_train.py lengths.json            1B and 7B, packs of 8,192 and 16,384
     python benchmarks/gpu_train.py lengths.json --smoke    a tiny model on the CPU, end to end
 
-`lengths.json` is a JSON list of conversation lengths in tokens. No Ray: one process with the same
-`Engine` as jobs/train.py, ZeRO-3 with world size 1, bfloat16, gradient checkpointing. Weights are
-random and made in place, token ids too; of each conversation the last 78% of the tokens are
-supervised, the demo's share. Packed is against padded with conversations of similar length (the
-order of transformers' LengthGroupedSampler, logits everywhere), flash-attn, where it can be
-imported, against PyTorch's attention; each in a fresh process. The optimizer's state goes to host
-memory where the plan of `memory.estimate` does not fit the GPU otherwise.
+`lengths.json` is a JSON list of conversation lengths in tokens. There is no Ray: one process runs
+the `Engine` of jobs/train.py, ZeRO-3 with world size 1, bfloat16, gradient checkpointing. Weights
+and token ids are random; the last 78% of the tokens of each conversation are supervised, the demo's
+share. Packs are compared with padded conversations of similar length (the order of transformers'
+LengthGroupedSampler, logits for all positions), and flash-attn, if it can be imported, with
+PyTorch's attention; each in a fresh process. The optimizer's state is offloaded to host memory if
+the plan of `memory.estimate` does not fit the GPU otherwise.
 
-Tokens a second are real ones, padding aside; MFU counts the model's own operations for them.
+Tokens per second exclude padding; MFU counts the model's own operations for them.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ SHAPES = {
     "1b": {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "intermediate": 5632},
     "7b": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "intermediate": 11008},
 }
-"""TinyLlama-1.1B's and LLaMA-7B's, and one to try this script with."""
+"""Shapes of TinyLlama-1.1B and LLaMA-7B, and one for trying out this script."""
 
 VOCABULARY = 32_064
-"""LLaMA's with the end-of-turn token, up to a multiple of 64."""
+"""LLaMA's vocabulary with the end-of-turn token, rounded up to a multiple of 64."""
 
 SUPERVISED = 0.78
 
@@ -92,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace, case: list[str]) -> bool:
-    """One case in a process of its own; whether it came to its end."""
+    """Run one case in a separate process; return whether it completed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -159,7 +159,7 @@ def train(
         step = [[conversation(rng, n) for n in lengths[batch]] for batch in batches]
         weights = [[sum(trained_weight(w) for _, w in batch) for batch in step]]
         moved = (make_batch(batch).to(engine.device) for batch in step)
-        engine.step(moved, pack_scales(weights)[0], rate=1e-3)  # ends with the loss on the host
+        engine.step(moved, pack_scales(weights)[0], rate=1e-3)  # returns with the loss
         ends.append(time.perf_counter())
         if number >= arguments.warm_up:
             flops += training_flops(shape, lengths[np.concatenate(batches)])
@@ -177,7 +177,7 @@ def train(
 
 
 def packs(lengths: np.ndarray, max_tokens: int, per_step: int, count: int) -> list[list[list[int]]]:
-    """Packs of the first steps of an epoch, as indices."""
+    """Return the packs of the first steps of an epoch, as indices."""
     steps = packing.steps(
         lengths, world_size=1, max_tokens=max_tokens, packs_per_step=per_step, seed=0, epoch=0
     )
@@ -187,7 +187,7 @@ def packs(lengths: np.ndarray, max_tokens: int, per_step: int, count: int) -> li
 def padded_batches(
     lengths: np.ndarray, max_tokens: int, per_step: int, count: int
 ) -> list[list[list[int]]]:
-    """Batches of conversations of similar length, as indices, as many as surely fit."""
+    """Return batches of conversations of similar length, as indices, as many as certainly fit."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -202,13 +202,13 @@ def padded_batches(
 
 
 def slots(lengths: np.ndarray, steps: list[list[list[int]]], layout: str) -> int:
-    """Positions that are computed, padding included."""
+    """Return the number of computed positions, padding included."""
     batches = [lengths[batch] for step in steps for batch in step]
     return sum(int(n.sum() if layout == "packed" else n.max() * n.size) for n in batches)
 
 
 def conversation(rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random token ids and weights, as `make_batch` takes them."""
+    """Return random token ids and weights, as `make_batch` takes them."""
     weights = np.arange(length) >= (1 - SUPERVISED) * length
     return rng.integers(3, VOCABULARY, length), weights.astype(np.float32)
 
@@ -220,7 +220,7 @@ def planned(
     attention: Attention,
     layout: str,
 ) -> tuple[bool, memory.MemoryPlan]:
-    """Whether the optimizer's state goes to host memory, and the plan for that."""
+    """Return whether the optimizer's state is offloaded to host memory, and the plan for that."""
     import torch
 
     def plan(offload: bool) -> memory.MemoryPlan:
@@ -244,7 +244,7 @@ def planned(
 
 
 def llama(name: str, context: int) -> Any:
-    """The configuration of one of `SHAPES`."""
+    """Return the configuration of one of `SHAPES`."""
     from transformers import LlamaConfig
 
     shape = SHAPES[name]
@@ -261,14 +261,14 @@ def llama(name: str, context: int) -> Any:
 
 
 def random_model(_: str, dtype: Any, *, config: Any, attention: str) -> Any:
-    """In the place of `base_model.load_model`: random weights, partitioned as they are made."""
+    """Replace `base_model.load_model`: random weights, partitioned during initialization."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
 
 
 def padded_logits(model: Any, batch: Batch, *, vocabulary: int | None = None) -> Any:
-    """In the place of `forward.logits`: a row a conversation, padded, and logits everywhere."""
+    """Replace `forward.logits`: one padded row per conversation, and logits for all positions."""
     from torch.nn.utils.rnn import pad_sequence
 
     lengths = batch.borders.diff().tolist()

@@ -1,10 +1,10 @@
-"""Compare the reading of a JSON array with ijson, by size per CPU second.
+"""Reading speed of a JSON array compared with ijson, in bytes per CPU second.
 
     python benchmarks/json_arrays.py                the demo's conversations
     python benchmarks/json_arrays.py FILE           another array of records
 
-Both yield one record at a time from the same bytes in memory, in turn; the best of five rounds
-counts. ijson uses its fastest backend, and ends where a record is broken.
+Both yield one record at a time from the same bytes in memory, alternately; the best of five rounds
+counts. ijson uses its fastest backend, and stops at a broken record.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""How much of ChatGPT's answers survives the way from HTML to Markdown?
+"""Share of ChatGPT's answers that survives the conversion from HTML to Markdown.
 
     python benchmarks/markdown_fidelity.py --messages 5000 --show 20
 
-Real answers are rendered as ChatGPT's page of 2023 rendered them, converted back by each
-converter, and the Markdown is rendered again with markdown-it-py (CommonMark and tables). A
-message is intact if that has the structure of the original HTML: the same blocks in the same
-nesting, tight and loose, list starts, cells and their alignment, link targets, text with its white
-space normalised, code byte for byte with its language. The page's chrome (label, button, highlight
-spans) is no structure, and a formula is its TeX.
+Real answers are rendered as by ChatGPT's page of 2023, converted back by each converter, and the
+Markdown is rendered again with markdown-it-py (CommonMark and tables). A message is intact if the
+result has the structure of the original HTML: the same blocks in the same nesting, tight and loose,
+list starts, cells and their alignment, link targets, text with normalized white space, code byte
+for byte with its language. The page's chrome (label, button, highlight spans) is not structure, and
+a formula is its TeX.
 
 The judge shares no code with `ochat_ray.data.markdown`, and uses another HTML parser.
 
     python benchmarks/markdown_fidelity.py --restore lists code     see `restore`
     python benchmarks/markdown_fidelity.py --html FILE              one file's HTML instead
 
-Without --restore the figures flatter the converter of 2023, which made the demo's data.
+Without --restore the figures favour the converter of 2023, which produced the demo's data.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Converter = Callable[[str], str]
 
 
 def ours() -> Converter:
-    """`ochat_ray.data.markdown.html_to_markdown`."""
+    """Return `ochat_ray.data.markdown.html_to_markdown`."""
     module = importlib.import_module("ochat_ray.data.markdown")
     convert: Converter = module.html_to_markdown
     return convert
@@ -63,7 +63,7 @@ _EMPTY_CODE = re.compile(r"```(.*?)Copy code\s*```")
 
 
 def reference_2023() -> Converter:
-    """markdownify between regular expressions, as FastChat's and OpenChat's clean_sharegpt did."""
+    """Return markdownify with the regular expressions of FastChat's clean_sharegpt."""
     from markdownify import markdownify
 
     def convert(html: str) -> str:
@@ -78,16 +78,16 @@ def reference_2023() -> Converter:
 
 
 def rust_plain() -> Converter:
-    """The package html-to-markdown, as it comes."""
+    """Return the package html-to-markdown with its defaults."""
     from html_to_markdown import convert
 
     return lambda html: convert(html).content or ""
 
 
 def rust_prepared() -> Converter:
-    """html-to-markdown with what it can be told, and the code blocks' chrome removed before.
+    """Return html-to-markdown with suitable options, after removing the code blocks' chrome.
 
-    The best that a user gets without writing a converter of their own.
+    This is the best that a user gets without writing a converter.
     """
     from html_to_markdown import ConversionOptions, convert
 
@@ -120,10 +120,10 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
 # ---- structure
 
 Node = tuple[Any, ...]
-"""(name, attributes, children): children are nodes and strings. Code and formulas hold one string.
+"""Node as (name, attributes, children), where children are nodes and strings.
 
-Names are HTML's, besides `math` and `text`, a run of text that is a block of its own: the item of a
-tight list, where a loose one has a paragraph.
+Code and formulas have one string. Names are those of HTML, and `math` and `text`: the latter is a
+run of text that forms a block, the item of a tight list, where a loose one has a paragraph.
 """
 
 _VOID = {"br", "hr", "img", "input", "wbr", "rect"}
@@ -134,7 +134,7 @@ _BLOCKS |= _CONTAINERS - {"root"}
 
 @dataclass
 class Element:
-    """An element as the parser finds it."""
+    """Element as found by the parser."""
 
     name: str
     attributes: dict[str, str] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Element:
 
 
 class _Tree(HTMLParser):
-    """A tree of exactly the tags that are there; both sides are well formed where all is well."""
+    """Tree of exactly the tags in the source; both sides should be well formed."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -181,7 +181,7 @@ class _Tree(HTMLParser):
 
 
 def structure(html: str) -> Node:
-    """The canonical structure of HTML, of a page's answer as of rendered Markdown."""
+    """Return the canonical structure of HTML, of a page's answer or of rendered Markdown."""
     parser = _Tree()
     parser.feed(html)
     parser.close()
@@ -210,7 +210,7 @@ def _node(element: Element) -> Node:
 
 
 def _code(element: Element) -> Node:
-    """A code block: its language and its text, without label, button and spans."""
+    """Return a code block: its language and its text, without label, button and spans."""
     code = next(element.find("code"), element)
     pattern = r"(?:^|\s)language-(\S+)"
     language = re.search(pattern, code.attributes.get("class", ""))
@@ -218,7 +218,7 @@ def _code(element: Element) -> Node:
 
 
 def _attributes(element: Element) -> tuple[tuple[str, str], ...]:
-    """What of an element's attributes is Markdown's."""
+    """Return the attributes of an element that Markdown can represent."""
     given = element.attributes
     wanted: dict[str, str | None] = {}
     if element.name == "a":
@@ -236,7 +236,7 @@ def _attributes(element: Element) -> tuple[tuple[str, str], ...]:
 
 
 def _blocks(element: Element) -> tuple[Node | str, ...]:
-    """Blocks, with runs of bare text between them as blocks named `text`."""
+    """Return blocks, with runs of bare text between them as blocks named `text`."""
     blocks: list[Node | str] = []
     run: list[Element | str] = []
 
@@ -262,7 +262,7 @@ def _is_display_math(element: Element) -> bool:
 
 
 def _inline(children: Sequence[Element | str], *, trim: bool) -> tuple[Node | str, ...]:
-    """Text runs and inline elements; no white space at a block's ends and beside line breaks."""
+    """Return text runs and inline elements, without white space at block ends and line breaks."""
     parts: list[Node | str] = []
     for child in children:
         part = child if isinstance(child, str) else _node(child)
@@ -289,14 +289,14 @@ def _squeeze(text: str) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two structures first differ: the way there, and what stands on each side."""
+    """First difference of two structures: the path to it, and the content on each side."""
 
     path: tuple[str, ...]
     expected: Node | str | None
     found: Node | str | None
 
     def cause(self) -> str:
-        """A short guess at the kind of mistake."""
+        """Return a short description of the probable kind of mistake."""
         names = [_name(self.expected), _name(self.found)]
         where = self.path[-1] if self.path else "root"
         if where == "pre":
@@ -319,7 +319,7 @@ def _name(node: Node | str | None) -> str:
 
 
 def _around(expected: str, found: str, width: int = 160) -> tuple[str, str]:
-    """Both, from shortly before where they part."""
+    """Return both texts, from shortly before their first difference."""
     same = 0
     while same < min(len(expected), len(found)) and expected[same] == found[same]:
         same += 1
@@ -330,7 +330,7 @@ def _around(expected: str, found: str, width: int = 160) -> tuple[str, str]:
 def first_difference(
     expected: Node | str | None, found: Node | str | None, path: tuple[str, ...] = ()
 ) -> Difference | None:
-    """None where both structures are equal."""
+    """Return the first difference; None if both structures are equal."""
     if expected == found:
         return None
     if not isinstance(expected, tuple) or not isinstance(found, tuple) or expected[:2] != found[:2]:
@@ -344,7 +344,7 @@ def first_difference(
 
 
 def judge(html: str, markdown: str) -> Difference | None:
-    """The first difference between the original HTML and the rendered Markdown."""
+    """Return the first difference between the original HTML and the rendered Markdown."""
     original = structure(html)
     rendered = _judge_renderer(frozenset(_formulas(original))).render(markdown)
     return first_difference(original, structure(rendered))
@@ -362,9 +362,9 @@ _SIGNS = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
 
 
 def _judge_renderer(formulas: frozenset[str]) -> MarkdownIt:
-    """CommonMark and tables, and between formula signs what is one of the original's formulas.
+    """Return a renderer of CommonMark, tables and those formulas that the original contains.
 
-    No other rule for formulas is neutral: whether "$5 and $6" is one depends on who reads it.
+    No other rule for formulas is neutral: whether "$5 and $6" is one depends on the reader.
     """
     markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
     if not formulas:
@@ -411,7 +411,7 @@ def _judge_renderer(formulas: frozenset[str]) -> MarkdownIt:
 def _formula_at(
     text: str, start: int, end: int, formulas: frozenset[str]
 ) -> tuple[str, int] | None:
-    """The known formula between signs at a place, and where it ends."""
+    """Return the known formula between delimiters at a position, and its end."""
     for opening, closing in _SIGNS:
         if not text.startswith(opening, start):
             continue
@@ -427,7 +427,7 @@ def _formula_at(
 
 @dataclass
 class Score:
-    """One converter's results. Seconds are of the converter alone, on the processor."""
+    """Results of one converter. Seconds are CPU time of the converter only."""
 
     name: str
     convert: Converter
@@ -436,10 +436,10 @@ class Score:
     failures: dict[str, list[tuple[str, str, str]]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    """By cause: source Markdown, the converter's Markdown, difference."""
+    """Failures by cause: source Markdown, the converter's Markdown, difference."""
 
     def run(self, pages: Sequence[str]) -> list[str | Exception]:
-        """Convert all messages in one go, so that no converter warms the caches for another."""
+        """Convert all messages in one run, so that no converter warms the caches for another."""
         for html in pages[:50]:
             self._convert(html)
         started = time.process_time()
@@ -448,7 +448,7 @@ class Score:
         return results
 
     def _convert(self, html: str) -> str | Exception:
-        """A converter that raises has failed on the message."""
+        """Convert one message; an exception of the converter counts as a failure."""
         try:
             return self.convert(html)
         except Exception as error:  # noqa: BLE001  (whatever a peer raises)
@@ -473,7 +473,7 @@ class Score:
 
 
 def sample(path: str, count: int, seed: int) -> list[str]:
-    """Answers longer than 20 characters, drawn by the seed."""
+    """Return a random sample of answers longer than 20 characters."""
     answers = [
         turn.text
         for record in read_file(path)
@@ -492,11 +492,11 @@ _DEFINITION = re.compile(
 
 
 def restore(answer: str, what: Sequence[str]) -> str:
-    """The answer with what the demo's data lost when it was made, as far as it can be guessed.
+    """Restore, as far as possible, structure that the demo's data lost when it was made.
 
-    Its Markdown came out of the converter of 2023, which made every list tight and left no two
-    blank lines; so that converter finds little there to lose again. `lists` makes every top-level
-    list loose, `code` puts two blank lines before what looks like a definition.
+    Its Markdown is the output of the converter of 2023, which made every list tight and left no two
+    consecutive blank lines; so that converter has little left to lose. `lists` makes every
+    top-level list loose, `code` puts two blank lines before apparent definitions.
     """
     parts = _FENCED.split(answer)
     for i, part in enumerate(parts):
@@ -508,7 +508,7 @@ def restore(answer: str, what: Sequence[str]) -> str:
 
 
 def scores(names: Sequence[str]) -> list[Score]:
-    """The converters that can be imported here; the others are named."""
+    """Return the converters that can be imported here; report the others."""
     found = []
     for name in names:
         try:
@@ -519,7 +519,7 @@ def scores(names: Sequence[str]) -> list[Score]:
 
 
 def show_causes(score: Score, examples: int) -> None:
-    """The failures by cause, the frequent ones first, and some examples of each."""
+    """Print the failures by cause, the most frequent first, with some examples of each."""
     print(f"\n{score.name}: {score.failed:,} failures")
     by_count = sorted(score.failures.items(), key=lambda item: -len(item[1]))
     for cause, failures in by_count:
@@ -539,7 +539,7 @@ def _excerpt(text: str, limit: int = 1500) -> str:
 
 
 def own_measures(pages: Sequence[str]) -> str:
-    """Both measures that `prepare` takes: how many messages are intact, and time per message."""
+    """Report both measures of `prepare`: the number of intact messages, and time per message."""
     convert = importlib.import_module("ochat_ray.data.markdown").convert
     structure = importlib.import_module("ochat_ray.data.fidelity").fidelity
     text = importlib.import_module("ochat_ray.data.text_fidelity").text_fidelity
@@ -590,7 +590,7 @@ def main() -> None:
             progress.add(1)
     progress.finish()
     print(f"{len(messages):,} messages, seed {arguments.seed}, restored: {arguments.restore}\n")
-    print("| converter | intact | failures | ms a message |\n| --- | --- | --- | --- |")
+    print("| converter | intact | failures | ms per message |\n| --- | --- | --- | --- |")
     for score in converters:
         print(score.row())
     if "ours" in arguments.only:

@@ -1,9 +1,9 @@
-"""Which near duplicates are found, and which are missed?
+"""Recall and precision of near-duplicate detection.
 
     python benchmarks/near_duplicates.py      on real conversations of the demo
 
-The pairs that MinHash LSH finds against every pair's exact Jaccard similarity over the same
-shingles. To the real conversations it adds copies with a known share of words changed.
+Compares the pairs found by MinHash LSH with the exact Jaccard similarity of every pair over the
+same shingles. Copies with a known share of changed words are added to the real conversations.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def row(threshold: float, found_signatures: np.ndarray, exact: np.ndarray) -> str:
-    """A row of the table: one threshold's pairs against the exact ones."""
+    """Return a row of the table: one threshold's pairs compared with the exact ones."""
     started = time.process_time()
     bands, rows = banding(threshold)
     hashes = band_hashes(found_signatures, bands, rows)
@@ -91,7 +91,7 @@ def row(threshold: float, found_signatures: np.ndarray, exact: np.ndarray) -> st
 
 
 def sample(count: int, rng: np.random.Generator) -> list[str]:
-    """Texts of real conversations, drawn at random."""
+    """Return a random sample of texts of real conversations."""
     path = str(demo_assets.conversations())
     texts = [
         conversation_text(item.turns) for item in read_file(path) if isinstance(item, Conversation)
@@ -101,7 +101,7 @@ def sample(count: int, rng: np.random.Generator) -> list[str]:
 
 
 def change(text: str, share: float, rng: np.random.Generator) -> str:
-    """The text with this share of its words, at random places, replaced; at least one word."""
+    """Replace this share of the text's words, at random positions; at least one word."""
     split = text.split(" ")
     for place in rng.choice(len(split), max(1, round(share * len(split))), replace=False):
         split[place] = f"word{rng.integers(10**9)}"
@@ -109,7 +109,10 @@ def change(text: str, share: float, rng: np.random.Generator) -> str:
 
 
 def jaccard_matrix(sets: Sequence[np.ndarray]) -> np.ndarray:
-    """Exact Jaccard similarity of every pair of sorted distinct sets, float32 [sets, sets]."""
+    """Return the exact Jaccard similarity of all pairs of sets, float32 [sets, sets].
+
+    The elements of each set are sorted and distinct.
+    """
     values = np.concatenate(sets)
     owners = np.repeat(np.arange(len(sets)), [s.size for s in sets])
     order = np.argsort(values, kind="stable")

@@ -1,11 +1,12 @@
-"""How full are packs, how even are ranks, and how long does planning take?
+"""Pack utilization, balance between ranks, and planning time.
 
     python benchmarks/packing.py lengths.json      a JSON list of conversation lengths in tokens
 
-Peers in the same run: for the share of real tokens, batches of conversations of similar length
-padded to the longest of each; for balance, the same conversations dealt to the ranks in turn; for
-time, the allocator of 2023 (multipack), which finds by bisection the longest run of conversations
-that first-fit decreasing gets into a step's packs. It is plain Python too, without numba.
+Compared in the same run: for the share of real tokens, batches of conversations of similar length,
+padded to the longest of each; for balance, the same conversations assigned to the ranks in turn;
+for time, the allocator of 2023 (multipack), which finds by bisection the longest run of
+conversations that first-fit decreasing fits into a step's packs. It is also plain Python, without
+numba.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def compare_quality(lengths: np.ndarray, world_size: int, max_tokens: int) -> No
     )
     in_turn = [deal_in_turn(step, world_size) for step in of_sequences]
     print(
-        f"  128 conversations a step: tokens {100 * balance(lengths, of_sequences):.2f}% balanced "
+        f"  128 conversations per step: tokens "
+        f"{100 * balance(lengths, of_sequences):.2f}% balanced "
         f"(dealt in turn: {100 * balance(lengths, in_turn):.2f}%), "
         f"cost {100 * balance(cost(lengths), of_sequences):.2f}% "
         f"({100 * balance(cost(lengths), in_turn):.2f}%), {len(of_sequences)} steps"
@@ -73,7 +75,7 @@ def compare_time(count: int, longest: int, world_size: int) -> None:
     lengths = np.minimum(rng.lognormal(6.8, 0.9, count).astype(np.int32) + 1, longest)
     few = lengths[: count // 20]  # tracemalloc is slow
     print(f"{count:,} conversations of at most {longest:,} tokens, packs of 8,192")
-    for name, sequences in (("128 conversations a step", 128), ("full packs", None)):
+    for name, sequences in (("128 conversations per step", 128), ("full packs", None)):
         arguments: dict[str, Any] = {"world_size": world_size, "max_tokens": 8192}
         arguments |= {"sequences_per_step": sequences, "seed": 0, "epoch": 0}
         all_steps, whole_plan = partial(steps, **arguments), partial(plan, **arguments)
@@ -96,7 +98,7 @@ def compare_time(count: int, longest: int, world_size: int) -> None:
 
 
 def timed(function: Callable, lengths: np.ndarray) -> str:
-    """Seconds on the clock and of CPU until all that `function` plans has been seen."""
+    """Measure wall-clock and CPU seconds until everything that `function` plans was consumed."""
     wall, cpu = time.perf_counter(), time.process_time()
     planned = function(lengths)
     if isinstance(planned, Iterator):
@@ -105,7 +107,7 @@ def timed(function: Callable, lengths: np.ndarray) -> str:
 
 
 def peak_mib(function: Callable, lengths: np.ndarray) -> float:
-    """Peak of what planning allocates, by tracemalloc."""
+    """Measure the peak memory that planning allocates, by tracemalloc."""
     tracemalloc.start()
     timed(function, lengths)
     peak = tracemalloc.get_traced_memory()[1]
@@ -119,33 +121,33 @@ def rss_peak_mib() -> float:
 
 
 def packed_share(lengths: np.ndarray, world_size: int, max_tokens: int) -> float:
-    """Share of real tokens in full packs, the last step aside."""
+    """Return the share of real tokens in full packs, except for the last step."""
     *full, _ = plan(lengths, world_size=world_size, max_tokens=max_tokens, seed=0, epoch=0)
     tokens = [shares(lengths, step).sum() for step in full]
     return float(np.mean(tokens) / (world_size * max_tokens))
 
 
 def balance(values: np.ndarray, of_steps: list[Step]) -> float:
-    """Mean over maximum of the ranks' sums, averaged over the steps."""
+    """Return the mean divided by the maximum of the ranks' sums, averaged over the steps."""
     loads = [shares(values, step) for step in of_steps]
     return float(np.mean([load.mean() / load.max() for load in loads]))
 
 
 def shares(values: np.ndarray, step: Step) -> np.ndarray:
-    """Sum of the values of each rank's conversations in a step, shape (ranks,)."""
+    """Return the sum of the values of each rank's conversations in a step, shape (ranks,)."""
     return np.array([values[[i for pack in packs for i in pack]].sum() for packs in step])
 
 
 def deal_in_turn(step: Step, world_size: int) -> Step:
-    """The conversations of a step, dealt to the ranks one after the other."""
+    """Assign the conversations of a step to the ranks in turn."""
     indices = sorted(i for packs in step for pack in packs for i in pack)
     return [[indices[rank::world_size]] for rank in range(world_size)]
 
 
 def padded_share(lengths: np.ndarray, max_tokens: int) -> float:
-    """Share of real tokens in padded batches of at most `max_tokens`, drawn in buckets by length.
+    """Return the share of real tokens in padded batches of at most `max_tokens`.
 
-    As in 2023: shuffled, then sorted within groups of 50 batches.
+    Batches are formed by length as in 2023: shuffled, then sorted within groups of 50 batches.
     """
     batch = max_tokens // int(lengths.max())
     order = np.random.default_rng(0).permutation(lengths.size)
@@ -159,7 +161,7 @@ def padded_share(lengths: np.ndarray, max_tokens: int) -> float:
 
 
 def allocate_2023(lengths: np.ndarray, world_size: int, max_tokens: int) -> list[list[list[int]]]:
-    """Steps of a pack a rank, each with the longest run of conversations that fits."""
+    """Return steps of one pack per rank, each with the longest run of conversations that fits."""
     order = np.random.default_rng(0).permutation(lengths.size).tolist()
     tokens = lengths.tolist()
     planned = []
@@ -182,7 +184,7 @@ def allocate_2023(lengths: np.ndarray, world_size: int, max_tokens: int) -> list
 def first_fit(
     indices: list[int], tokens: list[int], count: int, max_tokens: int
 ) -> list[list[int]]:
-    """So many packs, first-fit decreasing; none if they do not hold the conversations."""
+    """Return this many packs by first-fit decreasing; None if the conversations do not fit."""
     if sum(tokens[i] for i in indices) > count * max_tokens:
         return []
     room = [max_tokens] * count

@@ -1,15 +1,15 @@
-"""Prepare, from share pages to tokens: ours against the way of 2023, on the same pages.
+"""Speed of prepare, from share pages to tokens, compared with the pipeline of 2023.
 
     python benchmarks/share_pages.py --output pages --count 90000
     python benchmarks/prepare_speed.py --pages pages --counts 10000,30000,90000
 
-Ours is `jobs/prepare.py` as a user runs it, Ray's start included. The peer does what OpenChat's
+Ours is `jobs/prepare.py` as a user runs it, including Ray's start. The peer does what OpenChat's
 pipeline of July 2023 did, in two processes: parse the page with BeautifulSoup, convert every turn
 with markdownify, drop exact duplicates, write JSON, read and filter by model, write JSON, read and
-tokenise turn by turn, write JSON. It is slow, so it does `--peer-pages` of the pages, and its rate
-counts from when it has its imports and its tokenizer: what it is spared is in its favour.
+tokenize turn by turn, write JSON. It is slow, so it processes only `--peer-pages` of the pages, and
+its rate excludes the time for imports and loading the tokenizer: the difference favours the peer.
 
-All pages are read once before, so that neither side pays for the disk.
+All pages are read once before, so that neither side waits for the disk.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ SAMPLE_EVERY_S = 0.5
 
 @dataclass
 class Memory:
-    """Peak memory of a process and what it started, in bytes: resident, less what is shared."""
+    """Peak memory of a process and its descendants, in bytes: resident minus shared."""
 
     driver: int = 0
     worker: int = 0
-    """The largest worker."""
+    """Peak of the largest worker."""
     workers: int = 0
-    """All workers together."""
+    """Peak of all workers together."""
     total: int = 0
-    """Everything, Ray's own services included."""
+    """Peak of all processes, including Ray's own services."""
 
     def sample(self, driver: psutil.Process) -> None:
         sizes = {"driver": _private_bytes(driver), "worker": 0, "workers": 0}
@@ -84,7 +84,10 @@ def _private_bytes(process: psutil.Process) -> int:
 
 
 def _is_worker(process: psutil.Process) -> bool:
-    """A Ray worker names itself after its task; the peer's workers are forks of this script."""
+    """Return whether a process is a worker.
+
+    A Ray worker is named after its task; the peer's workers are forks of this script.
+    """
     try:
         command = " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -94,7 +97,7 @@ def _is_worker(process: psutil.Process) -> bool:
 
 @dataclass(kw_only=True)
 class Measured:
-    """One run of one program."""
+    """Measurements of one run of one program."""
 
     program: str
     pages: int
@@ -117,17 +120,17 @@ class Measured:
 
 
 HEADER = (
-    "| program | pages | seconds | conversations a second | ratio | ms a page | driver, MiB "
+    "| program | pages | seconds | conversations per second | ratio | ms per page | driver, MiB "
     "| largest worker, MiB | all processes, MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- "
     "| --- |"
 )
 
 
 def measure(program: str, pages: int, command: Sequence[str]) -> Measured:
-    """Run a command that prints JSON on its last line; its wall clock and its memory.
+    """Run a command that prints JSON on its last line; measure wall clock and memory.
 
     Raises:
-        SystemExit: the command failed; the end of what it printed is shown.
+        SystemExit: The command failed; the end of its output is shown.
     """
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     memory = Memory()
@@ -172,11 +175,11 @@ Sample = dict[str, Any]
 
 
 class _Reject(Exception):  # noqa: N818
-    """Why the pipeline of 2023 leaves a page out."""
+    """Reason for which the pipeline of 2023 rejects a page."""
 
 
 def load_page(path: str) -> Sample:
-    """The conversation of one page, found by parsing the page as HTML."""
+    """Return the conversation of one page, found by parsing the page as HTML."""
     from bs4 import BeautifulSoup
 
     with open(path, encoding="utf-8") as file:
@@ -194,7 +197,7 @@ def load_page(path: str) -> Sample:
 
 
 def clean_turns(sample: Sample) -> Sample:
-    """Ends trimmed, roles and blocked words checked, every turn converted."""
+    """Trim the ends, check roles and blocked words, and convert every turn."""
     items = sample["items"]
     if items and items[0]["from"] != "human":
         items = items[1:]
@@ -219,7 +222,10 @@ def _convert() -> Any:
 
 
 def peer_page(path: str) -> Sample | str:
-    """A page's conversation, or why there is none. 2023 died on what is no `_Reject` here."""
+    """Return a page's conversation, or the reason why there is none.
+
+    The pipeline of 2023 crashed on exceptions other than `_Reject`.
+    """
     try:
         return clean_turns(load_page(path))
     except _Reject as reason:
@@ -232,7 +238,7 @@ _PREFIXES = {"human": "Human: ", "gpt": "Assistant: "}
 
 
 def peer_tokens(sample: Sample) -> dict[str, Any]:
-    """Ids and loss weights of one conversation, turn by turn."""
+    """Return ids and loss weights of one conversation, tokenized turn by turn."""
     tokenizer = _tokenizer()
     ids = [tokenizer.bos_token_id]
     weights = [0.0]
@@ -254,12 +260,12 @@ def _tokenizer() -> Any:
 
 
 def _tokenizer_directory() -> str:
-    """Where this process, or the peer's process that it is a fork of, was told it lies."""
+    """Return the tokenizer's location, as set for this process or its parent."""
     return sys.argv[sys.argv.index("--tokenizer") + 1]
 
 
 def run_peer(list_of_pages: Path, folder: Path, keep_model: str) -> dict[str, Any]:
-    """The pipeline of 2023; seconds from when imports and tokenizer are there."""
+    """Run the pipeline of 2023; its seconds exclude imports and loading the tokenizer."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     pages = list_of_pages.read_text().splitlines()
     _convert()
@@ -295,7 +301,7 @@ def run_peer(list_of_pages: Path, folder: Path, keep_model: str) -> dict[str, An
 
 
 def _without_duplicates(samples: Sequence[Sample]) -> list[Sample]:
-    """The first of conversations with equal text, by a hash that differs from run to run."""
+    """Return the first of conversations with equal text, by a hash that differs between runs."""
     seen: dict[tuple[int, int], Sample] = {}
     for sample in samples:
         text = "".join(item["value"] for item in sample["items"])
@@ -343,7 +349,7 @@ def measure_ours(arguments: argparse.Namespace, pages: Sequence[Path], work: Pat
 
 
 def _link(pages: Sequence[Path], folder: Path, root: Path) -> None:
-    """A folder of just these pages, as hard links: no copy, and every file system API reads it."""
+    """Create a folder of exactly these pages as hard links, which every file system API reads."""
     for path in pages:
         target = folder / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -351,7 +357,7 @@ def _link(pages: Sequence[Path], folder: Path, root: Path) -> None:
 
 
 def warm(pages: Sequence[Path]) -> int:
-    """Read every page once; their size in bytes."""
+    """Read every page once; return their total size in bytes."""
     return sum(len(path.read_bytes()) for path in pages)
 
 
@@ -364,7 +370,7 @@ def compare(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"prepare: --counts wants {max(counts):,} of {len(pages):,} pages")
     size = warm(pages[: max([*counts, arguments.peer_pages])])
     print(f"{len(pages):,} pages, {size / 2**20:,.0f} MiB of them used", file=sys.stderr)
-    # Beside the pages, because hard links do not cross file systems.
+    # Next to the pages, because hard links do not cross file systems.
     with tempfile.TemporaryDirectory(dir=arguments.pages.parent, prefix="prepare-") as name:
         work = Path(name)
         peer = None

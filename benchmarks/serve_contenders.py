@@ -1,7 +1,7 @@
-"""What benchmarks/serve_speed.py asks: each answers until its standard input ends.
+"""Server processes for benchmarks/serve_speed.py; each answers until its standard input ends.
 
-It prints "ready ADDRESS#ID", the id of the end of the turn, or "ready -" where it is asked by
-lines of its standard input.
+A server prints "ready ADDRESS#ID" with the id of the end-of-turn token, or "ready -" if it takes
+requests as lines of its standard input.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def settings_of(arguments: argparse.Namespace) -> Any:
         "num_cpus": arguments.cpus, "num_gpus": arguments.gpus, "min_replicas": 1,
         "max_replicas": 1, "max_ongoing": 32, "max_queued": 4096, "context_length": 1024,
         "kv_cache_gib": arguments.kv_cache_gib, "ui": False,
-        # Behind HAProxy all clients look alike, so a server without keys has to be told.
+        # Behind HAProxy all clients look alike, so a server without keys must be opened explicitly.
         "insecure_open": arguments.contender == "endpoint+haproxy",
     }  # fmt: skip
     return ServeArgs.model_validate(fields)
 
 
 async def serve_bare(arguments: argparse.Namespace) -> None:
-    """The engine in this process; questions come as JSON lines."""
+    """Run the engine in this process; requests are JSON lines."""
     from ochat_ray.serve.args import resolve
     from ochat_ray.serve.deployment import open_engine
     from ochat_ray.serve.engines.base import Sampling
@@ -83,7 +83,7 @@ async def serve_bare(arguments: argparse.Namespace) -> None:
 
 
 def serve_endpoint(arguments: argparse.Namespace) -> None:
-    """The application on a Ray of its own, until standard input ends."""
+    """Run the application on its own Ray, until standard input ends."""
     import ray
     from ray import serve
 
@@ -109,7 +109,7 @@ def serve_endpoint(arguments: argparse.Namespace) -> None:
 
 
 def serve_one_at_a_time(arguments: argparse.Namespace) -> None:
-    """`generate` behind a lock, as servers of 2023 did it."""
+    """Serve `generate` behind a lock, as servers of 2023 did."""
     from threading import Lock, Thread
 
     import torch
@@ -164,7 +164,7 @@ def serve_one_at_a_time(arguments: argparse.Namespace) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """Return a loopback port on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

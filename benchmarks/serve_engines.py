@@ -1,21 +1,21 @@
-"""How many tokens a second does each engine generate, and how long does a user wait for them?
+"""Throughput and latency of the bare engines.
 
     python benchmarks/serve_engines.py --model runs/demo/model
     python benchmarks/serve_engines.py --model DIR --vllm-python .venv-vllm/bin/python --json out
 
-The bare engines behind the protocol of `ochat_ray.serve.engines.base`, without Serve or HTTP: each
-in a process of its own, opened once, with its own interpreter. Without `--vllm-python` vLLM is
+The engines run behind the interface of `ochat_ray.serve.engines.base`, without Serve or HTTP: each
+in a separate process with its own interpreter, opened once. Without `--vllm-python` vLLM is
 reported as absent.
 
-A round lets every engine answer for 1, 4, 16 and 32 streams: that many requests at once, with
-prompts of random ids that no request had before, and answers of a fixed length, since no id stops
-them. Both get the same prompts, one engine after the other, and the next round goes the other way
-round; while one generates, the other waits. Temperature is 1, as for clients that do not say.
+In a round every engine answers 1, 4, 16 and 32 concurrent streams, with prompts of random ids that
+no request had before, and answers of a fixed length, since no id stops them. Both engines get the
+same prompts, one after the other, in alternating order; while one generates, the other is idle. The
+temperature is 1, the default for clients.
 
-Counted is from the first submission to the last token. TTFT is from a request's submission to its
-first tokens, and TPOT what each of the others took; percentiles are over all rounds' requests. A
-ratio is one round's, so what slows the machine for a while slows both. CPU time is that of the
-engine's process and its children.
+Time is measured from the first submission to the last token. TTFT is the time from a request's
+submission to its first tokens, and TPOT that per further token; percentiles are over the requests
+of all rounds. A ratio is of one round, so a temporary slowdown of the machine affects both engines.
+CPU time is that of the engine's process and its children.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ async def work(arguments: argparse.Namespace, replies: IO[str]) -> None:
 async def answer(
     engine: Any, name: str, prompt: list[int], arguments: argparse.Namespace
 ) -> tuple[float, float]:
-    """Seconds to the first tokens, and for each of the others."""
+    """Return the seconds to the first tokens, and for each of the others."""
     from ochat_ray.serve.engines.base import Sampling
 
     rules = Sampling(max_tokens=arguments.answer_tokens, temperature=arguments.temperature)
@@ -147,7 +147,7 @@ async def answer(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Worker:
-    """An engine's process, and the pipe that its results come through."""
+    """Process of an engine, and the pipe for its results."""
 
     name: str
     process: subprocess.Popen[str]
@@ -168,7 +168,7 @@ class Worker:
 def start(name: str, interpreter: Path) -> Worker:
     reading, writing = os.pipe()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": ""}
-    del environment["OMP_NUM_THREADS"]  # each engine has its own opinion
+    del environment["OMP_NUM_THREADS"]  # each engine chooses its own value
     process = subprocess.Popen(
         [interpreter, *sys.argv, "--worker", name, "--replies", str(writing)],
         stdin=subprocess.PIPE,
@@ -219,7 +219,7 @@ def compare(arguments: argparse.Namespace) -> None:
 def row(
     name: str, streams: int, rounds: list[Round], results: dict[tuple[str, int], list[Round]]
 ) -> dict[str, Any]:
-    """One engine at one number of streams; spreads are (median, least, most) over rounds."""
+    """Return one engine's row; spreads are (median, minimum, maximum) over rounds."""
     others = results.get(("vllm", streams), [])
     pairs = zip(rounds, others, strict=False)
     return {
@@ -238,7 +238,7 @@ def spread(values: list[float]) -> tuple[float, float, float] | None:
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
-    """50th and 99th, in milliseconds."""
+    """Return the 50th and 99th percentile, in milliseconds."""
     middle, high = np.percentile(seconds, [50, 99]) * 1000
     return float(middle), float(high)
 

@@ -1,4 +1,4 @@
-"""Clients that each ask one question after the other, and what they measured."""
+"""Load generator: concurrent clients that each send one request after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUESTIONS = [
 
 
 class Request(NamedTuple):
-    """Seconds from the question to the first and to the last token, and how many came."""
+    """Seconds from the request to the first and to the last token, and number of tokens."""
 
     first: float
     last: float
@@ -28,17 +28,17 @@ class Request(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """One contender at one number of streams."""
+    """Measurements of one contender at one number of streams."""
 
     tokens_a_second: float
     requests: list[Request]
 
 
-Ask = Callable[[str, int], AsyncIterator[int]]  # question, limit -> tokens that came, as they come
+Ask = Callable[[str, int], AsyncIterator[int]]  # question, limit -> token counts as they arrive
 
 
 async def load(ask: Ask, streams: int, questions: int, limit: int) -> Measured:
-    """As many clients as streams, each with its questions, one after the other."""
+    """Run one client per stream; each sends its questions one after the other."""
 
     async def client(number: int) -> list[Request]:
         found = []

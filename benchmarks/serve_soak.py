@@ -1,12 +1,13 @@
-"""Does serving hold up under twice the load it can carry, with clients and replicas that fail?
+"""Soak test of serving at twice its capacity, with failing clients and replicas.
 
     python benchmarks/serve_soak.py --model runs/demo/model --minutes 10
 
-A Ray of its own, two replicas of eight requests each with a short queue, and thirty-two clients at
-once: streams and whole answers, clients that vanish in the middle, malformed bodies, and a model
-replica killed (SIGKILL) every minute. Every response must be 200, a documented 4xx, 429 or 503;
-every answer whole or ended with an error event. At the end no slot may be held, and the memory of
-ingress and proxy is compared with what it was after the first minute. Exit status 1 if not.
+Starts its own Ray, two replicas of eight requests each with a short queue, and thirty-two
+concurrent clients: streams and complete answers, clients that disconnect early, malformed bodies,
+and a model replica killed (SIGKILL) every minute. Every response must be 200, a documented 4xx, 429
+or 503; every answer complete or ended with an error event. At the end no slot may be occupied, and
+the memory of ingress and proxy is compared with that after the first minute. Exit status 1 on
+failure.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def deploy(model: str) -> str:
-    """The application on a local Ray, and its address."""
+    """Start the application on a local Ray, and return its address."""
     import ray
     from ray import serve
     from serve_contenders import free_port
@@ -72,7 +73,7 @@ def deploy(model: str) -> str:
 
 
 def shut_down() -> None:
-    """End Serve and the Ray."""
+    """Shut down Serve and the Ray."""
     import ray
     from ray import serve
 
@@ -81,7 +82,7 @@ def shut_down() -> None:
 
 
 class Soak:
-    """The clients, the killer, and what they saw."""
+    """Clients, killer, and collected results."""
 
     def __init__(self, url: str, draw: random.Random, seconds: float) -> None:
         self.url = url
@@ -93,7 +94,7 @@ class Soak:
         self.memory: list[tuple[float, float]] = []
 
     async def run(self) -> None:
-        """Load until the time is up, then quiet."""
+        """Generate load until the time is up, then wait for quiet."""
         headers = {"Authorization": f"Bearer {KEY}"}
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
@@ -107,7 +108,7 @@ class Soak:
             self.held = await self.slots()
 
     async def client(self) -> None:
-        """One request after the other, each of a kind drawn by lot."""
+        """Send one request after the other, each of a randomly drawn kind."""
         kinds = [self.stream, self.whole, self.vanish, self.malformed]
         while time.monotonic() < self.end:
             kind = self.draw.choices(kinds, weights=[4, 3, 2, 1])[0]
@@ -118,7 +119,7 @@ class Soak:
             await asyncio.sleep(self.draw.random() / 5)
 
     def body(self, **fields: Any) -> dict[str, Any]:
-        """A question of some length, for an answer of some length."""
+        """Return a request with random lengths of question and answer."""
         text = QUESTION * self.draw.randint(1, 8)
         limit = self.draw.randint(1, 120)
         return {
@@ -127,7 +128,7 @@ class Soak:
         }  # fmt: skip
 
     async def stream(self) -> None:
-        """A stream must end with [DONE] or with an error event."""
+        """Check that a stream ends with [DONE] or with an error event."""
         async with self.session.post(self.path(), json=self.body(stream=True)) as response:
             self.count(response.status)
             text = await response.text()
@@ -143,7 +144,7 @@ class Soak:
                 self.wrong.append(f"a stream ended with {last[:80]}")
 
     async def whole(self) -> None:
-        """An answer at once, sometimes two."""
+        """Request a complete answer, sometimes two."""
         body = self.body(n=self.draw.randint(1, 2))
         async with self.session.post(self.path(), json=body) as response:
             self.count(response.status)
@@ -154,7 +155,7 @@ class Soak:
                 self.wrong.append("an answer without a token")
 
     async def vanish(self) -> None:
-        """A client that leaves in the middle."""
+        """Disconnect in the middle of an answer."""
         body = self.body(stream=self.draw.random() < 0.5, max_tokens=400)
         try:
             async with asyncio.timeout(self.draw.uniform(0.05, 2)):
@@ -164,7 +165,7 @@ class Soak:
             self.statuses["clients that left"] += 1
 
     async def malformed(self) -> None:
-        """What no server should take."""
+        """Send a request that no server should accept."""
         bodies = [self.body(temperature=99), self.body(tools=[]), self.body(max_tokens=10**9)]
         content = self.draw.choice(
             [
@@ -183,7 +184,7 @@ class Soak:
                 self.wrong.append("a malformed body was answered")
 
     async def kill_every_minute(self) -> None:
-        """SIGKILL for one model replica, in the middle of every minute."""
+        """Kill one model replica (SIGKILL) in the middle of every minute."""
         await asyncio.sleep(30)
         while True:
             if len(self.memory) < 1:
@@ -194,7 +195,7 @@ class Soak:
             await asyncio.sleep(60)
 
     async def slots(self) -> int:
-        """Requests that the engines hold, by their own count."""
+        """Return the number of requests in the engines, by their own count."""
         async with self.session.get(f"{self.url}/metrics") as response:
             lines = (await response.text()).splitlines()
         held = ("ochat_ray_running_requests{", "ochat_ray_waiting_requests{")
@@ -216,7 +217,7 @@ class Soak:
             self.wrong.append(f"an error without OpenAI's body: {text[:80]}")
 
     def report(self) -> int:
-        """Print what happened; the exit status."""
+        """Print the results and return the exit status."""
         for name, count in sorted(self.statuses.items(), key=str):
             print(f"{name}: {count}")
         print(f"replicas killed: {self.kills}; requests held at the end: {self.held}")
@@ -228,7 +229,7 @@ class Soak:
 
 
 def processes(name: str) -> list[psutil.Process]:
-    """Processes whose title holds that."""
+    """Return the processes whose title contains the name."""
     return [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -237,7 +238,7 @@ def processes(name: str) -> list[psutil.Process]:
 
 
 def memory_mib() -> float:
-    """Private memory of the ingress and the proxy."""
+    """Return the private memory of the ingress and the proxy."""
     found = [*processes("ray::ServeReplica:soak:Ingress"), *processes("ray::ProxyActor")]
     return sum(process.memory_full_info().uss for process in found) / 2**20
 

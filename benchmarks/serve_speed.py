@@ -1,24 +1,24 @@
-"""What does serving cost: tokens a second and time to first token, beside the bare engine?
+"""Overhead of serving: tokens per second and time to first token, compared with the bare engine.
 
     python benchmarks/serve_speed.py --model runs/demo/model
-    python benchmarks/serve_speed.py --model runs/demo/model --engine vllm     (where vLLM is)
+    python benchmarks/serve_speed.py --model runs/demo/model --engine vllm     (needs vLLM)
     python benchmarks/serve_speed.py --model runs/demo/model --ceiling
 
-Contenders, each in processes of its own:
+Contenders, each in separate processes:
 
-- bare: the engine in a process, asked through the engine protocol;
-- endpoint: the same engine with the same threads behind `serve run`'s application, asked over
-  HTTP as streams; with +throughput and +haproxy in those modes of Ray Serve;
+- bare: the engine in a process, called through the engine interface;
+- endpoint: the same engine with the same threads behind `serve run`'s application, with streaming
+  HTTP requests; +throughput and +haproxy use those modes of Ray Serve;
 - 2023: one request after the other, `model.generate` behind a lock, streamed over HTTP.
 
-Machines are noisy, so each of the others is compared with the bare engine alone: both are there,
-and are asked in turns, either one first every other time. The ratios are of neighbours. "bare"
-as a contender is a second one, and says how much of a difference is noise.
+Machines are noisy, so each contender is compared with the bare engine: both run, and get requests
+in turns, in alternating order. Ratios are between adjacent rounds. "bare" as a contender is a
+second bare engine, which shows how much of a difference is noise.
 
-All answer the same prompts greedily with as many tokens each; a bias keeps the end of the turn
-away. As many clients as there are streams each ask one question after the other. Tokens a second
-are all tokens over the time from the first question to the last answer. --ceiling asks the
-scripted engine, which costs nothing: what is left is Ray Serve, the ingress and the client.
+All answer the same prompts greedily with the same number of tokens; a logit bias suppresses the end
+of the turn. There is one client per stream, which sends one request after the other. Tokens per
+second are all tokens divided by the time from the first request to the last answer. --ceiling uses
+the scripted engine, which costs nothing: the rest is Ray Serve, the ingress and the client.
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ async def compare(arguments: argparse.Namespace) -> None:
 async def measure_pairs(
     bare: Contender, other: Contender, streams: int, arguments: argparse.Namespace
 ) -> list[tuple[Measured, Measured]]:
-    """The bare engine and the other at that many streams, round by round."""
+    """Measure the bare engine and the other at this many streams, round by round."""
     pairs = []
     for number in range(arguments.rounds):
         found = {}
         for contender in (bare, other) if number % 2 else (other, bare):
-            # One at a time takes as long again for every stream; a few tokens tell it all.
+            # One at a time takes proportionally long with more streams; a few tokens suffice.
             few = contender.name == "2023" and streams > 4
             limit = arguments.tokens // 4 if few else arguments.tokens
             found[contender] = await contender.measure(streams, arguments.questions, limit)
@@ -111,7 +111,7 @@ async def measure_pairs(
 
 
 def summary(name: str, streams: int, pairs: list[tuple[Measured, Measured]]) -> dict[str, Any]:
-    """Medians over the rounds, of the ratios too; percentiles over all requests, in ms."""
+    """Return medians over the rounds, also of ratios; percentiles over all requests, in ms."""
     ratios = [other.tokens_a_second / bare.tokens_a_second for bare, other in pairs]
     row: dict[str, Any] = {
         "contender": name, "streams": streams, "ratio": statistics.median(ratios),
@@ -130,7 +130,7 @@ def summary(name: str, streams: int, pairs: list[tuple[Measured, Measured]]) -> 
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """The value that this share of all is not above."""
+    """Return the value that this share of all values does not exceed."""
     return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
 
 
@@ -142,7 +142,7 @@ HEAD = (
 
 
 def row_of(row: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
 
     def times(name: str, digits: int) -> str:
         both = (row[f"bare_{name}_ms"], row[f"own_{name}_ms"])
@@ -157,7 +157,7 @@ def row_of(row: dict[str, Any]) -> str:
 
 
 async def ceiling(arguments: argparse.Namespace) -> None:
-    """Requests and chunks a second with an engine that costs nothing."""
+    """Measure requests and chunks per second with an engine that costs nothing."""
     arguments.engine = "scripted"
     names = [name for name in arguments.contenders if name.startswith("endpoint")]
     for name in names:
@@ -178,13 +178,13 @@ async def ceiling(arguments: argparse.Namespace) -> None:
             f"{name}: {chunks.tokens_a_second:.0f} tokens/s in 16 streams of 200 tokens; "
             f"{requests:.0f} requests/s of one token, "
             f"TTFT p50 {1e3 * percentile(first, 0.5):.1f} ms; CPU of the server's processes: "
-            f"{1e3 * (between - before) / 12800:.2f} ms a token in streams, "
-            f"{1e3 * (after - between) / 640:.1f} ms a request of one"
+            f"{1e3 * (between - before) / 12800:.2f} ms per token in streams, "
+            f"{1e3 * (after - between) / 640:.1f} ms per request of one token"
         )
 
 
 class Contender:
-    """A process that answers, and how it is asked."""
+    """Server process, and the way to send it requests."""
 
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         self.name = name
@@ -210,20 +210,20 @@ class Contender:
         raise SystemExit(f"{self.name} did not start")
 
     def stop(self) -> None:
-        """End the process and what it started."""
+        """Stop the process and its descendants."""
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()
             self.process.wait(60)
 
     def cpu_s(self) -> float:
-        """CPU seconds so far of the process and of what it started."""
+        """Return the CPU seconds so far of the process and its descendants."""
         assert self.process is not None
         root = psutil.Process(self.process.pid)
         return sum(sum(p.cpu_times()[:2]) for p in [root, *root.children(recursive=True)])
 
     async def measure(self, streams: int, questions: int, limit: int) -> Measured:
-        """Ask with that many clients at once."""
+        """Send requests from this many concurrent clients."""
         if self.name == "bare":
             assert self.process is not None
             assert self.process.stdin is not None
@@ -240,7 +240,7 @@ class Contender:
 async def over_http(
     session: aiohttp.ClientSession, address: str, question: str, limit: int
 ) -> AsyncIterator[int]:
-    """The growth of the usage, event by event: pieces of an answer may hold several tokens."""
+    """Yield the growth of the usage per event: pieces of an answer may hold several tokens."""
     body = {
         "model": "bench", "messages": [{"role": "user", "content": question}], "stream": True,
         "max_tokens": limit, "stream_options": {"include_usage": True}, **rules(address),
@@ -254,7 +254,7 @@ async def over_http(
                 continue
             event = json.loads(line[6:])
             if event.get("usage"):
-                # Whatever pieces held several tokens, or none that are text.
+                # Pieces may hold several tokens, or tokens without text.
                 yield event["usage"]["completion_tokens"] - seen
             elif event["choices"][0]["delta"].get("content"):
                 seen += 1
@@ -262,7 +262,7 @@ async def over_http(
 
 
 def rules(address: str) -> dict[str, Any]:
-    """Greedy, and never the end of the turn, where the engine knows biases."""
+    """Return fields for greedy answers without the end-of-turn token, if biases are supported."""
     end_of_turn = address.split("#")[1]
     if end_of_turn == "none":
         return {}

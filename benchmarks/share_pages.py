@@ -1,16 +1,16 @@
 # ruff: noqa: ARG002  (the signature of markdown-it's render rules)
-"""Share pages as ShareGPT served them in 2023, of real conversations, at any count.
+"""Generate share pages like those of ShareGPT in 2023 from real conversations, in any number.
 
     python benchmarks/share_pages.py --output pages --count 90000
 
 ShareGPT's pages cannot be shipped, so the demo's conversations, whose answers are Markdown, are
-rendered as ChatGPT's page of spring 2023 rendered them: react-markdown's blocks without white
-space between them, code with a label, a "Copy code" button and highlight.js spans, KaTeX.
+rendered as by ChatGPT's page of spring 2023: react-markdown's blocks without white space between
+them, code with a label, a "Copy code" button and highlight.js spans, KaTeX.
 
-Each conversation is rendered once, which is what takes time. Further pages of it are variants:
-frequent words are exchanged in every turn, so that they are duplicates neither in whole nor
-nearly, as far as the text has such words. The counts of each kind are known, and stand beside the
-pages' folder in NAME.truth.json.
+Each conversation is rendered once, which takes most of the time. Further pages of it are variants:
+frequent words are exchanged in every turn, so that they are neither exact nor near duplicates, as
+far as the text has such words. The known counts of each kind are written next to the pages' folder,
+to NAME.truth.json.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ _CODE_BUTTON = (
     '<div class="p-4 overflow-y-auto">'
 )
 _HIGHLIGHT_LIMIT = 20_000
-"""Characters of code beyond which ChatGPT's page would have been slow too: no spans."""
+"""Characters of code above which there are no spans, since ChatGPT's page would also be slow."""
 
-# Pygments' short names of token types, whole or by their first letter, and highlight.js's classes.
+# Pygments' short names of token types, complete or by first letter, and highlight.js's classes.
 _HLJS = {
     "c": "hljs-comment",
     "cp": "hljs-meta",
@@ -88,7 +88,7 @@ _HLJS = {
 
 
 def chatgpt_html(markdown: str) -> str:
-    """An answer as ChatGPT's page of spring 2023 had it in its DOM."""
+    """Return an answer's HTML as in the DOM of ChatGPT's page of spring 2023."""
     return _WRAPPER + str(_renderer().render(markdown)) + "</div>"
 
 
@@ -104,7 +104,7 @@ def _renderer() -> MarkdownIt:
 
 
 class _ChatGptRenderer(RendererHTML):
-    """What `outerHTML` gives for react-markdown's elements: its escapes, no space between."""
+    """Renderer that matches `outerHTML` of react-markdown's elements, without space between."""
 
     def renderToken(  # noqa: N802
         self, tokens: Sequence[Token], idx: int, options: Any, env: Any
@@ -160,7 +160,7 @@ def _attribute(value: str | int | float) -> str:
 
 
 def _code_block(code: str, language: str) -> str:
-    if code and not code.endswith("\n"):  # a fence that the answer's end cut off
+    if code and not code.endswith("\n"):  # a fence truncated by the answer's end
         code += "\n"
     label = _text(language)
     style = "!whitespace-pre hljs" + (f" language-{_attribute(language)}" if label else "")
@@ -169,7 +169,7 @@ def _code_block(code: str, language: str) -> str:
 
 
 def _highlight(code: str, language: str) -> str:
-    """The code with highlight.js's spans, where Pygments knows the language."""
+    """Return the code with highlight.js's spans, if Pygments knows the language."""
     lexer = _lexer(language.lower())
     if lexer is None or len(code) > _HIGHLIGHT_LIMIT:
         return _text(code)
@@ -205,7 +205,7 @@ def _hljs_class(kind: _TokenType) -> str:
 
 
 def _looks_like_tex(tex: str) -> bool:
-    """Whether it is a formula, and no escaped bracket or price: "\\[Your Name\\]", "$$ and $$"."""
+    r"""Return whether it is a formula, not an escaped bracket or a price: "\[Your Name\]"."""
     return re.search(r"\\[A-Za-z]{2}|[=^_]", tex) is not None and "|" not in tex
 
 
@@ -227,7 +227,7 @@ def _inline_math(state: StateInline, silent: bool) -> bool:
 
 
 def _block_math(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A formula that has its lines for itself, up to the first blank line."""
+    """Parse a formula on its own lines, up to the first blank line."""
     if state.is_code_block(start):
         return False
     first = state.bMarks[start] + state.tShift[start]
@@ -249,7 +249,7 @@ def _block_math(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 
 
 def _katex(tex: str) -> str:
-    """KaTeX's HTML: MathML with the TeX as annotation, and the same once more in spans."""
+    """Return KaTeX's HTML: MathML with the TeX as annotation, and again as spans."""
     atoms = re.findall(r"\\([A-Za-z]+)|(\d+)|([^\s{}\\])", tex)
     mathml = spans = ""
     for command, number, sign in atoms:
@@ -303,7 +303,7 @@ _NEXT_ESCAPES = (
     ("\u2028".encode(), b"\\u2028"),
     ("\u2029".encode(), b"\\u2029"),
 )
-"""Next.js writes its JSON so that no text in it can end the script."""
+"""Escapes of Next.js's JSON, so that no text in it can end the script."""
 
 MALFORMED = ("truncated", "empty", "no_script", "broken_json", "no_items")
 
@@ -322,7 +322,7 @@ class Plan:
 
 
 def page(plan: Plan, items: Sequence[Item]) -> bytes:
-    """The page's bytes."""
+    """Return the bytes of a page."""
     rng = random.Random(plan.id)
     if plan.kind == "empty":
         return b""
@@ -393,7 +393,7 @@ _FREQUENT = re.compile(
 
 
 def vary(items: Sequence[Item], variant: int, mark: str) -> list[Item]:
-    """The conversation with other frequent words, and `mark` in a question and an answer."""
+    """Return the conversation with other frequent words, and `mark` in a question and an answer."""
     if variant == 0:
         return list(items)
 
@@ -406,7 +406,7 @@ def vary(items: Sequence[Item], variant: int, mark: str) -> list[Item]:
 
 
 def _append(items: list[Item], typed: str, rendered: str) -> list[Item]:
-    """The items with text at the end of the first question and of the last answer."""
+    """Append text to the first question and to the last answer."""
     items = [dict(item) for item in items]
     question = next((i for i in items if i["from"] == "human"), None)
     answer = next((i for i in reversed(items) if i["from"] == "gpt"), None)
@@ -421,7 +421,7 @@ def _append(items: list[Item], typed: str, rendered: str) -> list[Item]:
 
 
 def plans(arguments: argparse.Namespace, sources: int) -> list[list[Plan]]:
-    """The pages of each source conversation."""
+    """Return the pages of each source conversation."""
     rng = random.Random(arguments.seed)
     ids = _ids(arguments.seed, arguments.count)
     counts = {
@@ -464,7 +464,7 @@ def _model(rng: random.Random, gpt4: float) -> str | None:
 
 
 def _ids(seed: int, count: int) -> Iterator[str]:
-    """Ids like ShareGPT's, seven letters or digits, all different."""
+    """Yield distinct ids like ShareGPT's, of seven letters or digits."""
     signs = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
     rng = random.Random(f"ids {seed}")
     seen: set[str] = set()
@@ -476,7 +476,7 @@ def _ids(seed: int, count: int) -> Iterator[str]:
 
 
 def items_of(plan: Plan, rendered: Sequence[Item]) -> list[Item]:
-    """The page's turns, given the rendered conversation."""
+    """Return the page's turns, given the rendered conversation."""
     items = vary(rendered, plan.variant, plan.copy_of or plan.id)
     if plan.kind == "near_duplicate":
         items = _append(items, " thanks", "<p>Let me know.</p>")
@@ -484,7 +484,7 @@ def items_of(plan: Plan, rendered: Sequence[Item]) -> list[Item]:
 
 
 def write(job: tuple[Path, list[tuple[str, str]], list[Plan]]) -> int:
-    """Render one conversation and write its pages; how many."""
+    """Render one conversation and write its pages; return their number."""
     output, turns, pages = job
     rendered = [
         {"from": sender, "value": chatgpt_html(text) if sender == "gpt" else text}
@@ -498,7 +498,7 @@ def write(job: tuple[Path, list[tuple[str, str]], list[Plan]]) -> int:
 
 
 def conversations(path: str) -> list[list[tuple[str, str]]]:
-    """The different conversations whose answers are Markdown, in the file's order."""
+    """Return the distinct conversations whose answers are Markdown, in the file's order."""
     names = {"user": "human", "assistant": "gpt"}
     found: dict[str, list[tuple[str, str]]] = {}
     for record in read_file(path):
@@ -510,7 +510,7 @@ def conversations(path: str) -> list[list[tuple[str, str]]]:
 
 
 def _is_markdown(conversation: Conversation) -> bool:
-    """Whether no answer is HTML already, and no turn is a system turn."""
+    """Return whether no answer is already HTML and no turn is a system turn."""
     rendered = re.compile(r'\s*<(?:div|p|span|pre|ul|ol|h\d|table)\b|.*class="markdown', re.DOTALL)
     return all(
         turn.role == "user" or (turn.role == "assistant" and not rendered.match(turn.text))
@@ -519,9 +519,9 @@ def _is_markdown(conversation: Conversation) -> bool:
 
 
 def truth(arguments: argparse.Namespace, of_source: Sequence[Sequence[Plan]]) -> dict[str, Any]:
-    """How many pages there are of each kind, and of each model among those that can be read.
+    """Return the number of pages of each kind, and of each model among readable ones.
 
-    The source has near duplicates of its own, which are not counted here.
+    Near duplicates within the source are not counted here.
     """
     pages = [plan for plans in of_source for plan in plans]
     readable = [plan for plan in pages if plan.kind not in MALFORMED]

@@ -1,13 +1,13 @@
-"""How much of the tokenizers library's own speed does the template keep?
+"""Speed of the template relative to the tokenizers library.
 
     python benchmarks/template_speed.py                     the demo's conversations and tokenizer
     python benchmarks/template_speed.py --tokenizer DIR     another tokenizer, same conversations
 
-`template.encode_batch` against the library called directly on the same texts: `encode_batch` (its
-usual call, with offsets), `encode_batch_fast` (without), and transformers on top of it. All four
-take each batch in turn, in an order that rotates, so that a busy machine slows them alike; each
-takes the ids out as lists. Once with one thread and once with the library's own. The ratio is that
-of the sums over all batches.
+Compares `template.encode_batch` with direct calls of the library on the same texts: `encode_batch`
+(its usual call, with offsets), `encode_batch_fast` (without), and transformers on top of it. All
+four process each batch in turn, in rotating order, so that a busy machine affects them equally;
+each returns the ids as lists. Measured once with one thread and once with the library's default.
+The ratio is that of the sums over all batches.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--parallelism", choices=("true", "false"), help="without it: both")
     arguments = parser.parse_args()
     if arguments.parallelism:
-        # The library reads it once, so each setting gets a process of its own.
+        # The library reads this setting once, so each value needs a separate process.
         os.environ["TOKENIZERS_PARALLELISM"] = arguments.parallelism
         measure(arguments)
         return
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """One process's part: print a line for each way to call the library."""
+    """Measure in one process: print a line for each way to call the library."""
     tokenizer = load_tokenizer(arguments.tokenizer or str(demo_assets.base_model()))
     conversations = sample(arguments.conversations)
     batches = [
@@ -87,12 +87,12 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def texts(conversations: list[list[Turn]]) -> list[str]:
-    """The turns' texts in order."""
+    """Return the texts of all turns in order."""
     return [turn.text for turns in conversations for turn in turns]
 
 
 def sample(count: int) -> list[list[Turn]]:
-    """The first conversations of the demo's file, as they are read."""
+    """Return the first conversations of the demo's file."""
     found: list[list[Turn]] = []
     for item in read_file(str(demo_assets.conversations())):
         if isinstance(item, Conversation):

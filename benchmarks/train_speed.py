@@ -1,4 +1,4 @@
-"""How many tokens a second does training learn from, beside other trainers of the same model?
+"""Training throughput in supervised tokens per second, compared with other trainers.
 
     python jobs/prepare.py                             token tables, once
     python benchmarks/train_speed.py                   conversations of up to 640 tokens
@@ -9,15 +9,16 @@ gradient checkpointing. Contenders:
 
 - ours: `Engine`, with packs from `packing.plan`;
 - padded, as in 2023: conversations of similar length (within groups of 50 micro-batches) padded to
-  the longest, with an attention mask, logits everywhere and the mean of micro-batch means;
+  the longest, with an attention mask, logits for all positions and the mean of micro-batch means;
 - trainer: transformers' Trainer with its own use of DeepSpeed, on the same padded micro-batches;
-- ours with logits everywhere, and ours with transformers' own way to PyTorch's attention, a mask
-  of the whole pack: what either of the two is worth.
+- ours with logits for all positions, and ours with transformers' own use of PyTorch's attention, a
+  mask for the entire pack: both measure the benefit of the respective optimization.
 
-Every round draws whole steps from the order in which transformers' LengthGroupedSampler goes
-through the table. All do the same conversations in as many steps and micro-batches, with the same
-configuration of DeepSpeed, in fresh processes, in an order that rotates. Counted is from the end
-of the first step to the end of the last; CPU seconds are those of both processes.
+Every round draws complete steps from the order in which transformers' LengthGroupedSampler goes
+through the table. All contenders process the same conversations in the same number of steps and
+micro-batches, with the same DeepSpeed configuration, in fresh processes, in rotating order. Time is
+measured from the end of the first step to the end of the last; CPU seconds are those of both
+processes.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ IGNORED = -100  # the label that transformers leaves out of the loss
 DTYPE = engine_module.compute_dtype("auto")
 BF16 = str(DTYPE) == "torch.bfloat16"
 
-Times = list[tuple[float, float]]  # when steps ended: on the clock, and of this process's CPU
+Times = list[tuple[float, float]]  # ends of steps: wall clock, and CPU time of this process
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 class Work(NamedTuple):
-    """What every contender is given; `steps`, the first to warm up, of shape (steps, rows)."""
+    """Input of every contender; `steps`, the first for warm-up, has the shape (steps, rows)."""
 
     model: str
     table: TokenTable
@@ -93,7 +94,7 @@ class Work(NamedTuple):
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """One process's part of one contender; the first writes what came out."""
+    """Run one process of one contender; the first process writes the results."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=arguments.rank, world_size=WORLD_SIZE)
     table, size = TokenTable(arguments.data, "train", arguments.max_length), arguments.micro_batch
@@ -126,7 +127,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def draw_steps(lengths: np.ndarray, size: int, arguments: argparse.Namespace) -> np.ndarray:
-    """Some steps of an epoch that transformers groups by length."""
+    """Draw some steps of an epoch grouped by length as in transformers."""
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     random = torch.Generator().manual_seed(arguments.seed)
@@ -141,7 +142,7 @@ def now() -> tuple[float, float]:
 
 
 def train_ours(given: Work, variant: str) -> Times:
-    """Train with Engine on packs; what warms up is packed apart from the rest."""
+    """Train with Engine on packs; the warm-up step is packed separately."""
     if variant == "all logits":
         engine_module.logits = all_logits
     elif variant == "masked attention":
@@ -161,7 +162,7 @@ def train_ours(given: Work, variant: str) -> Times:
 
 
 def all_logits(model: Any, batch: Batch, **options: Any) -> torch.Tensor:
-    """`forward.logits`, with the logits of every position computed before most are used."""
+    """Return `forward.logits` after computing the logits of all positions."""
     everywhere = replace(batch, predicting=torch.arange(batch.input_ids.shape[1]))
     return logits(model, everywhere, **options)[batch.predicting]
 
@@ -188,7 +189,7 @@ def train_padded(given: Work, _: str) -> Times:
 
 
 def train_trainer(given: Work, _: str) -> Times:
-    """Train with transformers' Trainer, which is given an order that is grouped by length."""
+    """Train with transformers' Trainer, in a given order grouped by length."""
     from accelerate import PartialState
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -196,7 +197,7 @@ def train_trainer(given: Work, _: str) -> Times:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(now())
 
-    # Where there is no GPU, TrainingArguments has accelerate 1.15 start DeepSpeed for one process.
+    # Without a GPU, TrainingArguments has accelerate 1.15 start DeepSpeed for one process.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="gloo")
     size = given.steps.shape[1] // WORLD_SIZE
@@ -226,7 +227,7 @@ def train_trainer(given: Work, _: str) -> Times:
 
 
 def padded_batch(conversations: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Conversations as rows as long as the longest, with attention mask and labels."""
+    """Pad conversations to the longest; return ids, attention mask and labels."""
     ids = [torch.from_numpy(ids.astype(np.int64)) for ids, _ in conversations]
     labels = [torch.from_numpy(np.where(w > 0, ids, IGNORED)).long() for ids, w in conversations]
     return {
@@ -273,7 +274,7 @@ def spread(values: list[float]) -> str:
 
 
 def run(name: str, seed: int) -> dict[str, float]:
-    """One contender in fresh processes."""
+    """Run one contender in fresh processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

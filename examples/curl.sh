@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The endpoint with nothing but curl: the models, an answer at once, an answer as it is written.
+# Use the endpoint with curl: list the models, request an answer, stream an answer.
 set -euo pipefail
 
 url=${OPENAI_BASE_URL:-http://127.0.0.1:8000/v1}

@@ -1,7 +1,7 @@
-"""The endpoint without a client of OpenAI's: server-sent events by hand, and when to ask again.
+"""Use the endpoint with plain httpx: parse server-sent events, and retry with backoff.
 
-A stream that broke cannot be taken up where it was: the request is asked again from its start, and
-only if nothing of the answer was shown yet.
+A broken stream cannot be resumed: the request is sent again from the beginning, and only if no part
+of the answer was shown yet.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ COME_BACK = {429, 503}  # at capacity; no replica yet
 
 
 def main() -> None:
-    """Ask one question and print the answer as it is written."""
-    # A long prompt may be read for a while before the first event comes.
+    """Ask one question and print the answer as it streams."""
+    # Prefilling a long prompt may take a while before the first event.
     timeout = httpx.Timeout(10, read=120)
     with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, timeout=timeout) as client:
         models = client.get(f"{URL}/models")
@@ -39,14 +39,14 @@ def main() -> None:
 
 
 def answer(client: httpx.Client, body: dict[str, object]) -> Iterator[str]:
-    """The pieces of the answer; asks again where the server asks for patience or goes away."""
+    """Yield the pieces of the answer, retrying on rate limits and connection errors."""
     for tries_left in reversed(range(TRIES)):
         shown = False
         try:
             with client.stream("POST", f"{URL}/chat/completions", json=body) as response:
                 if response.status_code in COME_BACK and tries_left:
                     wait_s = float(response.headers.get("Retry-After", "1"))
-                    # Not all at the same moment: the others were told the same.
+                    # With jitter: all rejected clients got the same Retry-After.
                     time.sleep(wait_s + random.random())
                     continue
                 if response.status_code != 200:
@@ -64,7 +64,7 @@ def answer(client: httpx.Client, body: dict[str, object]) -> Iterator[str]:
 
 
 def events(response: httpx.Response) -> Iterator[dict]:
-    """The JSON of each event, up to `[DONE]`; without that the stream broke."""
+    """Yield the JSON of each event, up to `[DONE]`, without which the stream broke."""
     for line in response.iter_lines():
         if not line.startswith("data: "):
             continue
@@ -79,7 +79,7 @@ def events(response: httpx.Response) -> Iterator[dict]:
 
 
 def message(body: dict) -> str:
-    """What an error says, in one line."""
+    """Return the message of an error body, on one line."""
     return body["error"]["message"]
 
 

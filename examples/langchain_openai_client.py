@@ -1,4 +1,4 @@
-"""The endpoint as a LangChain chat model; needs `pip install langchain-openai`."""
+"""Use the endpoint as a LangChain chat model; needs `pip install langchain-openai`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endpoint with the official client; arguments: any of chat stream several schema errors."""
+"""Use the endpoint with the official client; arguments: chat stream several schema errors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import openai
 client = openai.OpenAI(
     base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),
     api_key=os.environ.get("OPENAI_API_KEY", "none"),
-    max_retries=3,  # 429 and 503 come with Retry-After, which the client follows
+    max_retries=3,  # the client honours the Retry-After of 429 and 503
 )
 MODEL = client.models.list().data[0].id
 QUESTION = {"role": "user", "content": "What is the sea?"}
 
 
 def chat() -> None:
-    """An answer at once."""
+    """Request a complete answer."""
     answer = client.chat.completions.create(model=MODEL, messages=[QUESTION], max_tokens=60)
     print(answer.choices[0].message.content)
     print(f"{answer.usage.completion_tokens} tokens, {answer.choices[0].finish_reason}")
 
 
 def stream() -> None:
-    """An answer as it is written. Leaving the `with` early stops its generation."""
+    """Stream an answer. Leaving the `with` block early stops its generation."""
     with client.chat.completions.create(
         model=MODEL,
         messages=[QUESTION],
@@ -41,7 +41,7 @@ def stream() -> None:
 
 
 def several() -> None:
-    """Several answers to one prompt."""
+    """Request several answers to one prompt."""
     answers = client.chat.completions.create(
         model=MODEL, messages=[QUESTION], max_tokens=60, n=3, temperature=1, seed=1
     )
@@ -50,7 +50,7 @@ def several() -> None:
 
 
 def schema() -> None:
-    """An answer that is JSON of a given form, whatever the model would rather say."""
+    """Request an answer that must match a JSON schema."""
     city = {
         "type": "object",
         "properties": {"name": {"type": "string"}, "inhabitants": {"type": "integer"}},
@@ -67,12 +67,12 @@ def schema() -> None:
         },
     )
     choice = answer.choices[0]
-    # An answer that reached its limit of tokens is cut off, and no JSON yet.
+    # An answer that reached its token limit is truncated and not valid JSON.
     print(json.loads(choice.message.content) if choice.finish_reason == "stop" else "cut off")
 
 
 def errors() -> None:
-    """Every error is one of the client's own classes."""
+    """Show that every error is one of the client's own exception classes."""
     try:
         client.chat.completions.create(model="no-such-model", messages=[QUESTION])
     except openai.NotFoundError as error:

@@ -1,4 +1,4 @@
-"""Evaluate: a served model to a score. `python jobs/evaluate.py --help`."""
+"""Evaluate a served model. See `python jobs/evaluate.py --help`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ochat_ray.command_line import run
-from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
 
 
 def work(config: EvaluateConfig) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
         return demo.run(config, served)
     from ochat_ray.evaluate import steps
 
-    if "RAY_ADDRESS" in os.environ:  # as in a job of a cluster's
+    if "RAY_ADDRESS" in os.environ:  # set in the jobs of a cluster
         from ochat_ray.evaluate.spread import connect
 
         return steps.run(config, connect)
@@ -48,4 +48,5 @@ def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = replace_renamed_options(sys.argv[1:])
     sys.exit(run(lambda _recipe: EvaluateConfig(), work, describe, "jobs/evaluate.py"))

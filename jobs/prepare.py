@@ -1,4 +1,4 @@
-"""Prepare: conversations to token tables. `python jobs/prepare.py --help`."""
+"""Convert conversations to token tables. See `python jobs/prepare.py --help`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ochat_ray.errors import UserError
 
 
 def work(config: PrepareConfig) -> dict[str, Any]:
-    from ochat_ray.data.pipeline import prepare  # Ray, so that --help does not wait for it
+    from ochat_ray.data.pipeline import prepare  # imports Ray, which --help does not need
 
     return prepare(with_inputs(config))
 
 
 def with_inputs(config: PrepareConfig) -> PrepareConfig:
-    """The configuration with the demo's inputs, fetched if need be, where none are given."""
+    """Return the configuration, with the demo's inputs (fetched if needed) where none are given."""
     if config.recipe == "demo":
         from ochat_ray import demo_assets
 
@@ -48,7 +48,7 @@ def describe(config: PrepareConfig, manifest: dict[str, Any]) -> str:
 
 
 def most(counts: dict[str, int], shown: int = 6) -> str:
-    """Names and counts in one line; beyond `shown` names, the sum of the others."""
+    """Format names and counts as one line; those beyond `shown` are summed as "others"."""
     names = [f"{name} {n:,}" for name, n in list(counts.items())[:shown]]
     if rest := sum(list(counts.values())[shown:]):
         names.append(f"others {rest:,}")

@@ -1,3 +1,3 @@
-"""From raw chat conversations to a served, scored model, on Ray."""
+"""Fine-tune, serve and evaluate a chat model from raw conversations, on Ray."""
 
 __version__ = "0.1.0"

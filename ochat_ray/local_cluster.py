@@ -1,6 +1,6 @@
-"""A Ray of one machine for the demo: started on loopback, ended without a trace.
+"""Start and stop a single-node Ray on loopback for the demo.
 
-Only the ends that this project starts are ended: `ray stop` would end every Ray of the user.
+Only processes that this project started are stopped: `ray stop` would stop every Ray of the user.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of whatever its descendants leave behind (Linux)."""
+    """Make this process the parent of its orphaned descendants (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -33,7 +33,7 @@ def need_free_ports(ports: Iterable[int] = (RAY_PORT, DASHBOARD_PORT, SERVE_PORT
     """Check that nothing listens on the ports.
 
     Raises:
-        UserError: something does.
+        UserError: A port is in use.
     """
     for port in ports:
         with socket.socket() as probe:
@@ -48,34 +48,34 @@ def need_free_ports(ports: Iterable[int] = (RAY_PORT, DASHBOARD_PORT, SERVE_PORT
 
 
 def free_port() -> int:
-    """Return a port of loopback on which nothing listens now."""
+    """Return a loopback port on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def environment() -> dict[str, str]:
-    """The environment of every command of the demo.
+    """Return the environment of the demo's commands.
 
-    This Python's commands come first, and token authentication is on: Ray would turn it on by
-    itself in `ray start` but not in `ray job submit`, once ~/.ray/auth_token exists.
+    This Python's commands come first on PATH, and token authentication is on: once
+    ~/.ray/auth_token exists, Ray enables it in `ray start` but not in `ray job submit`.
     """
     kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "VIRTUAL_ENV")}
     return kept | {
-        # Without it `ray job submit` fails where another Ray runs on the machine, too.
+        # Without this, `ray job submit` fails if another Ray runs on the machine.
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD_PORT}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray takes "127.0.0.1" for "this machine's address", and listens there, unless it is told
-        # that this is a cluster of one, as it always is on macOS and Windows.
+        # Ray replaces "127.0.0.1" by the machine's address and listens there, unless this declares
+        # a single-node cluster, as is always the case on macOS and Windows.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PYTHONUNBUFFERED": "1",
     }
 
 
 def make_token() -> None:
-    """Have an authentication token at ~/.ray/auth_token that only the user can read."""
+    """Create an authentication token at ~/.ray/auth_token that only the user can read."""
     subprocess.run(
         ["ray", "get-auth-token", "--generate"],
         env=environment(),
@@ -109,9 +109,9 @@ def start_ray(temp_dir: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def answers(url: str) -> bool:
-    """Whether there is an HTTP server behind the URL, and it has what is asked for.
+    """Return whether an HTTP server at the URL can serve the requested route.
 
-    A 404 is no answer: Ray Serve's proxy is up before it knows the application's routes.
+    A 404 counts as no: Ray Serve's proxy is up before it has the application's routes.
     """
     try:
         return httpx.get(url, timeout=2).status_code not in (404, *range(500, 600))
@@ -120,19 +120,19 @@ def answers(url: str) -> bool:
 
 
 def end_processes(roots: Iterable[psutil.Process], grace_s: float = 15) -> None:
-    """End the processes and all their descendants: politely, then by force."""
-    family = {p for root in roots for p in _family(root)}
+    """Terminate processes and all their descendants; kill those left after `grace_s` seconds."""
+    family = {p for root in roots for p in _process_tree(root)}
     for process in family:
         _signal(process, signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=grace_s)
-    # Some of them start others while they end.
-    alive = [*alive, *(p for process in family for p in _family(process))]
+    # Some of them start new processes while they shut down.
+    alive = [*alive, *(p for process in family for p in _process_tree(process))]
     for process in alive:
         _signal(process, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=grace_s)
 
 
-def _family(root: psutil.Process) -> list[psutil.Process]:
+def _process_tree(root: psutil.Process) -> list[psutil.Process]:
     try:
         return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:

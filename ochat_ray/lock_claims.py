@@ -1,18 +1,20 @@
-"""Claims to the lock of an output directory: of several contenders at most one succeeds.
+"""Claims on the lock of an output directory: at most one of several contenders succeeds.
 
 **Disks** (`LocalFileSystem`, NFS included) create a name exclusively. Claims are numbered, and the
-highest number holds the lock. Who finds the highest claim n released or dead creates n + 1; of
-several contenders one succeeds. A contender that was slow may create a number that has been removed
-in the meantime; it lists again and finds a higher one, since the highest is never removed, not even
-by its release. So nobody holds the lock without having found every earlier claim released or dead.
+highest number holds the lock. A contender that finds the highest claim n released or dead creates
+n + 1; of several contenders one succeeds. A slow contender may create a number that has been
+removed in the meantime; it lists again and finds a higher one, since the highest is never removed,
+not even on release. So no process holds the lock without having found every earlier claim released
+or dead.
 
-**Object stores** have no exclusive creation in pyarrow. A contender writes a claim of its own name,
-waits `settle_s`, and lists: the live claim with the smallest (time stamp, token) wins. Suppose that
-X and Y both win, and that X's claim is the smaller. Then Y's list lacked it. Y lists `settle_s`
-after its own claim was written, hence at least `settle_s` after X's time stamp. But a claim whose
-writing took longer than half of `settle_s` is deleted, so X's claim was visible by then, if the
-store lists what was written (S3, GCS and Azure do) and its time stamps, rounded to a second, are
-wrong by less than the other half. Once held, the lock stays held: later claims have later stamps.
+**Object stores** have no exclusive creation in pyarrow. A contender writes a claim under its own
+name, waits `settle_s`, and lists: the live claim with the smallest (time stamp, token) wins.
+Suppose that X and Y both win, and that X's claim is the smaller. Then Y's list did not contain it.
+Y lists `settle_s` after its own claim was written, hence at least `settle_s` after X's time stamp.
+But a claim that took longer than half of `settle_s` to write is deleted, so X's claim was visible
+by then, provided that listings are consistent after a write (S3, GCS and Azure) and that time
+stamps, rounded to a second, are wrong by less than the other half. Once held, the lock stays held:
+later claims have later stamps.
 """
 
 from __future__ import annotations
@@ -38,44 +40,44 @@ from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
 
 RUN_FOLDER = ".run"
-"""Folder of an output directory for the lock and the record of what runs wrote there."""
+"""Folder of an output directory for the lock and the list of files that runs wrote there."""
 
 LOCK_FOLDER = f"{RUN_FOLDER}/lock"
 
 CLAIM_ATTEMPTS = 5
-"""Times that a claim is written on an object store that is too slow."""
+"""Attempts to write a claim to an object store that is too slow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Seconds of the protocol."""
+    """Time constants of the lock protocol, in seconds."""
 
     beat_s: float = 10.0
-    """Between two heartbeats."""
+    """Interval between heartbeats."""
     stale_s: float = 60.0
-    """Age of a heartbeat from which its owner is dead."""
+    """Age of a heartbeat from which its owner is declared dead."""
     settle_s: float = 5.0
     """Wait of a contender on an object store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Owner:
-    """The process behind a claim."""
+    """Process that owns a claim."""
 
     token: str
     stage: str
     host: str
     machine: str
-    """Host, boot and process namespace: a process id means the same throughout it."""
+    """Host, boot and process namespace: the scope in which a process id is unique."""
     pid: int
     process_started: float
-    """Start of the process, for comparison only; process ids are reused."""
+    """Start time of the process, used only for comparison, since process ids are reused."""
     started: float
-    """Unix time of the claim, for people."""
+    """Unix time of the claim, for messages."""
 
     @classmethod
     def current(cls, stage: str) -> Owner:
-        """This process, with a new token."""
+        """Return an owner for this process with a new token."""
         return cls(
             token=uuid.uuid4().hex,
             stage=stage,
@@ -88,7 +90,7 @@ class Owner:
 
     @classmethod
     def parse(cls, data: bytes) -> Owner | None:
-        """The owner that a claim's file names, or None where the file is not complete."""
+        """Parse the content of a claim file; None if the file is incomplete."""
         try:
             owner = cls(**json.loads(data))
             datetime.fromtimestamp(owner.started, UTC)
@@ -98,7 +100,7 @@ class Owner:
         return owner if numbers else None
 
     def is_alive(self) -> bool | None:
-        """Return whether the process exists, or None where that cannot be seen from here."""
+        """Return whether the process exists; None if that cannot be determined from this host."""
         if self.machine != _machine():
             return None
         start = _process_start(self.pid)
@@ -108,7 +110,7 @@ class Owner:
 
 
 class Claims(Protocol):
-    """One process's claim to the lock of a directory."""
+    """One process's claim on the lock of a directory."""
 
     def take(self) -> None:
         """Claim the lock, or raise a UserError that names its owner."""
@@ -120,7 +122,7 @@ class Claims(Protocol):
         """Return whether the lock is still held."""
 
     def release(self) -> None:
-        """Let the next run claim the lock at once."""
+        """Release the lock, so that the next run can claim it at once."""
 
 
 _RELEASED = b'{"released": true}\n'
@@ -141,7 +143,7 @@ class DiskClaims:
             if highest:
                 self._refuse_if_live(self._path(highest))
             if not self._create(self._path(highest + 1)):
-                continue  # another contender was quicker: look at its claim
+                continue  # another contender was faster: check its claim
             if max(self._numbers(), default=0) == highest + 1:
                 self._number = highest + 1
         for number in self._numbers():
@@ -170,14 +172,14 @@ class DiskClaims:
             released.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
-        """Create a claim with its content, unless there is one; return whether it is ours."""
+        """Create a claim with its content if the name is free; return whether it is ours."""
         text, draft = _json(self._owner), self._folder / f".draft-{self._owner.token}"
         try:
             draft.write_bytes(text)
             try:
                 os.link(draft, path)
             except FileExistsError:
-                # NFS may report that of our own name, where the answer to a first request was lost.
+                # NFS may report our own name if the reply to a first request was lost.
                 return path.exists() and path.read_bytes() == text
             except OSError:
                 return _create_without_link(path, text)
@@ -220,14 +222,14 @@ def _create_without_link(path: Path, text: bytes) -> bool:
             file.write(text)
     except FileExistsError:
         return False
-    except OSError:  # a full disk; half a claim would count as another run's start
+    except OSError:  # a full disk; half a claim would count as another starting run
         path.unlink(missing_ok=True)
         raise
     return True
 
 
 class StoreClaims:
-    """Claims named by their tokens, which are written once, and their heartbeats beside them."""
+    """Claims named by their tokens and written once, each with a separate heartbeat file."""
 
     def __init__(self, run: RunDir, owner: Owner, timing: Timing) -> None:
         self._run, self._owner, self._timing = run, owner, timing
@@ -269,12 +271,12 @@ class StoreClaims:
         if earlier:
             _refuse_if_live(owner, age, self._timing, self._run.root)
         elif is_live(owner, age, self._timing):
-            return  # it lists after us and gives way
+            return  # the other contender lists after us and yields
         for name in (claim, claim.removesuffix(".json") + ".beat"):
             self._run.remove(name)
 
     def _write_claim(self) -> None:
-        """Write the claim within half of `settle_s`, on which the protocol relies."""
+        """Write the claim within half of `settle_s`, as the protocol requires."""
         bound = self._timing.settle_s / 2
         for _ in range(CLAIM_ATTEMPTS):
             begun = time.monotonic()
@@ -311,7 +313,7 @@ class StoreClaims:
 
 def is_live(owner: Owner | None, age_s: float, timing: Timing) -> bool:
     alive = owner.is_alive() if owner else None
-    # A heartbeat from the future is of before the disk's clock was set back, and as old.
+    # A heartbeat in the future was written before the disk's clock was set back.
     return abs(age_s) < timing.stale_s if alive is None else alive
 
 
@@ -339,13 +341,14 @@ def _json(value: Owner) -> bytes:
 
 
 def _process_start(pid: int) -> float:
-    """Return the start time of a process; -inf if there is none, or only its exit status.
+    """Return the start time of a process; -inf if it does not exist or is a zombie.
 
-    In Linux's ticks since boot, which a clock that is set does not move, elsewhere in Unix time.
+    On Linux the unit is clock ticks since boot, which setting the clock does not change; elsewhere
+    it is Unix time.
     """
     if Path("/proc/self/stat").exists():
         try:
-            # After the program's name, which may hold blanks and brackets: state, ..., start.
+            # After the program's name, which may hold spaces and brackets: state, ..., start.
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return -math.inf
@@ -359,7 +362,7 @@ def _process_start(pid: int) -> float:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Return whether it may be another user's process that /proc does not show (`hidepid`)."""
+    """Return whether the process may be another user's that /proc hides (`hidepid`)."""
     try:
         os.kill(pid, 0)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""A model's directory on this host, whether it lies here or at a URI."""
+"""Resolve a model's path, hub name or URI to a directory on this host."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ochat_ray.errors import UserError
 from ochat_ray.run_dir import open_location
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-"""How the names of the large files end."""
+"""File name suffixes of model weights."""
 
 
 def on_this_host(model: str, *, weights: bool = True) -> str:
-    """A path or a hub's name as it is; of a URI, the directory of `local_directory`."""
+    """Return a path or hub name unchanged; for a URI, the result of `local_directory`."""
     return str(local_directory(model, weights=weights)) if "://" in model else model
 
 
 def files_of(model: str) -> tuple[pafs.FileSystem, list[pafs.FileInfo]] | None:
-    """The files of a directory or of a URI, without its folders; None of a hub's name.
+    """Return the files of a directory or URI, without folders; None for a hub name.
 
     Raises:
-        UserError: the URI cannot be opened.
+        UserError: The URI cannot be opened.
     """
     if "://" not in model and not os.path.isdir(model):
         return None
@@ -40,16 +40,16 @@ def files_of(model: str) -> tuple[pafs.FileSystem, list[pafs.FileInfo]] | None:
 
 
 def local_directory(model: str, *, weights: bool = True) -> Path:
-    """The directory of a local path; of a URI such as s3://bucket/model, a copy that is kept.
+    """Return the directory of a local path; for a URI such as s3://bucket/model, a cached copy.
 
-    The copy lies in the user's cache under a name made of the URI and of the sizes and times of
-    its files: a model that was written again is fetched again. The processes of one host fetch it
-    once; one that is broken off leaves nothing that another would take for a model. The
-    folders that train keeps beside the model (checkpoints, logs) are not fetched, nor are the
-    weights without `weights`, as for its tokenizer alone.
+    The copy lies in the user's cache under a name derived from the URI and the sizes and times of
+    its files, so a model that was rewritten is fetched again. The processes of one host fetch it
+    once. An interrupted fetch leaves no directory that could be mistaken for a model. Folders that
+    training adds to the model (checkpoints, logs) are not fetched, nor are the weights if `weights`
+    is false (for example, for the tokenizer alone).
 
     Raises:
-        UserError: the URI cannot be opened, or has no files.
+        UserError: The URI cannot be opened, or has no files.
     """
     if "://" not in model:
         return Path(model).expanduser().absolute()

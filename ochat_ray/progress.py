@@ -1,4 +1,4 @@
-"""Progress that reads the same in a terminal and in a job's log: one line now and then."""
+"""Progress lines that read the same in a terminal and in a job's log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TextIO
 
 @dataclass
 class Progress:
-    """Counts work and prints a line with the rate, at most one every `interval_s` seconds."""
+    """Counter that prints a line with the rate, at most once every `interval_s` seconds."""
 
     stage: str
     unit: str
@@ -22,13 +22,13 @@ class Progress:
     _printed: float = field(default_factory=time.monotonic)
 
     def add(self, count: int, note: str = "") -> None:
-        """Count `count` more units; `note` is appended to the line."""
+        """Add `count` units; `note` is appended to the printed line."""
         self.done += count
         if time.monotonic() - self._printed >= self.interval_s:
             self._print(note)
 
     def finish(self, note: str = "") -> float:
-        """Print the last line; the seconds it all took."""
+        """Print the last line and return the elapsed seconds."""
         self._print(note)
         return time.monotonic() - self._started
 

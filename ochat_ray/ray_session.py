@@ -1,4 +1,4 @@
-"""The Ray that a job works on: the cluster there is, or one of its own."""
+"""Connect a job to a running Ray cluster, or start a local one."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import time
 from urllib.parse import urlsplit
 
 import ray
-from ray._private.services import get_ray_address_from_environment  # nothing public says it
+from ray._private.services import get_ray_address_from_environment  # no public equivalent
 
 from ochat_ray.errors import UserError
 
 WAIT = 20.0
-"""Seconds that a Ray has to answer in; a head that is started again needs some."""
+"""Seconds to wait for a Ray cluster to answer; a head that restarts needs some of them."""
 
 
 def join_or_start() -> bool:
-    """Join the Ray that RAY_ADDRESS or the last `ray start` here names, or start one.
+    """Join the Ray cluster given by RAY_ADDRESS or the last local `ray start`, or start one.
 
     Returns:
-        Whether it was this call; False where the process was on a Ray already.
+        True if this call connected; False if the process was already connected.
 
     Raises:
-        UserError: the Ray that is named does not answer.
+        UserError: The named cluster does not answer.
     """
     if ray.is_initialized():
         return False
@@ -30,7 +30,7 @@ def join_or_start() -> bool:
         address = get_ray_address_from_environment(None, None)  # type: ignore[arg-type]
         if address not in (None, "local"):
             _wait_for(address)
-        # One that this starts is for this process alone; nobody would see its dashboard.
+        # A cluster started here is for this process alone, so it needs no dashboard.
         ray.init(log_to_driver=False, include_dashboard=False)
     except ConnectionError as error:
         raise UserError(
@@ -41,18 +41,18 @@ def join_or_start() -> bool:
 
 
 def _wait_for(address: str) -> None:
-    """Until something listens there: ray.init takes a quarter of an hour to find out.
+    """Wait until something listens at the address; ray.init itself gives up only after 15 minutes.
 
     Raises:
-        ConnectionError: nothing did in WAIT seconds, or the address is none.
+        ConnectionError: Nothing listened within WAIT seconds, or the address is invalid.
     """
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = parts.hostname, parts.port
-    except ValueError:  # the port is no number
+    except ValueError:  # the port is not a number
         host, port = None, None
     if not host or not port:
-        raise ConnectionError(f"{address} is no address of a Ray, which is host:port")
+        raise ConnectionError(f"{address} is not the address of a Ray cluster, which is host:port")
     deadline = time.monotonic() + WAIT
     while True:
         try:

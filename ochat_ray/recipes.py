@@ -1,4 +1,4 @@
-"""Named recipes: everything that a model type fixes, from context length to learning rate."""
+"""Named recipes: all settings that a model type fixes, from context length to learning rate."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from ochat_ray.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """How a recipe trains. Defaults are OpenChat's of July 2023."""
+    """Hyperparameters of a recipe. Defaults are OpenChat's of July 2023."""
 
     epochs: int = 5
     max_steps: int | None = None
     sequences_per_step: int | None = 128
-    """Conversations an optimizer step, over all workers; None packs one full pack a worker."""
+    """Conversations per optimizer step, over all workers; None: one full pack per worker."""
     learning_rate: float = 2e-5
     embedding_learning_rate: float | None = None
-    """Of input and output embeddings; None takes `learning_rate`."""
+    """Learning rate of the input and output embeddings; None: `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     warmup_ratio: float = 0.03
     max_tokens: int = 8192
-    """Tokens in a pack, the unit of one forward pass on one worker."""
+    """Maximum tokens per pack, the unit of one forward pass on one worker."""
     checkpoint_every: int = 25
     """Optimizer steps between checkpoints."""
     eval_tokens: int | None = None
-    """Held-out tokens to evaluate on; None takes all."""
+    """Held-out tokens to evaluate on; None: all."""
     max_length: int | None = None
-    """Tokens of the longest conversation to use; None uses all."""
+    """Maximum tokens per conversation; longer ones are left out. None: no limit."""
     gradient_checkpointing: bool = True
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way from conversations to a model.
+    """Settings of all stages for one model type.
 
-    `model_type` names the template; `context_length` is in tokens; `keep_model` is the model
-    label to keep, or "any".
+    `model_type` names the template; `context_length` is in tokens; `keep_model` is the model label
+    to keep, or "any".
     """
 
     name: str
@@ -50,7 +50,10 @@ class Recipe:
     context_length: int
     keep_model: str = "GPT-4"
     extends_context: bool = False
-    """Train beyond the base model's context, by plain extrapolation of its rotary embeddings."""
+    """Whether to train beyond the base model's context length.
+
+    This extrapolates its rotary embeddings without scaling.
+    """
     eval_ratio: float = 0.01
     num_workers: int = 8
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
@@ -65,10 +68,10 @@ RECIPES: Mapping[str, Recipe] = {
             context_length=640,
             keep_model="any",
             num_workers=2,
-            # Ten steps on two CPU cores must teach a new token, and no more. So it learns from
-            # short conversations, which are all ends of turns; its embedding, which starts as a
-            # mean and far below every other logit, learns faster than the rest; and a large eps
-            # keeps Adam from moving at that rate what has next to no gradient.
+            # Ten steps on two CPU cores must teach one new token, and no more. So the model trains
+            # on short conversations, where ends of turns are frequent; the embeddings, of which the
+            # new one starts as a mean with by far the lowest logit, get a higher learning rate; and
+            # a large eps keeps Adam from moving parameters with near-zero gradients at that rate.
             hyperparameters=Hyperparameters(
                 epochs=1,
                 max_steps=10,
@@ -98,10 +101,10 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """Return the recipe with this name.
 
     Raises:
-        UserError: there is none.
+        UserError: The name is unknown.
     """
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")

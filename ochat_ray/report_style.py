@@ -1,4 +1,4 @@
-"""How the report looks: light and dark, from a phone's width to a wide screen, no resource."""
+"""Style sheet of the HTML reports: light and dark, phone to wide screen, no external resource."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The records that travel between stages, and their Arrow schemas."""
+"""Records passed between stages, and their Arrow schemas."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Origin = Literal["page", "sharegpt", "other"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """One message; a user's text is kept byte for byte as typed.
+    """One message of a conversation; a user's text is kept byte for byte as typed.
 
-    `weight` is the loss weight that the input gives the turn, or None for the role's own
-    (`loss_weight`). `html` says that the text is ChatGPT's rendered HTML, not converted yet.
+    `weight` is the loss weight given by the input, or None for the role's default (`loss_weight`).
+    `html` marks text that is ChatGPT's rendered HTML, not yet converted.
     """
 
     role: Role
@@ -35,22 +35,21 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """Turns in order, and where they came from.
+    """Turns in order, with their provenance.
 
-    `source` is the input file, `id` is unique within it as far as the input says.
-    `model` is the label as found, or None. `condition` is the word that the record itself puts
-    before every role prefix, or None. `unknown_keys` are the names of the record's and its turns'
-    keys of no known meaning ("language", "turn.timestamp"), each once. `left_out` names what
-    the record holds and the turns do not ("citation mark", "question without an answer"), as often
-    as it was left out.
+    `source` is the input file; `id` is unique within it as far as the input provides ids. `model`
+    is the label as found, or None. `condition` is the condition word that the record itself puts
+    before every role prefix, or None. `unknown_keys` lists keys of the record and its turns that
+    have no known meaning ("language", "turn.timestamp"), each once. `left_out` names content of the
+    record that the turns do not contain ("citation mark", "question without an answer"), once per
+    occurrence.
 
-    Of the answers that were converted from HTML, `fidelity` is the share of blocks that the
-    Markdown gives back and `text_fidelity` the share of the visible text; both are None where
-    nothing was converted.
+    For answers converted from HTML, `fidelity` is the share of blocks that the Markdown reproduces
+    and `text_fidelity` the share of the visible text; both are None if nothing was converted.
 
     `origin` is "page" for a share page of sharegpt.com and "sharegpt" for a record of its format
-    (`conversations` or `items` of `from` and `value`): only there can a browser extension have
-    added text. `noise` names the rules of `data/noise_rules.py` that took something off.
+    (`conversations` or `items` of `from` and `value`): only in these can a browser extension have
+    added text. `noise` names the rules of `data/noise_rules.py` that removed something.
     """
 
     id: str
@@ -69,9 +68,9 @@ class Conversation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelClass:
-    """What C-RLFT makes of the conversations of one model label.
+    """C-RLFT settings for the conversations of one model label.
 
-    `weight` multiplies their loss weights; `condition` stands before every role prefix.
+    `weight` multiplies their loss weights; `condition` is written before every role prefix.
     """
 
     weight: float = 1.0
@@ -79,7 +78,7 @@ class ModelClass:
 
 
 class Reason(StrEnum):
-    """Why an input was not kept: a closed list, explained in docs/data-format.md."""
+    """Reasons for dropping an input: a closed list, explained in docs/data-format.md."""
 
     UNREADABLE = "unreadable"
     TORN = "torn"
@@ -103,7 +102,7 @@ class Reason(StrEnum):
 
 
 class Stage(StrEnum):
-    """Where in `prepare` an input was dropped."""
+    """Stages of `prepare` that may drop an input."""
 
     READ = "read"
     CLEAN = "clean"
@@ -113,7 +112,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drop:
-    """An input that was not kept. `detail` says what a person needs to find it again."""
+    """Input that was dropped. `detail` helps a person to find it in its source."""
 
     id: str
     source: str
@@ -124,11 +123,11 @@ class Drop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PassedOver:
-    """A file, or an archive's member, of a kind that holds no conversations.
+    """File or archive member that was skipped because its kind holds no conversations.
 
     `kind` is its extension in lower case with the dot (".txt"; ".csv.gz"; ".zip" for an archive
     inside an archive), "no extension", "hidden" (a hidden folder counts once), "archive noise" for
-    what an operating system adds (__MACOSX, .DS_Store), "link" (to nowhere or back up; any in an
+    what an operating system adds (__MACOSX, .DS_Store), "link" (broken or cyclic; any link in an
     archive), or "special file" (a FIFO, socket or device).
     """
 
@@ -137,7 +136,7 @@ class PassedOver:
 
 
 Record = Conversation | Drop | PassedOver
-"""A result of reading: counted as kept or dropped later, or as passed over."""
+"""Result of reading: later counted as kept or dropped, or as passed over."""
 
 
 TURNS = pa.list_(
@@ -179,7 +178,7 @@ TOKENS = pa.schema(
 
 
 def conversation_row(conversation: Conversation, digest: str) -> dict[str, object]:
-    """A row of the CONVERSATIONS table."""
+    """Return the conversation as a row of the CONVERSATIONS table."""
     return {
         "id": conversation.id,
         "source": conversation.source,
@@ -197,7 +196,7 @@ def conversation_row(conversation: Conversation, digest: str) -> dict[str, objec
 
 
 def drop_row(drop: Drop) -> dict[str, object]:
-    """A row of the DROPPED table."""
+    """Return the drop as a row of the DROPPED table."""
     return {
         "id": drop.id,
         "source": drop.source,

@@ -1,10 +1,10 @@
-"""Two marks in a rendered conversation, and the steps of a tokenizer.json that act on them.
+"""Marks in a rendered conversation, and the tokenizer.json components that act on them.
 
-Other programs render a chat template to one string and tokenise that. The marks keep the ids what
-`template.encode` gives for the segments apart. Both are Unicode noncharacters: no text that is
-meant to be read holds them, and a text without them is tokenised as before.
+Other programs render a chat template to one string and tokenize that. The marks make the ids equal
+to those of `template.encode`, which tokenizes each segment separately. Both marks are Unicode
+noncharacters: text for readers does not contain them, and text without them is tokenized as before.
 
-Each step wraps what it stands before, so that it can be taken off again without a trace.
+Each added component wraps an existing one, so that it can be removed again exactly.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 BORDER = "\ufdd0"
-"""Ends a role's prefix: the text after it is tokenised as if nothing stood before it."""
+"""End of a role prefix: the text after it is tokenized as if nothing preceded it."""
 
 VOID = "\ufdd1"
-"""Nothing, but no special token's name reaches over it: it is removed after those are found."""
+"""Empty separator that breaks up special-token names; removed once special tokens are matched."""
 
 Component = dict[str, Any]
 
@@ -29,9 +29,9 @@ _SPLIT: Component = {
 
 
 def add_marks(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """A parsed tokenizer.json that acts on the marks; one that does already comes back as it is.
+    """Return a parsed tokenizer.json that acts on the marks; unchanged if it already does.
 
-    Special tokens are found before the normalizer runs ("normalized": false), as `encode` has it.
+    Special tokens are matched before the normalizer runs ("normalized": false), as in `encode`.
     """
     plain = remove_marks(tokenizer)
     normalizer, pre_tokenizer = plain.get("normalizer"), plain.get("pre_tokenizer")
@@ -46,7 +46,7 @@ def add_marks(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def remove_marks(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """The parsed tokenizer.json without what `add_marks` added."""
+    """Return the parsed tokenizer.json without the components that `add_marks` added."""
     normalizer, pre_tokenizer = tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")
     steps = _steps(pre_tokenizer, "pretokenizers")
     if steps[:1] == [_SPLIT]:
@@ -58,9 +58,9 @@ def remove_marks(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def specials_as_written(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """The parsed tokenizer.json with every special token "normalized": false.
+    """Return the parsed tokenizer.json with "normalized": false for every special token.
 
-    No text's ids depend on that flag: `encode_texts` finds no special tokens at all.
+    No ids depend on that flag, since `encode_texts` never matches special tokens.
     """
     tokens = [
         {**token, "normalized": False} if token["special"] else token
@@ -70,7 +70,7 @@ def specials_as_written(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_prefix_after_border(normalizer: Component | None) -> Component | None:
-    """SentencePiece's dummy prefix, which stands before each text, after each border as well."""
+    """Add SentencePiece's dummy prefix, which precedes every text, after every border as well."""
     if normalizer is None:
         return None
     if normalizer["type"] == "Prepend":
@@ -92,7 +92,7 @@ def _without_prefix_after_border(normalizer: Component) -> Component:
 
 
 def _prepend_after_border(prefix: str) -> Component:
-    # Only before text: where an added token follows, `Prepend` has an empty text and adds nothing.
+    # Only before text: if an added token follows, `Prepend` sees an empty text and adds nothing.
     pattern = {"Regex": rf"{BORDER}(?=[\s\S])"}
     return {"type": "Replace", "pattern": pattern, "content": BORDER + prefix}
 

@@ -1,9 +1,10 @@
-"""A SentencePiece BPE model of LLaMA's kind as a tokenizer of the `tokenizers` library.
+"""Convert a LLaMA-style SentencePiece BPE model to a tokenizer of the `tokenizers` library.
 
-Both merge the best pair first, the leftmost of equals. SentencePiece ranks a pair by the score of
-the piece it makes; `tokenizers` by its place in a list of merges. The list that gives the same ids
-holds, for each piece from the best score down, every split of it into two pieces. A model that
-cannot be said that way is refused: nearly the reference ids are wrong ids.
+Both libraries merge the best pair first, and the leftmost of equal ones. SentencePiece ranks a pair
+by the score of the resulting piece; `tokenizers` by its position in a list of merges. The list that
+gives the same ids holds, for each piece in order of falling score, every split of it into two
+pieces. Models whose merges cannot be expressed as such a list are rejected: approximately equal ids
+would silently corrupt training data.
 
 Source: sentencepiece `src/bpe_model.cc` (Model::SampleEncode) and `src/normalizer.cc`.
 """
@@ -17,7 +18,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-BLANK = "\u2581"  # SentencePiece's sign for a blank
+BLANK = "\u2581"  # SentencePiece's symbol for a space
 
 _PROTO: Any = sentencepiece_model_pb2  # its classes exist only at run time
 _PIECE = _PROTO.ModelProto.SentencePiece
@@ -25,7 +26,7 @@ _PIECE = _PROTO.ModelProto.SentencePiece
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converted:
-    """A backend and the names of its special tokens, None where the model has none."""
+    """Converted tokenizer and the names of its special tokens, None where the model has none."""
 
     backend: Tokenizer
     bos: str | None
@@ -35,13 +36,14 @@ class Converted:
 
 
 def convert(data: bytes) -> Converted:
-    """Convert a serialised SentencePiece model.
+    """Convert a serialized SentencePiece model.
 
     Control pieces (`<s>`, `</s>`) become special tokens: SentencePiece never makes one from text.
 
     Raises:
-        ValueError: what the model is or does that cannot be converted, as the end of a sentence
-            that begins with the model's name.
+        ValueError: The model cannot be converted; the message completes a sentence that begins with
+            the
+            model's name.
     """
     model = _parse(data)
     if problem := _unsupported(model):
@@ -58,7 +60,7 @@ def convert(data: bytes) -> Converted:
     steps: list[Any] = [normalizers.Replace(" ", BLANK)]
     back: list[Any] = [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.normalizer_spec.add_dummy_prefix:
-        # Not the Metaspace pre-tokenizer: that leaves the prefix out before a blank.
+        # Not the Metaspace pre-tokenizer, which omits the prefix before a space.
         steps.insert(0, normalizers.Prepend(BLANK))
         back.append(decoders.Strip(content=" ", left=1))
     backend.normalizer = normalizers.Sequence(steps)
@@ -80,10 +82,10 @@ def convert(data: bytes) -> Converted:
 
 
 def merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Every split of a piece into two, best piece first.
+    """Return every split of a piece into two, best piece first.
 
-    Pieces of blanks alone share one score (-1e9 in LLaMA). SentencePiece then grows the leftmost
-    run, one blank at a time; the longest left half first has the same effect.
+    Pieces made only of spaces share one score (-1e9 in LLaMA). SentencePiece then extends the
+    leftmost run by one space at a time; ordering by the longest left half has the same effect.
     """
     splits = [
         (piece[:cut], piece[cut:])
@@ -106,7 +108,7 @@ def _parse(data: bytes) -> Any:
 
 
 def _scores(model: Any) -> dict[str, float]:
-    """Only what text may become: neither control pieces nor bytes are the result of a merge."""
+    """Return the scores of normal pieces only: no merge results in a control piece or a byte."""
     return {piece.piece: piece.score for piece in model.pieces if piece.type == _PIECE.NORMAL}
 
 
@@ -130,7 +132,7 @@ def _unsupported(model: Any) -> str | None:
 
 
 def _has_ties(scores: Mapping[str, float]) -> bool:
-    """Whether equal scores leave the order of merges to their place in the text."""
+    """Return whether tied scores make the merge order depend on positions in the text."""
     blanks = {score for piece, score in scores.items() if not piece.strip(BLANK)}
     words = [score for piece, score in scores.items() if len(piece) > 1 and piece.strip(BLANK)]
     return len({*words, *blanks}) < len(words) + len(blanks)

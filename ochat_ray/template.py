@@ -1,10 +1,10 @@
-"""The conversation template: turns to token ids and loss weights.
+"""Conversation template: convert turns to token ids and loss weights.
 
-The only copy. The data job, the server and the evaluation all call `encode`, so a served
-model reads the ids it was trained on.
+This is the only implementation. The data job, the server and the evaluation all call `encode`, so a
+served model reads the ids it was trained on.
 
-Source: OpenChat as released in July 2023 (`ochat/config/model_config.py` there), plus a place
-for system messages, which that release dropped.
+Source: OpenChat as released in July 2023 (`ochat/config/model_config.py` there), extended by system
+messages, which that release dropped.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ANY_TURN = Turn | Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Template:
-    """How one model type writes a conversation.
+    """Template of one model type.
 
     A turn is prefix + text + END_OF_TURN. A system turn has no prefix, as in OpenChat's later
-    releases; `bos` says whether the tokenizer's BOS token opens the conversation.
+    releases. If `bos` is true, the conversation starts with the tokenizer's BOS token.
     """
 
     bos: bool
@@ -44,10 +44,10 @@ TEMPLATES: Mapping[str, Template] = {
 
 
 def template_for(model_type: str) -> Template:
-    """The template of a model type.
+    """Return the template of a model type.
 
     Raises:
-        UserError: there is no such model type.
+        UserError: The model type is unknown.
     """
     try:
         return TEMPLATES[model_type]
@@ -65,23 +65,24 @@ def encode(
     condition: str = "",
     add_generation_prompt: bool = False,
 ) -> tuple[list[int], list[float]]:
-    """Token ids and loss weights of one conversation; two lists of the same length.
+    """Encode one conversation as token ids and loss weights, two lists of the same length.
 
-    BOS and prefixes weigh 0; a turn's text and its end-of-turn token have the turn's weight, which
-    is 1 for an assistant's and 0 for others unless the turn says. Prefix and text are tokenised
-    apart and as text only: a special token that a person typed stays text. Nothing is truncated
-    here.
+    BOS and prefixes have weight 0. A turn's text and its end-of-turn token have the turn's weight:
+    1 for an assistant turn and 0 for others, unless the turn gives its own. Prefix and text are
+    tokenized separately and as text only, so a special token that a person typed stays text.
+    Nothing is truncated.
 
     Args:
-        turns: `Turn`s, or mappings with the keys "role", "text" and, at will, "weight", as the
-            tables hold them.
-        model_type: a key of `TEMPLATES`.
-        tokenizer: a transformers tokenizer that has the end-of-turn token.
-        condition: a word before every role prefix, as in C-RLFT: "GPT4" makes "GPT4 Human: ".
-        add_generation_prompt: end with the assistant's prefix, for the model to go on.
+        turns: `Turn`s, or mappings with the keys "role", "text" and optionally "weight", as stored
+            in
+            the tables.
+        model_type: A key of `TEMPLATES`.
+        tokenizer: A transformers tokenizer that has the end-of-turn token.
+        condition: Word before every role prefix, as in C-RLFT: "GPT4" gives "GPT4 Human: ".
+        add_generation_prompt: Whether to append the assistant's prefix, which the model completes.
 
     Raises:
-        UserError: unknown model type or role, or a tokenizer without the end-of-turn token.
+        UserError: Unknown model type or role, or a tokenizer without the end-of-turn token.
     """
     return encode_batch(
         [list(turns)],
@@ -100,7 +101,7 @@ def encode_batch(
     conditions: Sequence[str] | None = None,
     add_generation_prompt: bool = False,
 ) -> list[tuple[list[int], list[float]]]:
-    """`encode` for many conversations, each with its condition, with one call to the tokenizer."""
+    """Encode many conversations, each with its condition, in one call to the tokenizer."""
     template = template_for(model_type)
     end_of_turn = end_of_turn_id(tokenizer)
     bos = [tokenizer.bos_token_id] if template.bos else []
@@ -137,10 +138,10 @@ def encode_batch(
 
 
 def check_template(model_type: str, tokenizer: Any, conditions: Iterable[str] = ()) -> None:
-    """Encode a short conversation of every role, with each condition and with none.
+    """Encode a short conversation of every role, with each condition and without.
 
     Raises:
-        UserError: the tokenizer cannot write the template: it has no BOS token, no end-of-turn
+        UserError: The tokenizer cannot represent the template: it has no BOS token, no end-of-turn
             token, or no tokens for a role prefix.
     """
     template = template_for(model_type)
@@ -165,11 +166,11 @@ def check_template(model_type: str, tokenizer: Any, conditions: Iterable[str] = 
 
 
 def chat_template(model_type: str, special_tokens: Iterable[str] = ()) -> str:
-    """A Jinja chat template with `segment_marks`, for a tokenizer that acts on them.
+    """Return a Jinja chat template with `segment_marks`, for a tokenizer that acts on them.
 
-    Use `exported_tokenizer.export_tokenizer`, which puts the two together. Messages have a role
-    and a content that is a string; the variable `condition` is that of `encode`. The names of the
-    special tokens in a content stay text, and marks in it are left out.
+    Use `exported_tokenizer.export_tokenizer`, which combines the two. A message has a role and a
+    string content; the variable `condition` is that of `encode`. Names of special tokens in a
+    content stay text, and marks in it are removed.
     """
     template = template_for(model_type)
     branches = "".join(
@@ -196,8 +197,8 @@ def chat_template(model_type: str, special_tokens: Iterable[str] = ()) -> str:
     )
 
 
-# A mark after a name's first character and one after its last: wherever the name stood before, and
-# however its copies overlapped, none is left whole.
+# One mark after a name's first character and one after its last: wherever the name occurred, and
+# however its copies overlapped, no complete name remains.
 _INERT = f"""\
 {{#- tokenizer.json takes out two marks: U+FDD0 parts a prefix from the text after it, U+FDD1 keeps
 the name of a special token in a text from being the token. Those in a message are left out. -#}}
@@ -214,7 +215,7 @@ the name of a special token in a text from being the token. Those in a message a
 
 
 def _literal(text: str) -> str:
-    """A Jinja string."""
+    """Return the text as a Jinja string literal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return f"'{escaped}'"
 

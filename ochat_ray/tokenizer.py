@@ -1,11 +1,11 @@
-"""Opens a tokenizer so that it gives the reference ids, or refuses it in one line.
+"""Open a tokenizer so that it gives the reference ids, or reject it with a one-line error.
 
-transformers 5 is not asked to choose a tokenizer's class. Its AutoTokenizer (seen in 5.19) builds
-a LLaMA tokenizer anew from the vocabulary: from `tokenizer.model` alone it orders merges by id
-instead of by score, which gives other ids for every indented line of code, and whatever
-`tokenizer_config.json` says, a text that begins with a blank loses it or its leading-space piece.
-Here `tokenizer.json` is taken as it stands, and a SentencePiece model is converted by
-`sentencepiece_bpe`. `probe` then holds either to account, at the start of every run.
+transformers 5 does not choose the tokenizer's class here. Its AutoTokenizer (seen in 5.19) rebuilds
+a LLaMA tokenizer from the vocabulary: from `tokenizer.model` alone it orders merges by id instead
+of by score, which gives other ids for every indented line of code; and regardless of
+`tokenizer_config.json`, a text that begins with a space loses that space or its leading-space
+piece. Here `tokenizer.json` is used unchanged, and a SentencePiece model is converted by
+`sentencepiece_bpe`. `probe` then checks the result at the start of every run.
 """
 
 from __future__ import annotations
@@ -48,18 +48,21 @@ PROBE_TEXTS = (
     "=" * 80 + "-" * 41 + "aaaa ababababa",
     "lopado" * 500,
 )
-"""What a conversation may hold and a tokenizer may lose. In NFC: a tokenizer that composes
-characters first (GPT-NeoX, Qwen) keeps the text as a reader sees it."""
+"""Texts that a conversation may contain and that a tokenizer may distort.
+
+They are in NFC: a tokenizer that first composes characters (GPT-NeoX, Qwen) keeps such text as a
+reader sees it.
+"""
 
 
 def load_tokenizer(path: str) -> Any:
-    """A probed transformers tokenizer with the end-of-turn token, added at the end if absent.
+    """Return a probed transformers tokenizer with the end-of-turn token, appended if absent.
 
-    `path` is a Hugging Face directory (or its URI, or the name of one on the Hub) with
-    `tokenizer.json`, or with only a SentencePiece `tokenizer.model` of LLaMA's kind.
+    `path` is a Hugging Face directory, its URI, or the name of a Hub repository, with
+    `tokenizer.json` or only a LLaMA-style SentencePiece `tokenizer.model`.
 
     Raises:
-        UserError: there is no tokenizer at `path`, or one that would distort the text.
+        UserError: There is no tokenizer at `path`, or it would distort the text.
     """
     tokenizer = _without_marks(_open(path))
     if END_OF_TURN not in tokenizer.get_added_vocab():
@@ -69,15 +72,15 @@ def load_tokenizer(path: str) -> Any:
 
 
 def has_end_of_turn(path: str) -> bool:
-    """Whether the tokenizer at `path` has the end-of-turn token as it is on disk."""
+    """Return whether the tokenizer at `path` has the end-of-turn token on disk."""
     return END_OF_TURN in _open(path).get_added_vocab()
 
 
 def end_of_turn_id(tokenizer: Any) -> int:
-    """The id of the end-of-turn token.
+    """Return the id of the end-of-turn token.
 
     Raises:
-        UserError: the tokenizer has none.
+        UserError: The tokenizer has no such token.
     """
     ids = tokenizer.get_added_vocab()
     if END_OF_TURN not in ids:
@@ -89,9 +92,9 @@ def end_of_turn_id(tokenizer: Any) -> int:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 (hex) of what decides a text's ids: tokenizer.json without truncation or padding.
+    """Return the SHA-256 (hex) of the parts of tokenizer.json that determine ids.
 
-    An exported tokenizer has the digest of the one that it was made from.
+    Truncation and padding are excluded. An exported tokenizer has the digest of its original.
     """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -105,14 +108,14 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def encode_texts(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Each text's ids, as text only: a special token's name is spelt out, nothing is added or cut.
+    """Encode texts as text only: special-token names are spelled out, nothing is added or cut.
 
-    It calls the `tokenizers` library without transformers in between, which would also work out
+    This calls the `tokenizers` library without transformers in between, which would also compute
     offsets and keep a second copy of every list.
     """
     backend = tokenizer.backend_tokenizer
-    # transformers leaves on the backend whatever its last caller wanted. Its next call sets all
-    # three again, so nothing of ours is left behind for others.
+    # transformers leaves the settings of its last caller on the backend, and sets all three again
+    # on its next call, so changing them here affects no other caller.
     if backend.truncation is not None:
         backend.no_truncation()
     if backend.padding is not None:
@@ -123,16 +126,16 @@ def encode_texts(texts: list[str], tokenizer: Any) -> list[list[int]]:
 
 
 def probe(tokenizer: Any, path: str) -> None:
-    """Check in milliseconds that a tokenizer keeps text as it is and special tokens apart.
+    """Check within milliseconds that a tokenizer preserves text and keeps special tokens separate.
 
-    Over `PROBE_TEXTS` and each special token typed as text: the ids are in the vocabulary, none of
-    them special, the same again and in a batch as alone, and decode to the text (save for one
-    blank in front, SentencePiece's dummy prefix, where the decoder does not strip it). Where
-    `tokenizer.model` lies at `path` and is SentencePiece's, the ids are also those of the
+    For every text of `PROBE_TEXTS` and each special token typed as text, the ids must lie in the
+    vocabulary, contain no special token, be the same on repetition and in a batch, and decode to
+    the text (except for one leading space, SentencePiece's dummy prefix, if the decoder does not
+    strip it). If `path` has a SentencePiece `tokenizer.model`, the ids must also equal those of the
     `sentencepiece` library, if that can be imported.
 
     Raises:
-        UserError: one of these does not hold; the line names the text and what to do.
+        UserError: A check failed; the line names the text and what to do.
     """
     special = {
         id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special
@@ -168,9 +171,9 @@ def _problem(
     special: dict[int, str],
     backend: Any,
 ) -> str | None:
-    """What is wrong with one text's ids and what to do, or None."""
+    """Describe the fault in one text's ids and its remedy; None if there is none."""
     if ids != alone:
-        return "gives other ids a second time; switch dropout off in tokenizer.json"
+        return "gives other ids a second time; disable dropout in tokenizer.json"
     if any(backend.id_to_token(id) is None for id in set(ids)):
         return "gives an id outside the vocabulary; tokenizer.json is damaged, fetch it again"
     for id in ids:
@@ -187,7 +190,7 @@ def _problem(
     decoded = backend.decode(ids, skip_special_tokens=False)
     if decoded not in (text, " " + text):
         return (
-            f"comes back as {_shown(decoded)}; use the model's original tokenizer.model or a "
+            f"is decoded to {_shown(decoded)}; use the model's original tokenizer.model or a "
             "tokenizer.json that keeps text as it is"
         )
     return None
@@ -198,17 +201,17 @@ def _shown(text: str) -> str:
 
 
 def _open(path: str) -> Any:
-    """The tokenizer as it is on disk, not probed.
+    """Open the tokenizer as it is on disk, without probing it.
 
     Raises:
-        UserError: there is none, or none that can be read.
+        UserError: There is no tokenizer, or it cannot be read.
     """
     from transformers import PreTrainedTokenizerFast  # slow to import; not every caller needs it
 
     if _find(path, "tokenizer.json"):
         try:
             return PreTrainedTokenizerFast.from_pretrained(on_this_host(path, weights=False))
-        except Exception as error:  # what `tokenizers` raises for a damaged file has no own class
+        except Exception as error:  # `tokenizers` has no exception class for damaged files
             raise UserError(
                 f"the tokenizer at {path} cannot be read ({_first_line(error)}); fetch it again"
             ) from error
@@ -222,9 +225,9 @@ def _open(path: str) -> Any:
 
 
 def _without_marks(tokenizer: Any) -> Any:
-    """What `exported_tokenizer` was given, so that typed noncharacters are text like any other.
+    """Undo the changes of `exported_tokenizer`, so that typed noncharacters are ordinary text.
 
-    The chat template goes too: it means nothing to a tokenizer that does not act on its marks.
+    The chat template is removed as well: it needs a tokenizer that acts on its marks.
     """
     backend = tokenizer.backend_tokenizer
     written = backend.to_str()
@@ -252,7 +255,7 @@ def _convert(model: Path, path: str) -> Any:
         converted = sentencepiece_bpe.convert(model.read_bytes())
     except ValueError as error:
         raise UserError(
-            f"tokenizer.model at {path} {error}; put the model's tokenizer.json beside it"
+            f"tokenizer.model at {path} {error}; put the model's tokenizer.json next to it"
         ) from error
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=converted.backend,
@@ -269,13 +272,13 @@ def _convert(model: Path, path: str) -> Any:
         if tokenizer.convert_tokens_to_ids(token) != id:
             raise UserError(
                 f"the tokenizer at {path} gives {token} the id {id}, where tokenizer.model has "
-                "another; put the model's tokenizer.json beside it"
+                "another; put the model's tokenizer.json next to it"
             )
     return tokenizer
 
 
 def _added_on_disk(path: str) -> dict[int, str]:
-    """Tokens that transformers' slow tokenizers kept beside `tokenizer.model`, by id."""
+    """Return the tokens, by id, that slow tokenizers stored next to `tokenizer.model`."""
     added: dict[int, str] = {}
     try:
         if old := _find(path, "added_tokens.json"):
@@ -292,7 +295,7 @@ def _added_on_disk(path: str) -> dict[int, str]:
 
 
 def _sentencepiece_ids(path: str, texts: Iterable[str]) -> list[list[int] | None]:
-    """The `sentencepiece` library's own ids, or Nones if there is nothing to compare with."""
+    """Return the ids of the `sentencepiece` library; Nones if there is nothing to compare with."""
     nothing: list[list[int] | None] = [None for _ in texts]
     model = _find(path, "tokenizer.model")
     if model is None:
@@ -301,12 +304,12 @@ def _sentencepiece_ids(path: str, texts: Iterable[str]) -> list[list[int] | None
         from sentencepiece import SentencePieceProcessor
 
         return list(SentencePieceProcessor(model_proto=model.read_bytes()).encode(list(texts)))
-    except (ImportError, RuntimeError):  # RuntimeError: not SentencePiece's, e.g. tiktoken's
+    except (ImportError, RuntimeError):  # RuntimeError: another format, e.g. tiktoken's
         return nothing
 
 
 def _find(path: str, name: str) -> Path | None:
-    """A file of a directory, or of a URI or a repository on the Hub, fetched if need be."""
+    """Find a file in a directory, at a URI or in a Hub repository, fetching it if needed."""
     path = on_this_host(path, weights=False)
     if Path(path).exists():
         return file if (file := Path(path) / name).is_file() else None
@@ -314,7 +317,7 @@ def _find(path: str, name: str) -> Path | None:
 
     try:
         found = cached_file(path, name)
-    except OSError:  # what transformers raises for no such name, no such file and no network
+    except OSError:  # transformers raises it for an unknown name, a missing file and no network
         return None
     return Path(found) if found else None
 

@@ -26,7 +26,7 @@ def nodes(monkeypatch):
     """A head of two CPUs, where this process is, and room for more."""
     found = [node("head", CPU=2.0, **{HEAD: 1.0})]
     monkeypatch.setattr(cluster_resources.ray, "nodes", lambda: found)
-    monkeypatch.setattr(cluster_resources, "_here", lambda: "head")
+    monkeypatch.setattr(cluster_resources, "_own_node_id", lambda: "head")
     return found
 
 
@@ -73,9 +73,9 @@ def test_replicas_may_wait_for_the_nodes_of_the_definition():
 @pytest.mark.usefixtures("nodes")
 def test_nobody_is_refused_where_nobody_can_tell(monkeypatch):
     assert room_for({"GPU": 1}) == 0
-    monkeypatch.setattr(cluster_resources, "_here", lambda: "a worker")
+    monkeypatch.setattr(cluster_resources, "_own_node_id", lambda: "a worker")
     assert room_for({"GPU": 1}) == float("inf")
-    monkeypatch.setattr(cluster_resources, "_here", lambda: "head")
+    monkeypatch.setattr(cluster_resources, "_own_node_id", lambda: "head")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert room_for({"GPU": 1}) == float("inf")
 

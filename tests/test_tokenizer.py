@@ -113,7 +113,7 @@ TEXTS = st.text() | st.lists(
 def test_a_sentencepiece_model_gives_sentencepieces_own_ids(converted, reference, text):
     (ids,) = encode_texts([text], converted)
     assert ids == reference.encode(text)
-    if "▁" not in text:  # SentencePiece's own sign for a blank comes back as a blank
+    if "▁" not in text:  # SentencePiece's own sign for a blank is decoded to a blank
         assert converted.backend_tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
@@ -325,10 +325,10 @@ def with_dropout(backend):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lower_case, r"'Human: ' comes back as 'human: '; use"),
-        (without_leading_blank, r"' leading' comes back as 'leading'; use"),
-        (without_bytes, r"'Human: ' comes back as '▁Human:▁'; use"),
-        (with_dropout, "gives other ids a second time; switch dropout off"),
+        (lower_case, r"'Human: ' is decoded to 'human: '; use"),
+        (without_leading_blank, r"' leading' is decoded to 'leading'; use"),
+        (without_bytes, r"'Human: ' is decoded to '▁Human:▁'; use"),
+        (with_dropout, "gives other ids a second time; disable dropout"),
     ],
 )
 def test_the_probe_refuses_a_tokenizer_that_distorts_text(converted, tmp_path, change, problem):

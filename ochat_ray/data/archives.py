@@ -1,4 +1,4 @@
-"""Members of zip and tar archives, read one at a time as streams."""
+"""Read the members of zip and tar archives as streams, one at a time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ochat_ray.data.byte_streams import ByteStream, StoreError, TooLarge, first_
 from ochat_ray.data.kinds import LINK, SPECIAL, kind_passed_over
 
 MAX_HEADER_BYTES = 2**20
-"""Of a tar member's extended headers, which tarfile reads into memory."""
+"""Limit on a tar member's extended headers, which tarfile reads into memory."""
 
 _SKIP = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
 _LOCAL_HEADER = 30
-"""Bytes of a zip member's header before its name."""
+"""Size of a zip member's local header before its name, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member to read, until the next one is asked for; `packed_size` is its size in the file."""
+    """Member to read before the next one is requested; `packed_size` is its compressed size."""
 
     name: str
     stream: IO[bytes]
@@ -35,7 +35,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A member that is not read, by its kind."""
+    """Member that is not read because of its kind."""
 
     name: str
     kind: str
@@ -43,7 +43,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A member that cannot be read; without a name, the rest of the archive."""
+    """Member that cannot be read or, without a name, the unreadable rest of the archive."""
 
     name: str | None
     detail: str
@@ -53,16 +53,16 @@ Entry = Member | Skipped | Damaged
 
 
 def tar_members(stream: IO[bytes]) -> Iterator[Entry]:
-    """Yield the members of an unpacked tar archive, and of others that follow in the same file.
+    """Yield the members of an unpacked tar archive, and of further archives in the same file.
 
-    Where the archive is damaged or cut off, what was whole before has come out.
+    If the archive is damaged or truncated, all intact members before that point are yielded.
     """
     guard = _TarStream(stream)
     members = 0
     try:
         while (header := guard.next_archive()) is not None:
             if not _is_header(header):
-                yield Damaged(None, f"{guard.skip_all() + _BLOCK:,} bytes are no tar archive")
+                yield Damaged(None, f"{guard.skip_all() + _BLOCK:,} bytes are not a tar archive")
                 return
             with closing(tarfile.TarFile(fileobj=cast(Any, guard), errors="replace")) as archive:
                 while (info := archive.next()) is not None:
@@ -71,12 +71,12 @@ def tar_members(stream: IO[bytes]) -> Iterator[Entry]:
                     archive.members.clear()  # type: ignore[attr-defined]
                     archive.pax_headers.clear()  # type: ignore[attr-defined]
                     yield from _tar_entry(guard, info)
-                    if guard.failed:  # in the middle of a member, whose reader has the error
+                    if guard.failed:  # inside a member, whose reader reports the error
                         return
                     guard.begin_header()
     except (StoreError, TooLarge):
         raise
-    # Damaged headers make tarfile raise many more errors than its own.
+    # Damaged headers make tarfile raise many exception types besides its own.
     except Exception as error:  # noqa: BLE001
         yield Damaged(None, f"after {members:,} members: {first_line(error)}")
 
@@ -111,9 +111,9 @@ def _is_header(block: bytes) -> bool:
 
 
 class _TarStream:
-    """A stream that is read forward, with what tarfile asks of a file.
+    """Forward-only stream with the file operations that tarfile uses.
 
-    What tarfile reads itself between two members is bounded by MAX_HEADER_BYTES.
+    Data that tarfile itself reads between two members is bounded by MAX_HEADER_BYTES.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -124,7 +124,7 @@ class _TarStream:
         self.failed = False
 
     def next_archive(self) -> bytes | None:
-        """Pass the zeros after an archive; return the next block and stay before it, or None."""
+        """Skip the zeros after an archive; return the next block without consuming it, or None."""
         while block := self.read_member(_BLOCK):
             if block.strip(b"\x00"):
                 self._ahead = block
@@ -134,11 +134,11 @@ class _TarStream:
         return None
 
     def begin_header(self) -> None:
-        """Allow tarfile to read MAX_HEADER_BYTES from here."""
+        """Allow tarfile to read MAX_HEADER_BYTES from this position."""
         self._header_bytes = 0
 
     def read(self, size: int) -> bytes:
-        """Read for tarfile: a header."""
+        """Read header bytes for tarfile."""
         self._header_bytes += size
         if self._header_bytes > MAX_HEADER_BYTES:
             raise tarfile.HeaderError(f"a member's headers have over {MAX_HEADER_BYTES:,} bytes")
@@ -154,11 +154,11 @@ class _TarStream:
         return data
 
     def tell(self) -> int:
-        """Return the place in the unpacked stream."""
+        """Return the position in the unpacked stream."""
         return self._place
 
     def seek(self, place: int) -> None:
-        """Go forward, reading; to the end if it comes before."""
+        """Seek forward by reading, at most to the end of the stream."""
         if place < self._place:
             raise tarfile.ReadError("a header that leads backwards")
         while self._place < place:
@@ -166,7 +166,7 @@ class _TarStream:
                 return
 
     def skip_all(self) -> int:
-        """Read to the end; return how many bytes there were after the next block."""
+        """Read to the end; return the number of bytes after the next block."""
         start = self._place + _BLOCK
         while self.read_member(_SKIP):
             pass
@@ -191,7 +191,7 @@ class _TarMember(ByteStream):
 
 
 def zip_members(stream: IO[bytes]) -> Iterator[Entry]:
-    """Yield the members of a zip archive; a damaged member costs only itself."""
+    """Yield the members of a zip archive; a damaged member does not affect others."""
     names_not_utf8 = _FlagsCleared(stream)
     with zipfile.ZipFile(cast(IO[bytes], names_not_utf8)) as archive:
         overlapping = _overlapping(archive.infolist())
@@ -215,7 +215,7 @@ def zip_members(stream: IO[bytes]) -> Iterator[Entry]:
                 member = archive.open(info)
             except StoreError:
                 raise
-            # Encrypted; an unknown method; a local header that is not there or differs...
+            # Encrypted, an unknown method, a missing or different local header...
             except Exception as error:  # noqa: BLE001
                 yield Damaged(name, first_line(error))
                 continue
@@ -224,9 +224,9 @@ def zip_members(stream: IO[bytes]) -> Iterator[Entry]:
 
 
 def _overlapping(members: Iterable[zipfile.ZipInfo]) -> set[int]:
-    """Return the ids of members whose data reach into the next one's.
+    """Return the ids of members whose data overlaps that of the next member.
 
-    In such an archive a few bytes are unpacked as often as it likes; zipfile refuses it since
+    Such an archive unpacks a few bytes arbitrarily often (zip bomb); zipfile rejects it since
     3.11.8 (https://github.com/python/cpython/issues/109858).
     """
     found: set[int] = set()
@@ -240,11 +240,11 @@ def _overlapping(members: Iterable[zipfile.ZipInfo]) -> set[int]:
 
 
 class _FlagsCleared(ByteStream):
-    """A zip file whose members' names are not all in the encoding that their flag says.
+    """Zip file in which some member names are not in the encoding given by their flag.
 
-    zipfile (https://github.com/python/cpython/issues/153426) opens no archive of which one name
-    is flagged as UTF-8 and is not. Here the flags of such names read as cleared. `members` are
-    the places of their local headers.
+    zipfile (https://github.com/python/cpython/issues/153426) opens no archive with a name that is
+    flagged as UTF-8 and is not valid UTF-8. Here the flags of such names read as cleared. `members`
+    are the offsets of their local headers.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -257,7 +257,7 @@ class _FlagsCleared(ByteStream):
         stream.seek(0)
 
     def _find(self) -> None:
-        """Find the names in the central directory; of an archive beyond 4 GiB none are found."""
+        """Find such names in the central directory; archives beyond 4 GiB are not examined."""
         size = self._stream.seek(0, io.SEEK_END)
         tail_at = max(0, size - (1 << 16) - 22)
         self._stream.seek(tail_at)
@@ -269,7 +269,7 @@ class _FlagsCleared(ByteStream):
         start = tail_at + end - length
         if start < 0 or 0xFFFFFFFF in (length, offset):
             return
-        before = start - offset  # bytes in front of the archive
+        before = start - offset  # bytes before the archive
         self._stream.seek(start)
         directory = read_exactly(self._stream, length)
         at = 0

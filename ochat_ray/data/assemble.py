@@ -1,4 +1,4 @@
-"""The parts' tables in files of a fixed number of rows, in the order of the parts."""
+"""Concatenate the parts' tables to files with a fixed number of rows, in the order of the parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Piece = tuple[str, int, int]
 
 
 def plan_files(run: RunDir, summaries: Sequence[Summary], rows: int) -> list[dict[str, Any]]:
-    """{name, pieces} of every file of the contract's tables."""
+    """Return {name, pieces} for every file of the run's tables."""
     items: list[dict[str, Any]] = []
     for split in ("train", "eval"):
         sizes = [(f"tokens/{split}/{s['part']}.arrow", s[split]) for s in summaries]
@@ -35,12 +35,12 @@ def plan_files(run: RunDir, summaries: Sequence[Summary], rows: int) -> list[dic
 
 
 def assemble(run: RunDir, name: str, pieces: Sequence[Piece]) -> None:
-    """Write one file of the pieces, which are in memory one at a time."""
+    """Write one file from its pieces, with one piece in memory at a time."""
     tables = (_read(run, source).slice(start, count) for source, start, count in pieces)
     first = next(tables)
     with run.writing(name) as stream:
         if name.endswith(".arrow"):
-            # Not compressed: training maps the file into memory and reads rows at random.
+            # Not compressed: training memory-maps the file and reads rows at random.
             with pa.ipc.new_file(stream, first.schema) as writer:
                 for table in _chain(first, tables):
                     writer.write_table(table)
@@ -58,7 +58,7 @@ def _chain(first: pa.Table, rest: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _files(
     folder: str, suffix: str, sizes: Sequence[tuple[str, int]], rows: int
 ) -> Iterator[dict[str, Any]]:
-    """Cut the sequence of part files, each with its number of rows, into files of `rows` rows."""
+    """Split the sequence of part files, each with its number of rows, into files of `rows` rows."""
     pieces: list[Piece] = []
     room, number = rows, 0
     for source, size in sizes:

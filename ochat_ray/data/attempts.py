@@ -1,12 +1,12 @@
-"""A bounded number of attempts to read a group of files.
+"""Bounded number of attempts to read a group of files.
 
-An input may end the worker that reads it: it takes more memory than there is, or crashes a library.
-Ray runs such a task again, for ever. So each attempt is recorded before it starts. One that finds
-the record of an earlier attempt knows that its worker ended. After MAX_ENDED of these without
-progress a group of one file is given up; a group of several is read one file at a time, each
-recorded, until the file that ends the workers is known and is given up.
+An input may kill the worker that reads it, by exhausting the memory or crashing a library, and Ray
+retries such a task indefinitely. So each attempt is recorded before it starts. An attempt that
+finds an unfinished record knows that the earlier worker died. After MAX_ENDED worker deaths without
+progress a group of one file is skipped; a group of several is read one file at a time, each
+recorded, until the file that kills workers is identified and skipped.
 
-Only attempts of one session, a run of the job, count: a job that is killed kills its workers.
+Only attempts of one session (one run of the job) count: a job that is killed kills its workers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ochat_ray.data.kinds import basename, printable
 from ochat_ray.schema import Drop, Reason, Record, Stage
 
 MAX_ENDED = 3
-"""Workers that one file, or a group without progress, may end."""
+"""Worker deaths allowed per file, and per group without progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """The record of an attempt on a group of files, which the next attempt finds.
+    """Record of an attempt on a group of files, read by the next attempt.
 
-    `parts` of the group were complete when it began. `ended` attempts before it ended without
-    completing another part. `reading` is the number of the file that was being read alone, or
-    None; `ended_by_file` counts the workers that ended while each was. The files `given_up` are
-    not read again, by a resumed run neither.
+    `parts` of the group were complete when it began. `ended` earlier attempts died without
+    completing another part. `reading` is the number of the file being read alone, or None;
+    `ended_by_file` counts the worker deaths per file. Files in `given_up` are not read again, not
+    even by a resumed run.
     """
 
     session: str
@@ -41,7 +41,7 @@ class Attempt:
 
     @classmethod
     def from_json(cls, value: Any | None) -> Attempt | None:
-        """Return the record of a JSON value, or None where there is none."""
+        """Return the record from a JSON value, or None if there is none."""
         return None if value is None else cls(**{**value, "given_up": tuple(value["given_up"])})
 
     def to_json(self) -> dict[str, Any]:
@@ -49,12 +49,12 @@ class Attempt:
         return asdict(self)
 
     def file_by_file(self, files: int) -> bool:
-        """Tell if a group of so many files is to be read one file at a time."""
+        """Return whether a group of this many files must be read one file at a time."""
         return files > 1 and (self.ended >= MAX_ENDED or bool(self.given_up))
 
 
 def next_attempt(last: Attempt | None, session: str, parts: int, files: int) -> Attempt:
-    """Return the record of a new attempt, given the last one that did not complete the group."""
+    """Return the record of a new attempt, given the previous, unfinished one."""
     if last is None:
         return Attempt(session=session, parts=parts)
     if last.session != session:
@@ -74,7 +74,7 @@ def next_attempt(last: Attempt | None, session: str, parts: int, files: int) -> 
         )
     ended = last.ended + 1 if parts == last.parts else 1
     given_up = last.given_up
-    # No file ends a worker alone, but all of them together do.
+    # No single file kills a worker, but all of them together do.
     if ended >= (MAX_ENDED if files == 1 else 3 * MAX_ENDED):
         given_up = tuple(range(files))
     return replace(last, parts=parts, ended=ended, given_up=given_up)
@@ -87,14 +87,14 @@ def read_file_by_file(
     work: Callable[[Record], object],
     save: Callable[[Attempt], None],
 ) -> Iterator[Record]:
-    """Yield the records of the files, and a `Drop` for each file that is given up.
+    """Yield the records of the files, and a `Drop` for each file that is skipped.
 
     Args:
-        attempt: this attempt's record, `save`d again with each file that is read.
-        uris: the group's files.
-        read: reads one of them.
-        work: is done with each record while its file is known to be read, and again later.
-        save: writes an attempt's record.
+        attempt: This attempt's record, `save`d again with each file that is read.
+        uris: The group's files.
+        read: Reads one file.
+        work: Called with each record while its file is recorded as being read; called again later.
+        save: Writes an attempt's record.
     """
     for number, uri in enumerate(uris):
         if number in attempt.given_up:
@@ -109,9 +109,9 @@ def read_file_by_file(
 
 
 def given_up(uri: str, parts: int = 0) -> Drop:
-    """Return the drop of a file whose reading ended too many workers.
+    """Return the drop of a file that killed too many workers.
 
-    `parts` of it are complete, and the rest is given up.
+    Its first `parts` parts are complete; the rest is dropped.
     """
     source = printable(uri)
     detail = f"its reading ended the worker {MAX_ENDED} times"

@@ -1,7 +1,7 @@
-"""Streams of bytes to read from: a store's files, and compressed data unpacked within bounds.
+"""Byte streams for inputs: files of a store, and bounded decompression.
 
-Errors of the store and errors of the data are told apart here: a store's own error is raised as
-`StoreError`, so whatever else a decoder raises is the fault of what it reads.
+Errors of the store and errors of the data are distinguished here: a store's error is raised as
+`StoreError`, so any other exception of a decoder is a fault of the data.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from ochat_ray.run_dir import open_location
 
 UNPACKED_FREELY = 2**30
 MAX_RATIO = 1000
-"""Compressed data may unpack to this many times its size beyond UNPACKED_FREELY bytes."""
+"""Maximum decompression ratio beyond UNPACKED_FREELY bytes."""
 
 XZ_MEMORY = 256 * 2**20
-"""Bytes that an .xz file's dictionary may take; `xz -9` asks for 65 MiB."""
+"""Maximum memory for the dictionary of an .xz file; `xz -9` needs 65 MiB."""
 
 SPOOL_MEMORY = 64 * 2**20
 MAX_SPOOL_BYTES = 4 * 2**30
-"""Bytes of a Parquet file that are unpacked to disk, since it is not read from start to end."""
+"""Maximum bytes of a Parquet file that are unpacked to disk, since it needs random access."""
 
 _CHUNK = 1 << 18
 _PIECE = 1 << 16
 _PACKED_CHUNK = 1 << 14
-"""Bytes that are unpacked at a time; zlib copies those that it has not taken yet with each call."""
+"""Bytes decompressed at a time; each zlib call copies its unconsumed input."""
 _OF_THE_FILE = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO)
 
 
 class StoreError(Exception):
-    """The file system failed, not what it holds; `__cause__` is its own error."""
+    """Failure of the file system, not of the data; `__cause__` is the original error."""
 
 
 class TooLarge(Exception):  # noqa: N818 (a verdict on the data, as `Reason.TOO_LARGE`)
-    """The data unpacks to more than is read."""
+    """Data that unpacks to more than the limit."""
 
 
 class UnreadableFile(Exception):  # noqa: N818
-    """A file that is not there, may not be read, or is no regular file."""
+    """File that is missing, not accessible, or not a regular file."""
 
 
 class ByteStream(io.RawIOBase):
-    """A raw stream made of `read_some`."""
+    """Raw stream implemented by `read_some`."""
 
     def read_some(self, size: int) -> bytes:
-        """Read up to `size` bytes, at least one but at the end."""
+        """Read up to `size` bytes; at least one, except at the end."""
         raise NotImplementedError
 
     def readable(self) -> bool:
@@ -70,7 +70,7 @@ class ByteStream(io.RawIOBase):
 
 
 class InputStream(ByteStream):
-    """A store's open file, whose own errors are raised as `StoreError`."""
+    """Open file of a store, whose own errors are raised as `StoreError`."""
 
     def __init__(self, file: Any, size: int) -> None:
         self._file = file
@@ -85,7 +85,7 @@ class InputStream(ByteStream):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
-        if start + offset < 0:  # asked for by a decoder of damaged data
+        if start + offset < 0:  # requested by a decoder of damaged data
             raise OSError(errno.EINVAL, "a place before the start of the file")
         return int(self._call(lambda: self._file.seek(start + offset)))
 
@@ -100,18 +100,18 @@ class InputStream(ByteStream):
     def _call(self, work: Callable[[], Any]) -> Any:
         try:
             return work()
-        # Each store has its own errors: OSError, those of Arrow, of an HTTP client...
+        # Each store has its own exceptions: OSError, those of Arrow, of an HTTP client...
         except Exception as error:
             raise StoreError(str(error)) from error
 
 
 def open_input(uri: str) -> InputStream:
-    """Open a local or remote file for reading from any place.
+    """Open a local or remote file for random access.
 
     Raises:
-        UnreadableFile: it is not there, may not be read, or is not a regular file.
-        StoreError: the store does not answer.
-        UserError: the URI's scheme is not one that can be opened.
+        UnreadableFile: The file is missing, not accessible, or not a regular file.
+        StoreError: The store does not answer.
+        UserError: The URI's scheme is not supported.
     """
     with _open_errors(uri):
         if "://" not in uri:  # faster than through Arrow, and with names that are not UTF-8
@@ -123,7 +123,7 @@ def open_input(uri: str) -> InputStream:
 
 
 def read_beginning(uri: str, size: int) -> bytes:
-    """Read up to this many bytes of a file; a small local one in the least time."""
+    """Read the first `size` bytes of a file, optimized for small local files."""
     if "://" in uri:
         with open_input(uri) as stream:
             return read_exactly(cast(IO[bytes], stream), min(size, stream.size + 1))
@@ -172,7 +172,7 @@ class _Decompressor(Protocol):
 
 
 class _Gzip:
-    """zlib's decompressor of one gzip member, with the interface of those of bz2 and lzma."""
+    """Adapter of zlib's decompressor for one gzip member to the interface of bz2 and lzma."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
@@ -202,10 +202,10 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 class Unpacked(ByteStream):
-    """Gzip, bzip2 or xz data unpacked: all its members, and zeros after the last.
+    """Decompressed gzip, bzip2 or xz data: all members, ignoring zeros after the last.
 
-    Raises `EOFError` where the data is cut off, and `ValueError` where other bytes follow; what
-    was unpacked before has been read by then.
+    Raises `EOFError` if the data is truncated, and `ValueError` if other bytes follow; everything
+    decompressed before that has been read by then.
     """
 
     def __init__(self, packed: IO[bytes], make: Callable[[], _Decompressor]) -> None:
@@ -246,7 +246,7 @@ class Unpacked(ByteStream):
 
 
 class Bounded(ByteStream):
-    """A stream that raises `TooLarge` after `limit` bytes, and its first error ever after."""
+    """Stream that raises `TooLarge` after `limit` bytes, and repeats its first error forever."""
 
     def __init__(self, stream: IO[bytes], limit: int | None) -> None:
         self._stream = stream
@@ -258,7 +258,7 @@ class Bounded(ByteStream):
         if self._error is not None:
             raise self._error
         try:
-            # Arrow's decompressor loses what it has unpacked in the call that meets damage.
+            # Arrow's decompressor loses the data unpacked in the call that meets damage.
             data = self._stream.read(min(size, _PIECE))
             self._read += len(data)
             if self._limit is not None and self._read > self._limit:
@@ -270,7 +270,7 @@ class Bounded(ByteStream):
 
 
 class Prefixed(ByteStream):
-    """Bytes that were read already, and then the rest of their stream."""
+    """Stream of bytes that were already read, followed by the rest of their stream."""
 
     def __init__(self, head: bytes, stream: IO[bytes]) -> None:
         self._head = head
@@ -284,9 +284,9 @@ class Prefixed(ByteStream):
 
 
 def unpacked(stream: IO[bytes], packed_size: int) -> tuple[IO[bytes], bool]:
-    """Return the stream unpacked if its first bytes are those of compressed data, and if so.
+    """Return the stream, decompressed if its first bytes are compressed data, and whether it was.
 
-    `packed_size` is the size of the compressed data in the input file; it bounds what is unpacked.
+    `packed_size` is the size of the compressed data in the input file; it bounds the decompression.
     """
     head = read_exactly(stream, 8)
     whole = cast(IO[bytes], Prefixed(head, stream))
@@ -302,10 +302,10 @@ def unpacked(stream: IO[bytes], packed_size: int) -> tuple[IO[bytes], bool]:
 
 
 def spooled(stream: IO[bytes]) -> IO[bytes]:
-    """Return a copy of the stream that can be read from any place, on disk if it is large.
+    """Return a seekable copy of the stream, on disk if it is large.
 
     Raises:
-        TooLarge: it has more than MAX_SPOOL_BYTES.
+        TooLarge: The stream has more than MAX_SPOOL_BYTES.
     """
     file = tempfile.SpooledTemporaryFile(SPOOL_MEMORY)  # noqa: SIM115
     size = 0
@@ -320,9 +320,9 @@ def spooled(stream: IO[bytes]) -> IO[bytes]:
 
 
 def read_exactly(stream: IO[bytes], size: int) -> bytes:
-    """Read this many bytes, fewer at the stream's end and before data that is damaged.
+    """Read exactly `size` bytes; fewer at the end of the stream or before damaged data.
 
-    An error of the data is raised where no byte comes before it.
+    An error of the data is raised only if no byte precedes it.
     """
     pieces: list[bytes] = []
     while size > 0:
@@ -342,5 +342,5 @@ def read_exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type's name where it has none."""
+    """Return the first line of an error's message, or its type's name if the message is empty."""
     return str(error).split("\n")[0] or type(error).__name__

@@ -21,7 +21,7 @@ Rule = Callable[[Conversation], Conversation | Drop]
 
 
 def clean(conversation: Conversation, rules: Sequence[Rule]) -> Conversation | Drop:
-    """Apply the rules in order; the first `Drop` ends it."""
+    """Apply the rules in order, up to the first `Drop`."""
     for rule in rules:
         result = rule(conversation)
         if isinstance(result, Drop):
@@ -39,15 +39,15 @@ def rules(
     noise: Collection[str] = RULES,
     merge_turns: bool = False,
 ) -> list[Rule]:
-    """The rules of a run: those that only need the record come before any conversion.
+    """Return the rules of a run; those that need no conversion come first.
 
     Args:
-        keep_model: the model label to keep, or several, or "any".
-        blocked_words: words that drop a conversation, whole and in any case.
-        min_fidelity: share that a conversion must give back, of blocks and of visible text.
-        questions: evaluation questions that no conversation may contain.
-        noise: names of the rules of `noise_rules` that apply.
-        merge_turns: join consecutive turns of one role, once they are converted.
+        keep_model: Model label to keep, several labels, or "any".
+        blocked_words: Whole words, case-insensitive, that drop a conversation.
+        min_fidelity: Minimum share of blocks and of visible text that a conversion must preserve.
+        questions: Evaluation questions that no conversation may contain.
+        noise: Names of the rules of `noise_rules` to apply.
+        merge_turns: Whether to join consecutive turns of one role, after conversion.
     """
     found = [
         keep_model_rule(keep_model),
@@ -67,7 +67,7 @@ def rules(
 
 
 def keep_model_rule(keep_model: str | Collection[str]) -> Rule:
-    """Keep these models' conversations. "Model: GPT-4" and "GPT-4" are one label."""
+    """Keep conversations of these models. "Model: GPT-4" and "GPT-4" are one label."""
     labels = [keep_model] if isinstance(keep_model, str) else keep_model
     kept = {normalize_model(label) for label in labels}
 
@@ -80,7 +80,7 @@ def keep_model_rule(keep_model: str | Collection[str]) -> Rule:
 
 
 def noise_rule(names: Collection[str]) -> Rule:
-    """Take off what browser extensions added, where the record can have come through one."""
+    """Remove additions of browser extensions from records that can contain them."""
 
     def rule(conversation: Conversation) -> Conversation:
         if conversation.origin not in EXTENSION_ORIGINS:
@@ -93,10 +93,11 @@ def noise_rule(names: Collection[str]) -> Rule:
 
 
 def provider_errors_rule(names: Collection[str]) -> Rule:
-    """Take away answers that are a provider's error message.
+    """Remove answers that are a provider's error message.
 
-    At the end one is left out with its question. A conversation with one before another answer is
-    dropped, since what follows may answer a question that is gone; so is one of nothing else.
+    At the end of a conversation, such an answer is removed with its question. A conversation with
+    one before another answer is dropped, since later turns may depend on it; so is one with no
+    other answer.
     """
 
     def rule(conversation: Conversation) -> Conversation | Drop:
@@ -116,7 +117,7 @@ def provider_errors_rule(names: Collection[str]) -> Rule:
 
 
 def trim_ends(conversation: Conversation) -> Conversation:
-    """Leave out leading assistant turns and trailing user turns, as in 2023.
+    """Remove leading assistant turns and trailing user turns, as in 2023.
 
     A system turn at the start stays.
     """
@@ -132,14 +133,14 @@ def trim_ends(conversation: Conversation) -> Conversation:
 
 
 def need_turns(conversation: Conversation) -> Conversation | Drop:
-    """Drop what has no question with an answer."""
+    """Drop a conversation without a question and an answer."""
     if not any(turn.role == "assistant" for turn in conversation.turns):
         return _drop(conversation, Reason.TOO_SHORT, "no user turn that an assistant turn follows")
     return conversation
 
 
 def need_text(conversation: Conversation) -> Conversation | Drop:
-    """Drop a conversation with a turn that shows nothing."""
+    """Drop a conversation with a turn that has no visible text."""
     for position, turn in enumerate(conversation.turns):
         if (html_shows_nothing if turn.html else shows_nothing)(turn.text):
             return _drop(conversation, Reason.EMPTY_TURN, f"turn {position}")
@@ -147,7 +148,7 @@ def need_text(conversation: Conversation) -> Conversation | Drop:
 
 
 def merge_consecutive_turns(conversation: Conversation) -> Conversation | Drop:
-    """Join consecutive turns of one role by a blank line; their loss weights must agree."""
+    """Join consecutive turns of one role with a blank line; their loss weights must agree."""
     turns: list[Turn] = []
     for position, turn in enumerate(conversation.turns):
         if not turns or turns[-1].role != turn.role:
@@ -161,7 +162,7 @@ def merge_consecutive_turns(conversation: Conversation) -> Conversation | Drop:
 
 
 def need_alternating_roles(conversation: Conversation) -> Conversation | Drop:
-    """After an optional system turn: user, assistant, user, assistant."""
+    """Require, after an optional system turn, the order user, assistant, user, assistant."""
     first = 1 if conversation.turns[0].role == "system" else 0
     for position, turn in enumerate(conversation.turns[first:]):
         expected = "user" if position % 2 == 0 else "assistant"
@@ -172,7 +173,7 @@ def need_alternating_roles(conversation: Conversation) -> Conversation | Drop:
 
 
 def blocked_words_rule(words: Sequence[str]) -> Rule:
-    """Drop what holds one of the words, whole and in any case, in any turn."""
+    """Drop a conversation that has one of the words in any turn, as a whole word in any case."""
     if not words:
         return lambda conversation: conversation
     pattern = re.compile(
@@ -181,7 +182,7 @@ def blocked_words_rule(words: Sequence[str]) -> Rule:
 
     def rule(conversation: Conversation) -> Conversation | Drop:
         for position, turn in enumerate(conversation.turns):
-            # Stripping the markup takes time, and few turns hold the word at all.
+            # Removing the markup takes time, and few turns contain the word at all.
             if not pattern.search(turn.text):
                 continue
             if match := pattern.search(visible_text(turn.text, html=turn.html)):
@@ -193,9 +194,9 @@ def blocked_words_rule(words: Sequence[str]) -> Rule:
 
 
 def visible_text(text: str, *, html: bool) -> str:
-    """What a reader sees of a turn: no tags and attributes, no targets of Markdown's links."""
+    """Return the visible text of a turn: no tags, no attributes, no targets of Markdown links."""
     if html:
-        end = text.rfind(">") + 1  # behind it no tag ends, which each `<` would look for
+        end = text.rfind(">") + 1  # no tag ends after it, which each `<` would search for
         return unescape(re.sub(r"<[^>]*>", " ", text[:end]) + text[end:])
     return re.sub(r"\]\(\s*<?[^\s()<>]*", "](", text)
 
@@ -207,10 +208,10 @@ _PRE_WRAP = re.compile(
 
 
 def unboxed_user_turns(conversation: Conversation) -> Conversation:
-    """Take user turns out of the box that some dumps wrap them in.
+    """Unwrap user turns from the box that some dumps put around them.
 
-    Only ChatGPT's own `whitespace-pre-wrap` box around text alone is recognised: HTML that a
-    person typed stays.
+    Only ChatGPT's own `whitespace-pre-wrap` box around plain text is recognized: HTML that a person
+    typed stays.
     """
     turns = []
     for turn in conversation.turns:
@@ -227,7 +228,7 @@ def _is_closed(html: str) -> bool:
 
 
 def convert_rule(min_fidelity: float, noise: Collection[str] = RULES) -> Rule:
-    """Turn HTML answers into Markdown, and measure how much of structure and text that keeps."""
+    """Convert HTML answers to Markdown, and measure the share of structure and text preserved."""
 
     def rule(conversation: Conversation) -> Conversation | Drop:
         turns = []
@@ -249,16 +250,16 @@ def convert_rule(min_fidelity: float, noise: Collection[str] = RULES) -> Rule:
                     equal, blocks = equal + structure[0], blocks + structure[1]
                     same, characters = same + text[0], characters + text[1]
                     found += taken_off.names
-                elif turn.html:  # plain text on a page
+                elif turn.html:  # plain text in a page
                     turn = replace(turn, html=False)
             turns.append(turn)
         of_blocks = equal / blocks if blocks else None
         of_text = same / characters if characters else None
         if of_blocks is not None and of_blocks < min_fidelity:
-            detail = f"{of_blocks:.3f} of {blocks} blocks come back"
+            detail = f"{of_blocks:.3f} of {blocks} blocks are preserved"
             return _drop(conversation, Reason.LOW_FIDELITY, detail)
         if of_text is not None and of_text < min_fidelity:
-            detail = f"{of_text:.3f} of {characters} characters of visible text come back"
+            detail = f"{of_text:.3f} of {characters} characters of visible text are preserved"
             return _drop(conversation, Reason.LOW_FIDELITY, detail)
         return replace(
             conversation,
@@ -272,7 +273,7 @@ def convert_rule(min_fidelity: float, noise: Collection[str] = RULES) -> Rule:
 
 
 def questions_rule(questions: Questions) -> Rule:
-    """Drop what contains a question that models are evaluated with."""
+    """Drop a conversation that contains an evaluation question."""
 
     def rule(conversation: Conversation) -> Conversation | Drop:
         found = questions.find([turn.text for turn in conversation.turns])

@@ -1,4 +1,4 @@
-"""What `jobs/prepare.py` can be told."""
+"""Command-line options of `jobs/prepare.py`."""
 
 from __future__ import annotations
 
@@ -21,67 +21,68 @@ from ochat_ray.schema import ModelClass
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Clean, deduplicate, filter and tokenise conversations into Arrow tables."""
+    """Clean, deduplicate, filter and tokenize conversations into Arrow tables."""
 
     recipe: str = "demo"
-    """One of demo, openchat, openchat_8192, opencoder."""
+    """Recipe: demo, openchat, openchat_8192 or opencoder."""
     input: tuple[str, ...] = ()
     """Files, folders or globs of conversations or share pages (local paths or URIs). The demo
-    recipe has its own."""
+    recipe provides its own."""
     output: str = ""
-    """Run directory to write; runs/RECIPE/data when not given."""
+    """Run directory to write; default: runs/RECIPE/data."""
     tokenizer: str = ""
-    """The base model's: a directory, its URI or hub name. The demo recipe has its own."""
+    """Tokenizer of the base model: a directory, its URI or Hub name. The demo recipe provides
+    its own."""
     answers: Literal["auto", "html", "markdown"] = "auto"
-    """Format of the answers: ChatGPT's rendered HTML, Markdown, or decided for each answer.
-    ChatGPT's and Claude's own exports and share pages are Markdown always."""
+    """Format of the answers: ChatGPT's rendered HTML, Markdown, or detected per answer.
+    ChatGPT's and Claude's exports and share pages are always Markdown."""
     columns: str = ""
-    """Columns of records that have names of their own:
+    """Column names of records that use other names:
     conversations=dialog,role=speaker,text=utterance."""
     branches: Literal["current", "all"] = "current"
-    """Paths to read of a tree of messages (ChatGPT's export, OpenAssistant): the current or
-    best-ranked one, or each path to a leaf as a conversation."""
+    """Branches to read from a tree of messages (ChatGPT's export, OpenAssistant): the current or
+    best-ranked path, or each path to a leaf as a separate conversation."""
     merge_turns: bool = False
-    """Join consecutive turns of one role by a blank line, instead of dropping the conversation."""
+    """Join consecutive turns of one role with a blank line, instead of dropping the
+    conversation."""
     keep_model: str = "GPT-4"
     """Model label to keep, or "any"."""
     class_weights: str = ""
-    """Model labels to keep instead, and what their loss weights are multiplied by:
-    GPT-4=1.0,GPT-3.5=0.1."""
+    """Model labels to keep instead, with factors for their loss weights: GPT-4=1.0,GPT-3.5=0.1."""
     conditions: str = ""
-    """Words before every role of a model label's conversations: GPT-4=GPT4,GPT-3.5=GPT3."""
+    """Condition words before every role prefix, per model label: GPT-4=GPT4,GPT-3.5=GPT3."""
     blocked_words: tuple[str, ...] = ("openai",)
-    """Words that drop a conversation: whole words, in any case, as a reader sees them. @FILE
-    reads them from a file, one a line."""
+    """Words that drop a conversation: whole words, case-insensitive, in visible text. @FILE
+    reads them from a file, one per line."""
     keep_noise: tuple[str, ...] = ()
-    """Rules for text of browser extensions and error messages to switch off, by their names in
-    docs/data-format.md; "all" switches off all."""
+    """Rules for browser-extension text and error messages to disable, by their names in
+    docs/data-format.md; "all" disables all."""
     min_fidelity: float = 0.0
-    """Share that a conversion from HTML must give back, both of the blocks and of the visible
-    text; below it, a conversation is dropped."""
+    """Minimum share of blocks and of visible text that a conversion from HTML must preserve;
+    otherwise the conversation is dropped."""
     near_duplicates: float | None = None
     """Jaccard similarity from which conversations are near duplicates, such as 0.8."""
     decontaminate: tuple[str, ...] = ()
-    """Files of evaluation questions (FastChat's question.jsonl, AlpacaEval's JSON): conversations
-    that contain one are dropped."""
+    """Files of evaluation questions (FastChat's question.jsonl, AlpacaEval's JSON);
+    conversations that contain one are dropped."""
     eval_ratio: float = 0.01
-    """Share of conversations held out for evaluation, chosen by their content."""
+    """Share of conversations held out for evaluation, selected by their content."""
     seed: int = 42
-    """Seed of the choice of held-out conversations."""
+    """Seed of the selection of held-out conversations."""
     max_length: int = 2048
-    """Context length in tokens: the most that a sample has."""
+    """Context length in tokens: the maximum length of a sample."""
     long: Long = "cut"
-    """A longer conversation is cut at the context length, split into samples at turn boundaries
-    (each with the system turn), or dropped."""
+    """Longer conversations are truncated at the context length (cut), split into samples at turn
+    boundaries, each with the system turn, or dropped."""
     resume: bool = False
-    """Go on with a run that was killed, instead of starting clean."""
+    """Resume an interrupted run instead of starting from scratch."""
     overwrite: bool = False
-    """Replace a complete run of another configuration in the output directory."""
+    """Replace a complete run with another configuration in the output directory."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as one JSON object on the last line of standard output."""
 
     def check(self) -> None:
-        """Raise a UserError for a value that no run can have."""
+        """Raise a UserError for an invalid value."""
         if not 0.0 <= self.eval_ratio < 1.0:
             raise UserError(f"--eval-ratio must be in [0, 1), not {self.eval_ratio}")
         if self.max_length < 1:
@@ -91,7 +92,7 @@ class PrepareConfig:
         if self.near_duplicates is not None and not 0.0 < self.near_duplicates < 1.0:
             raise UserError(f"--near-duplicates must be in (0, 1), not {self.near_duplicates}")
         if self.resume and self.overwrite:
-            raise UserError("--resume goes on with a run and --overwrite replaces it; give one")
+            raise UserError("--resume continues a run and --overwrite replaces it; give only one")
         self.noise_rules()
         self.column_names()
         weights, kept = self._weights(), self.kept_labels()
@@ -105,28 +106,28 @@ class PrepareConfig:
                 )
 
     def column_names(self) -> dict[str, str]:
-        """Own names of columns, by logical name.
+        """Return the user's column names, by logical name.
 
         Raises:
-            UserError: --columns cannot be read.
+            UserError: --columns cannot be parsed.
         """
         return parse_columns(self.columns)
 
     def kept_labels(self) -> list[str]:
-        """The model labels to keep, normalised; none stands for all.
+        """Return the normalized model labels to keep; empty means all.
 
         Raises:
-            UserError: --class-weights cannot be read.
+            UserError: --class-weights cannot be parsed.
         """
         if weights := self._weights():
             return list(weights)
         return [] if self.keep_model == "any" else [normalize_model(self.keep_model)]
 
     def classes(self) -> dict[str, ModelClass]:
-        """Weight and condition of the normalised model labels that have either.
+        """Return weight and condition of each normalized model label that has either.
 
         Raises:
-            UserError: --class-weights or --conditions cannot be read.
+            UserError: --class-weights or --conditions cannot be parsed.
         """
         weights, conditions = self._weights(), self._conditions()
         return {
@@ -149,10 +150,10 @@ class PrepareConfig:
         return _pairs(self.conditions, "--conditions")
 
     def words(self) -> list[str]:
-        """The blocked words, with those of files in place of their names.
+        """Return the blocked words, with file names replaced by the words in the files.
 
         Raises:
-            UserError: a file of words cannot be read.
+            UserError: A file of words cannot be read.
         """
         words: list[str] = []
         for word in self.blocked_words:
@@ -174,7 +175,7 @@ class PrepareConfig:
         Raises:
             UserError: --keep-noise names a rule that does not exist.
         """
-        from ochat_ray.data.noise_rules import RULES  # its parsers, so that --help is quick
+        from ochat_ray.data.noise_rules import RULES  # imports parsers, which --help does not need
 
         for name in self.keep_noise:
             if name not in (*RULES, "all"):
@@ -185,7 +186,7 @@ class PrepareConfig:
 
     @classmethod
     def for_recipe(cls, name: str) -> PrepareConfig:
-        """The recipe's defaults; what the demo recipe fetches is not fetched yet."""
+        """Return the recipe's defaults; the demo recipe's downloads are not fetched yet."""
         chosen = recipe(name)
         return cls(
             recipe=name,
@@ -196,7 +197,7 @@ class PrepareConfig:
         )
 
     def identity(self) -> dict[str, object]:
-        """Values that the result depends on, besides inputs, questions and tokenizer."""
+        """Return the values that affect the result, except inputs, questions and tokenizer."""
         return {
             "recipe": self.recipe,
             "answers": self.answers,
@@ -217,7 +218,7 @@ class PrepareConfig:
         }
 
     def described(self) -> dict[str, object]:
-        """`identity` and the names of the files, for people."""
+        """Return `identity` and the names of the files, for people."""
         return {
             "input": [printable(uri) for uri in self.input],
             **self.identity(),
@@ -226,10 +227,10 @@ class PrepareConfig:
 
 
 def _pairs(text: str, flag: str) -> dict[str, str]:
-    """ "GPT-4=a,GPT-3.5=b" by normalised model label.
+    """Parse "GPT-4=a,GPT-3.5=b" into values by normalized model label.
 
     Raises:
-        UserError: it is not that, or names a label twice.
+        UserError: The text is not of this form, or names a label twice.
     """
     found: dict[str, str] = {}
     for pair in text.split(",") if text else []:
@@ -244,7 +245,7 @@ def _pairs(text: str, flag: str) -> dict[str, str]:
 
 
 def _is_weight(text: str) -> bool:
-    """Whether it is a finite number above 0 as a float32, which the tables hold."""
+    """Return whether the text is a finite number above 0 as a float32, the type of the tables."""
     try:
         (weight,) = struct.unpack("<f", struct.pack("<f", float(text)))
     except (ValueError, OverflowError):

@@ -1,7 +1,7 @@
-"""Content of the input files: digests of their bytes, whatever they are called.
+"""Content digests of the input files, independent of their names.
 
-A run is identified by what it reads. A folder that was moved or renamed is the same input; a file
-of the same name, size and time with other bytes is another one.
+A run is identified by the content that it reads. A folder that was moved or renamed is the same
+input; a file of the same name, size and time with other bytes is a different one.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from ochat_ray.data.kinds import printable
 from ochat_ray.run_dir import open_location
 
 LISTED_FILES = 100
-"""Up to this many input files are named in a manifest."""
+"""Maximum number of input files that a manifest lists by name."""
 
 UNREADABLE = "unreadable"
-"""In place of the digest of a file that may not be read or is gone; its pages are dropped."""
+"""Digest of a file that may not be read or no longer exists; its pages are dropped."""
 
 READERS = 16
-"""Files that are read at a time: of a remote store each costs a round trip."""
+"""Files read concurrently, since each costs a round trip to a remote store."""
 
 BATCH = 64
-"""Local files that a thread reads at a time."""
+"""Local files per thread task."""
 
 _CHUNK = 4 * 2**20
 
 
 def content_digest(uri: str) -> str:
-    """SHA-256 of a file's bytes as they lie, compressed or not; or UNREADABLE."""
+    """Return the SHA-256 of a file's bytes as stored, compressed or not; or UNREADABLE."""
     state = hashlib.sha256()
     try:
         if "://" not in uri:  # for a small file faster than through Arrow
@@ -51,8 +51,8 @@ def content_digest(uri: str) -> str:
 
 
 def content_digests(uris: Sequence[str]) -> list[str]:
-    """`content_digest` of each file, in order, several files at a time."""
-    # A small local file is read in less time than a thread takes to be given it.
+    """Return the `content_digest` of each file, in order, reading several files concurrently."""
+    # Reading a small local file takes less time than passing it to a thread.
     size = 1 if any("://" in uri for uri in uris) else BATCH
     batches = [uris[start : start + size] for start in range(0, len(uris), size)]
     with ThreadPoolExecutor(READERS) as pool:
@@ -60,7 +60,7 @@ def content_digests(uris: Sequence[str]) -> list[str]:
 
 
 def digests_of_pages(uris: Sequence[str], pages: Sequence[bytes | None]) -> list[str]:
-    """`content_digest` of files whose bytes were read already; those of None are read here."""
+    """Return the `content_digest` of files; those whose bytes are None are read here."""
     return [
         content_digest(uri) if page is None else hashlib.sha256(page).hexdigest()
         for uri, page in zip(uris, pages, strict=True)
@@ -73,7 +73,7 @@ def _digests(uris: Sequence[str]) -> list[str]:
 
 @dataclass
 class Content:
-    """Sums over files that do not depend on their names or order."""
+    """Sums over files that do not depend on names or order."""
 
     files: int = 0
     bytes: int = 0
@@ -90,11 +90,11 @@ class Content:
         return content
 
     def add(self, files: Sequence[InputFile], digests: Sequence[str]) -> None:
-        """Count files by the digests of their bytes."""
+        """Add files by the digests of their bytes."""
         for file, digest in zip(files, digests, strict=True):
             self.files += 1
             self.bytes += file.size
-            # Hashed once more, so that no choice of files' digests makes a sum of its own.
+            # Hashed again, so that file digests cannot be chosen to produce a given sum.
             self._digests += int.from_bytes(hashlib.sha256(digest.encode()).digest(), "little")
             if self.files <= LISTED_FILES + 1:
                 self._names.append(
@@ -107,13 +107,13 @@ class Content:
         return {"files": self.files, "bytes": self.bytes, "digest": digest}
 
     def described(self) -> Any:
-        """Return the files by name where they are few, otherwise `identity`."""
+        """Return the files by name if there are few, otherwise `identity`."""
         return self._names if self.files <= LISTED_FILES else self.identity()
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Files of a listing that are different in a later one, by name, size and time."""
+    """Differences between two listings of the inputs, by name, size and time."""
 
     changed: tuple[str, ...]
     gone: tuple[str, ...]

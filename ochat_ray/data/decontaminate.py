@@ -1,6 +1,6 @@
-"""Does a conversation contain a question of an evaluation?
+"""Find evaluation questions in conversations.
 
-A model that was trained on a benchmark's question is scored on its memory.
+A model trained on the questions of a benchmark is scored on its memory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ochat_ray.data.near_duplicates import words
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import open_location
 
-# The shortest of the 80 first questions of Vicuna and of MT-bench each has 8 words; of fewer are
-# only follow-ups such as "Can you parallelize it?", which say little out of their place.
+# The shortest first questions of Vicuna and of MT-bench have 8 words. Shorter ones are only
+# follow-ups such as "Can you parallelize it?", which are not specific outside their context.
 MIN_WORDS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question's name, "file-stem:id", and its words, each between single spaces."""
+    """Name of a question, "file-stem:id", and its words, each between single spaces."""
 
     name: str
     text: str
@@ -34,11 +34,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Questions in the order of their files, and how to find those that a text may contain.
+    """Questions in the order of their files, with an index to find them in a text.
 
-    `by_word` files a question of MIN_WORDS and more under the one of its words that the fewest
-    questions have; `by_text` has the shorter ones, which count only as a whole text. The values
-    are positions in `questions`.
+    `by_word` lists each question of MIN_WORDS or more under the word that the fewest questions
+    contain; `by_text` has the shorter ones, which match only an entire text. The values are
+    positions in `questions`.
     """
 
     questions: tuple[Question, ...]
@@ -46,9 +46,9 @@ class Questions:
     by_text: dict[str, int]
 
     def find(self, texts: Sequence[str]) -> str | None:
-        """The name of the first question that one of the texts contains, or None.
+        """Return the name of the first question that one of the texts contains, or None.
 
-        As whole words in the same order, whatever the case, punctuation and white space.
+        Whole words in the same order count, ignoring case, punctuation and white space.
         """
         found = [position for text in texts for position in self._contained(text)]
         return self.questions[min(found)].name if found else None
@@ -61,23 +61,23 @@ class Questions:
         for word in present & self.by_word.keys():
             for position in self.by_word[word]:
                 question = self.questions[position]
-                # The set of words first: it rules out nearly all without a walk along the text.
+                # The word set first: it excludes nearly all questions without a text search.
                 if question.words <= present and question.text in framed:
                     yield position
 
 
 def load_questions(paths: Sequence[str]) -> Questions:
-    """The questions of FastChat's question.jsonl and of AlpacaEval's JSON files, local or URIs.
+    """Load questions from FastChat's question.jsonl and AlpacaEval's JSON files, local or URIs.
 
-    Every turn of a question of several turns counts as a question.
+    Every turn of a multi-turn question counts as a question.
 
     Raises:
-        UserError: a file cannot be read, or is of another format.
+        UserError: A file cannot be read, or has another format.
     """
     stems = Counter(_stem(path) for path in paths)
     found = []
     for path in paths:
-        # FastChat calls each benchmark's file question.jsonl, in a folder of the benchmark's name.
+        # FastChat names each benchmark's file question.jsonl, in a folder named for the benchmark.
         folder = posixpath.basename(posixpath.dirname(path))
         file = f"{folder}/{_stem(path)}" if stems[_stem(path)] > 1 and folder else _stem(path)
         found += [_question(f"{file}:{id}", text) for id, text in _read(path)]
@@ -92,7 +92,7 @@ def _indexed(questions: Sequence[Question]) -> Questions:
         if len(question.text.split()) < MIN_WORDS:
             by_text.setdefault(question.text, position)
         else:
-            # Among equally rare words the longest is the rarest elsewhere.
+            # Among equally rare words the longest is probably the rarest elsewhere.
             rarest = min(question.words, key=lambda word: (frequency[word], -len(word), word))
             by_word[rarest].append(position)
     return Questions(questions=tuple(questions), by_word=dict(by_word), by_text=by_text)
@@ -104,7 +104,7 @@ def _question(name: str, text: str) -> Question:
 
 
 def _framed(split: Sequence[str]) -> str:
-    """With a space at both ends, so that a part of it begins and ends with whole words."""
+    """Join the words, with a space at both ends so that matches begin and end at word borders."""
     return f" {' '.join(split)} "
 
 
@@ -113,7 +113,7 @@ def _stem(path: str) -> str:
 
 
 def _read(path: str) -> list[tuple[str, str]]:
-    """(id, text) of each question in a file."""
+    """Return (id, text) of each question in a file."""
     fs, inner = open_location(path)
     try:
         with fs.open_input_stream(inner) as stream:
@@ -145,6 +145,6 @@ def _parse(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) < 2:  # of one: a string where a list should be
+    if not isinstance(value, str) or len(value) < 2:  # one character: a string instead of a list
         raise TypeError(f"{value!r} is not a question")
     return value

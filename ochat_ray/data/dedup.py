@@ -1,4 +1,4 @@
-"""Exact duplicates, and the split between training and evaluation: hashes of the content."""
+"""Conversation digests, for exact duplicates and for the train/eval split."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ochat_ray.schema import Turn
 
 
 def digest(turns: Iterable[Turn]) -> str:
-    """128-bit digest (32 hex characters) over length-framed roles and texts.
+    """Return a 128-bit digest (32 hex characters) of length-framed roles and texts.
 
-    Framed, so that no two different conversations hash the same bytes.
+    Because of the framing, no two different conversations hash the same bytes.
     """
     state = hashlib.blake2b(digest_size=16)
     for turn in turns:
@@ -24,7 +24,7 @@ def digest(turns: Iterable[Turn]) -> str:
 
 
 def split_of(conversation_digest: str, *, eval_ratio: float, seed: int) -> Split:
-    """Which split a conversation is in: decided by its content, never by its place."""
+    """Return the split of a conversation, which depends only on its content."""
     state = hashlib.blake2b(f"{seed}:{conversation_digest}".encode(), digest_size=8)
     fraction = int.from_bytes(state.digest(), "little") / 2**64
     return "eval" if fraction < eval_ratio else "train"

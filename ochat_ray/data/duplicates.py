@@ -1,7 +1,7 @@
-"""Which cleaned conversations are another's duplicates: pure steps over the parts' tables.
+"""Find duplicate conversations: pure functions over the parts' tables.
 
-Exact ones by digest, near ones by MinHash (`near_duplicates.py`). Only digests, ids and signatures
-are read together, never texts, and each step can be done for one shard at a time.
+Exact duplicates are found by digest, near duplicates by MinHash (`near_duplicates.py`). Only
+digests, ids and signatures are loaded, never texts, and each step can process one shard at a time.
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ DUPLICATES = pa.schema(
 )
 
 KEY = ["id", "source", "part", "row"]
-"""The record with the smallest key stays. Which of two equal in id and source makes no
-difference to the result, so part and row only make the key unique."""
+"""Sort key; the record with the smallest key survives.
+
+Which of two records with equal id and source survives does not affect the result; part and row only
+make the key unique.
+"""
 
 
 def in_shard(digests: Sequence[str], shard: int, shards: int) -> list[bool]:
-    """Which digests a shard has; equal ones are in the same."""
+    """Return a mask of the digests in a shard; equal digests are in the same shard."""
     return [int(digest[-6:], 16) % shards == shard for digest in digests]
 
 
 def exact_duplicates(keys: pa.Table) -> pa.Table:
-    """The DUPLICATES among rows of the columns digest, id, source, part, row."""
+    """Return the DUPLICATES among rows with the columns digest, id, source, part, row."""
     ordered = keys.sort_by([(name, "ascending") for name in ("digest", *KEY)])
     digests = ordered["digest"].to_numpy(zero_copy_only=False)
     repeats = np.zeros(len(digests), bool)
     repeats[1:] = digests[1:] == digests[:-1]
-    # The first of each run of equal digests stays.
+    # The first of each run of equal digests survives.
     firsts = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(digests))))
     which = np.flatnonzero(repeats)
     survivors = ordered["id"].take(pa.array(firsts[which]))
@@ -50,7 +53,7 @@ def exact_duplicates(keys: pa.Table) -> pa.Table:
 def minhash_table(
     rows: pa.Table, texts: Sequence[str], part: str, bands: int, rows_a_band: int
 ) -> pa.Table:
-    """A part's unique rows with order, signature and one column a band."""
+    """Return a part's unique rows with their order, signature and one column per band."""
     signatures = near.signatures(texts)
     hashes = near.band_hashes(signatures, bands, rows_a_band)
     binary = pa.FixedSizeBinaryArray.from_buffers(
@@ -71,12 +74,12 @@ def minhash_table(
 
 
 def band_name(band: int) -> str:
-    """The column of one band's hashes."""
+    """Return the column name of a band's hashes."""
     return f"band_{band:02d}"
 
 
 def near_pairs(hashes: np.ndarray, order: np.ndarray, shard: int, shards: int) -> np.ndarray:
-    """Candidate pairs of one band and shard: int64 [M, 2] positions in the two arrays."""
+    """Return candidate pairs of one band and shard: int64 [M, 2] positions in the two arrays."""
     inside = np.flatnonzero(near.in_shard(hashes, shard, shards))
     pairs = near.candidate_pairs(hashes[inside], order[inside])
     return inside[pairs].reshape(-1, 2)
@@ -85,9 +88,9 @@ def near_pairs(hashes: np.ndarray, order: np.ndarray, shard: int, shards: int) -
 def near_duplicates(
     pairs: Iterable[np.ndarray], candidates: pa.Table, threshold: float
 ) -> pa.Table:
-    """The DUPLICATES among candidates that are similar, by clusters of all candidate pairs.
+    """Return the DUPLICATES among similar candidates, clustered over all candidate pairs.
 
-    `candidates` has the rows that occur in `pairs`, with their position in a column of that name.
+    `candidates` has the rows that occur in `pairs`, with their position in the column "position".
     """
     if len(candidates) == 0:
         return DUPLICATES.empty_table()
@@ -96,7 +99,7 @@ def near_duplicates(
     signatures = np.frombuffer(b"".join(candidates["signature"].to_pylist()), "<u4").reshape(
         len(candidates), -1
     )
-    # From positions among all rows to positions among the candidates.
+    # Map positions among all rows to positions among the candidates.
     local = order[np.searchsorted(positions, near.distinct(pairs), sorter=order)]
     similar = near.similar(local, signatures, threshold)
     keys = list(zip(*(candidates[name].to_pylist() for name in KEY), strict=True))
@@ -116,5 +119,5 @@ def _table(rows: pa.Table, survivors: Any, reason: Reason) -> pa.Table:
         },
         schema=DUPLICATES,
     )
-    # By part, so that a reader of one part's rows skips the row groups of others.
+    # By part, so that a reader of one part's rows skips row groups of other parts.
     return table.sort_by([("part", "ascending"), ("row", "ascending")])

@@ -1,9 +1,9 @@
-"""How much of a turn's structure its Markdown gives back: the measure of the conversion.
+"""Measure how much of a turn's structure its Markdown preserves.
 
-The Markdown is rendered again, and both documents are brought to one form: chrome, boxes and
-highlighting left out, white space in text collapsed, code byte for byte, formulas as a mark. Equal
-forms are the rule, and found with pulldown-cmark, which is hundreds of times faster; where they
-differ, markdown-it-py renders again and decides, block by block.
+The Markdown is rendered again, and both documents are normalized: chrome, boxes and highlighting
+are removed, white space in text is collapsed, code is compared byte for byte, formulas are replaced
+by a mark. Usually the normal forms are equal, which is checked with pulldown-cmark, hundreds of
+times faster; if they differ, markdown-it-py renders again and blocks are compared one by one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ochat_ray.data.markdown_inline import MATH_MARK, split_at_breaks, url_of
 from ochat_ray.data.markdown_text import LOOSE, PAIRS
 
 Block = tuple[str, str]
-"""The path of tags to a block, and its content."""
+"""Path of tags to a block, and its content."""
 
 _INLINE = {
     "em": "em",
@@ -45,7 +45,7 @@ _INLINE = {
     "s": "del",
     "strike": "del",
 }
-# Beyond these, measuring in order would take minutes on a turn made to take them.
+# Above these limits, comparing in order could take minutes on a malicious turn.
 _MAX_SLOW = 500_000
 _MAX_BLOCKS = 3_000
 BREAK = "\x1c"
@@ -60,7 +60,7 @@ _SPACE = re.compile(r"[ \t\n\f\v]{2,}|[\t\n\f\v]")
 
 
 def fidelity(converted: Converted) -> tuple[int, int]:
-    """(blocks that came back as they were, blocks of the original or, if more, of the result)."""
+    """Return the number of preserved blocks, and of blocks in the longer of original and result."""
     original = blocks_of(converted.root)
     rendered = blocks_of(parse_rendered(render_fast(converted.skeleton)))
     if rendered == original:
@@ -78,7 +78,7 @@ def fidelity(converted: Converted) -> tuple[int, int]:
 
 
 def render_fast(markdown: str) -> str:
-    """HTML of CommonMark with tables, by pulldown-cmark: linear time, whatever the text."""
+    """Render CommonMark with tables to HTML by pulldown-cmark: in linear time for any text."""
     options = pyromark.Options.ENABLE_TABLES | pyromark.Options.ENABLE_STRIKETHROUGH
     return pyromark.html(markdown, options=options)
 
@@ -89,7 +89,7 @@ def _markdown_it() -> MarkdownIt:
 
 
 def blocks_of(root: Any) -> list[Block]:
-    """The blocks below an element, in order: leaves with their content, lists with their start."""
+    """Return the blocks below an element, in order: leaves with content, lists with their start."""
     blocks: list[Block] = []
     _walk(root, "", blocks)
     return blocks
@@ -131,7 +131,7 @@ def _walk(container: Any, path: str, blocks: list[Block], *, tight: bool = False
 
 
 def _with_ends(text: str) -> str:
-    """Text beside paragraphs is plain text, where a blank line begins a new one."""
+    """Mark paragraph ends: text next to paragraphs is plain text, where a blank line starts one."""
     return BLANK_LINE.sub(f"{_PARAGRAPH_END}\n", text) if "\n" in text else text
 
 
@@ -177,7 +177,7 @@ def _block(element: Any, path: str, blocks: list[Block], tight: bool) -> None:
 
 def _walk_tight(item: Any, path: str, blocks: list[Block]) -> None:
     paragraphs = [child for child in item if child.tag == "p"]
-    if paragraphs:  # the one paragraph of a list that Markdown cannot make loose
+    if paragraphs:  # the single paragraph of a list that Markdown cannot make loose
         _walk(item, path, blocks)
         blocks[:] = [(p.removesuffix("/p") if p == path + "/p" else p, t) for p, t in blocks]
     else:
@@ -201,13 +201,13 @@ def _collapse(text: str) -> str:
         text = _EDGES.sub(BREAK, text)
     if BREAK not in text:
         return text.strip().replace(_PARAGRAPH_END, "")
-    # A break at the end of a block shows nothing, and Markdown cannot write it.
+    # A break at the end of a block is not visible, and Markdown cannot represent it.
     text = text.replace(f" {BREAK}", BREAK).replace(f"{BREAK} ", BREAK)
     return text.strip().strip(" " + BREAK).strip().replace(_PARAGRAPH_END, "")
 
 
 def _move_punctuation(text: str) -> str:
-    """Punctuation between emphasis and a letter counts as outside: CommonMark needs it there."""
+    """Move punctuation between emphasis and a letter outside, as CommonMark requires."""
     text = _LAST_INSIDE.sub(r"\2\1", text)
     text = _FIRST_INSIDE.sub(r"\2\1", text)
     return _PAIR_INSIDE.sub(_move_pair, text)
@@ -219,7 +219,7 @@ def _move_pair(match: re.Match[str]) -> str:
 
 
 def _inline(element: Any, parts: list[str]) -> None:
-    """Append an inline element's text with marks for its tags; white space inside is moved out."""
+    """Append an inline element's text with marks for its tags; white space at its ends goes out."""
     tag = element.tag
     if tag in CHROME:
         return

@@ -1,4 +1,4 @@
-"""The duplicates pass on files: what each of its tasks reads and writes."""
+"""Tasks of the deduplication pass, with the files that each reads and writes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ochat_ray.data.parts import (
 from ochat_ray.run_dir import RunDir
 
 GROUP_ROWS = 20_000
-"""Of a file of duplicates, which are sorted by part: what a reader of one part's must read."""
+"""Rows per row group of a file of duplicates, sorted by part, of which readers need one part."""
 
 READERS = 16
-"""Files that are read at a time: of a remote store, each costs a round trip."""
+"""Files read concurrently, since each costs a round trip to a remote store."""
 
 SHARD_ROWS = 5_000_000
-"""Rows whose keys one task holds, some 100 bytes each."""
+"""Maximum rows whose keys one task holds, about 100 bytes each."""
 
 
 def shards_of(rows: int) -> int:
-    """How many tasks share the comparison of this many rows."""
+    """Return the number of tasks that compare this many rows."""
     return max(1, -(-rows // SHARD_ROWS))
 
 
@@ -54,7 +54,7 @@ def find_exact(run: RunDir, parts: Sequence[str], shard: int, shards: int) -> Su
 
 
 def exact_is_done(run: RunDir, shard: int) -> bool:
-    """Return whether a shard's exact duplicates were found, and are still there to be dropped."""
+    """Return whether a shard's exact duplicates were found and their file, if any, still exists."""
     done = run.read_json(done_name("exact", f"{shard:06d}"))
     return done is not None and (not done["found"] or run.exists(_exact(shard)))
 
@@ -64,7 +64,7 @@ def _exact(shard: int) -> str:
 
 
 def write_minhash(run: RunDir, part: str, bands: int, rows_a_band: int) -> Summary:
-    """Write the signatures of a part's exactly unique conversations."""
+    """Write the signatures of a part's conversations that have no exact duplicate."""
     rows, texts = minhash_input(run, part)
     table = dup.minhash_table(rows, texts, part, bands, rows_a_band)
     write_parquet(run, _minhash(part), table)
@@ -84,7 +84,7 @@ def find_pairs(run: RunDir, parts: Sequence[str], band: str, shard: int, shards:
 
 
 def find_near(run: RunDir, parts: Sequence[str], threshold: float) -> int:
-    """Write the near duplicates among all candidate pairs; how many there are."""
+    """Write the near duplicates among all candidate pairs; return their number."""
     pairs = [
         np.stack([table["left"].to_numpy(), table["right"].to_numpy()], axis=1)
         for name in run.files("pairs", ".parquet")
@@ -100,7 +100,7 @@ def find_near(run: RunDir, parts: Sequence[str], threshold: float) -> int:
 
 
 def _candidates(run: RunDir, parts: Sequence[str], wanted: np.ndarray) -> Iterator[pa.Table]:
-    """The rows at the wanted positions, of which there are few, with these."""
+    """Yield the rows at the wanted positions, for parts that have any."""
     start = 0
     for part in parts:
         table = read_parquet(run, _minhash(part), [*dup.KEY, "signature"])

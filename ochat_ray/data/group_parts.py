@@ -1,4 +1,4 @@
-"""Cleaning of one group of files in parts, within a bounded number of attempts."""
+"""Clean one group of files in parts, with a bounded number of attempts."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def clean_group(
     options: ReadOptions,
     session: str,
 ) -> Iterator[Summary]:
-    """Read and clean a group of files; yield the summaries of its parts, complete ones as they are.
+    """Read and clean a group of files; yield the summaries of its parts, reusing complete ones.
 
     Args:
-        run: the work folder.
-        number: the group's.
-        rules: what cleaning applies.
-        options: what the user says about the inputs.
-        session: an id of this run of the job.
+        run: Work folder.
+        number: Number of the group.
+        rules: Cleaning rules to apply.
+        options: User options for reading the inputs.
+        session: Id of this run of the job.
     """
-    if run.exists(_done_group(number)):  # the task ended after this group and runs again
+    if run.exists(_done_group(number)):  # the task died after this group and was retried
         yield from finished_group(run, number)
         return
     files = group_files(run, number)
@@ -60,7 +60,7 @@ def clean_group(
     for part in range(count):
         yield run.load_json(done_name("clean", _part(number, part)))
     with ThreadPoolExecutor(1) as pool:
-        # The bytes of small files are hashed as they are read; a large one is read twice.
+        # The bytes of small files are hashed while they are read; a large file is read twice.
         content = pool.submit(record_content, run, number, files) if len(files) == 1 else None
         for records in parts:
             if content:
@@ -78,7 +78,7 @@ def clean_group(
 
 
 def finished_group(run: RunDir, number: int) -> Iterator[Summary]:
-    """Yield the summaries of the parts of a group that is done."""
+    """Yield the summaries of the parts of a finished group."""
     for part in range(run.load_json(_done_group(number))["parts"]):
         yield run.load_json(done_name("clean", _part(number, part)))
 
@@ -94,18 +94,19 @@ def parts_of_group(
     options: ReadOptions = DEFAULTS,
     observe: Callable[[list[bytes | None]], object] = list,
 ) -> tuple[int, Iterator[list[Record]]]:
-    """Begin an attempt; return how many parts stay as they are, and the records of the later ones.
+    """Begin an attempt; return the number of reused parts, and the records of the later ones.
 
     Args:
-        run: where the attempt is recorded.
-        name: the file that records it.
-        uris: the group's files.
-        session: an id of this run of the job.
-        is_complete: tells if the part of this number is complete.
-        rules: what cleaning applies, which may end a worker as reading may.
-        options: what the user says about the inputs.
-        observe: gets the bytes of several pages before the first record is yielded, in order, and
-            None for those that are to be read again.
+        run: Directory in which the attempt is recorded.
+        name: File that records it.
+        uris: The group's files.
+        session: Id of this run of the job.
+        is_complete: Returns whether the part with this number is complete.
+        rules: Cleaning rules to apply, which may kill a worker just as reading may.
+        options: User options for reading the inputs.
+        observe: Called with the bytes of several pages, in order, before the first record is
+            yielded;
+            None for files that must be read again.
     """
     last = Attempt.from_json(run.read_json(name))
     complete = 0

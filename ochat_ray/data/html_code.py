@@ -1,8 +1,8 @@
-"""The code of a `<pre>` of ChatGPT's page: its language, its lines, and what is only a bar.
+"""Extract the code of a `<pre>` of ChatGPT's page: its language and lines, without toolbars.
 
 In 2023 the page had a bar with the language and a button, then `<code class="language-x">` with
 highlighted spans. Today it has a CodeMirror view instead of `<code>`, or more bars. Other pages
-make a line of code a block element, a list item, a table row, or a `<span class="line">`.
+represent a line of code by a block element, a list item, a table row, or a `<span class="line">`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LINE_CLASSES = frozenset(
     "line code-line codeline cm-line view-line token-line CodeMirror-line ace_line".split()
 )
 _VIEW_CLASSES = frozenset("cm-content CodeMirror-code view-lines ace_text-layer".split())
-"""The element that holds the lines in CodeMirror 6 and 5, Monaco and Ace."""
+"""Elements that hold the lines in CodeMirror 6 and 5, Monaco and Ace."""
 EDITOR_CLASSES = frozenset("cm-editor CodeMirror monaco-editor ace_editor".split()) | _VIEW_CLASSES
 
 _BESIDE_LINES = re.compile(
@@ -48,7 +48,7 @@ _BAR = re.compile(rf"(?:[\w+#./-]{{0,30}}?|plain text)\s*{_COPY.pattern}")
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A code block as it was between its fences, and text that stands in its `<pre>` beside it."""
+    """Code block as between its fences, and text in the same `<pre>` before and after it."""
 
     language: str
     text: str
@@ -57,7 +57,7 @@ class Code:
 
 
 def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
-    """The code block of a `<pre>`.
+    """Return the code block of a `<pre>`.
 
     `may_have_lines` is False if no attribute matches `LINE_HINT`, which saves the search.
     """
@@ -66,7 +66,7 @@ def code_of(pre: Any, *, may_have_lines: bool = True) -> Code:
     codes = [] if pre.tag == "code" else list(pre.iter("code"))
     language = next((found for e in (pre, *codes) if (found := _language(e))), "")
     if codes and not _has_own_text(pre):
-        before, after = _beside(pre, codes)
+        before, after = _text_around_code(pre, codes)
         text = "\n".join(_text(code, may_have_lines=may_have_lines) for code in codes)
         return Code(
             language or _label(pre, codes[0]),
@@ -101,16 +101,16 @@ def _has_own_text(pre: Any) -> bool:
     return any(text and text.strip() for text in texts)
 
 
-def _beside(pre: Any, codes: list[Any]) -> tuple[str, str]:
-    """Text of a `<pre>` before and after its `<code>`, buttons left out."""
+def _text_around_code(pre: Any, codes: list[Any]) -> tuple[str, str]:
+    """Return the text of a `<pre>` before and after its `<code>`, without buttons."""
     texts: list[list[str]] = [[]]
-    _add_beside(pre, texts)
+    _add_text_around_code(pre, texts)
     after = "" if len(texts) < len(codes) + 1 else "".join(texts[-1])
     return "".join(texts[0]).strip(), after.strip()
 
 
-def _add_beside(element: Any, texts: list[list[str]]) -> None:
-    """Append the texts outside of code; those behind a `<code>` are a list of their own."""
+def _add_text_around_code(element: Any, texts: list[list[str]]) -> None:
+    """Append the texts outside of code; those after a `<code>` form a separate list."""
     if element.text:
         texts[-1].append(element.text)
     for child in element:
@@ -118,7 +118,7 @@ def _add_beside(element: Any, texts: list[list[str]]) -> None:
         if tag == "code":
             texts.append([])
         elif tag not in _NO_CODE and not is_beside_lines(child.get("class")):
-            _add_beside(child, texts)
+            _add_text_around_code(child, texts)
         if child.tail:
             texts[-1].append(child.tail)
 
@@ -133,7 +133,7 @@ def _last_button(pre: Any) -> Any:
 
 
 def _split_at(pre: Any, button: Any) -> tuple[str, str]:
-    """Text before and after a button."""
+    """Return the text before and after a button."""
     before: list[str] = []
     after: list[str] = []
     target = before
@@ -146,7 +146,7 @@ def _split_at(pre: Any, button: Any) -> tuple[str, str]:
 
 
 def _events(element: Any) -> list[tuple[str, Any]]:
-    """("open", element), ("close", element), ("skipped", element) and ("text", text) in order."""
+    """Return ("open" | "close" | "skipped", element) and ("text", text) events in order."""
     events: list[tuple[str, Any]] = []
     _walk(element, events, number_cells(element))
     return events
@@ -181,7 +181,7 @@ def _walk(element: Any, events: list[tuple[str, Any]], numbers: Collection[Any])
 
 
 def _text(element: Any, *, behind: Any = None, may_have_lines: bool = True) -> str:
-    """The lines of an element's code; only those behind an element, if that is given."""
+    """Return the lines of an element's code; only those after the element `behind`, if given."""
     if behind is None and not (len(element) and _has_lines(element, may_have_lines)):
         return "".join(element.itertext()).removesuffix("\n")
     lines = _Lines()
@@ -205,12 +205,12 @@ def _text(element: Any, *, behind: Any = None, may_have_lines: bool = True) -> s
 
 @lru_cache(maxsize=2048)
 def is_beside_lines(names: str | None) -> bool:
-    """Return whether an element with these classes stands beside the lines, as their numbers."""
+    """Return whether an element with these classes is next to the lines, such as line numbers."""
     return names is not None and bool(_BESIDE_LINES.search(names))
 
 
 def _is_unselectable(element: Any) -> bool:
-    """Return whether a page keeps an element out of what its readers copy, as line numbers."""
+    """Return whether the page excludes an element from copying, as it does line numbers."""
     style = element.get("style")
     return style is not None and bool(_UNSELECTABLE.search(style))
 
@@ -221,7 +221,7 @@ def _is_line_class(names: str | None) -> bool:
 
 
 def _has_lines(element: Any, may_have_classes: bool) -> bool:
-    """Return whether more than plain text and highlighting may be in an element."""
+    """Return whether an element may contain more than plain text and highlighting."""
     tags = [descendant.tag for descendant in element.iterdescendants()]
     if not _MORE_THAN_TEXT.isdisjoint(tags):
         return True
@@ -242,10 +242,10 @@ def _is_line(element: Any) -> bool:
 
 
 class _Lines:
-    """Lines of code, where elements are lines.
+    """Lines of code, in markup that represents lines by elements.
 
-    An element with no other line in it is one line, even if it is empty and its like are not. A
-    line end just before or after an element is the element's own end.
+    An element without another line in it is one line, even if it is empty and similar ones are not.
+    A line break just before or after an element belongs to the element's border.
     """
 
     def __init__(self) -> None:
@@ -255,17 +255,17 @@ class _Lines:
         self._after = ""  # "open" or "close" of the last element
 
     def add(self, text: str) -> None:
-        """Add text to the line that is being written."""
+        """Append text to the current line."""
         self._pending += text
 
     def open(self, kind: str) -> None:
-        """Begin an element; those of one kind are lines of one listing."""
+        """Begin an element; elements of one kind are lines of one listing."""
         self._end_loose_text()
         self._kinds.append(kind)
         self._after = "open"
 
     def close(self) -> None:
-        """End the element that was begun last."""
+        """End the element that was opened last."""
         kind = self._kinds.pop()
         if self._after == "open":
             self._lines.append((self._pending.removesuffix("\n"), kind))
@@ -275,7 +275,7 @@ class _Lines:
         self._after = "close"
 
     def text(self) -> str:
-        """All lines."""
+        """Return all lines."""
         if not self._after:
             return self._pending.removesuffix("\n")
         if self._pending.strip():
@@ -284,7 +284,7 @@ class _Lines:
         return "\n".join(text for text, kind in self._lines if text or kind in filled)
 
     def _end_loose_text(self) -> None:
-        """End what stands between elements."""
+        """End the text between elements."""
         text, self._pending = self._pending, ""
         if text.strip():
             if self._after == "close":
@@ -303,7 +303,7 @@ def _language(element: Any) -> str:
 
 
 def _label(pre: Any, code: Any) -> str:
-    """The language that the bar above the code shows."""
+    """Return the language shown in the bar above the code."""
     for element in pre.iter("span", "div"):
         if element is code:
             break

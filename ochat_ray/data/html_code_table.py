@@ -1,4 +1,4 @@
-"""Tables that hold a listing: columns of line numbers are no code, and a tab is between cells."""
+"""Code listings in tables: columns of line numbers are not code, and cells are tab-separated."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from itertools import pairwise
 from typing import Any
 
 TABLE_PARTS = frozenset("table thead tbody tfoot tr".split())
-"""Elements in which white space shows nothing."""
+"""Elements in which white space is not visible."""
 
 CELLS = frozenset(("td", "th"))
 _MAX_NUMBER_COLUMNS = 2
-"""A listing of changes has the numbers of the lines before and after."""
+"""Maximum number columns; a diff has line numbers before and after the change."""
 
 
 def number_cells(element: Any) -> set[Any]:
-    """The cells of line numbers in an element's tables: leading columns of consecutive numbers."""
+    """Return an element's line-number cells: leading table columns of consecutive numbers."""
     found: set[Any] = set()
     for table in element.iter("table"):
         if next(table.iterdescendants("table"), None) is not None:
@@ -33,7 +33,7 @@ def number_cells(element: Any) -> set[Any]:
 
 
 def are_line_numbers(texts: Sequence[str]) -> bool:
-    """Return whether texts count lines; a line may have no number, as a wrapped one."""
+    """Return whether texts are consecutive line numbers; some may be empty, for wrapped lines."""
     given = [text for text in texts if text]
     if not all(text.isascii() and text.isdecimal() and len(text) < 8 for text in given):
         return False

@@ -1,21 +1,21 @@
-"""Changes to a parsed tree in linear time, with only text that lxml can write."""
+"""Modify a parsed tree in linear time, with only text that lxml can write."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-_GONE = "x-gone"
+_REMOVED = "x-gone"
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def writable(text: str) -> str:
-    """Return text without the control characters that lxml reads, but does not write."""
+    """Return text without the control characters that lxml reads but does not write."""
     return NOT_XML.sub("", text)
 
 
 def replace(element: Any, other: Any) -> None:
-    """Put another element in an element's place; the text behind it stays."""
+    """Replace an element by another one; the text after it stays."""
     parent, tail = element.getparent(), element.tail
     if parent is not None:
         other.tail = tail and writable(tail)
@@ -23,21 +23,21 @@ def replace(element: Any, other: Any) -> None:
 
 
 def mark_as_gone(element: Any) -> None:
-    """Empty an element that `remove_marked` is to remove; the text behind it stays.
+    """Empty an element for `remove_marked`; the text after it stays.
 
-    Removed one by one, a long text would be copied as often as there are elements in it.
+    If elements were removed one by one, a long text would be copied once per element in it.
     """
     element.clear(keep_tail=True)
-    element.tag = _GONE
+    element.tag = _REMOVED
 
 
 def remove_marked(body: Any) -> None:
-    """Remove the elements that are marked as gone; each text around them is written once."""
-    parents = dict.fromkeys(gone.getparent() for gone in body.iter(_GONE))
+    """Remove all marked elements; each text around them is written once."""
+    parents = dict.fromkeys(gone.getparent() for gone in body.iter(_REMOVED))
     for parent in parents:
         last, texts = None, [parent.text or ""]
         for child in list(parent):
-            if child.tag == _GONE:
+            if child.tag == _REMOVED:
                 texts.append(child.tail or "")
                 parent.remove(child)
                 continue
@@ -49,7 +49,7 @@ def remove_marked(body: Any) -> None:
 
 
 def set_text(element: Any, last: Any, text: str) -> None:
-    """Set the text behind an element's last child, or its own where it has none."""
+    """Set the text after an element's last child, or the element's own if it has no child."""
     if last is None:
         element.text = writable(text)
     else:

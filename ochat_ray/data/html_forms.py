@@ -1,8 +1,8 @@
-"""One form for what pages write in many: formulas, checkboxes, exponents, hidden elements.
+"""Normalize constructs that pages write in many ways: formulas, checkboxes, hidden elements, etc.
 
-`normalize` changes a parsed turn in place, so that the converter and the measure of its structure
-meet only these: `CODE_BLOCK` around a code block's text, `FORMULA` and `FORMULA_BLOCK` around a
-formula's TeX, and "[x] " for a checkbox.
+`normalize` modifies a parsed turn in place, so that the converter and the measure of its structure
+handle only these forms: `CODE_BLOCK` around a code block's text, `FORMULA` and `FORMULA_BLOCK`
+around a formula's TeX, and "[x] " for a checkbox.
 
 Sources: the output of KaTeX 0.16, MathJax 2.7 and 3.2 and rehype-katex; gemini.google.com's
 `data-math`; the task lists of GitHub's and GitLab's pages.
@@ -35,10 +35,10 @@ from ochat_ray.data.html_edit import (
 )
 
 FORMULA, FORMULA_BLOCK = "x-formula", "x-formula-block"
-"""Elements that hold TeX; `display` is among the attributes of a displayed formula."""
+"""Elements that hold TeX; a displayed formula has the attribute `display`."""
 
 CODE_BLOCK = "x-code"
-"""An element that holds a code block's text; `language` is an attribute."""
+"""Element that holds a code block's text; `language` is an attribute."""
 
 _TEX_ENCODINGS = ("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex")
 _TEX_ATTRIBUTES = tuple(
@@ -52,7 +52,7 @@ _DISPLAY = frozenset(
     "katex-display math-display math-block MathJax_Display MathJax_SVG_Display".split()
 )
 _COPIES = frozenset(("MathJax_Preview", "MJX_Assistive_MathML"))
-"""Of MathJax 2: what stands there before a formula is rendered, and for screen readers after."""
+"""Copies of a formula in MathJax 2: a preview before rendering, and MathML for screen readers."""
 _TEX_CLASSES = frozenset(("latex", "tex"))
 _TEX_PICTURE = re.compile(r"equation\?tex=|latex\.php\?|latex\.codecogs\.com|mwe-math-fallback")
 _TEX_PICTURE_HINT = re.compile(r"tex|mwe-math", re.IGNORECASE)
@@ -70,12 +70,12 @@ _LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊�
 
 
 def normalize(body: Any, names: Collection[str], attributes: str) -> None:
-    """Bring a parsed turn to one form.
+    """Normalize a parsed turn in place.
 
     Args:
-        body: the turn.
-        names: the names of its elements.
-        attributes: the source of all its attributes.
+        body: The turn.
+        names: Names of its elements.
+        attributes: Source of all its attributes.
     """
     if _HIDING.search(attributes):
         _remove_hidden(body)
@@ -136,9 +136,9 @@ def _is_hidden(element: Any) -> bool:
 
 
 def _mark_code(pre: Any, may_have_lines: bool) -> None:
-    """Put one element in the place of a `<pre>`, an editor's view or `<code>` that has blocks.
+    """Replace a `<pre>`, an editor's view or a `<code>` with blocks by one element.
 
-    One with control characters, which lxml cannot write, stays.
+    Elements with control characters, which lxml cannot write, are left unchanged.
     """
     if next(pre.iterancestors("pre", CODE_BLOCK), None) is not None or pre.getparent() is None:
         return
@@ -159,7 +159,7 @@ def _mark_code(pre: Any, may_have_lines: bool) -> None:
 
 
 def _unwrap_numbered_code(body: Any) -> None:
-    """Replace a table that only puts line numbers beside a `<pre>` by the `<pre>`."""
+    """Replace a table that only adds line numbers to a `<pre>` by the `<pre>`."""
     for table in list(body.iter("table")):
         cells = [cell for cell in table.iter("td", "th") if not is_beside_lines(cell.get("class"))]
         if len(cells) == 2 and are_line_numbers("".join(cells[0].itertext()).split()):
@@ -170,7 +170,7 @@ def _unwrap_numbered_code(body: Any) -> None:
 
 
 def _join_code(body: Any) -> None:
-    """Join inline code beside inline code: in Markdown, backticks would meet."""
+    """Join adjacent inline code: in Markdown, the backticks would merge."""
     for code in list(body.iter("code")):
         following = code.getnext()
         if following is None or following.tag != "code" or code.tail:
@@ -190,7 +190,7 @@ def _join_code(body: Any) -> None:
 
 
 def code_block(element: Any) -> Code:
-    """The code block of a `CODE_BLOCK` or of a `<pre>`."""
+    """Return the code block of a `CODE_BLOCK` or of a `<pre>`."""
     if element.tag == CODE_BLOCK:
         return Code(element.get("language"), element.text or "")
     return code_of(element)
@@ -203,7 +203,7 @@ def _mark_formulas(body: Any) -> None:
     scripts = [script for script in body.iter("script") if _is_tex_script(script)]
     for element in list(body.iter("span", "div")):
         classes = set((element.get("class") or "").split())
-        # Where the TeX is in a script, all else of the formula is a copy of it.
+        # If the TeX is in a script, the rest of the formula is a copy of it.
         if classes & _COPIES or (scripts and any("MathJax" in name for name in classes)):
             mark_as_gone(element)
     remove_marked(body)
@@ -253,7 +253,7 @@ def _is_formula(element: Any) -> bool:
 
 
 def _is_picture_of_tex(image: Any) -> bool:
-    """Return whether a picture was drawn from the TeX that is its description."""
+    """Return whether a picture was rendered from the TeX in its description."""
     classes = (image.get("class") or "").lower().split()
     source = image.get("src") or ""
     return not _TEX_CLASSES.isdisjoint(classes) or bool(_TEX_PICTURE.search(source))
@@ -264,7 +264,7 @@ def _tex_attribute(element: Any) -> str | None:
 
 
 def _tex_inside(element: Any) -> list[str]:
-    """The TeX of each formula in an element, from annotations or else from attributes."""
+    """Return the TeX of each formula in an element, from annotations or else from attributes."""
     notes = [
         "".join(note.itertext())
         for note in element.iter("annotation")
@@ -278,7 +278,7 @@ def _tex_inside(element: Any) -> list[str]:
 
 
 def _is_box(element: Any) -> bool:
-    """Return whether text stands beside the formula in an element around it."""
+    """Return whether there is text next to the formula in an element around it."""
     classes = element.get("class") or ""
     if element.tag in _MATH_TAGS or "katex" in classes or "MathJax" in classes:
         return False
@@ -295,7 +295,7 @@ def _formula(tex: str, *, display: bool, block: bool) -> Any:
 
 
 def _glyphs(element: Any) -> str:
-    """The text of a formula without its TeX, once: it may be there twice, for eyes and ears."""
+    """Return the text of a formula without TeX, once: a second copy may serve screen readers."""
     spans = list(element.iter("span"))
     seen = [e for e in spans if "katex-html" in (e.get("class") or "").split()]
     if not seen:
@@ -305,24 +305,24 @@ def _glyphs(element: Any) -> str:
 
 
 def tex_of(element: Any) -> tuple[str, bool] | None:
-    """The TeX of a formula and whether it is displayed; None for other elements."""
+    """Return the TeX of a formula and whether it is displayed; None for other elements."""
     if element.tag not in (FORMULA, FORMULA_BLOCK):
         return None
     return element.text or "", element.get("display") is not None
 
 
-# ---- pictures, and text that is written otherwise
+# ---- pictures and special notations
 
 
 def _remove_icons(body: Any) -> None:
-    """Remove the icons of sites beside citations, which show nothing that the text does not."""
+    """Remove site icons next to citations, which add nothing to the text."""
     for image in list(body.iter("img")):
         source, alt = (image.get("src") or "").lower(), (image.get("alt") or "").strip().lower()
         names = (image.get("class") or "").lower()
         sizes = [re.sub(r"px$", "", image.get(side) or "") for side in ("width", "height")]
         is_small = all(size.isdecimal() and int(size[:6]) <= 32 for size in sizes)
         named = "favicon" in source or "favicon" in names or alt in ("favicon", "icon")
-        # An empty description says that a picture is an ornament.
+        # An empty description marks a picture as decorative.
         in_link = image.get("alt") == "" and _text_of_link_around(image)
         if named or (is_small and not alt) or in_link:
             if _follows_blank(image):
@@ -359,7 +359,7 @@ def _write_checkbox(box: Any) -> None:
 
 
 def _write_indices(body: Any) -> None:
-    """Exponents and indices of digits as the characters that Unicode has for them."""
+    """Write exponents and indices of digits with the Unicode characters for them."""
     for tag, table in (("sup", _RAISED), ("sub", _LOWERED)):
         for element in body.iter(tag):
             text = (element.text or "").strip()

@@ -1,4 +1,4 @@
-"""The items of a list, with what pages put into a list beside its items."""
+"""Items of a list, including content that pages put into a list outside of its items."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ochat_ray.data.html_tree import CHROME
 
 
 def items_of(element: Any) -> list[Any]:
-    """The items of a list, after all that stands beside them has become a part of one, in place.
+    """Return the items of a list, after moving all content between them into items, in place.
 
-    A list directly in a list belongs to the item before it; text and other elements are items.
+    A list directly in a list belongs to the item before it; text and other elements become items.
     """
     if element.text and not element.text.isspace():
         first = _item(element.text)

@@ -1,8 +1,8 @@
-"""Elements within elements that libxml2 closes and a browser does not, as a table in a `<pre>`.
+"""Nested elements that libxml2 closes and a browser does not, such as a table in a `<pre>`.
 
 libxml2 (htmlparser.c, `htmlStartCloseIndex`) follows HTML 4: a `<table>` ends a `<pre>`, and a
-`<p>` ends a `<b>` or a heading. Its own error, an end tag without an element, shows where that may
-have happened. Such inner elements are then given a name that it does not know, and parsed again.
+`<p>` ends a `<b>` or a heading. Its error for an end tag without an element indicates that this may
+have happened. Such inner elements are then renamed to names unknown to libxml2, and parsed again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CLOSED_BY = {
     **dict.fromkeys("b i font".split(), frozenset(("center", "p"))),
     **dict.fromkeys("s small strike tt u big".split(), frozenset(("p",))),
 }
-"""Elements, and what libxml2 ends each at."""
+"""Elements, and the start tags at which libxml2 closes each."""
 
 _INNER = frozenset().union(*_CLOSED_BY.values())
 _ENDED_BY = {
@@ -38,17 +38,17 @@ _ENDED_BY = {
     **dict.fromkeys(("dd", "dt"), frozenset(("dd", "dt"))),
     **{name: frozenset((name,)) for name in ("li", "p")},
 }
-"""Elements, and what ends at each without an end tag."""
+"""Elements, and the elements that each closes implicitly."""
 _PREFIX = "x-within-"
 _UNEXPECTED_END = "Unexpected end tag : "
-# A tag's slash and name; the attributes are only there so that none is taken for a tag.
+# A tag's slash and name; the attributes are matched so that nothing in them is taken for a tag.
 _TAG = re.compile(
     r"""<(/?+)([a-zA-Z][^\s/>]*+)(?=([^>=]*+(?:=\s*+(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|)[^>=]*+)*+))\3"""
 )
 
 
 def may_have_closed_early(errors: Collection[Any]) -> bool:
-    """Return whether libxml2's errors say that it may have closed an element too early."""
+    """Return whether libxml2's errors indicate that it may have closed an element too early."""
     return any(
         error.message.startswith(_UNEXPECTED_END)
         and error.message.removeprefix(_UNEXPECTED_END) in _CLOSED_BY
@@ -57,15 +57,15 @@ def may_have_closed_early(errors: Collection[Any]) -> bool:
 
 
 def with_unknown_names(html: str) -> str:
-    """Return HTML where the elements that libxml2 would end another at have names of ours."""
+    """Return HTML in which elements that would close another one in libxml2 are renamed."""
     names = _Names()
     return _TAG.sub(names.rename, html)
 
 
 class _Names:
-    """New names for tags, in order; of elements that an end tag may be missing of, it is written.
+    """Renames tags in document order, and writes end tags that may have been omitted.
 
-    libxml2 does not know where those of unknown names end.
+    libxml2 does not know where elements with unknown names end.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class _Names:
         self._counts: Counter[str] = Counter()
 
     def rename(self, match: re.Match[str]) -> str:
-        """Return a tag's beginning as it is to be written."""
+        """Return the beginning of a tag as it should be written."""
         name = match[2].lower()
         if name not in _CLOSED_BY and name not in _INNER:
             return match.group()
@@ -92,7 +92,7 @@ class _Names:
         return "".join(ends) + (f"<{_PREFIX}{name}{match[3]}" if is_renamed else match.group())
 
     def _end(self, name: str) -> bool:
-        """End an element with all in it; return whether it was renamed."""
+        """End an element with everything in it; return whether it was renamed."""
         while self._counts[name]:
             ended, is_renamed = self._pop()
             if ended == name:
@@ -106,7 +106,7 @@ class _Names:
 
 
 def restore_names(body: Any) -> None:
-    """Give the elements their own names again."""
+    """Restore the original names of the elements."""
     for element in body.iter():
         if element.tag.startswith(_PREFIX):
             element.tag = element.tag.removeprefix(_PREFIX)

@@ -1,8 +1,8 @@
-"""What browser extensions of 2023 glued onto a turn: the pager and the counter.
+"""Remove what browser extensions of 2023 added to a turn: the pager and the counter.
 
-The pager, "2 / 3", says which of several answers is shown; an old version of ShareGPT's extension
-took it along at a turn's very start. The counter, "Copy12 chars / 34 words", is another
-extension's bar below the text. Both are only taken off where an extension put them.
+The pager, "2 / 3", shows which of several answers is displayed; an old version of ShareGPT's
+extension copied it to the start of the turn. The counter, "Copy12 chars / 34 words", is another
+extension's bar below the text. Both are only removed at places where an extension put them.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from ochat_ray.data.pager import PAGER_TEXT, is_pager, without_pager
 
 PAGER, COUNTER = "pager", "counter"
 HTML_NOISE = (PAGER, COUNTER)
-"""Names of what can be taken off an answer in HTML."""
+"""Names of the noise that can be removed from an answer in HTML."""
 
 _PAGER_IN_HTML = re.compile(r"(?:\s|<[^<>]{0,2000}>)*(\d{1,2}) / (\d{1,2})(?P<markup>\s*<)?")
 _COUNTER = re.compile(r"Copy\s?\d+ chars / \d+ words\s*$")
-# HTML may hold these and lxml reads them, but it does not write them.
+# HTML may contain these and lxml reads them, but it does not write them.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-# What people and models write is in paragraphs; extensions write beside them.
+# People and models write in paragraphs; extensions write next to them.
 _BESIDE = frozenset({"body", "div", "span"})
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Text that was taken off a turn; "" where there was none."""
+    """Text that was removed from a turn; "" if there was none."""
 
     pager: str = ""
     counters: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """The names of the rules that took something off."""
+        """Names of the rules that removed something."""
         return [COUNTER] * bool(self.counters) + [PAGER] * bool(self.pager)
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All that was taken off."""
+        """All removed texts."""
         return (self.pager, *self.counters)
 
 
 def strip_noise(root: Any, html: str, names: Collection[str] = HTML_NOISE) -> Noise:
-    """Take pager and counter, as far as named, off a parsed turn, and return them."""
+    """Remove pager and counter, if named, from a parsed turn, and return them."""
     has_counter = COUNTER in names and "chars / " in html
     counters = _strip_counter(root) if has_counter else []
     pager = _strip_pager(root) if PAGER in names and _PAGER_IN_HTML.match(html) else ""
@@ -54,7 +54,7 @@ def strip_noise(root: Any, html: str, names: Collection[str] = HTML_NOISE) -> No
 
 
 def has_pager(html: str) -> bool:
-    """Return True if HTML begins with a pager that markup follows."""
+    """Return whether HTML begins with a pager followed by markup."""
     match = _PAGER_IN_HTML.match(html)
     return match is not None and match["markup"] is not None and is_pager(match)
 
@@ -62,7 +62,7 @@ def has_pager(html: str) -> bool:
 def _strip_pager(root: Any) -> str:
     element = next((e for e in root.iter() if (e.text or "").strip()), None)
     tail = next((e for e in root.iter() if (e.tail or "").strip()), None)
-    # Text directly in the page comes before, or after a button of the pager.
+    # Text directly in the page comes first, or after a button of the pager.
     for candidate, kind in ((element, "text"), (tail, "tail")):
         if candidate is None:
             continue
@@ -98,7 +98,7 @@ def _strip_counter(root: Any) -> list[str]:
             continue
         match = _COUNTER.search(text)
         parent = holder if kind == "text" else holder.getparent()
-        # Within a paragraph it must be glued to a word: nobody writes "fine.Copy12 chars".
+        # In a paragraph it must directly follow a word: nobody writes "fine.Copy12 chars".
         if match and (
             (match.start() and not text[match.start() - 1].isspace() and parent.tag != "code")
             or (not text[: match.start()].strip() and _is_beside(parent))
@@ -121,7 +121,7 @@ def _texts_from_the_end(element: Any) -> Iterator[tuple[Any, str, str]]:
 
 
 def _is_beside(element: Any) -> bool:
-    """Whether only the page's own boxes are around the element, and it is one."""
+    """Return whether the element and all its ancestors are the page's own boxes."""
     return element.tag in _BESIDE and all(
         e.tag in _BESIDE | {"html"} for e in element.iterancestors()
     )

@@ -1,7 +1,7 @@
-"""The HTML of a chat's turn as a tree, and the kinds of its elements.
+"""Parse the HTML of a chat turn, and classify its elements.
 
-Page text is untrusted: parsing uses no network and no entities of the page's own, and depth, size
-and the attributes of a tag are bounded.
+Page text is untrusted: parsing uses neither network nor entities defined by the page, and depth,
+size and the number of attributes per tag are bounded.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ochat_ray.data.html_nesting import may_have_closed_early, restore_names, wi
 Element = Any  # lxml's elements have no types of their own
 
 MAX_HTML_CHARACTERS = 2_000_000
-"""Of one turn. The longest of a page is some hundred thousand."""
+"""Maximum characters of one turn. The longest real ones have a few hundred thousand."""
 
 MAX_ATTRIBUTES = 256
-"""Of one tag: lxml compares each with all before it. Pages have up to thirty."""
+"""Maximum attributes per tag: lxml compares each with all before it. Pages have up to thirty."""
 
 CHROME = frozenset(
     "button svg style script noscript template head title meta link iframe object embed audio "
     "video canvas select option textarea".split()
 )
-"""Elements of the page around the text, or that have no text."""
+"""Elements of the page around the text, or without text."""
 
 CONTAINERS = frozenset(
     "html body div section article main header footer figure figcaption center details summary "
@@ -36,10 +36,10 @@ CONTAINERS = frozenset(
 BLOCKS = CONTAINERS | frozenset("p h1 h2 h3 h4 h5 h6 ul ol pre blockquote table hr".split())
 BLOCKS |= {FORMULA_BLOCK, CODE_BLOCK}
 EDGED = BLOCKS | frozenset("tr td th caption".split())
-"""Elements that begin and end a line, where only inline content can stand."""
+"""Elements that start and end a line, in places that allow only inline content."""
 
 _LONG_ATTRIBUTES = 2 * MAX_ATTRIBUTES
-# A tag's name and attributes, which may have a `>` in quotes. No part of it is tried twice.
+# A tag's name and attributes, which may have a `>` in quotes. No part of it is matched twice.
 _TAG = re.compile(
     r"""<([a-zA-Z][^\s/>]*+)([^>=]*+(?:=\s*+(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|)[^>=]*+)*+)"""
 )
@@ -53,14 +53,14 @@ _UNWANTED_REFERENCE = re.compile(
 
 
 class ConversionError(ValueError):
-    """The HTML is nested too deeply, too long, or has too many attributes for a chat's turn."""
+    """HTML that is nested too deeply, too long, or has too many attributes for a chat turn."""
 
 
 def parse(html: str) -> Element:
-    """Parse a turn's HTML into its `<body>`, with one form for what pages write in many.
+    """Parse a turn's HTML into its `<body>`, normalized by `html_forms`.
 
     Raises:
-        ConversionError: as `html_to_markdown`.
+        ConversionError: See `html_to_markdown`.
     """
     if len(html) > MAX_HTML_CHARACTERS:
         raise ConversionError(f"{len(html):,} characters of HTML in one turn")
@@ -73,7 +73,7 @@ def parse(html: str) -> Element:
     if "&#" in html:
         html = _UNWANTED_REFERENCE.sub("", html)
     names, attributes = tags_of(html)
-    if "</body" in html or "</html" in html:  # a browser shows what is behind it
+    if "</body" in html or "</html" in html:  # a browser shows what follows it
         html = _PAGE_END.sub("", html)
     body, errors = _parse(html)
     if may_have_closed_early(errors):
@@ -84,16 +84,16 @@ def parse(html: str) -> Element:
 
 
 def parse_rendered(html: str) -> Element:
-    """Parse HTML that a Markdown renderer wrote, as it is.
+    """Parse HTML from a Markdown renderer, without normalization.
 
     Raises:
-        ConversionError: it is nested too deeply.
+        ConversionError: The HTML is nested too deeply.
     """
     return _parse(html)[0]
 
 
 def _parse(html: str) -> tuple[Element, list[Any]]:
-    """Parse HTML; the second is libxml2's errors."""
+    """Parse HTML; return the body and libxml2's errors."""
     parser = _parser()
     data = f"<html><body>{html}</body></html>".encode("utf-8", "surrogatepass")
     try:
@@ -108,10 +108,10 @@ def _parse(html: str) -> tuple[Element, list[Any]]:
 
 
 def tags_of(html: str) -> tuple[set[str], str]:
-    """The names of a page's tags in lower case, and the source of all their attributes.
+    """Return the names of a page's tags in lower case, and the source of all their attributes.
 
     Raises:
-        ConversionError: a tag has more than `MAX_ATTRIBUTES`, for which lxml takes quadratic time.
+        ConversionError: A tag has more than `MAX_ATTRIBUTES`, for which lxml takes quadratic time.
     """
     tags = set(_TAG.findall(html))
     for _, attributes in tags:
@@ -130,13 +130,13 @@ def _parser() -> Any:
 
 
 def alignment_of(cell: Element) -> str:
-    """left, right, center or "" of a table's cell."""
+    """Return the alignment of a table cell: left, right, center or ""."""
     style = re.search(r"text-align:\s*(left|right|center)", cell.get("style") or "")
     return style[1] if style else (cell.get("align") or "").lower()
 
 
 def rows_of(table: Element) -> list[Element]:
-    """The rows of a table, without those of tables in its cells."""
+    """Return the rows of a table, without those of tables in its cells."""
     rows = list(table.iter("tr"))
     if next(table.iterdescendants("table"), None) is None:
         return rows

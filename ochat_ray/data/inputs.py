@@ -1,7 +1,7 @@
-"""Which files a run reads, and in what portions: paths, folders, globs, local or remote.
+"""List the files that a run reads, and group them: paths, folders, globs, local or remote.
 
-Folders are listed one directory at a time, so the driver's memory does not grow with the number
-of files; small files are grouped, so that none costs a task of its own.
+Folders are listed one directory at a time, so the driver's memory does not grow with the number of
+files; small files are grouped, so that none needs a separate task.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ochat_ray.run_dir import MANIFEST, open_location
 from ochat_ray.schema import PassedOver
 
 MAX_KINDS = 1000
-"""Kinds passed over that are counted by name."""
+"""Maximum kinds of skipped files that are counted by name."""
 
 GROUP_FILES = 1000
 GROUP_BYTES = 64 * 2**20
@@ -43,7 +43,7 @@ GROUP_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file to read: its path or URI, its size in bytes, and when it was last changed."""
+    """Input file: its path or URI, size in bytes, and modification time."""
 
     uri: str
     size: int
@@ -53,13 +53,13 @@ class InputFile:
 def find_files(
     inputs: Sequence[str], passed_over: Counter[str] | None = None
 ) -> Iterator[InputFile]:
-    """Yield the files to read of paths, globs or URIs of files and folders, in a fixed order.
+    """Yield the files to read from paths, globs or URIs of files and folders, in a fixed order.
 
-    A file that is named twice, as by its folder and itself, comes once. Files of kinds that are
-    not read, and hidden folders, are counted in `passed_over` by kind.
+    A file that is named twice, for example directly and by its folder, is yielded once. Files of
+    other kinds, and hidden folders, are counted in `passed_over` by kind.
 
     Raises:
-        UserError: an input does not exist, is of a kind that is not read, or holds no such file.
+        UserError: An input does not exist, is of an unsupported kind, or contains no such file.
     """
     counts: Counter[str] = Counter() if passed_over is None else passed_over
     roots = sorted({_normal(uri) for uri in inputs})
@@ -86,16 +86,16 @@ def find_files(
 
 
 def check_inputs(inputs: Sequence[str]) -> None:
-    """Raise what `find_files` would, without listing all the files."""
+    """Raise the errors of `find_files` without listing all the files."""
     for uri in inputs:
         next(find_files([uri]))
 
 
 def check_apart(inputs: Sequence[str], output: str) -> None:
-    """Refuse inputs among which lies what the run writes: it would read, or delete, its own tables.
+    """Reject inputs that contain the output directory: the run would read or delete its own tables.
 
     Raises:
-        UserError: an input is, contains or matches a place of the output directory's files.
+        UserError: An input is, contains or matches a location of the output files.
     """
     out = _real(output)
     folders = [f"{out}/{name}" for name in (*TABLES, RUN_FOLDER)]
@@ -113,7 +113,7 @@ def check_apart(inputs: Sequence[str], output: str) -> None:
 
 
 def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
-    """The files in portions of one task: many pages, or one file of many conversations."""
+    """Yield the files in groups, one per task: many pages, or one file of many conversations."""
     pages: list[InputFile] = []
     size = 0
     for file in files:
@@ -130,21 +130,21 @@ def groups(files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
 
 
 class Listing:
-    """Counts files as they are listed."""
+    """Counter of files while they are listed."""
 
     def __init__(self) -> None:
         self.count = self._stamps = 0
 
     @classmethod
     def of(cls, files: Iterable[InputFile]) -> Listing:
-        """A listing of all the files."""
+        """List and count all the files."""
         listing = cls()
         for _ in listing.groups(files):
             pass
         return listing
 
     def groups(self, files: Iterable[InputFile]) -> Iterator[list[InputFile]]:
-        """Yield `groups` of the files, counting all of them as they pass."""
+        """Yield the `groups` of the files, counting them on the way."""
         for group in groups(files):
             self.count += 1
             for file in group:
@@ -155,9 +155,9 @@ class Listing:
 
     @property
     def stamp(self) -> str:
-        """A digest of names, sizes and times: another one where a file has been changed.
+        """Digest of names, sizes and times, which differs if a file was changed.
 
-        It does not depend on the order. An equal one does not prove equal content.
+        It does not depend on the order. Equal stamps do not prove equal content.
         """
         return f"{self._stamps % 2**256:064x}"
 
@@ -167,7 +167,7 @@ def _normal(uri: str) -> str:
 
 
 def _real(uri: str) -> str:
-    """Return a path or URI without links, so that two names of one place are equal."""
+    """Return a path or URI with links resolved, so that two names of one location are equal."""
     uri = uri.removeprefix("file://")
     if "://" in uri:
         return uri.rstrip("/")
@@ -176,7 +176,7 @@ def _real(uri: str) -> str:
 
 
 def _base(uri: str) -> str:
-    """Return the folder below which a glob is searched; other inputs as they are."""
+    """Return the folder in which a glob is searched; other inputs unchanged."""
     return re.split(r"/[^/]*[*?]", uri, maxsplit=1)[0]
 
 
@@ -208,15 +208,15 @@ def _files_of(uri: str) -> Iterator[InputFile | PassedOver]:
 
 
 def _folder(uri: str, above: tuple[str, ...] = ()) -> Iterator[InputFile | PassedOver]:
-    """Yield the files below a folder; `above` are the folders it was reached through."""
+    """Yield the files below a folder; `above` holds its ancestors, to detect cycles of links."""
     real = uri if "://" in uri else os.path.realpath(uri)
-    if real in above:  # a link back up
+    if real in above:  # a link to an ancestor
         yield PassedOver(source=uri, kind=LINK)
         return
     try:
         entries = _remote_entries(uri) if "://" in uri else _local_entries(uri)
     except PermissionError:
-        yield InputFile(uri, 0)  # which reading it drops, with the reason
+        yield InputFile(uri, 0)  # reading it drops it, with the reason
         return
     for entry in sorted(entries, key=lambda entry: entry.uri):
         name = basename(entry.uri)
@@ -231,7 +231,7 @@ def _folder(uri: str, above: tuple[str, ...] = ()) -> Iterator[InputFile | Passe
         elif entry.type == pafs.FileType.File:
             yield InputFile(entry.uri, entry.size, entry.mtime_ns)
         else:
-            # A link that leads nowhere; a FIFO, a socket, a device.
+            # A broken link; a FIFO, a socket, a device.
             broken = entry.type == pafs.FileType.NotFound
             yield PassedOver(source=entry.uri, kind=LINK if broken else SPECIAL)
 
@@ -248,7 +248,7 @@ def _entry(uri: str) -> _Entry:
     if "://" not in uri:
         return _local_entry(uri)
     fs, path = open_location(uri)
-    with _reaching(uri):
+    with _hub_errors(uri):
         info = fs.get_file_info(path)
     return _remote_entry(uri, info)
 
@@ -256,7 +256,7 @@ def _entry(uri: str) -> _Entry:
 def _remote_entries(uri: str) -> list[_Entry]:
     fs, path = open_location(uri)
     prefix = uri.split("://")[0] + "://"
-    with _reaching(uri):
+    with _hub_errors(uri):
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return [_remote_entry(prefix + info.path, info) for info in infos]
 
@@ -266,8 +266,8 @@ def _remote_entry(uri: str, info: pafs.FileInfo) -> _Entry:
 
 
 @contextmanager
-def _reaching(uri: str) -> Iterator[None]:
-    """Raise a UserError where the Hugging Face hub does not answer or refuses."""
+def _hub_errors(uri: str) -> Iterator[None]:
+    """Raise a UserError if the Hugging Face Hub does not answer or refuses access."""
     if not uri.startswith("hf://"):
         yield
         return
@@ -275,7 +275,7 @@ def _reaching(uri: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    # The hub's client raises errors of its HTTP library, which differs between its versions.
+    # The Hub's client raises errors of its HTTP library, which differs between its versions.
     except Exception as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise UserError(
@@ -285,7 +285,7 @@ def _reaching(uri: str) -> Iterator[None]:
 
 
 def _local_entries(uri: str) -> list[_Entry]:
-    """List a local folder; unlike Arrow, with names that are not UTF-8."""
+    """List a local folder; unlike Arrow, this supports names that are not UTF-8."""
     try:
         with os.scandir(uri) as entries:
             return [_local_entry(entry.path) for entry in entries]
@@ -296,7 +296,7 @@ def _local_entries(uri: str) -> list[_Entry]:
 def _local_entry(path: str) -> _Entry:
     try:
         status = os.stat(path)
-    except OSError:  # nothing there, or a link in a circle
+    except OSError:  # missing, or a cycle of links
         return _Entry(path, pafs.FileType.NotFound)
     if stat.S_ISDIR(status.st_mode):
         return _Entry(path, pafs.FileType.Directory)
@@ -306,7 +306,7 @@ def _local_entry(path: str) -> _Entry:
 
 
 def _glob(uri: str) -> re.Pattern[str]:
-    """`*` and `?` within a name; `**/` is any number of folders."""
+    """Compile a glob: `*` and `?` match within a name; `**/` matches any number of folders."""
     parts = []
     for piece in re.split(r"(\*\*/|\*|\?)", uri):
         parts.append({"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}.get(piece) or re.escape(piece))

@@ -1,4 +1,4 @@
-"""Decoding of one JSON value as Python writes it, with NaN and halves of surrogate pairs."""
+"""Decode JSON as written by Python, with NaN and unpaired surrogates."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import orjson
 
 
 def _integer(digits: str) -> int | float:
-    # Python refuses to convert more than 4,300 digits, for the time it takes.
+    # Python refuses to convert more than 4,300 digits, because of the time it takes.
     return int(digits) if len(digits) < 400 else float(digits)
 
 
 scan = json.JSONDecoder(parse_int=_integer).raw_decode
-"""Decode the value at a place of a text; return it and its end.
+"""Decode the value at a position of a text; return it and its end.
 
 Raises JSONDecodeError or RecursionError.
 """
 
 
 def decode(data: bytes) -> Any:
-    """Decode one JSON value, with the NaN, Infinity and halves of surrogate pairs of Python's.
+    """Decode one JSON value, allowing Python's NaN, Infinity and unpaired surrogates.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+        ValueError: The data is not JSON, not UTF-8, or nested too deeply.
     """
     try:
         return orjson.loads(data)

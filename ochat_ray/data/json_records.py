@@ -1,8 +1,8 @@
-"""Records from a stream of JSON in any shape.
+"""Read records from a stream of JSON in any layout.
 
-That is an array, lines, values one after the other, or an object that holds records in a list.
-What the stream holds decides, not the file's name. Memory is bounded by the largest record. A
-record that cannot be read comes out as `Broken`, and reading continues at the next record.
+The layout is an array, lines, concatenated values, or an object that holds records in a list. It is
+detected from the content, not from the file's name. Memory is bounded by the largest record. An
+unreadable record is yielded as `Broken`, and reading continues at the next record.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ochat_ray.data.record_lists import holds_records
 from ochat_ray.schema import Reason
 
 MAX_RECORD_BYTES = 64 * 2**20
-"""Of one record; in an array, where text is counted after decoding, characters."""
+"""Maximum size of one record in bytes; in an array, where text is decoded first, in characters."""
 
 _SNIFFED = 1 << 16
 _CHUNK = 1 << 20
 _MANY_BLANK_LINES = 1000
-"""Compressed data may unpack to a billion blank lines, which are passed by the buffer."""
+"""Blank lines skipped at a time: compressed data may unpack to a billion blank lines."""
 
 _BETWEEN = " \t\r\n,\ufeff"
 
 _BOMS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16's, with which it begins
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16's, which is a prefix of it
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
@@ -40,10 +40,10 @@ _BOMS = {
 def json_records(
     stream: IO[bytes], *, by_lines: bool, max_size: int = MAX_RECORD_BYTES
 ) -> Iterator[Any]:
-    """Yield the decoded records of a stream, and a `Broken` for each that cannot be read.
+    """Yield the decoded records of a stream, and a `Broken` for each unreadable one.
 
-    An object that holds lists of records comes as it is, if it is small; of a large or broken one
-    the records come. `by_lines` says what the stream is where its beginning cannot be read.
+    A small object that holds lists of records is yielded unchanged; a large or broken one is
+    yielded as its records. `by_lines` gives the layout if it cannot be detected.
     """
     head = read_exactly(stream, _SNIFFED)
     encoding, bom = _encoding(head)
@@ -59,11 +59,11 @@ def json_records(
 
 
 def _encoding(head: bytes) -> tuple[str, int]:
-    """Return the encoding of JSON that begins so, and the length of its byte order mark."""
+    """Return the encoding of JSON with this beginning, and the length of its byte order mark."""
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
             return encoding, len(bom)
-    # JSON begins with ASCII, whose other bytes are zeros in these.
+    # JSON begins with ASCII, whose other bytes are zero in these encodings.
     zeros = "".join("0" if byte == 0 else "x" for byte in head[:4])
     without_mark = {
         "x000": "utf-32-le",
@@ -75,7 +75,7 @@ def _encoding(head: bytes) -> tuple[str, int]:
 
 
 class _Transcoded(ByteStream):
-    """A stream of another encoding in UTF-8, in which half a surrogate pair is not valid."""
+    """UTF-8 view of a stream in another encoding, in which unpaired surrogates are invalid."""
 
     def __init__(self, stream: IO[bytes], encoding: str) -> None:
         self._stream = stream
@@ -93,7 +93,7 @@ class _Transcoded(ByteStream):
 
 
 def _has_lines(head: str, by_lines: bool) -> bool:
-    """Decide from a stream's beginning if each line is a record of its own."""
+    """Decide from a stream's beginning whether each line is a separate record."""
     head = head.lstrip(_BETWEEN)
     if head.startswith("[") or (head.startswith("{") and holds_records(head, 0)):
         return False
@@ -125,7 +125,7 @@ def _lines(stream: IO[bytes], max_size: int) -> Iterator[Any]:
 
 
 def _pass_blank_lines(reader: io.BufferedReader[Any]) -> int:
-    """Read the blanks that the buffer begins with; return how many lines they end."""
+    """Read the blanks at the beginning of the buffer; return the number of lines they end."""
     there = reader.peek()
     blanks = there[: len(there) - len(there.lstrip(b" \t\r\n"))]
     reader.read(len(blanks))

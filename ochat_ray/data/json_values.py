@@ -1,7 +1,7 @@
-"""JSON values from a stream of text, one at a time, in bounded memory, and a way on after faults.
+"""Read JSON values from a text stream, one at a time, in bounded memory, with error recovery.
 
-Values are decoded where they stand by the standard library's decoder, which says where each ends,
-and reads the NaN, Infinity and halves of surrogate pairs that Python writes.
+Values are decoded in place by the standard library's decoder, which returns the end of each and
+accepts the NaN, Infinity and unpaired surrogates that Python writes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ochat_ray.schema import Reason
 
 _CHUNK = 1 << 17
 _DEPTH = 900
-"""Characters of which the decoder has at least got through where nesting is too deep for it."""
+"""Characters that the decoder has certainly passed when nesting is too deep for it."""
 _MAX_TRIES = 1000
-"""Places at which the next record may begin that are tried in one chunk of text."""
+"""Maximum positions per chunk of text at which the next record is searched."""
 _LONGEST_BREAK = 64
-"""Characters between `{` and `"` at which a record begins."""
+"""Maximum characters between `{` and `"` at the beginning of a record."""
 
 _RECORD_START = re.compile(r'\{[ \t\r\n]{0,60}"')
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}"]', re.DOTALL)
@@ -43,7 +43,7 @@ _CLOSED_BY = {"{": "}", "[": "]"}
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A record that could not be read. `place` is its line (":7") or number from 0 ("#6")."""
+    """Record that could not be read. `place` is its line (":7") or number from 0 ("#6")."""
 
     place: str
     reason: Reason
@@ -51,7 +51,7 @@ class Broken:
 
 
 class _Fault(Exception):  # noqa: N818
-    """Reason for no value at a place; `at` is the position in the text of the error."""
+    """Reason why there is no value at a position; `at` is the position of the error in the text."""
 
     def __init__(self, reason: Reason, detail: str, at: int) -> None:
         super().__init__(detail)
@@ -61,18 +61,18 @@ class _Fault(Exception):  # noqa: N818
 
 
 class Values:
-    """A reader of records: elements of arrays, of lists in an object, or concatenated values.
+    """Reader of records: elements of arrays, of lists in an object, or concatenated values.
 
     Args:
         stream: UTF-8, without a byte order mark.
-        max_size: characters of the largest record.
+        max_size: Maximum characters per record.
     """
 
     def __init__(self, stream: IO[bytes], max_size: int) -> None:
         self._stream = stream
         self._max_size = max_size
         self._undecoded = b""
-        # What has been decoded and not been taken begins at `_at`; the last value at `_start`.
+        # Decoded but unconsumed text begins at `_at`; the last value at `_start`.
         self._text = ""
         self._start = self._at = 0
         self._ended = False
@@ -83,14 +83,14 @@ class Values:
         self._recovered = False
 
     def records(self) -> Iterator[Any]:
-        """Yield the records, and a `Broken` for each fault; what follows it is read."""
+        """Yield the records, and a `Broken` for each fault; reading continues after it."""
         while self._find_next():
             first = self._text[self._at]
             if self._closers and first == self._closers[-1]:
                 self._closers.pop()
                 self._at += 1
             elif self._recovered and not self._closers and first in "]}":
-                self._at += 1  # of the list or object in which there was a fault
+                self._at += 1  # of the list or object that contained the fault
             elif self._opens_list(first):
                 self._closers.append(_CLOSED_BY[first])
                 self._at += 1
@@ -119,7 +119,7 @@ class Values:
         self._count += 1
 
     def _opens_list(self, first: str) -> bool:
-        """Tell if records follow inside: of an array, or an object of which a list holds them."""
+        """Return whether records follow inside: in an array, or an object with a list of them."""
         if self._closers:
             return False
         if first != "{" or not self._look_ahead(holds_records):
@@ -133,7 +133,7 @@ class Values:
         )  # a small one is a value like others, whose records are found in it
 
     def _enter_member(self) -> None:
-        """In an object that holds records: enter a list of records, pass any other member."""
+        """Enter a list of records in an object that holds records, or skip another member."""
         key = self._value()
         if not isinstance(key, str) or not self._find_next() or self._text[self._at] != ":":
             raise _Fault(Reason.MALFORMED, "no key and colon in the outer object", self._at)
@@ -147,14 +147,14 @@ class Values:
             self._value()
 
     def _look_ahead(self, test: Callable[[str, int], bool | None]) -> bool:
-        """Apply a test to the text at the place, with more text as long as it answers None."""
+        """Apply a test at the current position, with more text as long as it returns None."""
         while (answer := test(self._text, self._at)) is None:
             if len(self._text) - self._at > self._max_size or not self._fill():
                 return False
         return answer
 
     def _find_next(self) -> bool:
-        """Go to the next character that is not blank, comma or mark; False at the end."""
+        """Advance to the next character that is not blank, comma or mark; False at the end."""
         while True:
             self._at = BETWEEN.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text):
@@ -163,7 +163,7 @@ class Values:
                 return False
 
     def _fill(self) -> bool:
-        """Read on, doubling what there is; False at the stream's end."""
+        """Read more text, doubling the buffer; return False at the stream's end."""
         rest = self._text[self._at :]
         if not self._all_utf8:
             self._all_utf8 = not _NOT_UTF8.search(rest)
@@ -183,7 +183,7 @@ class Values:
         return bool(more) or not self._ended
 
     def _value(self) -> Any:
-        """Decode the value at the place and go behind it; where there is none, stay."""
+        """Decode the value at the current position and advance past it; without one, stay."""
         while True:
             self._start = self._at
             try:
@@ -194,7 +194,7 @@ class Values:
             except json.JSONDecodeError as error:
                 at, detail = error.pos, error.msg
             else:
-                # A number may go on in what has not been read yet.
+                # A number may continue in text that has not been read yet.
                 if end == len(self._text) and self._text[end - 1] not in '}]"' and self._fill():
                     continue
                 length = end - self._start
@@ -226,10 +226,10 @@ class Values:
             raise _Fault(Reason.MALFORMED, f"byte 0x{byte:02x} is not UTF-8", end)
 
     def _recover(self, fault: _Fault) -> tuple[Broken, Any]:
-        """Go behind the broken record at the place; return its fault, and the next record if any.
+        """Skip the broken record; return its fault, and the next record if there is one.
 
-        Where its brackets match, it ends with them. Otherwise the next object is sought that can
-        be read and has a record's keys; a turn of the broken record has not.
+        If its brackets match, the record ends with them. Otherwise the next object is searched that
+        can be read and has a record's keys, which a turn of the broken record does not have.
         """
         self._recovered = True
         by_brackets = bool(self._closers) and fault.reason != Reason.TOO_LARGE
@@ -251,14 +251,14 @@ class Values:
         return self._broken(reason, f"{detail}; {lost:,} bytes were not read"), record
 
     def _end_by_brackets(self) -> int | None:
-        """Return where the value at the place ends, if its brackets and quotes match."""
+        """Return the end of the value at the current position, if its brackets and quotes match."""
         while True:
             open_brackets: list[str] = []
             for match in _STRING_OR_BRACKET.finditer(self._text, self._at):
                 mark = match[0]
                 if mark in _CLOSED_BY:
                     open_brackets.append(_CLOSED_BY[mark])
-                elif len(mark) == 1 and mark == '"':  # of a string without an end
+                elif len(mark) == 1 and mark == '"':  # of an unterminated string
                     break
                 elif mark in "]}":
                     if not open_brackets or open_brackets.pop() != mark:
@@ -267,13 +267,13 @@ class Values:
                         end = match.end()
                         return end if _AFTER_RECORD.match(self._text, end) else None
                 elif not open_brackets or mark[1:-1].strip() in (":", ","):
-                    # The latter stands between strings: a quote is missing before it.
+                    # The latter occurs between strings: a quote is missing before it.
                     return None
             if len(self._text) - self._at > self._max_size or not self._fill():
                 return None
 
     def _seek_record(self, fault: _Fault) -> tuple[int, Any]:
-        """Return the bytes that were passed and the next record, or None at the stream's end."""
+        """Return the number of skipped bytes and the next record, or None at the stream's end."""
         lost = tries = 0
         step = _DEPTH
         search_from = fault.at if fault.detail == "nested too deeply" else self._at + 1
@@ -302,7 +302,7 @@ class Values:
                 if again.reason == Reason.TOO_LARGE or tries % _MAX_TRIES == 0:
                     search_from = len(self._text)
                 elif again.detail == "nested too deeply":
-                    # Each try costs the decoder's whole depth, which is far more from Python 3.12.
+                    # Each attempt costs the decoder's full depth, far more since Python 3.12.
                     search_from = min(self._at + step, len(self._text))
                     step = min(2 * step, _CHUNK)
 

@@ -1,4 +1,4 @@
-"""Kinds of files and archive members by their names: read, or passed over and counted."""
+"""Kinds of files and archive members by name: read, or skipped and counted as passed over."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ _EXTENSION = re.compile(rf"(?:{_WORD})?\.(?:gz|bz2|xz|zst)\Z|{_WORD}\Z")
 
 
 def is_page(name: str) -> bool:
-    """Return True for the name of a share page, compressed or not."""
+    """Return whether the name is that of a share page, compressed or not."""
     return name.lower().endswith(_PAGE_NAMES)
 
 
 def is_archive(name: str) -> bool:
-    """Return True for the name of a zip or tar archive."""
+    """Return whether the name is that of a zip or tar archive."""
     return name.lower().endswith((ZIP, *TARS))
 
 
 def is_file_kind(name: str) -> bool:
-    """Return True for the name of a file that is read: a page, records or an archive."""
+    """Return whether the name is that of a supported file: a page, records or an archive."""
     return name.lower().endswith(_FILE_NAMES)
 
 
 def kind_passed_over(path: str, *, member: bool = False) -> str | None:
     """Return the kind under which a path is counted as passed over, or None if it is read.
 
-    A member is judged with the folders in its path; of a file only the last name counts, since
-    its folders have been judged before. An archive inside an archive is not opened.
+    The folders in a member's path count as well; for a file only its name counts, since its folders
+    were checked before. An archive inside an archive is not opened.
     """
     names = [name for name in path.replace("\\", "/").split("/") if name not in ("", ".", "..")]
     for name in names if member else names[-1:]:
@@ -73,7 +73,7 @@ def without_compression(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a name that UTF-8 can hold: bytes of a file name that are not UTF-8 become U+FFFD."""
+    """Return a name that UTF-8 can represent: other bytes of a file name become U+FFFD."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""Which language a text is in, for the report."""
+"""Detect the language of a text, for the report."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 
 
 def language_of(text: str) -> str:
-    """The ISO 639-1 code of a text's language by its first 150 characters, "" where unclear."""
-    import py3langid  # loads its model, half a second
+    """Return the ISO 639-1 code of a text's first 150 characters; "" if the language is unclear."""
+    import py3langid  # loads its model, which takes half a second
 
     words = re.sub(r"[\W\d_]+", " ", text[:150]).strip()
     if len(words) < 4:

@@ -1,7 +1,7 @@
-"""Conversations that are longer than the context: cut, split at turn boundaries, or dropped.
+"""Conversations longer than the context: truncated, split at turn boundaries, or dropped.
 
-All functions work on token positions of one encoded conversation: BOS and a system turn are its
-head, and a round is a user turn with the answers that follow it.
+All functions work on token positions of one encoded conversation. BOS and a system turn form its
+head; a round is a user turn with the answers that follow it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Long = Literal["cut", "split", "drop"]
 CHOICES: tuple[Long, ...] = get_args(Long)
 
 Span = tuple[int, int]
-"""First position, and the one after the last."""
+"""First position, and the position after the last."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
     """Positions of an encoded conversation's head and rounds.
 
-    `rounds` follow the head without a gap; `first_turns` has the index of each one's first turn.
+    `rounds` follow the head without a gap; `first_turns` has the index of each round's first turn.
     """
 
     head: int
@@ -32,15 +32,16 @@ class Layout:
 
     @property
     def length(self) -> int:
-        """Tokens of the whole conversation."""
+        """Tokens of the complete conversation."""
         return self.rounds[-1][1] if self.rounds else self.head
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """One sample of a conversation: its head, and neighbouring rounds.
+    """One sample of a conversation: its head and consecutive rounds.
 
-    `body` is the rounds' span, up to where the context ends; `first_turn` is their first turn.
+    `body` is the span of the rounds, up to the end of the context; `first_turn` is their first
+    turn.
     """
 
     head: Span
@@ -57,9 +58,9 @@ def layout_of(roles: Sequence[Role], ends: Sequence[int], bos: int) -> Layout:
     """Return the layout of a conversation whose turns end before the positions `ends`.
 
     Args:
-        roles: of the turns; only the first may be a system turn.
-        ends: one position for each turn.
-        bos: tokens before the first turn.
+        roles: Roles of the turns; only the first may be a system turn.
+        ends: One position per turn.
+        bos: Number of tokens before the first turn.
     """
     has_system = bool(roles) and roles[0] == "system"
     head = ends[0] if has_system else bos
@@ -79,9 +80,9 @@ def layout_of(roles: Sequence[Role], ends: Sequence[int], bos: int) -> Layout:
 def pieces(layout: Layout, max_length: int, long: Long) -> list[Piece]:
     """Return the samples of a conversation, each of at most `max_length` tokens.
 
-    "cut" makes one, of the conversation's beginning. "split" begins a further one, with the head
-    again, at the first round that does not fit; a round that does not fit into any is cut, in a
-    sample of its own. "drop" makes none of a conversation that is longer.
+    "cut" returns one, the beginning of the conversation. "split" starts another sample, again with
+    the head, at the first round that does not fit; a round that fits into no sample is truncated,
+    in a separate sample. "drop" returns none for a longer conversation.
     """
     whole = _piece(layout, 0, len(layout.rounds), max_length)
     if long == "cut" or layout.length <= max_length:

@@ -1,4 +1,4 @@
-"""The manifest of a run of `prepare`."""
+"""Manifest of a run of `prepare`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def manifest_of(
     summaries: Sequence[Summary],
     statistics: Statistics,
 ) -> dict[str, Any]:
-    """Describe a run as what its passes counted.
+    """Return the manifest of a run from the counts of its passes.
 
     Args:
         config: The configuration.
-        plan: What was read.
-        identity: What the result depends on, besides the inputs' content.
-        files: What is in the files of the tables.
-        summaries: What the parts' tables held, from the tokenising pass.
+        plan: Inputs that were read.
+        identity: Values that affect the result, besides the inputs' content.
+        files: Summaries of the tables' files.
+        summaries: Summaries of the parts' tables, from the tokenization pass.
         statistics: Sums over the parts.
     """
     content = content_of(plan)

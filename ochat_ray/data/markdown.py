@@ -1,11 +1,11 @@
-"""ChatGPT's rendered HTML back to the Markdown that it was rendered from.
+"""Convert ChatGPT's rendered HTML back to the Markdown that it was rendered from.
 
-The test of truth: rendered as CommonMark with tables, the result has the structure of the HTML,
-block by block, and its code byte for byte (`fidelity.py` measures it).
+The criterion of success: rendered as CommonMark with tables, the result has the structure of the
+HTML, block by block, and its code byte for byte (measured by `fidelity.py`).
 
-Sources: CommonMark 0.31 (spec.commonmark.org), the table extension of GitHub Flavored Markdown,
-and the markup of chat.openai.com in spring 2023 as ShareGPT stored it: `<pre>` with a language
-label and a "Copy code" button around `<code class="hljs language-x">`, KaTeX with its TeX in
+Sources: CommonMark 0.31 (spec.commonmark.org), the table extension of GitHub Flavored Markdown, and
+the markup of chat.openai.com in spring 2023 as ShareGPT stored it: `<pre>` with a language label
+and a "Copy code" button around `<code class="hljs language-x">`, KaTeX with its TeX in
 `annotation[encoding="application/x-tex"]`.
 """
 
@@ -47,10 +47,10 @@ BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A converted turn.
+    """Converted turn.
 
-    `skeleton` is the Markdown with `MATH_MARK` for every formula, which CommonMark does not know;
-    `root` is the parsed HTML without its noise, which is `noise`.
+    `skeleton` is the Markdown with `MATH_MARK` for every formula, which CommonMark does not have;
+    `root` is the parsed HTML without its noise, which is in `noise`.
     """
 
     markdown: str
@@ -64,25 +64,25 @@ class _Block:
     kind: Kind
     text: str
     marker: str = ""
-    """Of a list: the character after which it is told from the list before it."""
+    """For a list: the character that separates it from a list before it."""
     interrupts: bool = True
-    """Whether it can follow a paragraph's text on the next line."""
+    """Whether the block can follow a paragraph's text on the next line."""
 
 
 def html_to_markdown(html: str) -> str:
-    """The Markdown of a turn that ChatGPT's page rendered as `html`.
+    r"""Return the Markdown of a turn that ChatGPT's page rendered as `html`.
 
-    Formulas come back as `\\(...\\)` and `\\[...\\]`. Buttons, labels and what browser extensions
-    glued on are left out.
+    Formulas become `\(...\)` and `\[...\]`. Buttons, labels and additions of browser extensions
+    are removed.
 
     Raises:
-        ConversionError: more than 250 levels of nesting, or `MAX_HTML_CHARACTERS`.
+        ConversionError: More than 250 levels of nesting, or `MAX_HTML_CHARACTERS`.
     """
     return convert(html).markdown
 
 
 def convert(html: str, noise: Collection[str] = HTML_NOISE) -> Converted:
-    """Return `html_to_markdown` with what `fidelity` needs; `noise` names what to take off."""
+    """Return `html_to_markdown` with the data for `fidelity`; `noise` names what to remove."""
     root = parse(html)
     taken_off = strip_noise(root, html, noise)
     text = "\n\n".join(block.text for block in _blocks(root))
@@ -90,9 +90,9 @@ def convert(html: str, noise: Collection[str] = HTML_NOISE) -> Converted:
 
 
 def _blocks(container: Element, *, prose: bool = False) -> list[_Block]:
-    """The blocks of a container's content; runs of inline content become paragraphs.
+    """Return the blocks of a container's content; runs of inline content become paragraphs.
 
-    `prose`: the content is a list item's, where a blank line in the text means nothing.
+    `prose`: the content is a list item's, where a blank line in the text has no meaning.
     """
     blocks: list[_Block] = []
     pieces: Pieces = []
@@ -159,7 +159,7 @@ def _block(element: Element, previous: _Block | None) -> _Block | None:
         quoted = "\n\n".join(block.text for block in _blocks(element))
         return _Block("quote", "\n".join(f"> {q}" if q else ">" for q in quoted.split("\n")))
     if tag == "hr":
-        # Dashes below a line of text would make a heading of it.
+        # Dashes below a line of text would make it a heading.
         return _Block("rule", "---")
     if tag[0] == "h" and tag[1:].isdigit():
         pieces: Pieces = []
@@ -191,7 +191,7 @@ def _list(element: Element, previous: _Block | None) -> _Block | None:
     loose = any(child.tag == "p" for item in items for child in item)
     ordered = element.tag == "ol"
     markers = ".)" if ordered else "-*"
-    # Two lists of the same marker, one after the other, would be one.
+    # Two consecutive lists with the same marker would be one.
     marker = markers[previous is not None and previous.marker == markers[0]]
     number = _start(element)
     texts = []
@@ -226,14 +226,14 @@ def _item(bullet: str, blocks: Sequence[_Block], loose: bool) -> str:
 
 
 def _can_follow(before: _Block, block: _Block) -> bool:
-    """Whether the block can stand on the line below, without a blank one."""
+    """Return whether the block can follow on the next line, without a blank line."""
     if block.kind == "paragraph":
         return before.kind in ("code", "heading", "rule")
     return before.kind != "paragraph" or block.interrupts
 
 
 def _table(element: Element) -> list[_Block]:
-    """A table, behind its caption as a paragraph."""
+    """Return a table, preceded by its caption as a paragraph."""
     captions = [block for child in element.iterchildren("caption") for block in _blocks(child)]
     own_rows = rows_of(element)
     rows = [[_cell(cell) for cell in row if cell.tag in ("th", "td")] for row in own_rows]

@@ -1,4 +1,4 @@
-"""Inline content of a turn's HTML, with the sentinels that `markdown_text.finish` resolves."""
+"""Write the inline content of a turn's HTML, with sentinels for `markdown_text.finish`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from ochat_ray.data.html_forms import CODE_BLOCK, code_block, tex_of
 from ochat_ray.data.html_tree import CHROME, EDGED, Element
 
 Pieces = list[str]
-"""Markdown that is finished already, in the order of its OPAQUE marks in the text."""
+"""Finished Markdown, in the order of its OPAQUE marks in the text."""
 
 MATH_MARK = "/\U0001d453/"
-"""Stands for a formula in `Converted.skeleton`: punctuation at both ends, as its delimiters."""
+"""Replacement for a formula in `Converted.skeleton`: punctuation at both ends, like its
+delimiters."""
 
 _EDGES = f" \n\t{text_of.BREAK}{text_of.EDGE}"
 _EMAIL = re.compile(
@@ -26,22 +27,22 @@ _MATH = re.compile(f"{_MATH_START}.*?{_MATH_END}", re.DOTALL)
 
 
 def without_marks(text: str) -> str:
-    """Finished Markdown, with formulas as they are."""
+    """Return finished Markdown with its formulas."""
     return text.replace(_MATH_START, "").replace(_MATH_END, "") if _MATH_START in text else text
 
 
 def skeleton(text: str) -> str:
-    """Finished Markdown with `MATH_MARK` for every formula, which CommonMark does not know."""
+    """Return finished Markdown with `MATH_MARK` for every formula, for CommonMark renderers."""
     return _MATH.sub(MATH_MARK, text) if _MATH_START in text else text
 
 
 def is_inline(tag: str) -> bool:
-    """Whether an element of this tag has inline content and nothing else."""
+    """Return whether an element with this tag has only inline content."""
     return tag in _INLINE
 
 
 def inline_of(element: Element, pieces: Pieces) -> str:
-    """An element's content, with sentinels; finished pieces of it are appended to `pieces`."""
+    """Return an element's content with sentinels; append finished parts of it to `pieces`."""
     parts = [text_of.literal(element.text)] if element.text else []
     for child in element:
         parts.append(inline_element(child, pieces))
@@ -51,7 +52,7 @@ def inline_of(element: Element, pieces: Pieces) -> str:
 
 
 def inline_element(element: Element, pieces: Pieces) -> str:
-    """An inline element with its own markup, as `inline_of`."""
+    """Return an inline element with its own markup; see `inline_of`."""
     tag = element.tag
     if write := _INLINE.get(tag):
         return write(element, pieces)
@@ -62,7 +63,7 @@ def inline_element(element: Element, pieces: Pieces) -> str:
     if tag in (CODE_BLOCK, "pre"):
         return _opaque(_code_span(code_block(element).text), pieces)
     inline = inline_of(element, pieces)
-    # A block where only inline content can stand, as a paragraph in a cell.
+    # A block in a place that allows only inline content, such as a paragraph in a cell.
     return f"{text_of.EDGE}{inline}{text_of.EDGE}" if tag in EDGED and inline else inline
 
 
@@ -78,7 +79,7 @@ def _code(element: Element, pieces: Pieces) -> str:
 
 
 def split_at_breaks(code: Element) -> list[str]:
-    """The text of inline code; in Markdown, no line break can be within it."""
+    """Return the lines of inline code, which in Markdown cannot contain a line break."""
     if next(code.iter("br"), None) is None:
         return ["".join(code.itertext())]
     lines = [""]
@@ -102,7 +103,7 @@ def _code_span(text: str) -> str:
         return f"`{text or ' '}`"
     lengths = {len(run) for run in re.findall("`+", text)}
     mark = "`" * next(n for n in range(1, len(lengths) + 2) if n not in lengths)
-    # One blank at both ends is taken off; needed where the code itself has a backtick or blank.
+    # One space at both ends is removed; needed if the code itself has a backtick or space there.
     padded = text[0] == "`" or text[-1] == "`" or (text[0] == " " and text[-1] == " ")
     return f"{mark} {text} {mark}" if padded else f"{mark}{text}{mark}"
 
@@ -110,7 +111,7 @@ def _code_span(text: str) -> str:
 def _emphasis(opener: str, closer: str) -> Callable[[Element, Pieces], str]:
     def write(element: Element, pieces: Pieces) -> str:
         inline = inline_of(element, pieces)
-        # Delimiters must touch what they emphasise: white space goes outside.
+        # Delimiters must touch the emphasized text: white space goes outside.
         core = inline.strip(_EDGES).strip()
         if not core:
             return inline
@@ -128,7 +129,7 @@ def _link(element: Element, pieces: Pieces) -> str:
         pieces += inside
         return inline
     label = text_of.plain(inline)
-    if not inside and not label.strip():  # an anchor, or a button that is left out
+    if not inside and not label.strip():  # an anchor, or a button that is removed
         return inline
     if (
         not inside
@@ -158,17 +159,17 @@ def _image(element: Element, pieces: Pieces) -> str:
 
 
 def url_of(given: str | None) -> str:
-    """A URL as a browser takes it from an attribute (url.spec.whatwg.org, section 4.4)."""
+    """Return a URL as parsed by a browser from an attribute (url.spec.whatwg.org, section 4.4)."""
     return re.sub(r"[\t\n\r]", "", (given or "").strip(_C0_AND_SPACE))
 
 
 def _is_safe(url: str) -> bool:
-    """No script, and no bytes of a picture among the text."""
+    """Return whether the URL is neither a script nor embedded data."""
     return bool(url) and not re.match(r"(javascript|vbscript|data|file|blob):", url, re.IGNORECASE)
 
 
 def _target(url: str, title: str | None) -> str:
-    """A link's destination and title, escaped."""
+    """Return a link's destination and title, escaped."""
     url = re.sub(
         r"\s", lambda m: f"%{ord(m.group()):02X}" if m.group() < "\x80" else m.group(), url
     )
@@ -186,7 +187,7 @@ def _target(url: str, title: str | None) -> str:
 
 
 def formula(tex: str, display: bool) -> str:
-    """A formula between its delimiters, unless the page's TeX has some; and between our marks."""
+    """Return a formula between our marks, with delimiters unless the page's TeX has some."""
     tex = re.sub(r"\n\s*\n", "\n", tex)
     if tex.startswith(("$", "\\(", "\\[")):
         written = tex

@@ -1,9 +1,9 @@
-"""The text of one Markdown block: which characters need an escape, and which delimiters work.
+"""Escape the text of one Markdown block where needed, and check which delimiters work.
 
-`markdown.py` writes inline content with sentinels: one for every character of the text that could
-mean something in Markdown, and one for every delimiter of emphasis. Only when the whole block is
-known can it be told whether a literal `*` would open emphasis, so `finish` decides here, after the
-rules of CommonMark 0.31. A `snake_case` word or `2 * 3` comes out as it went in.
+`markdown.py` writes inline content with sentinels: one for every character that could have a
+meaning in Markdown, and one for every delimiter of emphasis. Whether a literal `*` would open
+emphasis depends on the entire block, so `finish` decides here, following the rules of CommonMark
+0.31. A `snake_case` word or `2 * 3` stays unchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html.entities import html5
 
-# Unicode noncharacters: never in text that is meant for interchange (Unicode 15, section 23.7).
+# Unicode noncharacters: never in text for interchange (Unicode 15, section 23.7).
 _LITERALS = "*_`[]<&\\!~"
 _FIRST = 0xFDD0
 STAR, UNDERSCORE, BACKTICK, OPEN_BRACKET, CLOSE_BRACKET, LESS, AMPERSAND, BACKSLASH, BANG, TILDE = (
@@ -23,9 +23,9 @@ STAR, UNDERSCORE, BACKTICK, OPEN_BRACKET, CLOSE_BRACKET, LESS, AMPERSAND, BACKSL
 EM_OPEN, EM_CLOSE, STRONG_OPEN, STRONG_CLOSE, OPAQUE, BREAK = (
     chr(_FIRST + len(_LITERALS) + i) for i in range(6)
 )
-"""OPAQUE stands for a piece that is Markdown already, such as a code span; BREAK for a `<br>`."""
+"""OPAQUE stands for finished Markdown, such as a code span; BREAK for a `<br>`."""
 EDGE = "\ufde2"
-"""The beginning or end of a block where only inline content can stand; several are one break."""
+"""Border of a block in a place that allows only inline content; several become one line break."""
 
 STRIKE_OPEN, STRIKE_CLOSE = "\ufde3", "\ufde4"
 
@@ -37,7 +37,7 @@ _OPENERS = {EM_OPEN: "*", STRONG_OPEN: "**", STRIKE_OPEN: "~~"}
 _CLOSERS = {EM_CLOSE: EM_OPEN, STRONG_CLOSE: STRONG_OPEN, STRIKE_CLOSE: STRIKE_OPEN}
 _EMPHASIS = {*_OPENERS, *_CLOSERS}
 _OPEN, _CLOSE = "".join(_OPENERS), "".join(_CLOSERS)
-# Punctuation that may as well stand outside of emphasis: no half of a pair.
+# Punctuation that may also be outside of emphasis, since it is not half of a pair.
 LOOSE = r"[!#$%&+,\-./:;=?@^|~…·、。，：；！？．～—–￥¥€£°‰]"
 PAIRS = {
     pair[0]: pair[1]
@@ -53,7 +53,7 @@ _PAIR_INSIDE = re.compile(
 )
 _ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
-# The look-behinds keep a long run of blanks from being tried at each of its places.
+# The look-behinds prevent a long run of blanks from being tried at each of its positions.
 _AROUND_BREAK = re.compile(f"(?<![ \\t\\n])[ \\t\\n]*{BREAK}[ \\t\\n]*")
 _AT_ENDS = " \n" + BREAK + EDGE
 _AROUND_EDGE = re.compile(
@@ -69,27 +69,28 @@ _LINE_START = re.compile(
     )""",
     re.MULTILINE | re.VERBOSE,
 )
-# What only means something below a line of text: underlines of headings, a table's second row.
+# Meaningful only below a line of text: underlines of headings, a table's second row.
 _UNDERLINE = re.compile(r"\n(?==+[ \t]*$|-+[ \t]*$|[|:-][|: \t-]*$)", re.MULTILINE)
 _CLOSING_HASHES = re.compile(r"(?:^|(?<=[ \t]))(#+)$")
 
 
 def literal(text: str) -> str:
-    """Text as inline content: every character with a meaning in Markdown becomes a sentinel."""
+    """Return inline content for a text: every character with a Markdown meaning as a sentinel."""
     return text.translate(_TO_SENTINEL) if _SPECIAL.search(text) else text
 
 
 def plain(inline: str) -> str:
-    """The text of inline content, without its markup."""
+    """Return the text of inline content, without its markup."""
     return _SENTINELS.sub(lambda m: _PLAIN.get(m.group(), ""), inline)
 
 
 def finish(inline: str, pieces: Sequence[str], *, one_line: bool = False) -> str:
-    """Markdown source of one block's inline content.
+    """Return the Markdown source of one block's inline content.
 
     Args:
-        inline: text with sentinels; the n-th OPAQUE stands for `pieces[n]`.
-        one_line: the block cannot hold a line break (a heading or a table's cell).
+        inline: Text with sentinels; the n-th OPAQUE stands for `pieces[n]`.
+        pieces: Finished Markdown of the OPAQUE marks.
+        one_line: Whether the block cannot contain a line break (a heading or a table cell).
     """
     text = inline.strip()
     marked = not text.isascii()
@@ -112,7 +113,7 @@ def finish(inline: str, pieces: Sequence[str], *, one_line: bool = False) -> str
 
 
 def heading_text(inline: str, pieces: Sequence[str]) -> str:
-    """`finish` for a heading, whose trailing `#`s would be taken for its end."""
+    """Return `finish` for a heading, whose trailing `#`s would be parsed as its end."""
     text = finish(inline, pieces, one_line=True)
     return _CLOSING_HASHES.sub(r"\\\1", text)
 
@@ -134,7 +135,7 @@ def _escape_line_starts(text: str) -> str:
 
 
 def _resolve(text: str, pieces: Sequence[str], one_line: bool) -> str:
-    """The text with every sentinel but OPAQUE replaced."""
+    """Return the text with every sentinel except OPAQUE replaced."""
     replacements: dict[int, str] = {}
     if not _EMPHASIS.isdisjoint(text):
         text, replacements = _settle_emphasis(text)
@@ -158,15 +159,15 @@ def _resolve(text: str, pieces: Sequence[str], one_line: bool) -> str:
 
 
 def _replacement(text: str, at: int, one_line: bool, first_bracket: int, last_angle: int) -> str:
-    """What a sentinel becomes whose meaning depends on what is next to it.
+    """Return the replacement for a sentinel whose meaning depends on its neighbours.
 
-    `first_bracket` and `last_angle` are where the first literal `[` and the last `>` stand.
+    `first_bracket` and `last_angle` are the positions of the first literal `[` and the last `>`.
     """
     sentinel, after = text[at], text[at + 1 : at + 2]
     if sentinel == BREAK:
         if one_line:
             return "<br>"
-        # Two blanks would leave an empty line between two breaks, which ends the paragraph.
+        # Two spaces would leave an empty line between two breaks, which ends the paragraph.
         return "\\\n" if BREAK in (text[at - 1 : at], after) else "  \n"
     if sentinel == BACKSLASH:
         active = not after or after in "\n|" or after in _ASCII_PUNCTUATION or _is_markup(after)
@@ -191,7 +192,7 @@ def _is_markup(character: str) -> bool:
 
 
 def _escape_backticks(text: str, pieces: Sequence[str], replacements: dict[int, str]) -> None:
-    """A run of backticks is code only where another of its length follows."""
+    """Escape runs of backticks, which are code only if another run of the same length follows."""
     runs = list(re.finditer(f"{BACKTICK}+", text))
     lengths = Counter(len(run.group()) for run in runs)
     lengths.update(len(mark.group()) for piece in pieces if (mark := re.match("`+", piece)))
@@ -203,7 +204,7 @@ def _escape_backticks(text: str, pieces: Sequence[str], replacements: dict[int, 
 
 
 def _escape_tildes(text: str, replacements: dict[int, str]) -> None:
-    """`~~` strikes through where it stands twice, in the tables-and-strikethrough dialects."""
+    """Escape `~~` if it occurs twice, which dialects with strikethrough would interpret."""
     runs = [run for run in re.finditer(f"{TILDE}+", text) if len(run.group()) == 2]
     if len(runs) + text.count("~~") > 1:
         for run in runs:
@@ -235,19 +236,19 @@ def _escape_delimiters(text: str, sentinel: str, replacements: dict[int, str]) -
         if not is_literal:
             continue
         pairs = (opens and last_closer > start) or (closes and first_opener < start)
-        # Beside a delimiter of emphasis it would lengthen that one.
+        # Next to a delimiter of emphasis it would lengthen that one.
         touches = _EMPHASIS.intersection(text[max(0, start - 1) : start] + text[end : end + 1])
         write = "\\" + _PLAIN[sentinel] if pairs or touches else _PLAIN[sentinel]
         replacements.update(dict.fromkeys(range(start, end), write))
 
 
 def _settle_emphasis(text: str) -> tuple[str, dict[int, str]]:
-    """The text with emphasis that counts, and what is written for each of its delimiters.
+    """Return the text with effective emphasis, and the replacement for each of its delimiters.
 
-    CommonMark takes no delimiter between a punctuation mark inside and a letter outside. Such
-    punctuation goes outside, where it looks the same ("**Note**:text"); where that does not help,
-    the emphasis is dropped, and the measure of the structure counts it. A character reference
-    would make it count, but a model would learn to write it.
+    CommonMark accepts no delimiter between a punctuation mark inside and a letter outside. Such
+    punctuation is moved outside, where it looks the same ("**Note**:text"); if that does not help,
+    the emphasis is dropped, which the measure of the structure counts. A character reference would
+    make it effective, but a model would learn to write it.
     """
     text = text.replace(STRIKE_CLOSE + STRIKE_OPEN, "")  # `~~~~` would be neither
     written, blocked = _write_emphasis(text)
@@ -255,14 +256,14 @@ def _settle_emphasis(text: str) -> tuple[str, dict[int, str]]:
         text = _PUNCTUATION_INSIDE.sub(_move_punctuation, text)
         text = _PAIR_INSIDE.sub(_move_pair, text)
         written, blocked = _write_emphasis(text)
-    while blocked:  # what was dropped may have kept its neighbours from counting
+    while blocked:  # dropped delimiters may have blocked their neighbours
         text = "".join(c for at, c in enumerate(text) if at not in blocked)
         written, blocked = _write_emphasis(text)
     return text, written
 
 
 def _move_punctuation(match: re.Match[str]) -> str:
-    """Punctuation between a delimiter and a letter outside, outside; not all that there is."""
+    """Move punctuation between a delimiter and a letter outside, unless nothing would be left."""
     text, (start, end) = match.string, match.span()
     if match["openers"]:
         is_blocked = _kind(text, start - 1) == "letter"
@@ -274,7 +275,7 @@ def _move_punctuation(match: re.Match[str]) -> str:
 
 
 def _move_pair(match: re.Match[str]) -> str:
-    """Quotation marks or brackets around all that is emphasised, outside."""
+    """Move quotation marks or brackets around all of the emphasized text outside."""
     text, (start, end) = match.string, match.span()
     is_blocked = "letter" in (_kind(text, start - 1), _kind(text, end))
     core = match["core"]
@@ -284,17 +285,17 @@ def _move_pair(match: re.Match[str]) -> str:
 
 
 def _write_emphasis(text: str) -> tuple[dict[int, str], set[int]]:
-    """Return the text of every delimiter, and the delimiters of pairs that would not count.
+    """Return the text of every delimiter, and the delimiters of pairs that have no effect.
 
     `*` or `_` is chosen so that neighbours cannot merge.
     """
     replacements: dict[int, str] = {}
     blocked: set[int] = set()
-    within: dict[int, str] = {}  # the kinds of emphasis around what each opener begins
+    within: dict[int, str] = {}  # kinds of emphasis around the content of each opener
     for opener, closer, parent in _pairs(text):
         around = "" if parent is None else within[parent[0]]
         within[opener] = around + text[opener]
-        if text[opener] in around:  # looks no different
+        if text[opener] in around:  # no visible difference
             blocked |= {opener, closer}
         if text[opener] == STRIKE_OPEN:
             character, mark = "~", "~~"
@@ -315,14 +316,14 @@ def _emphasis_mark(
     parent: tuple[int, int] | None,
     replacements: Mapping[int, str],
 ) -> tuple[str, str]:
-    """The character for a pair of `*` or `**`, and how it is written."""
+    """Return the character of a pair of `*` or `**`, and the delimiter's text."""
     double = text[opener] == STRONG_OPEN
     character = "*"
     after_sibling = text[opener - 1 : opener] in _CLOSERS
     if after_sibling and replacements.get(opener - 1, "").startswith("*"):
         character = "_"
     if parent is not None:
-        # `***a***` is strong within em; the other way round, and doubles, need another mark.
+        # `***a***` is strong within em; the reverse, and doubles, need another mark.
         outer = replacements[parent[0]]
         opens_with, closes_with = parent[0] == opener - 1, parent[1] == closer + 1
         same = len(outer) == (2 if double else 1)
@@ -334,7 +335,7 @@ def _emphasis_mark(
 
 
 def _pairs(text: str) -> list[tuple[int, int, tuple[int, int] | None]]:
-    """(opener, closer, (opener, closer) of what it lies in) by position, outer pairs first."""
+    """Return (opener, closer, enclosing pair or None) by position, outer pairs first."""
     stack: list[int] = []
     found: dict[int, tuple[int, int | None]] = {}
     for match in re.finditer(f"[{''.join(_EMPHASIS)}]", text):
@@ -350,12 +351,12 @@ def _pairs(text: str) -> list[tuple[int, int, tuple[int, int] | None]]:
 
 
 def _kind(text: str, at: int) -> str:
-    """space, punctuation or letter, as CommonMark's rules for delimiters tell characters apart."""
+    """Classify a character as space, punctuation or letter, as in CommonMark's delimiter rules."""
     if at < 0 or at >= len(text) or text[at] == BREAK:
         return "space"
     character = text[at]
     if character.isspace():
-        # Renderers disagree on what else is white space, as a line separator.
+        # Renderers disagree on other white space, such as a line separator.
         is_space = character in " \t\n\f\r" or unicodedata.category(character) == "Zs"
         return "space" if is_space else "letter"
     if _is_markup(character) or character in _ASCII_PUNCTUATION:

@@ -1,10 +1,10 @@
-"""Model labels of conversations, normalised by full match.
+"""Normalize model labels of conversations by full match.
 
-A label is free text: "Model: GPT-4" on a share page, "gpt-4-0613" in an API's log, "GPT-4 Turbo" in
-a data set. The table of spellings is in docs/data-format.md, and a test reads it.
+A label is free text: "Model: GPT-4" on a share page, "gpt-4-0613" in an API log, "GPT-4 Turbo" in a
+data set. The table of spellings is in docs/data-format.md, and a test reads it.
 
-Sources: the model lists of OpenAI, Anthropic, Google and Mistral; the labels of chat.openai.com as
-share pages of 2023 hold them.
+Sources: the model lists of OpenAI, Anthropic, Google and Mistral; the labels of chat.openai.com in
+share pages of 2023.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SEPARATORS = re.compile(r"[\s_()@:\u2010-\u2015\u2212-]+")
 _DATE = re.compile(r"-(?:20\d\d-\d\d-\d\d|20\d{6})(?=-|$)")
 _MONTH = re.compile(r"-(?:\d{4}|\d\d-20\d\d)(?=-|$)")
 
-# Full matches of the label with "-" for each run of blanks, parentheses and the like.
+# Full matches of the label, with "-" for each run of blanks, parentheses and similar characters.
 _EXACT: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), label)
     for pattern, label in (
-        # ChatGPT's default model of 2023, and the names that its page and its API had for it.
+        # ChatGPT's default model of 2023, and its names on the page and in the API.
         (
             r"(?:default|legacy|turbo|chatgpt)"
             r"(?:-(?:default|legacy|turbo|gpt-?3\.5(?:-turbo)?|(?:default-)?for-free-users))*",
@@ -67,7 +67,7 @@ _CLAUDE = re.compile(
     r"(?:-?v?(?P<major>\d)(?:[.-](?P<minor>\d))?)?(?:-(?P<tier_after>opus|sonnet|haiku))?"
     r"(?P<rest>(?:-(?:thinking|100k))*)"
 )
-# Names of the families whose labels differ in blanks and capitals only.
+# Families whose labels differ only in blanks and capitals.
 _FAMILIES = re.compile(
     r"(?:gemini|gemma|palm|llama|codellama|code-llama|mistral|ministral|magistral|mixtral|codestral"
     r"|pixtral|deepseek|qwen|qwq|grok|command|phi|yi|vicuna|wizardlm|gpt-oss|nova|kimi|glm)"
@@ -76,14 +76,13 @@ _FAMILIES = re.compile(
 
 
 def normalize_model(label: str | None) -> str:
-    """Return a label in one spelling; "" where there is none.
+    """Return the canonical spelling of a label; "" if there is none.
 
-    "Model: GPT-4", "gpt 4" and "GPT-4-0314" are "gpt-4": a date names the same model's snapshot. A
-    variant that answers with the help of tools is another model: "GPT-4 Browsing" is "gpt-4
-    (browsing)". A label that the table does not have stays as written, in lower case and with
-    single blanks.
+    "Model: GPT-4", "gpt 4" and "GPT-4-0314" are "gpt-4": a date names a snapshot of the same model.
+    A variant that uses tools is another model: "GPT-4 Browsing" is "gpt-4 (browsing)". A label that
+    is not in the table stays as written, in lower case and with single blanks.
     """
-    # Full-width letters count as others.
+    # Full-width letters count as ASCII letters.
     plain = unicodedata.normalize("NFKC", label or "").lower()
     written = _PREFIX.sub("", " ".join(plain.split()), count=1).strip()
     name = _PROVIDER.sub("", written)
@@ -94,7 +93,7 @@ def normalize_model(label: str | None) -> str:
 
 
 def _known(name: str) -> str | None:
-    """Return the one spelling of a label of the table."""
+    """Return the canonical spelling of a label in the table."""
     dated = _exact(name)
     if dated:
         return dated
@@ -121,7 +120,7 @@ def _exact(name: str) -> str | None:
 
 
 def _claude(match: re.Match[str]) -> str:
-    """Write a Claude label as Anthropic does: up to 3.7 the tier follows the version, later not."""
+    """Write a Claude label as Anthropic does: the tier follows the version only up to 3.7."""
     tier, major, minor = match["tier"] or match["tier_after"], match["major"], match["minor"]
     version = f"{major}.{minor}" if minor not in (None, "0") else major
     tier_first = tier if tier and (major is None or int(major) >= 4) else None

@@ -1,11 +1,13 @@
 """Near duplicates: MinHash signatures over word shingles, banded (LSH), verified, clustered.
 
+Steps:
+
     words -> shingles -> signatures -> band hashes -> candidate pairs -> similar pairs -> clusters
 
-Each step is a function of plain arrays, so that a caller can cut it by parts, bands and ranges of
-hashes. Nothing depends on the order of rows or on where they are cut. The method is chapter 3 of
-Leskovec, Rajaraman, Ullman: Mining of Massive Datasets; 5 words a shingle and a Jaccard similarity
-of 0.8 are the values of Lee et al. 2021 (arXiv 2107.06499).
+Each step is a function of plain arrays, so that a caller can split it by parts, bands and hash
+ranges. The result depends neither on the order of rows nor on the split. The method is chapter 3 of
+Leskovec, Rajaraman, Ullman: Mining of Massive Datasets; 5 words per shingle and a Jaccard
+similarity of 0.8 are the values of Lee et al. 2021 (arXiv 2107.06499).
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ SHINGLE_WORDS = 5
 PERMUTATIONS = 256
 SEED = 42
 
-# Characters that are split into words at once: those of a turn of 50 MB would take a gigabyte. A
-# word that the border cuts changes no similarity that matters.
+# Characters that are split into words at once: a turn of 50 MB would need a gigabyte. A word split
+# at the border has no relevant effect on similarity.
 PIECE = 1_000_000
 
-# A bucket of up to this many conversations gives all its pairs, a larger one a star.
+# A bucket of up to this many conversations yields all its pairs, a larger one a star.
 BUCKET_PAIRS = 32
 
-# Thai to Lao, Myanmar, Khmer, kana, Han: written without spaces, so a character is a word.
-# Hangul has spaces.
+# Thai to Lao, Myanmar, Khmer, kana, Han: written without spaces, so each character counts as a
+# word. Hangul has spaces.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -45,19 +47,19 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def conversation_text(turns: Iterable[Turn]) -> str:
-    """What of a conversation is compared: the user's and the assistant's texts.
+    """Return the compared text of a conversation: the user's and the assistant's turns.
 
-    An application's system prompt is the same in all its conversations and says nothing of one.
+    An application's system prompt is the same in all its conversations and identifies none of them.
     """
     return "\n".join(turn.text for turn in turns if turn.role != "system")
 
 
 def words(text: str) -> list[str]:
-    """Case-folded words without punctuation; characters, where a script has no spaces.
+    """Return case-folded words without punctuation; characters, if a script has no spaces.
 
-    A text of punctuation or emoji alone gives its characters.
+    A text of only punctuation or emoji yields its characters.
     """
-    if text.isascii():  # four times as fast as the pattern, and most texts are
+    if text.isascii():  # four times as fast as the pattern, and true for most texts
         found = text.lower().encode().translate(_ASCII_WORDS).decode().split()
     else:
         found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
@@ -65,9 +67,9 @@ def words(text: str) -> list[str]:
 
 
 def shingles(text: str) -> np.ndarray:
-    """Hashes of the text's word 5-grams, uint64, sorted and distinct.
+    """Return hashes of the text's word 5-grams, uint64, sorted and distinct.
 
-    A text of fewer words gives one shingle of them all; a blank one gives none.
+    A shorter text yields one shingle of all its words; a blank one yields none.
     """
     hashed = [_word_hashes(text[i : i + PIECE]) for i in range(0, len(text), PIECE)]
     hashes = np.concatenate([np.empty(0, dtype=np.uint64), *hashed])
@@ -83,7 +85,7 @@ def _word_hashes(text: str) -> np.ndarray:
 
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
-    """MinHash signatures, uint32 [texts, PERMUTATIONS]; equal for equal sets of shingles.
+    """Return MinHash signatures, uint32 [texts, PERMUTATIONS]; equal for equal sets of shingles.
 
     They are comparable only within one version of `rensa`: 0.5 changed the algorithm.
     """
@@ -99,15 +101,15 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 def banding(
     threshold: float, *, permutations: int = PERMUTATIONS, false_negative_weight: float = 0.9
 ) -> tuple[int, int]:
-    """(bands, rows) that find most pairs over the threshold with few candidates below it.
+    """Return (bands, rows) that find most pairs above the threshold with few candidates below it.
 
-    A pair of Jaccard similarity s shares a band with probability 1 - (1 - s^rows)^bands. As in
-    datasketch's MinHashLSH, the weighted sum of its integral below the threshold (false positives)
-    and of the complement's above (false negatives) is least. Missed pairs weigh more here: a false
-    candidate is verified, a missed one is lost.
+    A pair with Jaccard similarity s shares a band with probability 1 - (1 - s^rows)^bands. As in
+    datasketch's MinHashLSH, this minimizes the weighted sum of its integral below the threshold
+    (false positives) and of its complement's above (false negatives). False negatives weigh more
+    here: a false candidate is verified later, a missed one is lost.
 
     Raises:
-        ValueError: the threshold is not between 0 and 1.
+        ValueError: The threshold is not between 0 and 1.
     """
     if not 0 < threshold < 1:
         raise ValueError(f"the threshold must lie between 0 and 1, not {threshold}")
@@ -129,7 +131,7 @@ def _midpoints(low: float, high: float, count: int = 500) -> np.ndarray:
 
 
 def band_hashes(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
-    """One hash for each band of each signature, uint64 [signatures, bands], even in all bits."""
+    """Return one hash per signature and band, uint64 [signatures, bands], uniform in all bits."""
     cut = signatures[:, : bands * rows].reshape(len(signatures), bands, rows)
     hashes = np.zeros(cut.shape[:2], dtype=np.uint64)
     for row in range(rows):
@@ -139,21 +141,22 @@ def band_hashes(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
 
 
 def in_shard(hashes: np.ndarray, shard: int, shards: int) -> np.ndarray:
-    """Which hashes (uint64) lie in the shard's range, of `shards` equal ones; bool [hashes]."""
+    """Return a mask of the hashes (uint64) in one of `shards` equal ranges; bool [hashes]."""
     high = hashes >> np.uint64(32)
     return np.asarray((high * np.uint64(shards)) >> np.uint64(32) == np.uint64(shard))
 
 
 def digest_order(digests: Iterable[str]) -> np.ndarray:
-    """Eight bytes of each content digest, uint64: an order that no place in a file decides."""
+    """Return the first eight bytes of each content digest, uint64: an order by content only."""
     return np.array([int(digest[:16], 16) for digest in digests], dtype=np.uint64)
 
 
 def candidate_pairs(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Pairs of positions with the same hash in one band, int64 [pairs, 2], the lower first.
+    """Return pairs of positions with equal hashes in one band, int64 [pairs, 2], lower first.
 
-    Every pair of a bucket of up to BUCKET_PAIRS; beyond, each member with the first one by `order`
-    only, so that what a thousand conversations share never costs a million pairs.
+    A bucket of up to BUCKET_PAIRS yields every pair; a larger one pairs each member only with the
+    first one by `order`, so that text shared by a thousand conversations does not cost a million
+    pairs.
     """
     by_bucket = np.lexsort((order, hashes))
     ordered = hashes[by_bucket]
@@ -177,12 +180,12 @@ def candidate_pairs(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def distinct(pairs: Iterable[np.ndarray]) -> np.ndarray:
-    """The pairs of all bands, once each and sorted, int64 [pairs, 2]."""
+    """Return the distinct pairs of all bands, sorted, int64 [pairs, 2]."""
     return np.unique(np.concatenate([np.empty((0, 2), dtype=np.int64), *pairs]), axis=0)
 
 
 def similar(pairs: np.ndarray, signatures: np.ndarray, threshold: float) -> np.ndarray:
-    """The pairs whose signatures agree in at least the threshold's share of places.
+    """Return the pairs whose signatures agree in at least the threshold's share of positions.
 
     That share estimates the Jaccard similarity of the two sets of shingles. Memory does not grow
     with the number of pairs.
@@ -197,10 +200,10 @@ def similar(pairs: np.ndarray, signatures: np.ndarray, threshold: float) -> np.n
 def clusters(
     pairs: Iterable[Sequence[int]], keys: Sequence[Any] | Mapping[int, Any]
 ) -> dict[int, int]:
-    """Who gives way to whom: of each set of connected positions all but the one that survives.
+    """Map each duplicate to its survivor, for every set of connected positions.
 
-    The survivor has the smallest key; keys are unique. Memory grows with the positions in pairs,
-    not with all.
+    The survivor has the smallest key; keys are unique. Memory grows with the number of positions in
+    pairs, not with the total.
     """
     parents: dict[int, int] = {}
 

@@ -1,11 +1,11 @@
-"""Text that browser extensions and providers left in turns: tails, labels, error messages.
+"""Remove text that browser extensions and providers left in turns: tails, labels, errors.
 
-Each rule has a name, under which the manifest and the report count it and `--keep-noise` switches
-it off. The table is in docs/data-format.md. Tails and labels are taken off only where the record
-can have come through an extension (`EXTENSION_ORIGINS`), error messages in every input.
+Each rule has a name, under which the manifest and the report count it and `--keep-noise` disables
+it. The table is in docs/data-format.md. Tails and labels are removed only from records that can
+have come through an extension (`EXTENSION_ORIGINS`), error messages from every input.
 
-Sources: the demo's part of the ShareGPT dump, where each tail but those marked was seen; the error
-messages of chat.openai.com, of OpenAI's API and of Bing.
+Sources: the demo's part of the ShareGPT dump, in which every tail except the marked ones occurs;
+the error messages of chat.openai.com, of OpenAI's API and of Bing.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ COPY_CODE, SHARED_FROM = "copy_code", "shared_from"
 class Tail:
     """Text of an extension's buttons at the end of a turn.
 
-    `own` says that nobody writes it; other tails are words that a person may write, and must be
-    glued to the text before them.
+    `own` marks text that no person writes; other tails are words that a person may write, and must
+    directly follow the text before them.
     """
 
     name: str
@@ -43,10 +43,10 @@ def _tail(name: str, pattern: str, *, own: bool = False) -> Tail:
     return Tail(name=name, pattern=re.compile(f"(?:{pattern})\\Z"), own=own)
 
 
-# The lists of languages and buttons are some 300 characters.
+# The lists of languages and buttons have about 300 characters.
 _TAIL_CHARACTERS = 1000
 _MAX_TAILS = 100
-"""Of one turn: each copies the text, and a million would take hours."""
+"""Maximum tails of one turn: removing each copies the text, so a million would take hours."""
 TAILS: tuple[Tail, ...] = (
     _tail("share_prompt", r"Share Prompt"),
     _tail("translate_now", r"(?:\r?\n ){3,4}(?:지금 번역하기|Translate now)", own=True),
@@ -69,7 +69,7 @@ TAILS: tuple[Tail, ...] = (
     _tail("regenerate_response", r"Regenerate response"),
     _tail("save_to_notion", r"Save to Notion"),
 )
-# Most turns end with none of these, and need no further look.
+# Most turns end with none of these, and need no further check.
 _ENDINGS = (
     "Prompt", "하기", "now", "Cancel", "Clipboard", "words", "Ukrainian", "response", "Notion"
 )  # fmt: skip
@@ -180,11 +180,11 @@ RULES: tuple[str, ...] = tuple(
 def without_noise(
     turns: Sequence[Turn], names: Collection[str] = RULES
 ) -> tuple[list[Turn], list[str]]:
-    """Return the turns without pagers, tails and labels, and a rule's name for each taken off.
+    """Return the turns without pagers, tails and labels, and a rule's name per removal.
 
-    Answers in HTML are left for the conversion, which takes off what its structure shows. Words
-    that a person may write are taken off where no blank is before them, or where another turn of
-    the conversation shows that the extension was there.
+    Answers in HTML are left to the conversion, which sees their structure. Words that a person may
+    write are removed if no blank precedes them, or if another turn of the conversation shows that
+    the extension was active.
     """
     found: list[str] = []
     with_pagers = PAGER in names and any(_has_certain_pager(turn) for turn in turns)
@@ -209,9 +209,10 @@ def without_noise(
 
 
 def provider_error(turn: Turn, names: Collection[str] = RULES) -> str | None:
-    """Return the name of the error message that an answer is, from its first word to its last.
+    """Return the name of the error message that an answer consists of, or None.
 
-    An answer of several messages has the first one's name. An answer that quotes a message is none.
+    An answer of several messages has the first one's name. An answer that quotes a message does not
+    count.
     """
     if turn.role != "assistant" or len(turn.text) > 4 * _MAX_ERROR_CHARACTERS:
         return None
@@ -256,7 +257,7 @@ def _has_certain_pager(turn: Turn) -> bool:
 def _without_tails(
     text: str, tails: Sequence[Tail], sure: Collection[str], found: list[str]
 ) -> str:
-    """Take tails off until none is left: one extension's follows another's."""
+    """Remove tails until none is left: tails of several extensions may follow each other."""
     for _ in range(_MAX_TAILS):
         if not text.rstrip().endswith(_ENDINGS):
             break
@@ -264,7 +265,7 @@ def _without_tails(
             before = _before(text, tail)
             if before is None:
                 continue
-            # Words alone are what a person sent.
+            # Text that consists only of such words was sent by a person.
             if tail.own or _is_glued(before) or (tail.name in sure and before.strip()):
                 text = _count(before, text, tail.name, found)
                 break
@@ -274,7 +275,7 @@ def _without_tails(
 
 
 def _before(text: str, tail: Tail) -> str | None:
-    """Return the text before a tail and the blanks after it; None where it does not end with it."""
+    """Return the text before a tail and the blanks after it; None if it does not end with it."""
     end = text.rstrip()
     if not end.endswith(_ENDINGS):
         return None
@@ -287,7 +288,7 @@ def _is_certain(text: str, tail: Tail) -> bool:
     return before is not None and (tail.own or _is_glued(before))
 
 
-# A letter or digit of a script that puts blanks between words, or the end of a sentence.
+# A letter or digit of a script with spaces between words, or the end of a sentence.
 _GLUED = regex.compile(
     r"(?:[[\p{L}\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}"
     r"\p{Myanmar}\p{Tibetan}]]|[.!?…。！？)\]}]|[\p{L}\p{N}.!?)][\"'’”*`])\Z",
@@ -300,7 +301,7 @@ def _is_glued(before: str) -> bool:
 
 
 def _without_copy_code(text: str) -> str:
-    """Take the label of a code block's button, "pythonCopy code", out of the block."""
+    """Remove the label of a code block's button, "pythonCopy code", from the block."""
     if "Copy code" not in text:
         return text
     lines = text.split("\n")
@@ -328,7 +329,7 @@ def _without_copy_code(text: str) -> str:
                 kept.append(label["rest"])
         elif label := _LABEL.fullmatch(after.lstrip(" \t>")):
             following = lines[position + 1] if position + 1 < len(lines) else opened
-            # A block of the words alone shows them.
+            # A block of only these words is about them.
             if label["rest"].strip() or not following.strip(" \t>").startswith(opened):
                 kept[-1] = before + (info or label["language"])
                 kept += [label["rest"]] if label["rest"].strip() else []

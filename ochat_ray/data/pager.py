@@ -1,10 +1,10 @@
-"""The pager that an old version of ShareGPT's extension glued to the start of a turn.
+"""Detect the pager that an old ShareGPT extension copied to the start of a turn.
 
-ChatGPT's page shows "2 / 3" beside a question that was edited, or an answer that was regenerated.
-The extension took it along as text: "2 / 3What is a pager?". People write fractions, too, and a
-formula such as "1 / 2x + 3 = 7" looks much the same. So a pager is certain only before a word with
-a capital letter or before markup; before anything else it is possible, and counts only in a
-conversation with a certain one; before mathematics and units it is none.
+ChatGPT's page shows "2 / 3" next to a question that was edited, or an answer that was regenerated.
+The extension copied it as text: "2 / 3What is a pager?". People write fractions, too, and a formula
+such as "1 / 2x + 3 = 7" looks much the same. So a pager is certain only before a capitalized word
+or markup; before mathematics and units it is ruled out; elsewhere it is possible, and counts only
+in a conversation with a certain one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 _OPERATOR = re.compile(r"\s*[-+*/=^<>≤≥≠≈×·÷±→_(\[²³\d]")
 _EQUATION = re.compile(r"\s*[=+*^×÷]")
 _CALL = re.compile(r"[(^]")
-_FRACTION_GOES_ON = frozenset(
+_FRACTION_UNITS = frozenset(
     "of off th ths st nd nds rd rds s cup cups tsp teaspoon teaspoons tbsp tablespoon tablespoons "
     "pint pints "
     "quart quarts gallon gallons oz ounce ounces lb lbs pound pounds g gr gram grams kg mg kilo "
@@ -34,7 +34,7 @@ _FRACTION_GOES_ON = frozenset(
     "times point points star stars page pages scale chance sin cos tan log ln exp sqrt lim sum int "
     "dx dy dt xy mv".split()
 )
-# Counters and particles of Chinese, Japanese and Korean, which follow a fraction without a blank.
+# Counters and particles of Chinese, Japanese and Korean, which follow a fraction without a space.
 _COUNTERS = frozenset(
     "的个個分以之是时時小天年月日次人倍半块塊元斤公千克杯页頁级級点點岁歲米升の倍は回本枚つ番が"
     "을를의로만정도배개명시은는이가과와인"
@@ -42,7 +42,7 @@ _COUNTERS = frozenset(
 
 
 def pager_end(text: str) -> tuple[int, Certainty] | None:
-    """Return where the pager at the text's start ends, and how certain it is one."""
+    """Return the end of the pager at the text's start, and its certainty."""
     match = PAGER_TEXT.match(text)
     if match is None or not is_pager(match):
         return None
@@ -52,14 +52,14 @@ def pager_end(text: str) -> tuple[int, Certainty] | None:
 
 
 def is_pager(match: re.Match[str]) -> bool:
-    """Return True if the first number counts up to the second, as in "2 / 3"."""
+    """Return whether the first number is at most the second, as in "2 / 3"."""
     return 1 <= int(match[1]) <= int(match[2])
 
 
 def without_pager(text: str, *, possible: bool = False) -> str:
-    """Return a turn of plain text without a certain pager, or with `possible` any.
+    """Return a plain-text turn without a certain pager or, with `possible`, without any pager.
 
-    Glued: no blank between. "2 / 3 of them" is what somebody wrote, and so is "3 / 2What".
+    A pager is followed directly by text: "2 / 3 of them" and "3 / 2What" were typed by a person.
     """
     found = pager_end(text)
     return text[found[0] :] if found and (possible or found[1] == "certain") else text
@@ -86,6 +86,6 @@ def _certainty(rest: str) -> Certainty | None:
         or _EQUATION.match(after)
         or (len(word) <= 5 and _CALL.match(after))
     )
-    if is_formula or word.lower() in _FRACTION_GOES_ON:
+    if is_formula or word.lower() in _FRACTION_UNITS:
         return None
     return "certain" if word[0].isupper() else "possible"

@@ -1,4 +1,4 @@
-"""Records from Parquet, a batch at a time; what cannot be read costs only itself."""
+"""Read records from Parquet in batches; unreadable data costs only its own rows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BATCH_ROWS = 1000
 
 
 def parquet_records(stream: IO[bytes]) -> Iterator[Any]:
-    """Yield each row as a dict, and a `Broken` for each row or row group that cannot be read.
+    """Yield each row as a dict, and a `Broken` for each unreadable row or row group.
 
-    Raises what Arrow raises where the file cannot be opened as Parquet.
+    Raises Arrow's errors if the file cannot be opened as Parquet.
     """
     file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
     read = 0
@@ -40,7 +40,7 @@ def parquet_records(stream: IO[bytes]) -> Iterator[Any]:
                     left -= 1
         except StoreError:
             raise
-        # Arrow's own errors, and those that Python raises for it.
+        # Arrow's own errors, and those that Python raises for its values.
         except Exception as error:  # noqa: BLE001
             detail = (
                 f"row group {number}: {left:,} of {rows:,} rows were not read: "
@@ -50,7 +50,7 @@ def parquet_records(stream: IO[bytes]) -> Iterator[Any]:
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[Any]:
-    """Yield the rows as dicts; of a row with a value that Python cannot hold, the reason."""
+    """Yield the rows as dicts; the reason for a row with a value that Python cannot represent."""
     try:
         rows = batch.to_pylist()
     # A time beyond Python's years, bytes that are not UTF-8, two fields of one name...

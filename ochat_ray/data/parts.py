@@ -1,9 +1,9 @@
-"""What one task does to one part of the conversations: read, transform, write, sum up.
+"""Process one part of the conversations in a task: read, transform, write, summarize.
 
-A part is a fixed range of the input's records, so its files have the same name and content however
-often it is done, and whoever does it. They lie in the run's work folder, which the functions here
-take as `run`. Its summary, a plain JSON value, is written last: where it
-is there, the part is done, and a resumed run takes it as it is.
+A part is a fixed range of the input's records, so its files have the same name and content whenever
+and wherever it is processed. They are stored in the run's work folder, passed here as `run`. The
+summary of a part, a plain JSON value, is written last: if it exists, the part is complete, and a
+resumed run reuses it.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from ochat_ray.schema import (
 
 PART_ROWS = 1000
 PART_CHARACTERS = 64_000_000
-"""Records of a part, and the characters after which it ends before: a worker holds one part."""
+"""Maximum records and characters of a part, since a worker holds one part in memory."""
 
 SAMPLES = 50
-"""Conversations that the report shows, each cut at these: characters of a turn, turns, tokens."""
+"""Number of conversations in the report, and limits of each: characters per turn, turns, tokens."""
 SHOWN_CHARACTERS, SHOWN_TURNS, SHOWN_TOKENS = 4000, 8, 700
 
 Summary = dict[str, Any]
 
 CLEANED = CONVERSATIONS.append(pa.field("original", pa.list_(pa.string())))
-"""What cleaning leaves; `original` has the turns as they were read, for a few that are shown."""
+"""Schema of cleaned conversations; `original` has the turns as read, for a few samples."""
 
 
 def parts_of(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """The records in parts, of bounded number and size."""
+    """Yield the records in parts of bounded number and size."""
     part: list[Record] = []
     characters = 0
     for record in records:
@@ -72,7 +72,7 @@ def parts_of(records: Iterable[Record]) -> Iterator[list[Record]]:
 def clean_part(
     run: RunDir, part: str, records: Sequence[Record], rules: Sequence[clean.Rule]
 ) -> Summary:
-    """Apply the rules to a part's records; write what is left and the ledger of what is not."""
+    """Apply the rules to a part's records; write the conversations kept and the table of drops."""
     results = [clean.clean(r, rules) if isinstance(r, Conversation) else r for r in records]
     pairs = [
         (old, new)
@@ -118,10 +118,10 @@ def clean_part(
 
 
 def _as_read(old: Conversation, new: Conversation) -> Sequence[Turn]:
-    """Return the turns of a record that the rules left, as they were read.
+    """Return the turns of a record that the rules kept, as they were read.
 
-    Of a conversation that passes, the rules take off a system turn, answers before the first
-    question, and the end.
+    From a conversation that passes, the rules remove a system turn, answers before the first
+    question, and turns at the end.
     """
     turns = old.turns
     system = turns[:1] if new.turns[0].role == "system" else ()
@@ -130,7 +130,7 @@ def _as_read(old: Conversation, new: Conversation) -> Sequence[Turn]:
 
 
 def minhash_input(run: RunDir, part: str) -> tuple[pa.Table, list[str]]:
-    """Digests, ids and row numbers of a part's exactly unique conversations, and their texts."""
+    """Return digests, ids, row numbers and texts of a part's exactly unique conversations."""
     table = read_parquet(run, cleaned(part), ["id", "source", "digest", "turns"])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     repeated = duplicates_of(run, part)
@@ -143,7 +143,7 @@ def minhash_input(run: RunDir, part: str) -> tuple[pa.Table, list[str]]:
 
 
 def duplicates_of(run: RunDir, part: str) -> dict[int, tuple[str, str]]:
-    """Rows of a part that are another's duplicates: (reason, what they are the same as)."""
+    """Return the rows of a part that duplicate another: (reason, survivor)."""
     found: dict[int, tuple[str, str]] = {}
     for name in run.files("duplicates", ".parquet"):
         with run.reading(name) as file:
@@ -162,9 +162,15 @@ def tokenize_part(
     tokenizer: Any,
     sample_share: float,
 ) -> Summary:
-    """Drop a part's duplicates, tokenise and split the rest, and write all its tables.
+    """Drop a part's duplicates, tokenize and split the rest, and write all its tables.
 
-    `sample_share` is the share of conversations, by their digests, that may be shown.
+    Args:
+        run: Work folder.
+        part: Name of the part.
+        config: The configuration.
+        model_type: Key of the template.
+        tokenizer: Tokenizer of the base model.
+        sample_share: Share of conversations, by their digests, that may be samples of the report.
     """
     rows = read_parquet(run, cleaned(part)).to_pylist()
     duplicates = duplicates_of(run, part)
@@ -240,17 +246,17 @@ def _sum_yields(tokenized: Sequence[Tokenized], choice: Long) -> dict[str, int]:
 
 
 def done_name(stage: str, name: str) -> str:
-    """The file whose existence says that a stage is done with a part."""
+    """Return the file whose existence marks a part as complete in a stage."""
     return f"done/{stage}/{name}.json"
 
 
 def cleaned(part: str) -> str:
-    """The file of a part's cleaned conversations."""
+    """Return the file of a part's cleaned conversations."""
     return f"clean/{part}.parquet"
 
 
 def _share(digest: str) -> float:
-    """Where a digest lies among all, in [0, 1)."""
+    """Return the position of a digest in the range of all digests, in [0, 1)."""
     return int(digest[:8], 16) / 2**32
 
 
@@ -263,9 +269,9 @@ def _beginning(row: dict[str, Any]) -> str:
 
 
 def _sample(split: Split, row: dict[str, Any], result: Tokenized, tokenizer: Any) -> Summary:
-    """Describe one conversation for the report: as read, as converted, and as the model sees it.
+    """Describe one conversation for the report: as read, as converted, and as tokenized.
 
-    Of several samples the first one is shown.
+    If it has several samples, the first one is shown.
     """
     first = result.samples[0]
     original = row["original"] or [None] * len(row["turns"])
@@ -292,8 +298,10 @@ def _sample(split: Split, row: dict[str, Any], result: Tokenized, tokenizer: Any
 
 
 def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """The text of each token. Decoded after another one, since SentencePiece takes the blank off
-    what stands first."""
+    """Return the text of each token.
+
+    Each is decoded after another one, since SentencePiece strips the space from the first token.
+    """
     (anchor,) = tokenizer.encode("a", add_special_tokens=False)[-1:]
     before = tokenizer.decode([anchor])
     return [tokenizer.decode([anchor, id]).removeprefix(before) for id in ids]
@@ -322,7 +330,7 @@ def _count(values: Iterable[str]) -> dict[str, int]:
 
 
 def _examples(drops: list[Drop]) -> list[Drop]:
-    """The three of each reason with the smallest ids."""
+    """Return the three drops with the smallest ids per reason."""
     by_reason: dict[Reason, list[Drop]] = {}
     for drop in drops:
         by_reason.setdefault(drop.reason, []).append(drop)
@@ -348,7 +356,7 @@ def _write_drops(run: RunDir, name: str, drops: list[Drop]) -> Summary:
 def write_parquet(
     run: RunDir, name: str, table: pa.Table, row_group_size: int | None = None
 ) -> None:
-    """Write a Parquet file, whole or not at all."""
+    """Write a Parquet file atomically."""
     with run.writing(name) as stream:
         pq.write_table(
             table,

@@ -1,14 +1,14 @@
-"""The data job on Ray Data: passes over parts of the input.
+"""Data job on Ray Data: passes over parts of the input.
 
-1. clean: read every file, apply the rules, convert, write what is left in parts;
-2. duplicates: compare digests, and signatures where near duplicates are asked for;
-3. tokenize: drop duplicates, tokenise, split, write the parts' tables;
-4. write: the parts' tables in files of a fixed number of rows.
+1. clean: read every file, apply the rules, convert, write the conversations kept, in parts; 2.
+duplicates: compare digests, and signatures if near duplicates are requested; 3. tokenize: drop
+duplicates, tokenize, split, write the parts' tables; 4. write: concatenate the parts' tables to
+files of a fixed number of rows.
 
-Each task reads files and writes files of fixed names in the run's work folder, so one that runs
-twice counts once, the conversations never have to fit in memory, and a resumed run does what is not
-there yet. The driver moves the finished tables to their places, verifies them and writes the
-manifest, under the output directory's lock.
+Each task reads and writes files with fixed names in the run's work folder, so a retried task counts
+once, the conversations never have to fit in memory, and a resumed run does only the missing work.
+The driver moves the finished tables to their places, verifies them and writes the manifest, under
+the output directory's lock.
 """
 
 from __future__ import annotations
@@ -75,13 +75,14 @@ from ochat_ray.tokenizer import load_tokenizer
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Run the whole job; the manifest of the run directory.
+    """Run all passes and return the manifest of the run directory.
 
-    Does nothing where the same run is complete already.
+    Does nothing if the same run is already complete.
 
     Raises:
-        UserError: an input, the tokenizer or the output directory is not usable, nothing was
-            kept, or the cluster never has a CPU.
+        UserError: An input, the tokenizer or the output directory is not usable, nothing was kept,
+            or
+            the cluster never has a CPU.
     """
     started = time.monotonic()
     config.check()
@@ -99,12 +100,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     if output.run.exists(MANIFEST) and (
         done := completed_already(config, output, identity_of(config))
     ):
-        if output.has_work():  # it was killed while it cleaned up
+        if output.has_work():  # it was killed during cleanup
             with hold(output.run, "prepare"):
                 output.clear_work()
         return done
     with ExitStack() as stack:
-        # Ray takes seconds to start; opening the tokenizer and listing the inputs take as long.
+        # Ray takes seconds to start, as long as opening the tokenizer and listing the inputs.
         with ThreadPoolExecutor(1) as pool:
             starting = pool.submit(set_up, config, output, stack)
             _start_ray()
@@ -157,18 +158,18 @@ def _start_ray() -> None:
         )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # Measuring the memory of each task costs a twentieth of the time, and nobody looks at it.
+    # Measuring the memory of each task costs 5% of the time, and the result is not used.
     context.memory_usage_poll_interval_s = None
-    # A failed task's exception is raised here; Ray Data would log its traceback besides.
+    # A failed task's exception is raised here; Ray Data would also log its traceback.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _map_summaries(items: list[dict[str, Any]], transform: Any) -> Iterator[Summary]:
-    """Run `transform` over the items, one a batch; the summaries that it yields, as they come."""
+    """Run `transform` over the items, one per batch; yield its summaries as they arrive."""
     if not items:
         return
-    # Ray Data takes a tenth of a second between two tasks: a few longer ones for each CPU. A task
-    # that is done again skips the items that are done.
+    # Ray Data needs 0.1 s between two tasks, so each CPU gets only a few longer ones. A retried
+    # task skips the items that are complete.
     blocks = min(len(items), 4 * max(1, most("CPU")))
     dataset = ray.data.from_items(items, override_num_blocks=blocks)
     mapped = dataset.map_batches(
@@ -183,7 +184,7 @@ def _summary(value: Summary) -> pa.Table:
 
 
 def _each(work: Callable[[dict[str, Any]], Summary]) -> Callable[[pa.Table], pa.Table]:
-    """A function of one item as a function of Ray Data's batches of one, under the same name."""
+    """Wrap a function of one item as a function of Ray Data batches of one, with the same name."""
 
     def each(batch: pa.Table) -> pa.Table:
         return _summary(work(batch.to_pylist()[0]))
@@ -199,7 +200,7 @@ def _clean_pass(
     rules: list[clean.Rule],
     statistics: Statistics,
 ) -> dict[str, int]:
-    """The parts that have a cleaned conversation, in order, and how many they have."""
+    """Return the number of cleaned conversations per part, in order, for parts that have any."""
     options = ReadOptions(
         answers=config.answers, columns=config.column_names(), branches=config.branches
     )
@@ -240,7 +241,7 @@ def _clean_pass(
 def _duplicates_pass(
     config: PrepareConfig, run: RunDir, rows: dict[str, int], statistics: Statistics
 ) -> None:
-    """Write which cleaned conversations are another's duplicates."""
+    """Write the list of cleaned conversations that duplicate another one."""
     progress = Progress("dedup", "digests")
     part_names = list(rows)
     shards = shards_of(sum(rows.values()))
@@ -290,8 +291,8 @@ def _near_duplicates_pass(
 
 @cache
 def _tokenizer(path: str) -> Any:
-    """Opened once a worker process, which does one part after the other."""
-    # One thread a worker: the workers themselves span the CPUs.
+    """Load the tokenizer once per worker process, which handles many parts."""
+    # One thread per worker, since there is one worker per CPU.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return load_tokenizer(path)
 
@@ -299,7 +300,7 @@ def _tokenizer(path: str) -> Any:
 def _tokenize_pass(
     config: PrepareConfig, run: RunDir, part_names: list[str], statistics: Statistics
 ) -> list[Summary]:
-    """What the parts' tables hold, in the order of the parts."""
+    """Return the summaries of the parts' tables, in the order of the parts."""
     progress = Progress("tokenize", "conversations", total=statistics.cleaned)
     summaries: list[Summary] = []
 
@@ -323,7 +324,7 @@ def _tokenize_pass(
     for part in sorted(finished):
         add(run.load_json(done_name("tokenize", part)))
     rest = [{"part": part} for part in part_names if part not in finished]
-    # Four times as many as are shown, since some turn out to be duplicates.
+    # Four times as many as are shown, since some will be dropped as duplicates.
     sample_share = 4 * parts.SAMPLES / max(1, statistics.cleaned)
 
     def tokenize(item: dict[str, Any]) -> Summary:

@@ -1,7 +1,7 @@
-"""Start of a run: which files it reads, as a new run or as the unfinished one that it resumes.
+"""Plan a run: list its files as a new run, or load the unfinished run that it resumes.
 
-The content of each group of files is recorded before the first of its parts is. A resumed run, and
-a task that is run again, compare what they find with it: no table mixes two versions of an input.
+The content digests of each group of files are recorded before the first of its parts. A resumed run
+and a retried task compare the files with them, so no table mixes two versions of an input.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A run's work folder, its number of groups of files, and the listing that it started from.
+    """A run's work folder, number of file groups, and the listing that it started from.
 
-    `passed_over` counts the files that are not read, by kind.
+    `passed_over` counts the skipped files by kind.
     """
 
     token: str
@@ -45,10 +45,10 @@ class Plan:
 
 
 def identity_of(config: PrepareConfig) -> dict[str, Any]:
-    """Return what the result depends on, besides the inputs' content.
+    """Return the values that affect the result, besides the inputs' content.
 
     Raises:
-        UserError: the tokenizer is not usable, or not with the recipe's template.
+        UserError: The tokenizer is not usable, or not with the recipe's template.
     """
     tokenizer = load_tokenizer(config.tokenizer)
     conditions = [model_class.condition for model_class in config.classes().values()]
@@ -65,11 +65,11 @@ def identity_of(config: PrepareConfig) -> dict[str, Any]:
 def completed_already(
     config: PrepareConfig, output: Output, identity: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Return the manifest of this very run, if it is complete and its tables agree with it.
+    """Return the manifest of this run if it is complete and its tables agree with it.
 
     Raises:
-        UserError: another run is complete there, and --overwrite is not given; or an earlier
-            version's is, which is not replaced.
+        UserError: Another run is complete there and --overwrite is not given, or the data is of an
+            earlier version, which is never replaced.
     """
     try:
         manifest = output.run.read_json(MANIFEST)
@@ -88,7 +88,7 @@ def completed_already(
         output.check_ownership()
         return None
     inputs = found.get("inputs")
-    if found == identity | {"inputs": inputs}:  # all inputs are read only if that decides
+    if found == identity | {"inputs": inputs}:  # inputs are hashed only if that decides
         inputs = Content.of(list(find_files(config.input))).identity()
     identity = identity | {"inputs": inputs}
     if found == identity:
@@ -106,13 +106,13 @@ def set_up(
     """Lock the output directory until `stack` ends, and plan the run.
 
     Returns:
-        The lock; the plan, or the manifest if the run is complete already; the run's identity.
+        The lock; the plan, or the manifest if the run is already complete; the run's identity.
     """
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(identity_of, config)
         lock = stack.enter_context(hold(output.run, "prepare"))
         identity = opening.result()
-    # Another run may have completed it since the first look.
+    # Another run may have completed it since the first check.
     done = completed_already(config, output, identity)
     return lock, done or make_plan(config, output, identity), identity
 
@@ -120,10 +120,10 @@ def set_up(
 def make_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -> Plan:
     """Resume the unfinished run in the output directory, or delete it and plan a new one.
 
-    `identity` is without the inputs. The caller holds the directory's lock.
+    `identity` excludes the inputs. The caller holds the directory's lock.
 
     Raises:
-        UserError: files that no run wrote are in the way, or the unfinished run is of another
+        UserError: Files that no run wrote are in the way, or the unfinished run has another
             configuration or has read other files.
     """
     output.check_ownership()
@@ -156,17 +156,17 @@ def make_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -
 
 
 def group_files(work: RunDir, number: int) -> list[InputFile]:
-    """The files of a group, as they were listed."""
+    """Return the files of a group, as they were listed."""
     return [InputFile(*file) for file in work.load_json(_group(number))]
 
 
 def record_content(
     work: RunDir, number: int, files: Sequence[InputFile], digests: Sequence[str] | None = None
 ) -> None:
-    """Record a group's content, before any of its parts is written; read it without `digests`.
+    """Record a group's content digests, computed unless given, before any of its parts is written.
 
     Raises:
-        UserError: other content is recorded, since a file has been changed in the meantime.
+        UserError: Other content is recorded, since a file changed in the meantime.
     """
     digests = content_digests([file.uri for file in files]) if digests is None else digests
     recorded = work.read_json(_content(number))
@@ -179,7 +179,7 @@ def record_content(
 
 
 def content_of(plan: Plan) -> Content:
-    """The content that all groups have recorded."""
+    """Return the content recorded by all groups."""
     content = Content()
     for number in range(plan.groups):
         content.add(group_files(plan.work, number), plan.work.load_json(_content(number)))
@@ -187,10 +187,10 @@ def content_of(plan: Plan) -> Content:
 
 
 def check_inputs_stayed(config: PrepareConfig, plan: Plan) -> None:
-    """Compare the inputs, once all are read, with their listing when the run started.
+    """Compare the inputs, after reading, with their listing at the start of the run.
 
     Raises:
-        UserError: a file was changed or removed while the run was reading.
+        UserError: A file was changed or removed while the run was reading.
     """
     current = list(find_files(config.input))
     if Listing.of(current).stamp != plan.stamp:
@@ -225,14 +225,14 @@ def _new_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -
 
 
 def _check_unchanged(work: RunDir, groups: int, current: Sequence[InputFile]) -> None:
-    """Compare the inputs with what an unfinished run has read, by content where it has."""
+    """Compare the inputs with those that an unfinished run has read, by content where possible."""
     by_uri = {file.uri: file for file in current}
     unread: list[InputFile] = []
     for number in range(groups):
         files = group_files(work, number)
         if work.exists(_content(number)) and all(file.uri in by_uri for file in files):
             record_content(work, number, files)
-            # What was only touched is the same.
+            # A file whose content is unchanged counts as the same.
             unread += [by_uri[file.uri] for file in files]
         else:
             unread += files
@@ -240,7 +240,7 @@ def _check_unchanged(work: RunDir, groups: int, current: Sequence[InputFile]) ->
 
 
 def _report(found: Changes, *, resumed: bool) -> None:
-    """Raise a UserError for the first file that is changed or gone; name new ones."""
+    """Raise a UserError for the first file that changed or is missing; report new ones."""
     if found.gone:
         raise _changed(found.gone[0], "is gone")
     if found.changed:

@@ -1,4 +1,4 @@
-"""Lists of records in JSON text, told from other lists by their first element."""
+"""Recognize lists of records in JSON text by their first element."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ RECORD_KEYS = frozenset(
     """.split()
 )
 FILE_LISTS = frozenset({"contents", "data", "items"})
-"""Keys of which a list of pairs is a file's records; under others it is one conversation."""
+"""Keys under which a list of pairs holds a file's records; under others it is one conversation."""
 
 _CONVERSATIONS = frozenset(
     {"conversation", "conversations", "dialog", "dialogue", "messages", "turns"}
 )
 _ANSWERS = frozenset({"answer", "completion", "output", "response"})
 _TURN_KEYS = frozenset({"author", "from", "role", "sender", "speaker", "type"})
-"""A record has one of the former; a turn, or another part of a record, one of the latter."""
+"""A record has one of the former keys; a turn, or another part of a record, one of the latter."""
 
 BETWEEN = re.compile("[ \t\r\n,\ufeff]*")
 """Characters between values; the order of commas and byte order marks is not checked."""
 
 
 def is_record_like(value: Any) -> bool:
-    """Tell a record from a turn, a tool or another part of a record by its keys."""
+    """Return whether the keys are those of a record, not of a turn, a tool or another part."""
     return (
         isinstance(value, dict)
         and not RECORD_KEYS.isdisjoint(value)
@@ -38,9 +38,9 @@ def is_record_like(value: Any) -> bool:
 
 
 def holds_records(text: str, at: int) -> bool | None:
-    """Tell if the object at a place has a list of records; None where the text is too short.
+    """Return whether the object at a position has a list of records; None if more text is needed.
 
-    Only the members before its first list are looked at.
+    Only the members before its first list are examined.
     """
     at += 1
     while True:
@@ -62,13 +62,13 @@ def holds_records(text: str, at: int) -> bool | None:
 
 
 def is_list_of_records(text: str, at: int) -> bool | None:
-    """Tell if there is a list at a place whose first element is a record; None as above."""
+    """Return whether the list at a position begins with a record; None if more text is needed."""
     first = _first_element(text, at)
     return None if first is _CUT_OFF else is_record_like(first)
 
 
 def _begins_with_round(text: str, at: int) -> bool:
-    """Tell if the list at a place begins with a pair of texts that has no id."""
+    """Return whether the list at a position begins with a pair of texts without an id."""
     first = _first_element(text, at)
     return (
         isinstance(first, dict)
@@ -79,11 +79,11 @@ def _begins_with_round(text: str, at: int) -> bool:
 
 
 def is_list_of_turns(text: str, at: int) -> bool | None:
-    """Tell if there is a list at a place that is one conversation; None as above."""
+    """Return whether the list at a position is one conversation; None if more text is needed."""
     first = _first_element(text, at)
     if first is _CUT_OFF:
         return None
-    # Messages of trees, of which each names another one, are in no order.
+    # Messages of trees, each of which refers to another one, are unordered.
     return isinstance(first, dict) and bool(
         {"from", "role"} & first.keys() and not ({"parent_id", *RECORD_KEYS} & first.keys())
     )
@@ -93,7 +93,7 @@ _CUT_OFF = object()
 
 
 def _first_element(text: str, at: int) -> Any:
-    """Decode the first element of the list at a place, if it is an object."""
+    """Decode the first element of the list at a position, if it is an object."""
     if text[at] != "[":
         return None
     at = BETWEEN.match(text, at + 1).end()  # type: ignore[union-attr]

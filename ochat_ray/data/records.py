@@ -1,4 +1,4 @@
-"""Conversations from one decoded record, of whatever format."""
+"""Convert one decoded record of any supported format to conversations."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ochat_ray.data.formats.values import RecordError, once_each
 from ochat_ray.schema import Conversation, Drop, Origin, Reason, Stage, Turn
 
 MAX_CHARACTERS = 8_000_000
-"""Of one conversation; a book has a million."""
+"""Maximum characters of one conversation; a book has a million."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadOptions:
-    """Options of reading, as the user gives them.
+    """User options for reading inputs.
 
-    `answers` says what the answers are, "auto" that each is looked at. `columns` names the
-    columns of records that have other names: {"conversations": "dialog", "role": "speaker"}.
-    `branches` says which path of a tree of messages is read, or all of them.
+    `answers` is the format of the answers; "auto" detects it per answer. `columns` gives the user's
+    names for columns: {"conversations": "dialog", "role": "speaker"}. `branches` selects the path,
+    or all paths, of a tree of messages.
     """
 
     answers: Answers = "auto"
@@ -40,14 +40,14 @@ DEFAULTS = ReadOptions()
 def records_of(
     item: Any, *, source: str, index: int, options: ReadOptions = DEFAULTS, page: bool = False
 ) -> Iterator[Conversation | Drop]:
-    """Yield the conversations of one decoded record, mostly one, or why it has none.
+    """Yield the conversations of one decoded record, usually one, or a `Drop` with the reason.
 
     Args:
-        item: a JSON value; docs/data-format.md lists the formats.
-        source: the file or archive member it came from.
-        index: number of the record in its file, from 0; it names records without an id.
-        options: what the user says about the inputs.
-        page: the record is a share page's, whose answers may be ChatGPT's rendered HTML.
+        item: JSON value; docs/data-format.md lists the formats.
+        source: File or archive member that contains it.
+        index: Number of the record in its file, from 0; it identifies records without an id.
+        options: User options for reading.
+        page: Whether the record is from a share page, whose answers may be ChatGPT's rendered HTML.
     """
     name = f"{posixpath.basename(source)}#{index}"
     keys = keys_of(options.columns)
@@ -78,10 +78,10 @@ def records_of(
 
 
 def _parse(record: Any, keys: Keys, options: ReadOptions, page: bool) -> list[Conversation]:
-    """Return the conversations of one record, complete but for their source.
+    """Return the conversations of one record, complete except for their source.
 
     Raises:
-        RecordError: the record is not a conversation.
+        RecordError: The record is not a conversation.
     """
     if not isinstance(record, dict):
         raise RecordError(f"a record must be an object, not {type(record).__name__}")
@@ -108,10 +108,10 @@ def _origin(shape: Shape, page: bool) -> Origin:
 
 
 def _complete(conversation: Conversation) -> Conversation:
-    """Check the size, leave out empty system turns and join those at the start.
+    """Check the size, remove empty system turns and join those at the start.
 
     Raises:
-        RecordError: the conversation is too large, or its system turns differ in weight.
+        RecordError: The conversation is too large, or its system turns differ in weight.
     """
     turns = conversation.turns
     if sum(len(turn.text) for turn in turns) > MAX_CHARACTERS:

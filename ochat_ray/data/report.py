@@ -1,7 +1,7 @@
-"""report.html of a `prepare` run: one file that opens offline and runs no script.
+"""Write report.html of a `prepare` run: one file that opens offline and runs no script.
 
-Everything that came from the inputs is escaped; the page's own policy, which forbids scripts and
-all that would be loaded, is the second lock.
+All text from the inputs is escaped. As a second safeguard, the page's content security policy
+forbids scripts and external resources.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LEFT_AFTER = {
 
 
 def render_report(manifest: dict[str, Any], statistics: Statistics) -> str:
-    """The report's HTML; `manifest` is the one that is about to be written."""
+    """Return the report's HTML; `manifest` is the manifest that will be written."""
     title = f"Data report: {escape(str(manifest['config']['recipe']))}"
     sections = [
         _funnel(manifest["counts"], statistics),
@@ -89,13 +89,13 @@ def _tiles(manifest: dict[str, Any], statistics: Statistics) -> str:
 
 
 def _lost(statistics: Statistics) -> int:
-    """Count tokens of unique conversations that are in no sample."""
+    """Return the tokens of unique conversations that are in no sample."""
     kept = sum(length * n for length, n in statistics.lengths.items())
     return statistics.offered - kept + statistics.cut_tokens
 
 
 def _funnel(counts: dict[str, Any], statistics: Statistics) -> str:
-    """Every reason in the order of the stages; its bar stands where it takes its share off."""
+    """Show every reason in the order of the stages; each bar marks the share that it removes."""
     read = left = counts["read"]
     rows = [_row("read", read, read, bar(read, read), "sum")]
     if n := sum(counts["passed_over"].values()):
@@ -164,11 +164,11 @@ def _noise(statistics: Statistics) -> str:
         _row(name, n, total, bar(n, total)) for name, n in most_first(statistics.noise).items()
     )
     note = (
-        "<p class=soft>Turns that a rule took something off: a browser extension's text, or all of "
+        "<p class=soft>Turns from which a rule removed text: a browser extension's, or all of "
         "a provider's error message (also of the conversations that were dropped for one). "
         "docs/data-format.md lists the rules; --keep-noise switches them off.</p>"
     )
-    return section("noise", "Text that was taken off", f"<table>{body}</table>{note}")
+    return section("noise", "Removed text", f"<table>{body}</table>{note}")
 
 
 def _labels(statistics: Statistics) -> str:
@@ -192,9 +192,9 @@ def _languages(statistics: Statistics) -> str:
 
 
 def _counted(counts: Counter[str], rows: int, plural: str) -> str:
-    """The most frequent as a table, the rest as its last line."""
+    """Show the most frequent names as a table, and the rest as its last line."""
     total = counts.total()
-    # Not by the order of arrival: a report is the same whichever part came first.
+    # Not by order of arrival: the report must not depend on which part came first.
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown, rest = ordered[:rows], ordered[rows:]
     body = "".join(_row(label[:120], n, total, bar(n, total)) for label, n in shown)
@@ -206,7 +206,7 @@ def _counted(counts: Counter[str], rows: int, plural: str) -> str:
 
 def _turns(statistics: Statistics) -> str:
     longest = max(statistics.turns, default=0)
-    # In twos: nearly all conversations are questions with an answer each.
+    # In pairs: nearly all conversations consist of questions with one answer each.
     bars = bars_of(
         statistics.turns, span=2, bars_a_span=1, bars=min(20, max(5, math.ceil(longest / 2)))
     )
@@ -217,10 +217,10 @@ def _turns(statistics: Statistics) -> str:
 
 
 def _lengths(limit: int, long: str | None, statistics: Statistics) -> str:
-    """Lengths before the cut; the context length is between two bars."""
+    """Show lengths before truncation; the context length is between two bars."""
     longest = max(statistics.lengths, default=0)
     to_limit = min(16, limit)
-    # As far as the conversations go, at most four times the limit, and always somewhat beyond it.
+    # Up to the longest conversation, at most four times the limit, and always beyond it.
     count = min(
         4 * to_limit, max(math.ceil(longest * to_limit / limit), math.ceil(1.25 * to_limit))
     )
@@ -256,7 +256,7 @@ def _cut_note(limit: int, statistics: Statistics) -> str:
 
 
 def _choices(chosen: str | None, statistics: Statistics) -> str:
-    """Compare what each choice of --long keeps of the unique conversations."""
+    """Compare the unique conversations' yields for each choice of --long."""
     body = (
         "<tr><th>--long<th class=n>conversations<th class=n>samples<th class=n>tokens"
         "<th class=n>supervised"
@@ -299,7 +299,7 @@ def _fidelity(statistics: Statistics) -> str:
 
 
 def _shares(name: str, shares: Shares) -> str:
-    """Table rows of one measure."""
+    """Return the table rows of one measure."""
     rows: Counter[str] = Counter()
     for hundredths, n in shares.hundredths.items():
         if hundredths < 100:
@@ -330,11 +330,11 @@ def _speed(seconds: dict[str, float], statistics: Statistics) -> str:
     }
     total = seconds["total"]
     stages = {stage: s for stage, s in seconds.items() if stage != "total"}
-    # Ray's start and the listing of files are nearly all that no stage counts.
+    # Starting Ray and listing files are nearly all of the time outside of the stages.
     rows = [("start and the rest", max(0.0, total - sum(stages.values()))), *stages.items()]
     body, start = "<tr><th>stage<th class=n>seconds<th class=n>per second<th>", 0.0
     for stage, value in rows:
-        # The manifest's seconds are rounded, which would make up the rate of a short stage.
+        # The manifest's seconds are rounded, which would distort the rate of a short stage.
         exact = statistics.seconds.get(stage, value)
         rate = f"{done[stage] / exact:,.0f}" if stage in done and exact > 0 else ""
         body += (

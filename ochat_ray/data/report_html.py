@@ -1,7 +1,7 @@
-"""The pieces that the report is made of: numbers, bars, histograms. Text that comes in is plain.
+"""HTML components of the report: numbers, bars, histograms.
 
-Whatever is given as text is escaped here, so that a caller who forgets cannot let a page's own
-markup into the report.
+Text arguments are plain text and escaped here, so that a caller cannot forget it and insert a
+page's own markup into the report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar of a histogram: values from `first` to `last`, or from `first` on."""
+    """One bar of a histogram: values from `first` to `last`, or to infinity if that is None."""
 
     first: int
     last: int | None
@@ -24,16 +24,16 @@ class Bar:
 
     @property
     def label(self) -> str:
-        """The values it stands for."""
+        """Range of values of the bar."""
         if self.last is None:
             return f"{self.first:,} or more"
         return f"{self.first:,}" if self.last == self.first else f"{self.first:,}–{self.last:,}"
 
 
 def bars_of(counts: Counter[int], *, span: int, bars_a_span: int, bars: int) -> list[Bar]:
-    """Counts of values from 1, `bars_a_span` bars for every `span` values.
+    """Return the bars of a histogram from 1, with `bars_a_span` bars per `span` values.
 
-    A multiple of `span` is the last value of its bar, and the last bar has all larger ones.
+    A multiple of `span` is the last value of its bar, and the last bar includes all larger values.
     """
     heights = [0] * bars
     for value, count in counts.items():
@@ -52,10 +52,16 @@ def histogram(
     ticks: Sequence[tuple[float, str]],
     mark: tuple[int, str] | None = None,
 ) -> str:
-    """Bars with labels below at shares of the width.
+    """Return a histogram with labels below it, at shares of the width.
 
-    `mark` is a labelled line before the bar of that number; the bars from there on are coloured.
-    The text is HTML, not SVG: it keeps its size on a phone.
+    The chart is HTML, not SVG, so its text keeps its size on a phone.
+
+    Args:
+        bars: The bars, from left to right.
+        unit: Unit of the values, for labels.
+        ticks: Positions (0 to 1) and texts of the labels.
+        mark: Index of the bar before which a labelled line is drawn; bars from there on are
+            coloured.
     """
     highest = max((bar.count for bar in bars), default=0) or 1
     limit = mark[0] if mark else len(bars)
@@ -66,7 +72,7 @@ def histogram(
     )
     if mark:
         left = 100 * limit / len(bars)
-        # The label stands on the side that has room.
+        # The label is on the side that has room.
         side = f"right:{100 - left:.2f}%" if left > 50 else f"left:{left:.2f}%"
         drawn += f'<u style="left:{left:.2f}%"></u><span style="{side}">{escape(mark[1])}</span>'
     labels = "".join(
@@ -80,21 +86,21 @@ def histogram(
 
 
 def _shift(x: float) -> str:
-    """So that the first and the last label end with the chart."""
+    """Return a style that keeps the first and the last label within the chart."""
     if x < 0.02:
         return ";transform:none"
     return ";transform:translateX(-100%)" if x > 0.98 else ""
 
 
 def bar(n: float, total: float, *, start: float = 0.0, drop: bool = False) -> str:
-    """A bar of n of total, beginning where `start` of total ends."""
+    """Return a bar for the share n of total, starting at the share `start` of total."""
     share, left = (100 * n / total, 100 * start / total) if total else (0.0, 0.0)
     kind = " class=drop" if drop else ""
     return f'<i{kind} style="width:{share:.2f}%;margin-left:{min(left, 99.5):.2f}%"></i>'
 
 
 def percent(n: float, total: float) -> str:
-    """A share that says 0% and 100% only where it is none and all; escaped."""
+    """Format a share, escaped; 0% and 100% only for exactly none and all."""
     if not total:
         return "–"
     text = f"{100 * n / total:.1f}%"
@@ -106,13 +112,13 @@ def percent(n: float, total: float) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """The text's beginning on one line, escaped; "…" where there is more."""
+    """Return the beginning of the text on one line, escaped, with "…" if it is cut."""
     line = " ".join(text[: 4 * limit].split())
     return escape(line if len(line) <= limit else line[:limit].rstrip() + "…")
 
 
 def fidelity_in_words(row: Mapping[str, Any]) -> str:
-    """A conversation's measures, "text 98.5%, structure 100%"; never rounded up."""
+    """Format a conversation's measures, "text 98.5%, structure 100%"; never rounded up."""
     measures = (("text", row["text_fidelity"]), ("structure", row["fidelity"]))
     return ", ".join(
         f"{name} {math.floor(share * 1000) / 10:g}%"
@@ -122,6 +128,6 @@ def fidelity_in_words(row: Mapping[str, Any]) -> str:
 
 
 def section(name: str, title: str, body: str, *, wide: bool = False) -> str:
-    """A heading that can be linked to, and what is below it; `body` is HTML."""
+    """Return a section with a linkable heading; `body` is HTML."""
     heading = f'<h2 id="{escape(name)}">{escape(title)}</h2>'
     return f"<section{' class=wide' if wide else ''}>{heading}{body}</section>"

@@ -1,4 +1,4 @@
-"""Section of the report about the inputs: formats of the answers, and what was not read of them."""
+"""Report section on the inputs: answer formats, unknown keys, and content left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_ROWS = 20
 
 
 def inputs_section(statistics: Statistics) -> str:
-    """Tables of the answers by format, of unknown keys and of what was left out."""
+    """Return tables of the answers by format, of unknown keys and of content left out."""
     answers = statistics.answers
     body = _table("Answers", answers, answers.total())
     body += "<p class=soft>HTML is converted; Markdown and plain text stay as they are.</p>"

@@ -1,11 +1,11 @@
-"""Words for the report's codes: why a record was dropped, and which language a code means."""
+"""Report texts for drop reasons and language codes."""
 
 from __future__ import annotations
 
 from ochat_ray.schema import Reason
 
 EXPLANATIONS: dict[str, str] = {
-    Reason.UNREADABLE: "empty, damaged, or not what its name says",
+    Reason.UNREADABLE: "empty, damaged, or of another kind than its name indicates",
     Reason.TORN: "the file ends in the middle of it, or is damaged",
     Reason.TOO_LARGE: "beyond the bounds of a page or a conversation",
     Reason.NO_DATA: "a page or file without a conversation in it",
@@ -18,7 +18,7 @@ EXPLANATIONS: dict[str, str] = {
     Reason.PROVIDER_ERROR: "an answer before the last, or the only one, is a provider's error",
     Reason.BLOCKED_WORD: "a reader sees a blocked word",
     Reason.CONVERSION_FAILED: "HTML nested too deeply",
-    Reason.LOW_FIDELITY: "the Markdown gives back too little of the HTML",
+    Reason.LOW_FIDELITY: "the Markdown preserves too little of the HTML",
     Reason.CONTAMINATED: "it contains an evaluation question",
     Reason.DUPLICATE: "the same roles and texts as one that is kept",
     Reason.NEAR_DUPLICATE: "nearly the same words as one that is kept",
@@ -40,4 +40,4 @@ th Thai, tl Tagalog, tr Turkish, uk Ukrainian, ur Urdu, uz Uzbek, vi Vietnamese,
 zh Chinese
 """
 LANGUAGES: dict[str, str] = dict(pair.split() for pair in _CODES.replace("\n", " ").split(","))
-"""Names of the frequent ones; another is shown as its code."""
+"""Names of frequent languages; others are shown by code."""

@@ -1,7 +1,7 @@
-"""The report's browser of sampled conversations: as read, as converted, as the model sees them.
+"""Report section with sampled conversations: as read, as converted, as tokenized.
 
-It runs no script: each conversation is a `<details>`, and their common name lets one be open at a
-time. A page's HTML is shown as its source, never rendered.
+It runs no script: each conversation is a `<details>`, and their shared name allows one to be open
+at a time. A page's HTML is shown as source, never rendered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Token = tuple[str, float]
 
 
 def samples_section(samples: Sequence[dict[str, Any]]) -> str:
-    """The samples one below the other, closed."""
+    """Return the samples one below the other, collapsed."""
     if not samples:
         return ""
     intro = (
@@ -85,7 +85,7 @@ def _turn(position: int, turn: Sequence[Any], tokens: list[Token], rest: str) ->
 
 
 def _pane(title: str, body: str) -> str:
-    # The parser eats a line end right after <pre>, so one is given to it.
+    # The parser drops a line break right after <pre>, so one is added for it.
     return f"<div><h4>{title}</h4><pre dir=auto>\n{body}</pre></div>"
 
 
@@ -96,7 +96,7 @@ def _text(text: str) -> str:
 
 
 def tokens_by_turn(tokens: Sequence[Sequence[Any]]) -> list[list[Token]]:
-    """The tokens of each turn, up to and with its end-of-turn token.
+    """Group the tokens by turn, each including its end-of-turn token.
 
     A person who types the token's name does not end a turn: typed text never becomes that token.
     """
@@ -119,10 +119,10 @@ def _tokens(tokens: list[Token], rest: str) -> str:
 
 
 def join_broken(tokens: Sequence[Token]) -> list[tuple[str, float, int]]:
-    """(piece, weight, number of tokens), with the parts of characters put together.
+    """Join the parts of characters: (text, weight, number of tokens).
 
-    A token of a byte-level vocabulary may hold a part of a character, which decodes to U+FFFD
-    alone; the neighbours of one weight that do so are one piece.
+    A token of a byte-level vocabulary may hold a part of a character, which alone decodes to
+    U+FFFD; adjacent ones with the same weight are joined.
     """
     joined: list[tuple[str, float, int]] = []
     for piece, weight in tokens:
@@ -137,5 +137,5 @@ def join_broken(tokens: Sequence[Token]) -> list[tuple[str, float, int]]:
 
 def _piece(piece: str, count: int) -> str:
     hint = f' title="{count} tokens: parts of characters"' if count > 1 else ""
-    # A line end has no width to show its shade by.
+    # A line break has no width that would show its shade.
     return f"<i{hint}>{escape(piece).replace(chr(10), '↵' + chr(10))}</i>"

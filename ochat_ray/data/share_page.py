@@ -1,12 +1,12 @@
-"""The conversation inside a share page: JSON in one of its scripts.
+"""Extract the conversation from a share page: JSON in one of its scripts.
 
-The script's bytes are cut out of the page and parsed as JSON; the page itself is parsed as HTML
-only where that fails. Pages are untrusted: their size is bounded, nothing of them is run.
+The script's bytes are cut out of the page and parsed as JSON; the page is parsed as HTML only if
+that fails. Pages are untrusted: their size is bounded, and nothing in them is executed.
 
-Source: pages of sharegpt.com as Next.js served them in 2023, props.pageProps being {id, views,
+Source: pages of sharegpt.com as served by Next.js in 2023, with props.pageProps = {id, views,
 content: {title, avatarUrl, model, items: [{from, value}]}}, where a gpt item's value is HTML, or
 Markdown from other programs; chat.openai.com's of 2023 and 2024 (props.pageProps.serverResponse);
-chatgpt.com's since then, whose data are those of React Router's or Remix's loaders.
+chatgpt.com's since then, with data from React Router's or Remix's loaders.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from ochat_ray.data.json_decode import decode
 from ochat_ray.schema import Reason
 
 MAX_PAGE_BYTES = 32 * 2**20
-"""The longest pages of 2023 have some megabytes."""
+"""Maximum page size. The longest pages of 2023 have a few megabytes."""
 
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, with which it begins
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, which is a prefix of it
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_LEFT_BEHIND = frozenset({"avatarUrl", "views"})
+_IGNORED_KEYS = frozenset({"avatarUrl", "views"})
 _MARK = b"__NEXT_DATA__"
 _MAX_TAG_BYTES = 1 << 14
-"""Of the script's opening tag, which has one attribute or a few."""
+"""Maximum size of the script's opening tag, which has few attributes."""
 _OPENING = re.compile(
     rb"""<script\b[^<>]*?\bid\s*=\s*(?:"__NEXT_DATA__"|'__NEXT_DATA__'|__NEXT_DATA__(?=[\s>]))"""
     rb"""[^<>]*>""",
@@ -50,16 +50,16 @@ _CHARSET = re.compile(rb"""<meta\b[^<>]*?\bcharset\s*=\s*["']?\s*([\w.:-]+)""", 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Why a page has no conversation."""
+    """Reason why a page has no conversation."""
 
     reason: Reason
     detail: str
 
 
 def page_record(page: bytes) -> dict[str, Any] | Unusable:
-    """{id?, title?, model?, items: [...]} of a page's bytes, gzip'd or not, in any encoding.
+    """Return {id?, title?, model?, items: [...]} from a page's bytes, gzipped or not, any encoding.
 
-    The avatar, views and whatever else the page holds are left behind.
+    The avatar, views and everything else in the page are ignored.
     """
     if page[:2] == b"\x1f\x8b":
         unzipped = _gunzip(page)
@@ -88,7 +88,7 @@ def page_record(page: bytes) -> dict[str, Any] | Unusable:
     if not isinstance(content.get("items"), list) or not content["items"]:
         return Unusable(Reason.NO_DATA, "no items at props.pageProps.content")
     return {
-        **{name: value for name, value in content.items() if name not in _LEFT_BEHIND},
+        **{name: value for name, value in content.items() if name not in _IGNORED_KEYS},
         "id": props.get("id") or content.get("id"),
         "title": content.get("title"),
         "model": content.get("model"),
@@ -97,7 +97,7 @@ def page_record(page: bytes) -> dict[str, Any] | Unusable:
 
 
 def _official(loaders: Mapping[str, Any]) -> dict[str, Any] | Unusable:
-    """Return the conversation of ChatGPT's own page, whatever the name of its route."""
+    """Return the conversation of ChatGPT's own page, under any route name."""
     routes = [route for route in loaders.values() if isinstance(route, dict)]
     route = next((route for route in routes if "serverResponse" in route), None)
     if route is None:
@@ -113,7 +113,7 @@ def _official(loaders: Mapping[str, Any]) -> dict[str, Any] | Unusable:
 
 
 def _gunzip(page: bytes) -> bytes | None:
-    """At most one byte more than a page may have."""
+    """Decompress a page, up to one byte more than the maximum."""
     stream = zlib.decompressobj(wbits=31)
     try:
         data = stream.decompress(page, MAX_PAGE_BYTES + 1)
@@ -128,7 +128,7 @@ def _child(parent: Any, name: str) -> dict[str, Any]:
 
 
 def _next_data(page: bytes) -> Any:
-    """Parse the script's JSON; an `Unusable` says why there is none."""
+    """Parse the script's JSON; return an `Unusable` with the reason if there is none."""
     script = _script(page)
     found = script is not None
     if script is None and _MARK in page:
@@ -147,7 +147,7 @@ def _next_data(page: bytes) -> Any:
 
 
 def _utf8(page: bytes) -> bytes:
-    """Return the page in UTF-8 where its first bytes say that it is UTF-16 or UTF-32."""
+    """Return the page in UTF-8 if its first bytes indicate UTF-16 or UTF-32."""
     if (bom := next((bom for bom in _BOMS if page.startswith(bom)), None)) is not None:
         return _decoded(page, _BOMS[bom])
     if b"\x00" in page[:64]:  # UTF-16 without a mark: every other byte of markup is zero
@@ -158,8 +158,8 @@ def _utf8(page: bytes) -> bytes:
 def _script(page: bytes) -> bytes | None:
     """Cut the script's text out of the page's bytes.
 
-    Only where the mark occurs is a tag looked for: a regular expression over the whole page would
-    take as long as all the rest.
+    A tag is searched only near the mark: a regular expression over the entire page would take as
+    long as everything else.
     """
     at = page.find(_MARK)
     last = 0
@@ -179,7 +179,7 @@ def _script(page: bytes) -> bytes | None:
 def _script_by_parser(page: bytes) -> bytes | None:
     parser = etree.HTMLParser(encoding="utf-8", no_network=True, huge_tree=True)
     try:
-        tags_of(page.decode("latin-1"))  # refuses what would take lxml quadratic time
+        tags_of(page.decode("latin-1"))  # rejects pages for which lxml takes quadratic time
         root = etree.fromstring(page, parser)
     except (ConversionError, etree.XMLSyntaxError):
         return None
@@ -192,7 +192,7 @@ def _script_by_parser(page: bytes) -> bytes | None:
 
 
 def _declared_encoding(page: bytes, script: bytes) -> str | None:
-    """Return the declared encoding of a page whose script is not UTF-8; None where it is UTF-8."""
+    """Return the declared encoding of a page whose script is not UTF-8; None if it is UTF-8."""
     try:
         script.decode()
         return None
@@ -204,7 +204,7 @@ def _declared_encoding(page: bytes, script: bytes) -> str | None:
 
 
 def _decoded(page: bytes, encoding: str) -> bytes:
-    """Return the page in UTF-8; bytes that its encoding does not know are replaced."""
+    """Return the page in UTF-8; bytes that are invalid in its encoding are replaced."""
     try:
         return page.decode(encoding, "replace").encode("utf-8", "replace")
     except LookupError:

@@ -1,7 +1,7 @@
-"""Conversations from files: share pages, JSON, JSON lines, Parquet, and archives of them.
+"""Read conversations from files: share pages, JSON, JSON lines, Parquet, and archives of them.
 
-Files and archives are streamed; one conversation at a time is a Python object. What cannot be read
-comes out as a `Drop` and what is of another kind as a `PassedOver`, never as an exception; only a
+Files and archives are streamed, with one conversation at a time in memory. Unreadable data is
+yielded as a `Drop` and other kinds of files as a `PassedOver`, never raised as an exception; only a
 store that does not answer raises.
 """
 
@@ -35,16 +35,16 @@ from ochat_ray.errors import UserError
 from ochat_ray.schema import Drop, PassedOver, Reason, Record, Stage
 
 MAX_LINE_BYTES = 64 * 2**20
-"""Of one record of JSON, in a line or an array."""
+"""Maximum size of one JSON record, in a line or an array."""
 
 _UNPACKED_HERE = (".bz2", ".xz", ".zst")
-"""Of compressed pages; gzip, which a page's name need not say, is unpacked where it is parsed."""
+"""Compressions of pages that are unpacked here; gzip, possible under any name, in the parser."""
 _PIECE = 1 << 18
 _BUFFER = 1 << 20
-"""Bytes that are read at a time; from a remote store, each read is a request."""
+"""Bytes per read; from a remote store, each read is a request."""
 
 READ_AHEAD = 16
-"""Files that are fetched at a time from a remote store, where each costs a round trip."""
+"""Files fetched concurrently from a remote store, where each costs a round trip."""
 
 
 def read_files(
@@ -52,13 +52,14 @@ def read_files(
     options: ReadOptions = DEFAULTS,
     observe: Callable[[list[bytes | None]], object] = list,
 ) -> Iterator[Record]:
-    """Yield every conversation of the files, in order, and what else they hold.
+    """Yield every conversation of the files, in order, and drops and skipped files.
 
     Args:
-        uris: the files; several are share pages, 64 MiB together.
-        options: what the user says about the inputs.
-        observe: gets the bytes of several pages before the first record is yielded, in order, and
-            None for one that cannot be read or is larger than a page may be.
+        uris: The files; several are share pages, 64 MiB in total.
+        options: User options for reading.
+        observe: Called with the bytes of several pages, in order, before the first record is
+            yielded;
+            None for a page that cannot be read or is too large.
     """
     if len(uris) == 1:
         yield from read_file(uris[0], options)
@@ -75,10 +76,10 @@ def read_files(
 
 
 def read_file(uri: str, options: ReadOptions = DEFAULTS) -> Iterator[Record]:
-    """Yield every conversation of one file, and a `Drop` or `PassedOver` for all else in it.
+    """Yield every conversation of one file, and a `Drop` or `PassedOver` for all other content.
 
     Raises:
-        OSError, or what else the store's client raises: the store does not answer.
+        OSError, or another exception of the store's client: The store does not answer.
     """
     reader = _Reader(printable(uri), options)
     if is_page(uri):
@@ -106,7 +107,7 @@ def _is_lfs_pointer(stream: io.BufferedReader[Any], size: int) -> bool:
 
 
 def _fetch_file(uri: str) -> bytes | Unusable:
-    """Return the bytes of a page's file as they lie, up to one more than a page may have."""
+    """Return the raw bytes of a page's file, up to one byte more than the maximum."""
     try:
         return read_beginning(uri, MAX_PAGE_BYTES + 1)
     except UnreadableFile as error:
@@ -122,7 +123,7 @@ def _unpack_file(uri: str, page: bytes | Unusable) -> bytes | Unusable:
 
 
 def _member_page(entry: Member) -> bytes | Unusable:
-    """Return the bytes of a page in an archive, which must not be cut off or damaged."""
+    """Return the bytes of a page in an archive, which must not be truncated or damaged."""
     if entry.name.lower().endswith(_UNPACKED_HERE):
         return _unpack_page(entry.stream, entry.packed_size)
     return _whole_page(entry.stream)
@@ -133,7 +134,7 @@ def _unpack_page(stream: IO[bytes], packed_size: int) -> bytes | Unusable:
         whole, _ = unpacked(stream, packed_size)
     except StoreError:
         raise
-    except Exception as error:  # noqa: BLE001 (each decoder has its own; none ends the job)
+    except Exception as error:  # noqa: BLE001 (each decoder has its own; none may end the job)
         return Unusable(_reason(error), first_line(error))
     return _whole_page(whole)
 
@@ -154,14 +155,14 @@ def _whole_page(stream: IO[bytes]) -> bytes | Unusable:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads one file, or one member of an archive; `source` is its name in what comes out."""
+    """Reader of one file or archive member; `source` is its name in the records."""
 
     source: str
     options: ReadOptions
 
     def drop(self, reason: Reason, detail: str, place: str = "") -> Drop:
         name = basename(self.source) + place
-        # Names and texts from damaged files may hold halves of surrogate pairs.
+        # Names and texts from damaged files may contain unpaired surrogates.
         detail = detail.encode("utf-8", "replace").decode()
         return Drop(id=name, source=self.source, stage=Stage.READ, reason=reason, detail=detail)
 
@@ -175,7 +176,7 @@ class _Reader:
         yield from self._conversations(record, 0, page=True)
 
     def archive(self, stream: IO[bytes], size: int) -> Iterator[Record]:
-        """Yield what an archive's members hold; of an archive that cannot be opened, a `Drop`."""
+        """Yield the records of an archive's members; a `Drop` if the archive cannot be opened."""
         empty = True
         try:
             if self.source.lower().endswith(ZIP):
@@ -188,7 +189,7 @@ class _Reader:
                 empty = False
         except StoreError:
             raise
-        except Exception as error:  # noqa: BLE001 (each decoder has its own; none ends the job)
+        except Exception as error:  # noqa: BLE001 (each decoder has its own; none may end the job)
             yield self.drop(_reason(error, Reason.TORN), first_line(error))
         else:
             if empty:
@@ -220,7 +221,7 @@ class _Reader:
                 index += 1
         except StoreError:
             raise
-        # The last line of defence: no input ends the job, whatever its decoder raises.
+        # Last safeguard: no input may end the job, whatever its decoder raises.
         except Exception as error:  # noqa: BLE001
             detail = f"after {index:,} records: {first_line(error)}"
             if not isinstance(error, (EOFError, TooLarge)):
@@ -236,7 +237,7 @@ class _Reader:
             yield from records
         except UserError:
             raise
-        # As above, for a record: it costs only itself.
+        # As above, but only this record is lost.
         except Exception as error:  # noqa: BLE001
             detail = f"{first_line(error)} ({type(error).__name__})"
             yield self.drop(Reason.MALFORMED, detail, f"#{index}")
@@ -249,7 +250,7 @@ def _items(stream: IO[bytes], name: str, packed_size: int) -> Iterable[Any]:
         return json_records(whole, by_lines=by_lines, max_size=MAX_LINE_BYTES)
     if isinstance(stream, io.BufferedReader) and stream.peek(4).startswith(b"PAR1"):
         stream.raw.seek(0)
-        return parquet_records(cast(IO[bytes], stream.raw))  # read in pieces of its own choice
+        return parquet_records(cast(IO[bytes], stream.raw))  # it chooses its own read sizes
     whole, _ = unpacked(stream, packed_size)
     return parquet_records(spooled(whole))
 

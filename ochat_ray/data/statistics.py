@@ -1,4 +1,4 @@
-"""What a run of `prepare` counts: sums of the parts' summaries, in whatever order they come."""
+"""Statistics of a `prepare` run: sums of the parts' summaries, independent of their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_NAMES = 1000
 
 @dataclass
 class Shares:
-    """A measure of the conversion, of the conversations that have it."""
+    """Distribution of one conversion measure over the conversations that have it."""
 
     count: int = 0
     intact: int = 0
@@ -31,40 +31,41 @@ class Shares:
             self.hundredths[int(share * 100)] += 1
 
     def summary(self) -> dict[str, Any]:
-        """Return the number of conversations with all of it, and the mean."""
+        """Return the number of conversations with the full share, and the mean."""
         mean = round(self.total / self.count, 6) if self.count else None
         return {"intact": self.intact, "mean": mean}
 
 
 def worse_fidelity(row: Mapping[str, Any]) -> float:
-    """The worse of a conversation's two measures; 1 where it was not converted."""
+    """Return the lower of a conversation's two measures; 1 if it was not converted."""
     shares = (row["fidelity"], row["text_fidelity"])
     return min((float(share) for share in shares if share is not None), default=1.0)
 
 
 @dataclass
 class Statistics:
-    """Sums over parts. Conversations are counted; lengths are in tokens."""
+    """Sums over parts: numbers of conversations, and lengths in tokens."""
 
     read: int = 0
     read_well: int = 0
     cleaned: int = 0
     kept: Counter[str] = field(default_factory=Counter)
-    """Conversations of each split; `rows` counts their samples, `--long split` making several."""
+    """Conversations per split; `rows` counts their samples, of which `--long split` makes
+    several."""
     cut_tokens: int = 0
     cut_conversations: int = 0
     offered: int = 0
     """Tokens of all unique conversations, before any choice of `--long`."""
     yields: dict[str, Counter[str]] = field(default_factory=dict)
-    """Conversations, samples, tokens and supervised tokens that each choice of `--long` keeps."""
+    """Conversations, samples, tokens and supervised tokens kept by each choice of `--long`."""
     models: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
-    """Files and archives' members that hold no conversations, by kind."""
+    """Files and archive members that hold no conversations, by kind."""
     noise: Counter[str] = field(default_factory=Counter)
-    """Turns that each rule of `noise_rules` changed or took away."""
+    """Turns changed or removed by each rule of `noise_rules`."""
     unknown_keys: Counter[str] = field(default_factory=Counter)
-    """Records per unknown key, of the record or of one of its turns."""
+    """Records per unknown key, of the record or one of its turns."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Parts of records that are in no turn, by name: citation marks, thoughts, other branches."""
     answers: Counter[str] = field(default_factory=Counter)
@@ -75,9 +76,9 @@ class Statistics:
     supervised_sums: Counter[str] = field(default_factory=Counter)
     turns: Counter[int] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
-    """Before cutting at the context length."""
+    """Lengths before truncation at the context length."""
     converted: int = 0
-    """Kept conversations that were converted; of `intact`, both measures are 1."""
+    """Kept conversations that were converted; for those in `intact`, both measures are 1."""
     intact: int = 0
     structure: Shares = field(default_factory=Shares)
     visible_text: Shares = field(default_factory=Shares)
@@ -87,12 +88,12 @@ class Statistics:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add_passed_over(self, counts: dict[str, int]) -> None:
-        """Count files that the listing of the inputs passed over, by kind."""
+        """Count files skipped by the listing of the inputs, by kind."""
         self.read += sum(counts.values())
         _add_bounded(self.passed_over, counts, "other kinds")
 
     def add_clean(self, summary: dict[str, Any]) -> None:
-        """Count a part's summary from the cleaning pass."""
+        """Add a part's summary from the cleaning pass."""
         self.read += summary["read"]
         self.read_well += summary["read_well"]
         self.cleaned += summary["rows"]
@@ -105,7 +106,7 @@ class Statistics:
         self._add_drops(summary)
 
     def add_tokenize(self, summary: dict[str, Any]) -> None:
-        """Count a part's summary from the tokenising pass."""
+        """Add a part's summary from the tokenization pass."""
         for split, turns, length, cut, samples, tokens, supervised, *rest in summary["kept"]:
             structure, text, language = rest
             self.kept[split] += 1
@@ -138,7 +139,7 @@ class Statistics:
         return sum(self.token_sums.values())
 
     def counts(self) -> dict[str, Any]:
-        """The manifest's `counts`; read == kept + the sums of dropped and of passed_over."""
+        """Return the manifest's `counts`; read == kept + sums of dropped and passed_over."""
         kept = self.kept.total()
         counts = {
             "read": self.read,
@@ -151,7 +152,7 @@ class Statistics:
         return counts
 
     def fidelity(self) -> dict[str, Any]:
-        """The manifest's `fidelity`: of kept conversations that were converted from HTML."""
+        """Return the manifest's `fidelity`, over kept conversations converted from HTML."""
         return {
             "converted": self.converted,
             "intact": self.intact,
@@ -160,7 +161,7 @@ class Statistics:
         }
 
     def tokens(self) -> dict[str, dict[str, int]]:
-        """The manifest's `tokens`."""
+        """Return the manifest's `tokens`."""
         return {
             split: {
                 "rows": self.rows[split],
@@ -175,7 +176,7 @@ class Statistics:
         return {choice: dict(sums) for choice, sums in self.yields.items()}
 
     def explain_drops(self) -> str:
-        """The reasons, with the first example of the most frequent one, in one line."""
+        """Return the drop reasons in one line, with an example of the most frequent one."""
         if not self.drops:
             kinds = ", ".join(f"{kind} {n}" for kind, n in self.passed_over.most_common(5))
             return f"no records (passed over: {kinds})" if kinds else "no records"
@@ -194,12 +195,16 @@ class Statistics:
 
 
 def most_first(counts: Counter[str]) -> dict[str, int]:
-    """Names with their counts, the largest first, then by name."""
+    """Return names with their counts, in descending order of count, then by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _add_bounded(counter: Counter[str], counts: dict[str, int], rest: str) -> None:
-    """Add counts by name. Names are free text: inputs made to fill the memory share one line."""
+    """Add counts by name.
+
+    Names are free text; beyond a limit, which bounds the memory for malicious inputs, they share
+    one entry.
+    """
     for name, count in counts.items():
         known = name in counter or len(counter) < MAX_NAMES
         counter[name if known else rest] += count

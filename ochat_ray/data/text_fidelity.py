@@ -1,9 +1,9 @@
-"""The share of an answer's visible text that its Markdown gives back.
+"""Measure the share of an answer's visible text that its Markdown preserves.
 
 The HTML's visible text is compared with that of the Markdown rendered by pulldown-cmark, or by
-markdown-it-py where the two disagree: words and line ends in order, code line by line with its
-white space, formulas as a whole. Nothing here is the converter's: it is given the HTML as it was
-read and the Markdown as it will be trained on.
+markdown-it-py if the two differ: words and line breaks in order, code line by line with its white
+space, formulas as units. No code is shared with the converter: the inputs are the HTML as it was
+read and the Markdown that will be trained on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from ochat_ray.data.visible_text import CODE, FORMULA, Visible, visible_text
 
 _FIRST_FORMULA = 0xF0000
-"""A formula's place in the text is held by a character of plane 15, which is for private use."""
+"""First of the private-use characters of plane 15 that represent formulas in the text."""
 _MAX_FORMULAS = 0xFFF0
 _MAX_SLOW = 100_000
 _MAX_PAIRS = 200_000
@@ -37,16 +37,17 @@ _WORD = re.compile(r"[^ \n]+")
 
 
 def text_fidelity(html: str, markdown: str, taken_off: Sequence[str] = ()) -> tuple[int, int]:
-    """Count the characters of visible text that came back.
+    """Count the characters of visible text that the Markdown preserves.
 
     Args:
-        html: the answer as it was read.
-        markdown: what it was converted to.
-        taken_off: text that cleaning took off the answer's beginning or end, on purpose.
+        html: The answer as it was read.
+        markdown: The converted answer.
+        taken_off: Text that cleaning intentionally removed at the answer's beginning or end.
 
     Returns:
-        Characters that came back in order, and those of the original or, if more, of the result;
-        the two are equal only if all came back in order and nothing was added.
+        Characters preserved in order, and those of the longer of original and result; the two are
+            equal
+        only if all were preserved in order and nothing was added.
     """
     shown = visible_text(html)
     original = _lines(shown, _without(_with_formulas(shown), taken_off))
@@ -78,7 +79,7 @@ def _markdown_it() -> MarkdownIt:
 def _lines(
     shown: Visible, lines: list[str] | None = None, displayed: Sequence[str] = ()
 ) -> list[str]:
-    """The lines and the targets of links, each displayed formula on a line of its own."""
+    """Return the lines and the link targets, with each displayed formula on a separate line."""
     lines = shown.lines if lines is None else lines
     if displayed:
         pattern = re.compile("|".join(map(re.escape, displayed)))
@@ -97,7 +98,7 @@ def _split_at(pattern: re.Pattern[str], line: str) -> list[str]:
 
 
 def _with_formulas(shown: Visible) -> list[str]:
-    """The lines, with one character for every formula, the same for equal TeX at any place."""
+    """Return the lines with one character per formula, the same for equal TeX anywhere."""
     if not shown.formulas:
         return shown.lines
     return [_MARK.sub(lambda m: _formula(int(m[1])), line) for line in shown.lines]
@@ -108,11 +109,11 @@ def _formula(number: int) -> str:
 
 
 def _mark_formulas(markdown: str, shown: Visible) -> tuple[str, list[str]]:
-    """The Markdown with the original's formulas marked, each looked for behind the one before.
+    """Mark the original's formulas in the Markdown, each searched after the previous one.
 
-    CommonMark knows no formulas: between their delimiters it would see emphasis and escapes. The
-    slashes keep a mark punctuation on both sides, as the delimiters are. The marks of displayed
-    formulas come second.
+    CommonMark has no formulas: between their delimiters it would see emphasis and escapes. The
+    slashes make a mark punctuation on both sides, as the delimiters are. The marks of displayed
+    formulas are returned second.
     """
     if not shown.formulas:
         return markdown, []
@@ -135,7 +136,7 @@ def _mark_formulas(markdown: str, shown: Visible) -> tuple[str, list[str]]:
 def _find_formula(
     markdown: str, tex: str, start: int, code: list[tuple[int, int]]
 ) -> tuple[int, int] | None:
-    """Return the next span of the TeX with its delimiters, outside of code if there is one."""
+    """Return the next span of the TeX with its delimiters, preferably outside of code."""
     in_code: tuple[int, int] | None = None
     quick = [(f"\\({tex}\\)"), (f"\\[{tex}\\]")]
     if tex.startswith(("$", "\\(", "\\[")):
@@ -154,7 +155,7 @@ def _find_formula(
         at = bisect_right(code, (span[0], len(markdown))) - 1
         if at < 0 or code[at][1] <= span[0]:
             return span
-        # It may be no code at all: TeX has backticks, too.
+        # It may not be code at all, since TeX contains backticks as well.
         in_code = in_code or span
         start = code[at][1]
 
@@ -195,7 +196,7 @@ def _begins_line(markdown: str, at: int) -> bool:
 
 
 def _show_references(markdown: str) -> str:
-    """The Markdown with its character references as text: a model would learn to write them."""
+    """Escape character references, which count as errors: a model would learn to write them."""
     if "&" not in markdown or not _REFERENCE.search(markdown):
         return markdown
     parts, done = [], 0
@@ -206,7 +207,7 @@ def _show_references(markdown: str) -> str:
 
 
 def _without(lines: list[str], taken_off: Sequence[str]) -> list[str]:
-    """The lines without what was taken off, if it stands at their beginning or end, or alone."""
+    """Return the lines without the removed text, if it is at the beginning or end, or alone."""
     for text in taken_off:
         words = text.split()
         if not words:
@@ -233,7 +234,7 @@ def _tokens(lines: list[str]) -> list[str]:
 
 
 def _in_common(original: list[str], rendered: list[str]) -> tuple[int, int]:
-    """Characters of the tokens that both have in the same order, and those of the longer."""
+    """Count characters of tokens common to both in the same order, and those of the longer."""
     before, after = _tokens(original), _tokens(rendered)
     longer = max(sum(map(len, before)), sum(map(len, after)))
     start = _common_start(before, after)
@@ -247,7 +248,7 @@ def _in_common(original: list[str], rendered: list[str]) -> tuple[int, int]:
         matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
         for match in matcher.get_matching_blocks():
             same += sum(map(len, before[match.a : match.a + match.size]))
-    # Equal tokens in another order, or joined in another way, are no equal text.
+    # Equal tokens in another order, or joined differently, are not equal text.
     return min(same, longer - 1), longer
 
 

@@ -1,4 +1,4 @@
-"""From conversations to rows of the token table."""
+"""Convert conversations to rows of the token table."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class TokenRow:
 
     @property
     def supervised(self) -> int:
-        """How many tokens have a weight."""
+        """Number of tokens with nonzero weight."""
         return len(self.loss_weights) - self.loss_weights.count(0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Yield:
-    """Samples, tokens and supervised tokens that a conversation gives; 0 where it is dropped."""
+    """Samples, tokens and supervised tokens of a conversation; 0 if it is dropped."""
 
     samples: int = 0
     tokens: int = 0
@@ -42,11 +42,11 @@ class Yield:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tokenized:
-    """One conversation's samples; none where no supervised token is left.
+    """Samples of one conversation; none if no supervised token is left.
 
-    `length` is the conversation's in tokens, and `cut` those of them that are in no sample.
-    `first_turn` is the first turn, apart from a system turn, of the first sample. `yields` says
-    what each choice of `--long` would give.
+    `length` is the conversation's length in tokens, of which `cut` are in no sample. `first_turn`
+    is the first turn of the first sample, apart from a system turn. `yields` has the result of each
+    choice of `--long`.
     """
 
     samples: tuple[TokenRow, ...]
@@ -65,11 +65,19 @@ def tokenize(
     classes: Mapping[str, ModelClass] | None = None,
     long: Long = "cut",
 ) -> list[Tokenized]:
-    """Return the conversations' samples, in their order, each of at most `max_length` tokens.
+    """Return the conversations' samples, in order, each of at most `max_length` tokens.
 
-    A further sample of a conversation has "#2", "#3", ... after its id. `classes` are by
-    normalised model label; other labels' conversations weigh 1. A conversation's own condition
-    stands where its label has none.
+    Further samples of a conversation have "#2", "#3", ... appended to its id.
+
+    Args:
+        conversations: The conversations.
+        model_type: Key of the template.
+        tokenizer: Tokenizer with the end-of-turn token.
+        max_length: Maximum tokens per sample.
+        classes: C-RLFT settings by normalized model label; other labels have weight 1. A
+            conversation's
+            own condition applies if its label has none.
+        long: Treatment of conversations longer than `max_length`.
     """
     found = [
         (classes or {}).get(normalize_model(conversation.model), ModelClass())
@@ -123,7 +131,7 @@ def _tokenized(
             first_turn=0,
             yields=dict.fromkeys(CHOICES, same),
         )
-    # The token ends each turn and is nowhere else: text never becomes it.
+    # The token ends each turn and occurs nowhere else: text never becomes it.
     ends = np.flatnonzero(np.asarray(ids) == end_of_turn) + 1
     layout = layout_of([turn.role for turn in conversation.turns], ends.tolist(), bos)
     before = np.concatenate(([0], np.cumsum(np.asarray(weights) != 0.0)))
@@ -163,7 +171,7 @@ def _supervised(
 
 
 def _count(before: np.ndarray[Any, Any], piece: Piece) -> int:
-    """Count a piece's supervised tokens; `before` has how many there are before each position."""
+    """Count a piece's supervised tokens; `before` has their number before each position."""
     return int(sum(before[end] - before[start] for start, end in (piece.head, piece.body)))
 
 
@@ -176,10 +184,10 @@ def _times(factor: float, weights: list[float]) -> list[float]:
 
 
 def table_digest(rows: Iterable[tuple[Split, TokenRow]]) -> int:
-    """A hash of a set of rows: the sum modulo 2**256 of each row's SHA-256.
+    """Return a hash of a set of rows: the sum modulo 2**256 of each row's SHA-256.
 
-    Sums of parts add up to the sum of the whole, in whatever order: the digest does not depend on
-    files, blocks or workers. A row that is there twice changes it.
+    The sum does not depend on order, files, blocks or workers, and sums of parts add up to the
+    total. A duplicated row changes it.
     """
     return (
         sum(

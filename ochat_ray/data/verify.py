@@ -1,8 +1,8 @@
-"""Check token tables against the manifest that describes them.
+"""Verify token tables against their manifest.
 
-A manifest's digest is the sum, modulo 2**256, of its rows' SHA-256. Here it is computed again from
-the files, which are read as streams, so a reader finds rows of another run, lost or doubled rows
-and damaged files before it uses any.
+A manifest's digest is the sum, modulo 2**256, of its rows' SHA-256. It is computed again from the
+files, which are streamed, so a reader detects rows of another run, missing or duplicated rows and
+damaged files before using any.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ochat_ray.schema import TOKENS
 DIGEST_MODULUS = 2**256
 
 FileSummary = dict[str, Any]
-"""`rows` of a file; of one of a token table also `tokens`, `supervised_tokens` and `digest`."""
+"""`rows` of a file; for a token table also `tokens`, `supervised_tokens` and `digest`."""
 
 _COUNTS = ("rows", "tokens", "supervised_tokens")
 
 
 def row_digest(split: str, id: str, input_ids: bytes, loss_weights: bytes) -> int:
-    """SHA-256 of a row's length-framed split, id, ids (int32) and weights (float32), as a number.
+    """Return the SHA-256 of a row's length-framed split, id, ids and weights, as a number.
 
-    Both arrays are little-endian.
+    Ids are int32 and weights float32, both little-endian.
     """
     fields = (split.encode(), id.encode(), input_ids, loss_weights)
     framed = b"".join(part for f in fields for part in (len(f).to_bytes(8, "little"), f))
@@ -50,10 +50,10 @@ def verify_tables(
 ) -> None:
     """Compare tables of a run directory with its manifest: files, rows, digest.
 
-    `tables` includes the token tables; of others, rows are counted.
+    `tables` includes the token tables; for others, only rows are counted.
 
     Raises:
-        UserError: they disagree; the line names the file, if the manifest describes files.
+        UserError: They disagree; the line names the file, if the manifest lists files.
     """
     check_shape(uri, manifest)
     run = RunDir.open(uri)
@@ -66,7 +66,7 @@ def verify_tables(
 
 
 def check_shape(uri: str, manifest: Mapping[str, Any]) -> None:
-    """Raise a UserError if a manifest lacks what tables are compared with, as an edited one may."""
+    """Raise a UserError if a manifest lacks values to compare, for example after being edited."""
     tokens, counts = manifest.get("tokens"), manifest.get("counts")
     is_complete = (
         isinstance(manifest.get("digest"), str)
@@ -90,7 +90,7 @@ def _is_counts(value: object) -> bool:
 
 
 def list_tables(run: RunDir, tables: Sequence[str]) -> list[str]:
-    """Names of the files of these tables that are there."""
+    """Return the names of the existing files of these tables."""
     return [
         name
         for folder in tables
@@ -101,7 +101,7 @@ def list_tables(run: RunDir, tables: Sequence[str]) -> list[str]:
 def check_files(
     uri: str, found: Mapping[str, FileSummary], expected: Mapping[str, FileSummary]
 ) -> None:
-    """Raise a UserError that names the first file that is missing, too many or not as expected."""
+    """Raise a UserError that names the first file that is missing, unexpected or different."""
     for name in sorted({*found, *expected}):
         if name not in found:
             raise _disagreement(uri, f"{name} is missing")
@@ -118,7 +118,7 @@ def check_totals(
     manifest: Mapping[str, Any],
     tables: Sequence[str] = ALL_TABLES,
 ) -> None:
-    """Raise a UserError if the sums over the files of these tables are not the manifest's."""
+    """Raise a UserError if the sums over the files of these tables differ from the manifest's."""
     for split, counts in manifest["tokens"].items():
         of_split = [file for name, file in files.items() if name.startswith(f"tokens/{split}/")]
         for key in _COUNTS:
@@ -135,14 +135,14 @@ def check_totals(
             raise _disagreement(uri, f"{table}/ has {_values('rows', rows, expected[table])}")
     digest = sum(int(file["digest"], 16) for file in files.values() if "digest" in file)
     if f"{digest % DIGEST_MODULUS:064x}" != manifest["digest"]:
-        raise _disagreement(uri, "the token tables have other content than its digest says")
+        raise _disagreement(uri, "the token tables do not match its digest")
 
 
 def summarize_files(run: RunDir, names: Iterable[str]) -> dict[str, FileSummary]:
-    """Read files of tables, several at a time, and summarize each.
+    """Read files of tables concurrently, and summarize each.
 
     Raises:
-        UserError: a file is damaged, or not a token table although it lies among them.
+        UserError: A file is damaged, or not a token table although it is in such a folder.
     """
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         names = list(names)
@@ -171,7 +171,7 @@ def summarize_file(run: RunDir, name: str) -> FileSummary:
             supervised += int(np.count_nonzero(weights[1]))
             digest += _digest(split, batch["id"].to_pylist(), ids, weights)
     except Exception as error:
-        # Arrow's readers raise many types for damaged files, OSError without a number among them.
+        # Arrow's readers raise many types for damaged files, including OSError without errno.
         is_there = not isinstance(error, FileNotFoundError)
         if isinstance(error, OSError) and is_there and (error.errno or is_store_failure(error)):
             raise
@@ -192,14 +192,14 @@ def _batches(run: RunDir, name: str) -> Iterator[pa.RecordBatch]:
             raise pa.ArrowInvalid("it has other columns than a token table")
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
-            batch.validate(full=True)  # damaged offsets lead outside of the file
+            batch.validate(full=True)  # damaged offsets point outside of the file
             if any(column.null_count for column in batch.columns):
                 raise pa.ArrowInvalid("a value is missing")
             yield batch
 
 
 def _lists(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (rows + 1,) from 0 and the values of a column of lists."""
+    """Return offsets (rows + 1,) from 0 and values of a column of lists."""
     offsets = column.offsets.to_numpy()
     values = column.flatten()
     return offsets - offsets[0] if len(offsets) else np.zeros(1, np.int32), values.to_numpy()

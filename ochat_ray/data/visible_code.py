@@ -1,6 +1,6 @@
-"""The lines of a code block, as a page shows them: helpers of `visible_text.py`.
+"""Visible lines of a code block; helpers of `visible_text.py`.
 
-A page writes code as text with line ends, with `<br>`, as block elements (CodeMirror's `cm-line`,
+A page writes code as text with line breaks, with `<br>`, as block elements (CodeMirror's `cm-line`,
 a list, a table with line numbers), or as `<span class="line">` that CSS makes a block.
 """
 
@@ -32,7 +32,7 @@ _ENDED_BY = {
     "dt": frozenset(("dt", "dd")),
     "dd": frozenset(("dt", "dd")),
 }
-"""Elements, and what ends without an end tag where they begin."""
+"""Elements, and the open elements that their start tag closes implicitly."""
 _MAX_COUNTING = 2
 
 _ATTRIBUTE = re.compile(r"""([^\s=/"'<>]+)(?:\s*=\s*("[^"]*"?|'[^']*'?|[^\s"'][^\s]*))?""")
@@ -61,7 +61,7 @@ _LABELS = re.compile(
 
 
 def attributes_of(raw: str) -> dict[str, str]:
-    """A tag's attributes from its source; of two of one name the first counts."""
+    """Parse a tag's attributes; the first of two with the same name counts."""
     found: dict[str, str] = {}
     for name, value in _ATTRIBUTE.findall(raw):
         if value[:1] in ("'", '"'):
@@ -71,7 +71,7 @@ def attributes_of(raw: str) -> dict[str, str]:
 
 
 def is_hidden(given: dict[str, str]) -> bool:
-    """Return whether an element with these attributes is not seen."""
+    """Return whether an element with these attributes is invisible."""
     return (
         ("hidden" in given and given["hidden"].lower() != "until-found")
         or bool(_DISPLAY_NONE.search(given.get("style", "")))
@@ -80,14 +80,14 @@ def is_hidden(given: dict[str, str]) -> bool:
 
 
 def is_beside_code(given: dict[str, str]) -> bool:
-    """Return whether an element with these attributes has line numbers, or helps an editor."""
+    """Return whether an element with these attributes has line numbers or is an editor's helper."""
     return bool(
         _BESIDE_CODE.search(given.get("class", "")) or _UNSELECTABLE.search(given.get("style", ""))
     )
 
 
 def subtree_end(parts: list[str], at: int) -> int:
-    """The place of the tag that closes the element at `at`, or the end where none does."""
+    """Return the position of the tag that closes the element at `at`, or the end."""
     name = parts[at]
     if name in _VOID:
         return at
@@ -109,9 +109,9 @@ def subtree_end(parts: list[str], at: int) -> int:
 
 
 def code_lines(parts: list[str], at: int, end: int) -> tuple[str, str, str]:
-    """Of the `<pre>` from `at` to `end`: text before the code, the code, and text after it.
+    """Return the text before the code, the code, and the text after it, for a `<pre>`.
 
-    A bar with the language and buttons is no text. Entities are not resolved yet.
+    A bar with the language and buttons is not text. Character references are not resolved yet.
     """
     names = parts[at:end:3]
     first, last = _code_range(parts, at, end, names)
@@ -120,8 +120,8 @@ def code_lines(parts: list[str], at: int, end: int) -> tuple[str, str, str]:
         if _own_text(parts, at, end, first, last):
             first, last, codes_are_lines = at, end, False
         else:
-            before = _beside(parts, at, first)
-            after = _beside(parts, last, end)
+            before = _text_between(parts, at, first)
+            after = _text_between(parts, last, end)
             words = " ".join(unescape(before).lower().split())
             buttons = "button" in names or "svg" in names
             if len(before) <= _MAX_LABEL and (buttons or _LABELS.fullmatch(words)):
@@ -129,14 +129,14 @@ def code_lines(parts: list[str], at: int, end: int) -> tuple[str, str, str]:
             if _COPY.fullmatch(after.lower().strip()):
                 after = ""
     code = _text(parts, first, last, codes_are_lines)
-    # The first line end of a <pre> is not shown.
+    # The first line break of a <pre> is not visible.
     if first == at or names[(first - at) // 3] == "pre":
         code = code.removeprefix("\n")
     return before, code, after
 
 
 def _code_range(parts: list[str], at: int, end: int, names: list[str]) -> tuple[int, int]:
-    """Return the code's range: its `<code>` elements, an editor's box, or all after the buttons."""
+    """Return the code's range: `<code>` elements, an editor's box, or all after the buttons."""
     if "code" in names:
         first = at + 3 * names.index("code")
         last = max((i for i in range(first, end, 3) if parts[i] == "/code"), default=end)
@@ -146,20 +146,20 @@ def _code_range(parts: list[str], at: int, end: int, names: list[str]) -> tuple[
             return i, min(subtree_end(parts, i), end)
     if "/button" in names:
         button = max(i for i in range(at, end, 3) if parts[i] == "/button")
-        label = _beside(parts, at, button)
-        rest = parts[button + 2] + _beside(parts, button + 3, end)
+        label = _text_between(parts, at, button)
+        rest = parts[button + 2] + _text_between(parts, button + 3, end)
         if rest.strip() and len(label) <= _MAX_LABEL and "\n" not in label.strip():
             return button, end
     return at, end
 
 
 def _own_text(parts: list[str], at: int, end: int, first: int, last: int) -> bool:
-    """Return whether text is the `<pre>`'s own, beside the code from `first` to `last`."""
+    """Return whether the `<pre>` has own text outside of the code from `first` to `last`."""
     return any(i < first or i >= last for i in own_texts(parts, at, end))
 
 
 def own_texts(parts: list[str], at: int, end: int) -> Iterator[int]:
-    """The places of the tags behind which text stands that is the element's own."""
+    """Yield the positions of the tags that are followed by the element's own text."""
     depth = 0
     for i in range(at, end, 3):
         name = parts[i]
@@ -169,8 +169,8 @@ def own_texts(parts: list[str], at: int, end: int) -> Iterator[int]:
             yield i
 
 
-def _beside(parts: list[str], start: int, end: int) -> str:
-    """Text between two places that is not in a button."""
+def _text_between(parts: list[str], start: int, end: int) -> str:
+    """Return the text between two positions, without buttons."""
     texts, i = [], start
     while i < end:
         if parts[i] in NOT_SHOWN:
@@ -184,7 +184,7 @@ def _beside(parts: list[str], start: int, end: int) -> str:
 
 
 def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
-    """The code's text from the tag at `start` to that at `end`."""
+    """Return the code's text from the tag at `start` to that at `end`."""
     names = set(parts[start + 3 : end : 3])
     simple = names <= {"span", "/span", "a", "/a", "b", "/b", "i", "/i", "em", "/em", "mark"}
     if simple and not _TELLING.search(" ".join(parts[start + 1 : end : 3])):
@@ -249,10 +249,9 @@ def _text(parts: list[str], start: int, end: int, codes_are_lines: bool) -> str:
 
 
 def _counting_cells(parts: list[str], start: int, end: int) -> dict[int, int]:
-    """The places of the cells that count the lines of a listing, and of the cells behind each.
+    """Map the line-number cells of a listing to the cells after them, by position.
 
-    They are a first column of numbers, each one more than the one above; a listing of changes has
-    two such columns.
+    They form a first column of consecutive numbers; a diff has two such columns.
     """
     counting: dict[int, int] = {}
     rows: list[list[int]] = []
@@ -281,7 +280,7 @@ def _counting(parts: list[str], rows: list[list[int]]) -> Iterator[tuple[int, in
 
 
 def without_counting_cells(parts: list[str]) -> list[str]:
-    """The parts without cells of line numbers, where a table is only them and a `<pre>`."""
+    """Return the parts without line-number cells, in tables that add only those to a `<pre>`."""
     kept: list[str] = []
     done, cells = 0, list[int]()
     for i in range(1, len(parts), 3):
@@ -301,7 +300,7 @@ def without_counting_cells(parts: list[str]) -> list[str]:
 
 
 def _count_lines(texts: list[str]) -> bool:
-    """Return whether texts are numbers of lines, of which some may have none."""
+    """Return whether texts are line numbers, of which some may be empty."""
     numbers = [int(text) for text in texts if re.fullmatch("[0-9]{1,7}", text)]
     if len(numbers) != sum(map(bool, texts)):
         return False
@@ -311,10 +310,10 @@ def _count_lines(texts: list[str]) -> bool:
 
 
 class _Lines:
-    """Code lines from text and the beginnings and ends of elements that are lines.
+    """Code lines from text and from the start and end of elements that represent lines.
 
-    An element without others in it is a line, empty or not. A line end between two of them is the
-    same line end.
+    An element without others in it is a line, even if empty. A line break between two such elements
+    is not another line.
     """
 
     def __init__(self) -> None:

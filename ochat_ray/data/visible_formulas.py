@@ -1,4 +1,4 @@
-"""The TeX of a formula, or what is shown of it without: helpers of `visible_text.py`."""
+"""TeX of a formula, or its visible text without TeX; helpers of `visible_text.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from ochat_ray.data.visible_code import NOT_SHOWN, attributes_of, subtree_end
 
 LOST = "\x1a"
-"""Stands for what a formula's text does not show of it: no Markdown gives it back."""
+"""Mark for structure that a formula's text does not show, and that no Markdown can preserve."""
 _TEX_ENCODINGS = frozenset(
     ("application/x-tex", "application/x-latex", "text/x-tex", "tex", "latex")
 )
@@ -15,7 +15,7 @@ TEX_ATTRIBUTES = (
     *("data-math", "data-tex", "data-latex", "data-formula", "data-katex", "data-equation"),
     "alttext",
 )
-# What a formula's text alone does not show: fractions, exponents, roots.
+# Not shown by a formula's text alone: fractions, exponents, roots.
 _STRUCTURE_NAMES = frozenset(
     "mfrac msup msub msubsup msqrt mroot munder mover munderover mtable mmultiscripts".split()
 )
@@ -24,7 +24,7 @@ _STRUCTURE_CLASSES = re.compile(r"\b(?:mfrac|msupsub|vlist|sqrt|mtable)\b")
 
 
 def tex_in(parts: list[str], at: int, end: int) -> list[str]:
-    """The TeX of each formula in an element, or none."""
+    """Return the TeX of each formula in an element, or an empty list."""
     found: list[str] = []
     attribute: str | None = None
     for i in range(at, end, 3):
@@ -44,7 +44,7 @@ def tex_in(parts: list[str], at: int, end: int) -> list[str]:
 
 
 def tex_of_picture(given: dict[str, str]) -> str:
-    """The TeX that a picture of a formula has for its description, or as an attribute."""
+    """Return the TeX in the description or an attribute of a formula's picture."""
     found = next((given[name] for name in TEX_ATTRIBUTES if given.get(name, "").strip()), "")
     classes = given.get("class", "").lower().split()
     drawn = "latex" in classes or "tex" in classes
@@ -54,7 +54,7 @@ def tex_of_picture(given: dict[str, str]) -> str:
 
 
 def glyphs(parts: list[str], at: int, end: int) -> str:
-    """The text of a formula without TeX, and a mark if the text is not all of it."""
+    """Return the text of a formula without TeX, with a mark if the text is incomplete."""
     inside = range(at, end, 3)
     names = {parts[i] for i in inside}
     raw = " ".join(parts[i + 1] for i in inside)

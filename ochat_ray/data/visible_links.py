@@ -1,4 +1,4 @@
-"""The targets of the links that a reader sees: helpers of `visible_text.py`."""
+"""Targets of visible links; helpers of `visible_text.py`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _ABSOLUTE = re.compile(r"(?:https?|ftp|mailto|tel):", re.IGNORECASE)
 
 
 def target_of_link(parts: list[str], at: int) -> list[str]:
-    """The absolute URL of the link at a place; none of a link that shows nothing."""
+    """Return the absolute URL of the link at a position; empty for an invisible link."""
     target = _target(attributes_of(parts[at + 1]).get("href", ""))
     shows = target and _shows_something(parts, at)
     return [target] if shows else []
 
 
 def _shows_something(parts: list[str], at: int) -> bool:
-    """Return whether there is text in a link, or a picture that is more than an icon.
+    """Return whether a link contains text, or a picture that is more than an icon.
 
     A link ends where another begins.
     """
@@ -46,10 +46,10 @@ def _shows_something(parts: list[str], at: int) -> bool:
 
 
 def _target(href: str) -> str:
-    """An absolute URL, without percent encoding; "" for other targets.
+    """Return an absolute URL without percent encoding; "" for other targets.
 
-    As browsers do, blanks around it and line ends within are left out
-    (url.spec.whatwg.org, section 4.4).
+    As in browsers, surrounding blanks and line breaks are removed (url.spec.whatwg.org, section
+    4.4).
     """
     url = href.strip("".join(map(chr, range(0x21)))).translate({9: None, 10: None, 13: None})
     return unquote(url) if _ABSOLUTE.match(url) else ""

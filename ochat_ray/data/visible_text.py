@@ -1,12 +1,13 @@
-"""The text that a browser shows of a piece of HTML, line by line.
+"""Visible text of an HTML fragment, line by line, as in a browser.
 
-Used by the measure of the conversion (`text_fidelity.py`), so it shares nothing with the converter:
-no parser, no helper, no list of elements. HTML is read as a flat sequence of tags and text, after
-the tokenization rules of the HTML Standard (html.spec.whatwg.org, section 13.2.5), in linear time.
+It is used by the measure of the conversion (`text_fidelity.py`), so it shares nothing with the
+converter: no parser, no helper, no list of elements. HTML is read as a flat sequence of tags and
+text, following the tokenization rules of the HTML Standard (html.spec.whatwg.org, section 13.2.5),
+in linear time.
 
-As `innerText`, with these rules for ChatGPT's page: a formula is its TeX once, a checkbox is `[x]`
-or `[ ]`, closed `<details>` are open, code is its lines without the bar above them, and what only
-screen readers read is left out. An element that no browser knows (`<vector>`) counts as text.
+The result is that of `innerText`, with these rules for ChatGPT's page: a formula is its TeX once, a
+checkbox is `[x]` or `[ ]`, closed `<details>` are open, code is its lines without the bar above
+them, and text only for screen readers is left out. An unknown element (`<vector>`) counts as text.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from ochat_ray.data.visible_formulas import LOST, TEX_ATTRIBUTES, glyphs, tex_in
 from ochat_ray.data.visible_links import target_of_link
 
 CODE = "\x1d"
-"""Begins a line of code, whose white space counts."""
+"""Start of a line of code, in which white space is significant."""
 FORMULA = "\x1b"
-"""Stands on both sides of a formula's TeX."""
+"""Delimiter on both sides of a formula's TeX."""
 _LINE, _CODE_END = "\x1c", "\x1f"
 
 _TAG = re.compile(
@@ -51,7 +52,7 @@ _RAW_NAMES = frozenset(("script", "style", "textarea", "title", "xmp", "iframe",
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff]")
 _BLANKS = re.compile(r"[ \t\n\f]{2,}|[\t\n\f]")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
-# Attributes that may make more of an element than its name says.
+# Attributes that may change the meaning of an element.
 _HINT = re.compile(
     r"hidden|checkbox|display\s*:\s*none|sr-only|gutter|lineno|"
     r"katex|math|MJX|data-(?:tex|latex|formula|katex|equation)|"
@@ -86,17 +87,17 @@ _DISPLAY_CLASSES = frozenset(
     "katex-display math-display math-block MathJax_Display MathJax_SVG_Display".split()
 )
 _TEX_SCRIPT = re.compile(r"""\btype\s*=\s*["']?math/(?:tex|latex)([^"'>]*)""", re.IGNORECASE)
-# Exponents and indices of digits, as Unicode has them.
+# Exponents and indices of digits, as Unicode characters.
 _RAISED = str.maketrans("0123456789+-=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿ")
 _LOWERED = str.maketrans("0123456789+-=()", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎")
 
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """The text of a piece of HTML.
+    """Visible text of an HTML fragment.
 
-    `lines` are its lines, those of code behind `CODE`, with the place of each formula's TeX in
-    `formulas` between two `FORMULA`s; `targets` are the absolute URLs of its links.
+    `lines` are its lines, those of code prefixed by `CODE`. Between two `FORMULA`s is the index of
+    a formula's TeX in `formulas`. `targets` are the absolute URLs of its links.
     """
 
     lines: list[str]
@@ -105,10 +106,10 @@ class Visible:
 
 
 def visible_text(html: str, *, ill_formed: bool = False) -> Visible:
-    """Return what a browser shows of a fragment of HTML.
+    """Return the visible text of an HTML fragment.
 
-    `ill_formed`: end tags without a beginning are left out first, as a browser does; a browser's
-    own HTML has none.
+    `ill_formed`: first remove end tags without a start tag, as a browser does; HTML serialized by a
+    browser has none.
     """
     reader = _Reader()
     reader.read(html, ill_formed)
@@ -119,14 +120,14 @@ def visible_text(html: str, *, ill_formed: bool = False) -> Visible:
     lines = _prose_lines(prose)
     for part in rest:
         code, _, prose = part.partition(_CODE_END)
-        # Editors show blanks as no-break spaces.
+        # Editors show spaces as no-break spaces.
         lines += [CODE + line for line in code.replace("\xa0", " ").split("\n")]
         lines += _prose_lines(prose)
     return Visible(lines, reader.formulas, reader.targets)
 
 
 def _with_references(text: str) -> str:
-    """The text with its character references resolved; those of a browser's own HTML at once."""
+    """Resolve the character references; for those of browser-serialized HTML in one pass."""
     text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"')
     ampersands = text.count("&")
     if ampersands == text.count("&amp;"):
@@ -143,7 +144,7 @@ def _prose_lines(prose: str) -> list[str]:
     lines = []
     for line in prose.split(_LINE):
         if text := line.strip():
-            # A pattern's search over all text would take longer than all the rest.
+            # A regular-expression search over all text would take longer than everything else.
             if "\n" in text or "  " in text or "\t" in text or "\f" in text:
                 text = _BLANKS.sub(" ", text)
             lines.append(text)
@@ -152,7 +153,7 @@ def _prose_lines(prose: str) -> list[str]:
 
 @dataclass(slots=True)
 class _Reader:
-    """Output of one pass over the tags: raw text, with marks for line ends, code and formulas."""
+    """Output of one pass over the tags: raw text, with marks for line breaks, code and formulas."""
 
     out: list[str] = field(default_factory=list)
     formulas: list[str] = field(default_factory=list)
@@ -179,7 +180,7 @@ class _Reader:
         self._read_parts(parts)
 
     def _raw(self, match: re.Match[str]) -> str:
-        """A script's TeX as an element of our own; nothing of other scripts."""
+        """Return a script's TeX as an element of our own; empty for other scripts."""
         name, attributes, content = match.groups()
         tex_type = _TEX_SCRIPT.search(attributes) if name.lower() == "script" else None
         if tex_type is None:
@@ -192,7 +193,7 @@ class _Reader:
         return f"<x-tex{' display' if display else ''}>{escaped}</x-tex>"
 
     def _read_parts(self, parts: list[str]) -> None:
-        """`parts`: text, then of each tag its name, its attributes, and the text behind it."""
+        """Read `parts`: text, then per tag its name, its attributes, and the text after it."""
         out = self.out
         items, bare = 0, True
         self._text(parts[0], bare)
@@ -225,13 +226,13 @@ class _Reader:
             at += 3
 
     def _text(self, text: str, bare: bool) -> None:
-        """Text outside of paragraphs is plain text, where a blank line ends a paragraph."""
+        """Append text; outside of paragraphs a blank line ends a paragraph."""
         if bare and "\n" in text:
             text = _BLANK_LINE.sub(_LINE, text)
         self.out.append(text)
 
     def _other(self, parts: list[str], at: int) -> int:
-        """Read an element that is more than its text; the place of the next tag."""
+        """Read an element that is more than its text; return the position of the next tag."""
         name, out = parts[at], self.out
         if name == "br":
             out.append(_LINE)
@@ -242,7 +243,7 @@ class _Reader:
         elif name == "code":
             pass
         elif name == "a":
-            # In code, Markdown has no links.
+            # Markdown has no links in code.
             if "href" in parts[at + 1] and (at < 3 or parts[at - 3] != "code"):
                 self.targets += target_of_link(parts, at)
         elif name in ("sup", "sub"):
@@ -279,7 +280,7 @@ class _Reader:
         return _after(parts, end)
 
     def _special(self, parts: list[str], at: int, given: dict[str, str]) -> int:
-        """As `_other` of an element with telling attributes; 0 where they tell nothing."""
+        """Read an element by its attributes as `_other` does; return 0 if they have no effect."""
         name, classes = parts[at], set(given.get("class", "").split())
         if name[0] == "/" or name in ("input", "br", "hr"):
             return 0
@@ -290,7 +291,7 @@ class _Reader:
             return _after(parts, subtree_end(parts, at))
         if name in ("img", "pre", "math", "mjx-container"):
             return 0
-        if name == "td" and is_beside_code(given):  # the line numbers of the code beside it
+        if name == "td" and is_beside_code(given):  # the line numbers of the code next to it
             end = subtree_end(parts, at)
             return _after(parts, end) if "pre" in parts[end : end + 30 : 3] else 0
         if "MathJax_Preview" in classes or "MJX_Assistive_MathML" in classes:
@@ -333,7 +334,7 @@ class _Reader:
 
 
 def _without_stray_ends(parts: list[str]) -> list[str]:
-    """The parts without end tags that end nothing; that of a paragraph ends what is before it."""
+    """Return the parts without unmatched end tags; that of a paragraph acts as a line break."""
     kept = [parts[0]]
     open_names: list[str] = []
     counts: Counter[str] = Counter()
@@ -356,12 +357,12 @@ def _without_stray_ends(parts: list[str]) -> list[str]:
 
 
 def _after(parts: list[str], end: int) -> int:
-    """The place of the tag after an element that ends at `end`; its text is the part before."""
+    """Return the position of the tag after an element ending at `end`, whose tail is in between."""
     return min(end + 3, len(parts))
 
 
 def _text_of_image(given: dict[str, str]) -> str:
-    """The description of a picture that is nowhere to be fetched."""
+    """Return the description of a picture that cannot be fetched."""
     source = given.get("src", "").strip().lower()
     if source and not source.startswith(("data:", "blob:", "file:", "javascript:", "vbscript:")):
         return ""

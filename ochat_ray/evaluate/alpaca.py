@@ -1,8 +1,8 @@
-"""Which of two outputs does a judge prefer, and how often: AlpacaEval.
+"""AlpacaEval: pairwise preference of a judge, and the win rate.
 
 Source of numbers and formats: tatsu-lab/alpaca_eval, metrics/helpers.py, main.py and
-completion_parsers.py. Where alpaca_eval shows every pair once, in an order drawn at random, both
-orders are judged here, and the preference is the mean of the two.
+completion_parsers.py. alpaca_eval shows every pair once, in random order; here both orders are
+judged, and the preference is the mean of the two.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from ochat_ray.evaluate.stats import Part
 DRAW = 1.5
 
 PROMPT_NAMES = frozenset({"instruction", "output_1", "output_2"})
-"""What a judge's prompt may hold in braces."""
+"""Placeholders that a judge prompt may contain."""
 
 
 def win_rate(preferences: Iterable[float | None]) -> dict[str, Any]:
-    """The model's wins against the baseline, in per cent.
+    """Return the model's win rate against the baseline, in percent.
 
-    A preference lies between 1, the baseline's output is better, and 2, the model's is; 1.5 and 0
-    are draws. None, nan and whatever lies outside count nowhere. The standard error is of the mean
-    (ddof=1), None for fewer than two; both rates are None for none at all. `discrete_win_rate`
-    rounds every preference to a win, a loss or a draw first.
+    A preference lies between 1 (the baseline's output is better) and 2 (the model's is better); 1.5
+    and 0 are draws. None, NaN and values out of this range are not counted. The standard error is
+    that of the mean (ddof=1), None for fewer than two preferences; both rates are None for none.
+    `discrete_win_rate` first rounds every preference to a win, a loss or a draw.
     """
     given = (DRAW if p == 0 else p for p in preferences if p is not None)
     values = np.array([p for p in given if 1 <= p <= 2], dtype=np.float64)
@@ -55,7 +55,7 @@ def win_rate(preferences: Iterable[float | None]) -> dict[str, Any]:
 
 
 def average_length(outputs: Sequence[str]) -> int:
-    """The mean length in characters, rounded down."""
+    """Return the mean length in characters, rounded down."""
     return int(np.mean([len(output) for output in outputs])) if outputs else 0
 
 
@@ -70,10 +70,10 @@ def _standard_error(shares: np.ndarray) -> float | None:
 
 
 def read_annotations(path: str, *, model: str | None = None) -> dict[str, Any]:
-    """A leaderboard's row from alpaca_eval's annotations.json: `output_2` is the model's.
+    """Compute a leaderboard row from alpaca_eval's annotations.json; `output_2` is the model's.
 
     Raises:
-        UserError: the file is no such list, is of more than one model, or of another than asked.
+        UserError: The file is not such a list, has several models, or another model than `model`.
     """
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -100,10 +100,17 @@ def calls(
     judge: Mapping[str, Any],
     weighted: bool,
 ) -> list[Call]:
-    """What the judge is asked: every pair in both orders.
+    """Return the judge calls: every pair in both orders.
 
-    `judge` are the fields of the request beside its messages. Weighted, it says one letter, and
-    the probabilities of both are asked for.
+    Args:
+        questions: The questions to judge.
+        model: The model's answers.
+        baseline: The baseline's answers.
+        prompts: The judge prompts.
+        judge: Fields of the request other than its messages.
+        weighted: Whether the judge answers with one letter and the log-probabilities of both
+            letters
+            are requested.
     """
     prompt = prompts.named("letter" if weighted else "verdict")
     if weighted:
@@ -123,9 +130,10 @@ def calls(
 
 
 def second_preferred(judgment: Mapping[str, Any]) -> float | None:
-    """How much the judge prefers the second output, from 0 to 1; None where it says neither.
+    """Return the preference for the second output, 0 to 1; None if the judgment is unreadable.
 
-    Of log-probabilities, the second letter's share of both: the weighted variant.
+    With log-probabilities (the weighted variant) it is the second letter's share of the probability
+    of both letters.
     """
     if judgment.get("logprobs"):
         likely: dict[str, float] = defaultdict(float)
@@ -138,7 +146,7 @@ def second_preferred(judgment: Mapping[str, Any]) -> float | None:
 
 
 def preferences(judgments: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
-    """alpaca_eval's number of each question, 1 the baseline to 2 the model, over both orders."""
+    """Return each question's preference over both orders, 1 (baseline) to 2 (model)."""
     found: dict[str, dict[bool, float | None]] = defaultdict(dict)
     for judgment in judgments:
         second = second_preferred(judgment)
@@ -153,7 +161,7 @@ def _preference(one: float | None, other: float | None) -> float | None:
 
 
 def parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
-    """What each question adds to the win rate in per cent."""
+    """Return each question's contribution to the win rate in percent."""
     return {
         id: Part(0, 0) if preference is None else Part(100 * (preference - 1), 1)
         for id, preference in preferences(judgments).items()
@@ -161,7 +169,7 @@ def parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
 
 
 def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
-    """The comparisons with a preference, for the judge's biases; the lead is from -1 to 1."""
+    """Yield the comparisons with a preference, for the bias statistics; the lead is in -1..1."""
     for judgment in judgments:
         second = second_preferred(judgment)
         if second is not None:
@@ -175,7 +183,7 @@ def files(
     judgments: Iterable[Mapping[str, Any]],
     judge: str,
 ) -> dict[str, str]:
-    """alpaca_eval's model_outputs.json and annotations.json."""
+    """Return the contents of alpaca_eval's model_outputs.json and annotations.json."""
     found = preferences(judgments)
     rows = [(q, model.turns[q.id][0], baseline.turns[q.id][0]) for q in questions]
     outputs = [

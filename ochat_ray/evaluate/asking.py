@@ -1,4 +1,4 @@
-"""Calls that are made once: those without a record, with what they spend."""
+"""Make each missing call once, record it and count its tokens and cost."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ochat_ray.progress import Progress
 Item = TypeVar("Item")
 
 CHARACTERS_PER_TOKEN = 4
-"""What a token comes to in English, for the estimate before the first call."""
+"""Typical characters per token of English text, for the estimate before the first call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """US dollars for a million tokens, in and out, by model."""
+    """US dollars per million prompt and completion tokens, by model."""
 
     table: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | None) -> Prices:
-        """From `{"gpt-4": {"prompt": 30, "completion": 60}}`; without a path, none are known.
+        """Read `{"gpt-4": {"prompt": 30, "completion": 60}}`; without a path, no price is known.
 
         Raises:
-            UserError: the file is not of this form.
+            UserError: The file does not have this form.
         """
         if not path:
             return cls()
@@ -49,7 +49,7 @@ class Prices:
             ) from error
 
     def of(self, model: str, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """US dollars; None where the model has no price."""
+        """Return the cost in US dollars; None if the model has no price."""
         if model not in self.table:
             return None
         prompt, completion = self.table[model]
@@ -58,7 +58,7 @@ class Prices:
 
 @dataclass(kw_only=True)
 class Spent:
-    """What calls took."""
+    """Number, tokens and cost of calls."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -67,7 +67,7 @@ class Spent:
     priced: bool = True
 
     def add(self, model: str, prompt: int, completion: int, prices: Prices) -> None:
-        """One call more."""
+        """Count one call."""
         self.calls += 1
         self.prompt_tokens += prompt
         self.completion_tokens += completion
@@ -81,7 +81,7 @@ class Spent:
 
 
 class Asker:
-    """Asks one endpoint what has no record yet, and writes the records."""
+    """Sends the calls that have no record to one endpoint, and writes their records."""
 
     def __init__(
         self, client: Endpoint, records: Records, progress: Progress, prices: Prices, spent: Spent
@@ -90,10 +90,10 @@ class Asker:
         self._progress, self._prices, self._spent = progress, prices, spent
 
     async def ask(self, call: Call) -> str:
-        """The text of the call's record, after making the call if there is none.
+        """Return the text of the call's record, making the call first if there is none.
 
         Raises:
-            UserError, CallFailedError: see `Client.chat`.
+            UserError, CallFailedError: See `Client.chat`.
         """
         if call.key not in self._records:
             reply = await self._client.chat(call.body)
@@ -106,10 +106,10 @@ class Asker:
 
 
 async def for_all(items: Iterable[Item], work: Callable[[Item], Awaitable[Any]]) -> list[str]:
-    """Do the work for each at the same time; why it failed, for those that were given up.
+    """Run `work` on all items concurrently; return the messages of the calls that failed.
 
     Raises:
-        UserError, OSError: one of them raised it, such as for a full disk; the others are stopped.
+        UserError, OSError: An item raised it (a full disk, for example); the others are cancelled.
     """
     failures: list[str] = []
 
@@ -135,9 +135,9 @@ async def for_all(items: Iterable[Item], work: Callable[[Item], Awaitable[Any]])
 async def answer(
     asker: Asker, question: Question, fields: Mapping[str, Any], version: str = ""
 ) -> tuple[str, ...]:
-    """A model's answers to a question's turns, each after those before it.
+    """Return a model's answers to all turns of a question, each with the previous turns as context.
 
-    `fields` are those of the request beside its messages: model, temperature, max_tokens.
+    `fields` are the fields of the request other than its messages: model, temperature, max_tokens.
     """
     messages: list[dict[str, str]] = []
     for number, turn in enumerate(question.turns):
@@ -154,9 +154,14 @@ def answer_call(
     fields: Mapping[str, Any],
     version: str = "",
 ) -> Call:
-    """The call for the turn of that number, after the messages so far.
+    """Return the call for turn `number`, given the messages so far.
 
-    `version` tells two models of one name apart, where it is known.
+    Args:
+        question: The question that is answered.
+        number: Index of the turn, from 0.
+        messages: The conversation so far, ending with the user's message.
+        fields: Fields of the request other than its messages.
+        version: Identifies the weights behind the model's name, where known.
     """
     body = {**fields, "messages": list(messages)}
     about = {

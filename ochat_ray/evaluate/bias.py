@@ -1,7 +1,7 @@
-"""What a judge prefers besides the better answer: the first one, or the longer one.
+"""Position bias and length bias of a judge.
 
-Source: Wang et al., "Large Language Models are not Fair Evaluators" (2023), for the order; Dubois
-et al., "Length-Controlled AlpacaEval" (2024), for the length.
+Source: Wang et al., "Large Language Models are not Fair Evaluators" (2023), for the position;
+Dubois et al., "Length-Controlled AlpacaEval" (2024), for the length.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """One judgment of two answers: the scores of the first and second shown, their lengths.
+    """One judgment of two answers: scores and lengths of the first and second one shown.
 
-    `pair` is whatever names the two answers and the sample; the same in both orders.
+    `pair` identifies the two answers and the sample; it is the same in both orders.
     """
 
     pair: tuple[Any, ...]
@@ -28,41 +28,41 @@ class Judged:
 
     @property
     def preferred(self) -> int:
-        """1 the first, -1 the second, 0 neither."""
+        """Preferred answer: 1 the first, -1 the second, 0 neither."""
         return (self.first > self.second) - (self.first < self.second)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Biases:
-    """None stands for what no judgment tells."""
+    """Bias statistics; None where the judgments do not determine a value."""
 
     order_changes_verdict: float | None
-    """Share of pairs, judged in both orders, whose better answer changes with the order."""
+    """Share of pairs, judged in both orders, whose preferred answer changes with the order."""
 
     first_minus_second: float | None
-    """Mean lead of the answer that is shown first, in points."""
+    """Mean lead of the answer shown first, in points."""
 
     longer_preferred: float | None
-    """Share of judgments with a preference that prefer the longer answer; equal lengths aside."""
+    """Share of judgments with a preference, of unequal lengths, that prefer the longer answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Control:
-    """Of judgments of an answer beside itself; None where there is none."""
+    """Statistics of judgments that compare an answer with itself; None if there are none."""
 
     called_equal: float | None
     """Share of judgments without a preference."""
 
     first_minus_second: float | None
-    """Mean lead of the answer that is shown first, in points."""
+    """Mean lead of the answer shown first, in points."""
 
 
 def biases(judged: Iterable[Judged]) -> Biases:
-    """The judge's, over all judgments."""
+    """Return the judge's biases over all judgments."""
     judged = list(judged)
     verdicts: dict[tuple[Any, ...], dict[bool, int]] = defaultdict(dict)
     for one in judged:
-        # As seen from the model: the same in both orders if only the answers count.
+        # From the model's perspective: equal in both orders if only the answers matter.
         verdicts[one.pair][one.model_first] = one.preferred if one.model_first else -one.preferred
     both = [found for found in verdicts.values() if len(found) == 2]
     unequal = [one for one in judged if one.preferred and one.first_length != one.second_length]
@@ -77,7 +77,7 @@ def biases(judged: Iterable[Judged]) -> Biases:
 
 
 def control(judged: Iterable[Judged]) -> Control:
-    """What the judge makes of an answer beside itself."""
+    """Return the judge's statistics on comparisons of an answer with itself."""
     judged = list(judged)
     return Control(
         called_equal=_mean([not one.preferred for one in judged]),

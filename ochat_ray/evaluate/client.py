@@ -1,4 +1,4 @@
-"""Asks an OpenAI-compatible endpoint, as fast as it lets us and no faster."""
+"""Client of an OpenAI-compatible endpoint with retries, backoff and adaptive concurrency."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LONGEST_PAUSE_S = 120.0
 
 
 class CallFailedError(Exception):
-    """A call that was given up; its text is one line. Others go on."""
+    """Call that failed permanently, with a one-line message. Other calls continue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """An endpoint's answer. `logprobs` are OpenAI's entries, a token each, where asked for."""
+    """Answer of an endpoint; `logprobs` are OpenAI's entries, one per token, if requested."""
 
     text: str
     finish_reason: str
@@ -37,7 +37,7 @@ class Reply:
 
 
 class Window:
-    """How many calls may be under way: half as many when told to slow down, slowly more again.
+    """Concurrency limit that is halved on backpressure and then grows slowly.
 
     Additive increase and multiplicative decrease, as in TCP.
     """
@@ -51,7 +51,7 @@ class Window:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place among those under way, once there is one and no pause."""
+        """Hold one slot, acquired once the limit and any pause permit."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._open < max(1, int(self.size)))
             self._open += 1
@@ -65,32 +65,33 @@ class Window:
                 self._changed.notify_all()
 
     def faster(self) -> None:
-        """A call was answered."""
+        """Raise the limit after a successful call."""
         self.size = min(self._most, self.size + 1 / self.size)
 
     def slower(self, pause_s: float) -> None:
-        """The endpoint has too much to do: nothing new for so long."""
+        """Halve the limit and start no new call for `pause_s` seconds."""
         now = time.monotonic()
-        if now >= self._resume:  # once for all that were under way together
+        if now >= self._resume:  # once for all calls that were in flight together
             self.size = max(1.0, self.size / 2)
         self._resume = max(self._resume, now + pause_s)
 
 
 class Endpoint(Protocol):
-    """What can be asked of an OpenAI-compatible endpoint."""
+    """Operations of an OpenAI-compatible endpoint."""
 
     async def chat(self, body: Mapping[str, Any]) -> Reply:
-        """The answer to the body of a chat completion."""
+        """Return the answer to a chat completion request."""
 
     async def describe(self, model: str) -> dict[str, Any]:
-        """What its list of models says of one."""
+        """Return the entry of a model in the endpoint's list of models."""
 
 
 class Client:
-    """One endpoint, such as `http://127.0.0.1:8000/v1`; `attempts` are those of one call.
+    """HTTP client for one base URL, such as `http://127.0.0.1:8000/v1`.
 
-    Rate limits (429), failures of the server (5xx), of the connection and of time are tried again,
-    after the pause that `Retry-After` asks for or a growing one; nothing else is.
+    Rate limits (429), server errors (5xx), connection errors and timeouts are retried, up to
+    `attempts` times per call, after the pause given by `Retry-After` or an exponential backoff.
+    Other errors are not retried.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Client:
         base_url: str,
         api_key: str,
         *,
-        at_once: int = 32,
+        max_concurrency: int = 32,
         timeout_s: float = 600,
         attempts: int = 8,
         first_pause_s: float = 1.0,
@@ -106,11 +107,11 @@ class Client:
         self._base_url = base_url.rstrip("/")
         self._attempts = attempts
         self._first_pause_s = first_pause_s
-        self.window = Window(at_once)
+        self.window = Window(max_concurrency)
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=30),
-            limits=httpx.Limits(max_connections=at_once),
+            limits=httpx.Limits(max_connections=max_concurrency),
         )
 
     async def __aenter__(self) -> Self:
@@ -125,21 +126,21 @@ class Client:
         await self._http.aclose()
 
     async def chat(self, body: Mapping[str, Any]) -> Reply:
-        """The answer to the body of a chat completion.
+        """Return the answer to a chat completion request.
 
         Raises:
-            UserError: the key is refused, or the model or the address is not there.
-            CallFailedError: the request is refused, or the last attempt failed.
+            UserError: The key is rejected, or the model or address does not exist.
+            CallFailedError: The request is rejected, or the last attempt failed.
         """
         return await self._ask(
             "POST", "chat/completions", _reply, attempts=self._attempts, json=dict(body)
         )
 
     async def describe(self, model: str) -> dict[str, Any]:
-        """What the endpoint's list of models says of one; empty where it says nothing."""
+        """Return the entry of a model in the endpoint's list of models; empty if there is none."""
         try:
             listed = await self._ask("GET", "models", _listed, attempts=2)
-        except (UserError, CallFailedError):  # a key may be for chats alone
+        except (UserError, CallFailedError):  # a key may be valid for chat only
             return {}
         return next((entry for entry in listed if entry.get("id") == model), {})
 
@@ -172,7 +173,7 @@ class Client:
                         self.window.slower(self._pause_s(attempt, asked))
             if attempt + 1 < attempts:
                 await asyncio.sleep(self._pause_s(attempt, asked))
-        raise CallFailedError(f"given up after {attempts} attempts: {why}")
+        raise CallFailedError(f"failed after {attempts} attempts: {why}")
 
     def _pause_s(self, attempt: int, asked: float | None) -> float:
         if asked is not None:
@@ -191,7 +192,7 @@ class Client:
 
 
 def _reply(response: httpx.Response) -> Reply | None:
-    """None for a body that is no chat completion, or is cut off."""
+    """Parse a chat completion; None if the body is another one or truncated."""
     try:
         body = response.json()
         choice, usage = body["choices"][0], body.get("usage") or {}
@@ -208,7 +209,7 @@ def _reply(response: httpx.Response) -> Reply | None:
 
 
 def _listed(response: httpx.Response) -> list[dict[str, Any]]:
-    """The entries of a list of models; empty for a body that is none."""
+    """Return the entries of a list of models; empty for any other body."""
     try:
         return [entry for entry in response.json()["data"] if isinstance(entry, dict)]
     except (ValueError, TypeError, KeyError):
@@ -216,7 +217,7 @@ def _listed(response: httpx.Response) -> list[dict[str, Any]]:
 
 
 def _why(response: httpx.Response) -> str:
-    """One line; without the request, which may hold what is not for logs."""
+    """Describe a failed response in one line, without the request, which may be confidential."""
     try:
         text = str(response.json()["error"]["message"])
     except (ValueError, TypeError, KeyError):
@@ -225,7 +226,7 @@ def _why(response: httpx.Response) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds; the header holds them or a date (RFC 9110, 10.2.3)."""
+    """Return the Retry-After header in seconds; it holds seconds or a date (RFC 9110, 10.2.3)."""
     value = response.headers.get("retry-after", "")
     try:
         return max(0.0, float(value))

@@ -1,8 +1,10 @@
-"""What `jobs/evaluate.py` can be told."""
+"""Command-line options of `jobs/evaluate.py`."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,6 +17,8 @@ Off = tyro.conf.FlagCreatePairsOff
 OPENAI_URL = "https://api.openai.com/v1"
 SERVED_URL = "http://127.0.0.1:8000/v1"
 SAMPLES = 3
+RENAMED = {"--at-once": "--max-concurrency"}
+"""Current names of options by former name."""
 
 _TWO_SCORES = {
     "type": "json_schema",
@@ -32,97 +36,97 @@ Step = Literal["all", "answer", "judge", "score", "report"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Score models on questions, by a judge that any OpenAI-compatible endpoint may be.
+    """Score models on a question set with any OpenAI-compatible endpoint as the judge.
 
-    Answers and judgments are kept in the output directory, and no call with a record is made
-    again: run it as often as you like. Without arguments the demo's model is held against its base
-    on a few questions.
+    Answers and judgments are kept in the output directory, and a recorded call is never repeated,
+    so an interrupted run resumes when it is run again. Without arguments, the demo's model is
+    compared with its base model on a few questions.
     """
 
     step: tyro.conf.Positional[Step] = "all"
-    """What to do: the models' answers, the judge's words, the scores and their report, or all of it
-    in turn."""
+    """Step to run: `answer` collects the models' answers, `judge` the judgments, `score` and
+    `report` compute the scores and write the report, `all` runs them in turn."""
     suite: Literal["vicuna", "mt_bench", "alpaca_eval"] = "vicuna"
-    """vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two turns, each
-    rated 1 to 10. alpaca_eval: which of two is preferred; its numbers alone from its own file by
-    `score --annotations FILE`."""
+    """Benchmark. vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two
+    turns, each rated 1 to 10. alpaca_eval: pairwise preference; `score --annotations FILE`
+    computes its metrics from its own file."""
     weighted: Annotated[bool, Off] = False
-    """alpaca_eval: weigh preferences by the judge's probabilities of the letters A and B."""
+    """alpaca_eval: weight preferences by the judge's probabilities of the letters A and B."""
     pairwise: Annotated[bool, Off] = False
-    """mt_bench: hold each answer against the baseline's, in both orders, instead of rating it."""
+    """mt_bench: compare each answer with the baseline's, in both orders, instead of rating it."""
     questions: str = ""
-    """JSONL of FastChat's or OpenChat's form, or alpaca_eval's JSON."""
+    """Question file: JSONL in FastChat's or OpenChat's format, or alpaca_eval's JSON."""
     limit: int | None = None
-    """Take the first so many questions."""
+    """Use only the first N questions."""
     output: str = ""
-    """Directory on this machine for answers.jsonl, judgments.jsonl, results.json, report.html."""
+    """Local directory for answers.jsonl, judgments.jsonl, results.json and report.html."""
 
     model: tuple[str, ...] = ()
     """Names of the models to score."""
     url: str = SERVED_URL
-    """Where the models are served. The key for OpenAI's address is read from OPENAI_API_KEY, that
-    for any other from OCHAT_RAY_API_KEY."""
+    """Base URL of the models. The API key is read from OPENAI_API_KEY for OpenAI's URL, and from
+    OCHAT_RAY_API_KEY for any other."""
     baseline: str = ""
-    """Name of the model that the others are held against."""
+    """Name of the model to compare with."""
     baseline_url: str = ""
-    """Where it is served, if not at --url."""
+    """Base URL of the baseline; the default is --url."""
     baseline_answers: str = ""
-    """File with the baseline's answers, instead of a place that serves it."""
+    """File with the baseline's answers, instead of an endpoint that serves it."""
 
     judge: str = ""
-    """Name of the model that judges."""
+    """Name of the judge model."""
     judge_url: str = OPENAI_URL
-    """Where the judge is served."""
+    """Base URL of the judge."""
     prompts: str = ""
-    """The judge's prompts, JSONL of FastChat's or OpenChat's form; our own where not given."""
+    """Judge prompts: JSONL in FastChat's or OpenChat's format; the default is a set of our own."""
     samples: int = SAMPLES
-    """vicuna: judgments of each question and order (evidence calibration's k); 2023 took 1 at
-    --judge-temperature 0.2."""
+    """vicuna: judgments per question and order (k of evidence calibration); the 2023 release used 1
+    at --judge-temperature 0.2."""
     judge_temperature: float | None = None
-    """1 for vicuna, whose samples differ by it, and 0 for the others where not given."""
+    """Temperature of the judge; the default is 1 for vicuna, whose samples must differ, else 0."""
     judge_max_tokens: int = 2048
     judge_scores_only: Annotated[bool, Off] = False
-    """vicuna: the judge says the two scores and no reasons, held to it by a JSON schema; for judges
-    that are too small to keep to a form."""
+    """vicuna: ask for the two scores without reasons, enforced by a JSON schema; for judges too
+    small to follow the answer format."""
     failures: Literal["drop", "zero"] = "drop"
-    """vicuna: a judgment without readable scores counts nowhere, or as 0 to 0."""
+    """vicuna: judgments without readable scores are left out (drop) or counted as 0 to 0 (zero)."""
     control: Annotated[bool, Off] = False
-    """Show the judge every answer beside itself, too: what it makes of two equal ones."""
+    """Also let the judge compare every answer with itself, as a control."""
     references: str = ""
-    """mt_bench: reference answers for math, reasoning and coding, JSONL of FastChat's form."""
+    """mt_bench: reference answers for math, reasoning and coding, JSONL in FastChat's format."""
 
     temperature: float | None = None
-    """Of the answers; 0.7, and the category's own for mt_bench, where not given."""
+    """Temperature of the answers; the default is 0.7, and per category for mt_bench."""
     top_p: float | None = None
-    """Of the answers; 0.9 for vicuna where not given, and none for mt_bench."""
+    """Nucleus sampling of the answers; the default is 0.9 for vicuna and unset for mt_bench."""
     max_tokens: int = 1024
-    """Of an answer."""
+    """Maximum tokens per answer."""
 
-    at_once: int = 32
-    """Calls under way, at most; fewer as long as an endpoint says that it has too much to do."""
+    max_concurrency: int = 32
+    """Maximum concurrent requests per endpoint; reduced while an endpoint signals overload."""
     timeout_s: float = 600
-    """Of a call."""
+    """Timeout per request, in seconds."""
     attempts: int = 8
-    """Of a call that failed for a reason that may pass."""
+    """Maximum attempts per request, for failures that may be temporary."""
     prices: str = ""
-    """JSON: {"MODEL": {"prompt": USD, "completion": USD}}, for a million tokens."""
+    """JSON file with USD per million tokens: {"MODEL": {"prompt": USD, "completion": USD}}."""
     dry_run: Annotated[bool, Off] = False
-    """Say how many calls and tokens are left, and what they cost; make none."""
+    """Print the number, tokens and cost of the remaining calls without making them."""
 
     annotations: str = ""
-    """alpaca_eval's annotations.json, to compute its numbers from."""
+    """alpaca_eval's annotations.json, to compute its metrics from."""
     seed: int = 42
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
     json: Annotated[bool, Off] = False
     """Print the result as one JSON object on the last line."""
 
     def check(self) -> None:
-        """Hold the options against each other.
+        """Check the options for consistency.
 
         Raises:
-            UserError: one is missing, out of range, or has no effect.
+            UserError: An option is missing, out of range, or has no effect.
         """
-        for name in ("samples", "at_once", "attempts", "max_tokens", "judge_max_tokens"):
+        for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
         if self.limit is not None and self.limit < 1:
@@ -166,7 +170,7 @@ class EvaluateConfig:
 
     @property
     def is_demo(self) -> bool:
-        """Whether nothing says what to evaluate, and where: the demo's model is."""
+        """Whether the options name nothing to evaluate, so that the demo's model is evaluated."""
         here = (self.url, self.judge_url) == (SERVED_URL, OPENAI_URL)
         return self.suite == "vicuna" and here and not self._named
 
@@ -180,11 +184,11 @@ class EvaluateConfig:
 
     @property
     def compares(self) -> bool:
-        """Whether answers are held against a baseline's."""
+        """Whether answers are compared with a baseline's."""
         return self.suite != "mt_bench" or self.pairwise
 
     def answering(self, model: str, temperature: float) -> dict[str, Any]:
-        """The fields of a request for an answer, beside its messages."""
+        """Return the fields of a request for an answer, except its messages."""
         given = self.temperature
         fields = {
             "model": model, "temperature": temperature if given is None else given,
@@ -194,7 +198,7 @@ class EvaluateConfig:
         return fields | ({} if top_p is None else {"top_p": top_p})
 
     def judging(self, *, temperature: float) -> dict[str, Any]:
-        """The fields of a request to the judge, beside its messages."""
+        """Return the fields of a request to the judge, except its messages."""
         given = self.judge_temperature
         fields = {
             "model": self.judge, "temperature": temperature if given is None else given,
@@ -204,9 +208,25 @@ class EvaluateConfig:
 
 
 def key_for(url: str) -> str:
-    """The key for an address, from the environment; empty where there is none.
+    """Return the API key for a URL from the environment; empty if there is none.
 
-    OpenAI's key is sent to OpenAI alone, whatever address is given.
+    OpenAI's key is sent only to OpenAI, whatever URL is given.
     """
     is_openai = url.rstrip("/") == OPENAI_URL
     return os.environ.get("OPENAI_API_KEY" if is_openai else "OCHAT_RAY_API_KEY", "")
+
+
+def replace_renamed_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with options under their current names; warn about former names.
+
+    Former names are accepted for one release.
+    """
+    current = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option.replace("_", "-") in RENAMED:
+            renamed = RENAMED[option.replace("_", "-")]
+            print(f"{option} is deprecated; use {renamed}", file=sys.stderr)
+            option = renamed
+        current.append(option + equals + value)
+    return current

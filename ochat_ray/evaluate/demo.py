@@ -1,4 +1,7 @@
-"""The demo's evaluation: its model against its base, with the base as judge. It tests machinery."""
+"""Demo evaluation: the demo's model against its base model, judged by the base model.
+
+Its scores test the pipeline, not the model.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
     """Evaluate the demo's model; `served` serves model directories and yields their base URLs.
 
     Raises:
-        UserError: the demo's model is not there.
+        UserError: The demo's model does not exist.
     """
     from ochat_ray.train.base_model import prepare_base  # imports torch
 
@@ -50,7 +53,7 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
         )
         if config.dry_run:
             return steps.run(demo)
-        # A base model has no token for the end of a turn before it is trained.
+        # An untrained base model has no end-of-turn token.
         base = prepare_base(str(demo_assets.base_model()), Path(folder, "base"))
         with served({"demo": str(MODEL.absolute()), "base": str(base)}) as urls:
             return steps.run(

@@ -1,4 +1,4 @@
-"""One configuration's questions, prompts and records."""
+"""Questions, prompts and records of one evaluation configuration."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ochat_ray.run_dir import RunDir
 ANSWERS = "answers.jsonl"
 JUDGMENTS = "judgments.jsonl"
 MODELS = "models.json"
-"""What the endpoints said of the models, and of the judge."""
+"""Model and judge entries reported by the endpoints."""
 
 
 class Evaluation:
-    """One configuration's questions, prompts and records. Opens and closes its files by `with`."""
+    """Questions, prompts and records of one configuration; a context manager of its files."""
 
     def __init__(self, config: EvaluateConfig) -> None:
         if "://" in config.output:
@@ -65,7 +65,11 @@ class Evaluation:
         self._described: dict[str, dict[str, Any]] = {"models": {}, "judges": {}} | known
 
     def _check_categories(self) -> None:
-        """A category chooses the judge's prompt, the temperature, the need of a reference."""
+        """Check that each question's category is known.
+
+        The category selects the judge prompt, the temperature and whether a reference answer is
+        needed.
+        """
         if self.suite.categories is None:
             return
         known = self.suite.categories | self.material.prompts.categories | {""}
@@ -86,36 +90,36 @@ class Evaluation:
         self.judgments.close()
 
     def to_answer(self) -> list[str]:
-        """The models whose answers are asked for."""
+        """Return the models to request answers from."""
         asked = self.config.compares and not self._given and self.baseline not in self.models
         return [*self.models, self.baseline] if asked else self.models
 
     def answering(self, question: Question, model: str) -> dict[str, Any]:
-        """The fields of a request for a model's answer, beside its messages."""
+        """Return the fields of a request for a model's answer, except its messages."""
         return self.config.answering(model, self.suite.temperature(question.category))
 
     def describe(self, kind: str, name: str, entry: Mapping[str, Any]) -> None:
-        """Keep what an endpoint says of one of the "models" or "judges", if it says anything.
+        """Store an endpoint's entry for a model ("models") or judge ("judges"), if not empty.
 
-        The digest of a training, which our own server tells, goes into the keys of the calls: a
-        model that was trained again under the same name is asked again.
+        The training digest, which our own server reports, becomes part of the call keys: a model
+        retrained under the same name is asked again.
         """
         if entry and self._described[kind].get(name) != entry:
             self._described[kind][name] = dict(entry)
             self._output.write_json(MODELS, self._described)
 
     def descriptions(self, kind: str, names: Iterable[str]) -> dict[str, Any]:
-        """What is known of these models or judges."""
+        """Return the known entries of these models or judges."""
         known = self._described[kind]
         return {name: known[name] for name in names if name in known}
 
     def version(self, kind: str, name: str) -> str:
-        """What tells two models of one name apart; empty where it is not known."""
+        """Return the training digest that identifies a model's weights; empty if unknown."""
         training = self._described[kind].get(name, {}).get("training")
         return str(training.get("digest") or "") if isinstance(training, dict) else ""
 
     def answers_of(self, model: str) -> Answers:
-        """What a model has said so far."""
+        """Return a model's recorded answers."""
         if self._given is not None and model == self.baseline:
             return self._given
         turns = {question.id: self._recorded(question, model) for question in self.questions}
@@ -133,14 +137,14 @@ class Evaluation:
         return tuple(message["content"] for message in messages[1::2])
 
     def baseline_answers(self) -> Answers | None:
-        """What the baseline has said so far; None where nothing is compared."""
+        """Return the baseline's recorded answers; None if nothing is compared."""
         return self.answers_of(self.baseline) if self.config.compares else None
 
     def judge_calls(self, model: str) -> list[Call]:
-        """All that the judge is asked of one model.
+        """Return all judge calls about one model.
 
         Raises:
-            UserError: an answer is missing.
+            UserError: An answer is missing.
         """
         own, baseline = self.answers_of(model), self.baseline_answers()
         for answers in (own, baseline):
@@ -149,10 +153,10 @@ class Evaluation:
         return self.calls(own, baseline)
 
     def calls(self, own: Answers, baseline: Answers | None) -> list[Call]:
-        """The calls to the judge on these answers, those of the control last."""
+        """Return the judge calls about these answers; those of the control come last."""
         calls = self.suite.calls(self.material, own, baseline)
         if self.config.control:
-            # Both orders of an answer and itself are one.
+            # An answer compared with itself is the same call in both orders.
             calls += [
                 replace(call, key=key_of(call.key, "control"), about={**call.about, CONTROL: True})
                 for call in self.suite.calls(self.material, own, own)

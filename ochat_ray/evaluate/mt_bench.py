@@ -1,4 +1,4 @@
-"""Two-turn questions, each answer rated from 1 to 10, or held against another model's.
+"""MT-bench: two-turn questions, each answer rated 1 to 10 or compared with a baseline's.
 
 Source: Zheng et al., "Judging LLM-as-a-Judge" (2023), and lm-sys/FastChat's llm_judge: formats,
 temperatures, patterns and the rule that a pairwise win needs both orders to agree.
@@ -32,24 +32,24 @@ PROMPT_NAMES = frozenset(
     answer_b_1 answer_b_2 ref_answer_1 ref_answer_2
     """.split()
 )
-"""What a judge's prompt may hold in braces."""
+"""Placeholders that a judge prompt may contain."""
 
 NEED_REFERENCE = frozenset({"math", "reasoning", "coding"})
-"""Categories whose judge is shown a reference answer."""
+"""Categories in which the judge is shown a reference answer."""
 
 TEMPERATURES = {
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0,
     "reasoning": 0.0, "stem": 0.1, "humanities": 0.1,
 }  # fmt: skip
-"""What a question's category is answered with; one without a category with 0.7."""
+"""Temperature of the answers by category; 0.7 without a category."""
 
 CATEGORIES = frozenset(TEMPERATURES)
 
 
 def parse_rating(text: str) -> float | None:
-    """The judge's rating: the first `[[x]]`, or else the first `[x]`.
+    """Parse a rating: the first `[[x]]`, else the first `[x]`.
 
-    None where there is none, or where it lies above 10: the rating is missing, and no number.
+    None if there is no rating or it exceeds 10: such a judgment counts as missing.
     """
     for pattern in _RATINGS:
         if found := pattern.search(text):
@@ -59,18 +59,18 @@ def parse_rating(text: str) -> float | None:
 
 
 def parse_verdict(text: str) -> Verdict | None:
-    """Which of the answers A and B the judge chose; [[C]] is a tie. None where it says neither.
+    """Parse the answer that the judge preferred, A or B; [[C]] is a tie. None if there is none.
 
-    As in FastChat, the first of A, B and C counts that is named anywhere.
+    As in FastChat, A takes precedence over B and B over C, wherever they occur.
     """
     verdicts: tuple[tuple[str, Verdict], ...] = (("[[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"))
     return next((verdict for mark, verdict in verdicts if mark in text), None)
 
 
 def outcome(model_first: Verdict | None, model_second: Verdict | None) -> Outcome | None:
-    """The model's, from the verdicts with its answer as A, and with it as B.
+    """Combine the verdicts with the model's answer as A and as B into one outcome.
 
-    Verdicts that contradict each other are a tie; None where one of them is missing.
+    Contradictory verdicts are a tie; None if a verdict is missing.
     """
     if model_first is None or model_second is None:
         return None
@@ -89,12 +89,17 @@ def rating_calls(
     *,
     judge: Mapping[str, Any],
 ) -> list[Call]:
-    """What the judge is asked to rate: every turn of every answer by itself.
+    """Return the judge calls that rate every turn of every answer.
 
-    `judge` are the fields of the request beside its messages.
+    Args:
+        questions: The questions to judge.
+        model: The model's answers.
+        references: Reference answers, or None.
+        prompts: The judge prompts.
+        judge: Fields of the request other than its messages.
 
     Raises:
-        UserError: a reference answer or a prompt is missing.
+        UserError: A reference answer or a prompt is missing.
     """
     found = []
     for question in questions:
@@ -123,10 +128,18 @@ def pair_calls(
     *,
     judge: Mapping[str, Any],
 ) -> list[Call]:
-    """What the judge is asked to compare: every turn, in both orders.
+    """Return the judge calls that compare every turn with the baseline's, in both orders.
+
+    Args:
+        questions: The questions to judge.
+        model: The model's answers.
+        baseline: The baseline's answers.
+        references: Reference answers, or None.
+        prompts: The judge prompts.
+        judge: Fields of the request other than its messages.
 
     Raises:
-        UserError: a reference answer or a prompt is missing.
+        UserError: A reference answer or a prompt is missing.
     """
     found = []
     for question in questions:
@@ -148,7 +161,10 @@ def pair_calls(
 def rating_parts(
     judgments: Iterable[Mapping[str, Any]], *, turn: int | None = None
 ) -> dict[str, Part]:
-    """What each question adds to the mean rating, of one turn or of all; a failure adds nothing."""
+    """Return each question's contribution to the mean rating of one turn or all turns.
+
+    Unreadable judgments contribute nothing.
+    """
     sums: dict[str, list[float]] = defaultdict(list)
     for judgment in judgments:
         ratings = sums[judgment["question_id"]]
@@ -159,7 +175,7 @@ def rating_parts(
 
 
 def outcomes(judgments: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Outcome | None]:
-    """The model's, by question and turn."""
+    """Return the model's outcome by question and turn."""
     verdicts: dict[tuple[str, int], dict[bool, Verdict | None]] = defaultdict(dict)
     for judgment in judgments:
         at = (judgment["question_id"], judgment["turn"])
@@ -168,7 +184,7 @@ def outcomes(judgments: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Ou
 
 
 def pair_parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
-    """What each question adds to the win rate in per cent, a tie being half a win."""
+    """Return each question's contribution to the win rate in percent; a tie is half a win."""
     parts: dict[str, list[Outcome | None]] = defaultdict(list)
     for (id, _), found in outcomes(judgments).items():
         parts[id].append(found)
@@ -180,7 +196,7 @@ def pair_parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
 
 
 def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
-    """Comparisons with a verdict, for the judge's biases; the better answer leads by a point."""
+    """Yield comparisons with a verdict, for the bias statistics; the preferred one leads by 1."""
     for judgment in judgments:
         verdict = parse_verdict(judgment["text"])
         if verdict is not None:
@@ -188,7 +204,7 @@ def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
 
 
 def answer_file(model: Answers) -> str:
-    """FastChat's model_answer/*.jsonl."""
+    """Return the contents of FastChat's model_answer/*.jsonl."""
     return _lines(
         {
             "question_id": _id(id), "model_id": model.model,
@@ -199,7 +215,7 @@ def answer_file(model: Answers) -> str:
 
 
 def rating_file(judgments: Iterable[Mapping[str, Any]]) -> str:
-    """FastChat's model_judgment/*_single.jsonl, where a failure's score is -1."""
+    """Return the contents of FastChat's model_judgment/*_single.jsonl; a failed score is -1."""
     return _lines(
         {
             "question_id": _id(judgment["question_id"]), "model": judgment["model"],
@@ -212,7 +228,10 @@ def rating_file(judgments: Iterable[Mapping[str, Any]]) -> str:
 
 
 def pair_file(judgments: Iterable[Mapping[str, Any]]) -> str:
-    """FastChat's model_judgment/*_pair.jsonl; model_1 is the model, shown first in game 1."""
+    """Return the contents of FastChat's model_judgment/*_pair.jsonl.
+
+    model_1 is the model, shown first in game 1.
+    """
     games: dict[tuple[str, int], dict[bool, Mapping[str, Any]]] = defaultdict(dict)
     for judgment in judgments:
         games[judgment["question_id"], judgment["turn"]][judgment["model_first"]] = judgment
@@ -239,12 +258,12 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _id(id: str) -> int | str:
-    """A number where it is one, as FastChat has them."""
+    """Return the id as an integer if it is one, as in FastChat's files."""
     return int(id) if id.isdecimal() else id
 
 
 def _name(kind: Literal["single", "pair"], question: Question, turn: int) -> str:
-    """FastChat's name of the prompt."""
+    """Return FastChat's name of the prompt."""
     math = "math-v1" if question.category in NEED_REFERENCE else None
     version = math or {"single": "v1", "pair": "v2"}[kind]
     return f"{kind}-{version}" + ("-multi-turn" if turn else "")

@@ -1,4 +1,4 @@
-"""Two answers to one question in both orders, for every suite that compares."""
+"""Pairwise comparison in both orders, shared by all suites that compare."""
 
 from __future__ import annotations
 
@@ -20,9 +20,18 @@ def both_orders(
     judge: str,
     turn: int = 0,
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]]:
-    """The first and the second answer by turns, and what the record says; the model's first first.
+    """Yield (first answer, second answer, record) for both orders, starting with the model first.
 
-    The record has the lengths, in characters, of what was said in this turn.
+    The record holds the lengths, in characters, of both answers in this turn.
+
+    Args:
+        question: The question that both answer.
+        model: The model's answers.
+        baseline: The baseline's answers.
+        prompt: The judge prompt.
+        suite: Name of the suite, for the record.
+        judge: Name of the judge, for the record.
+        turn: Index of the turn that is compared.
     """
     own, other = model.turns[question.id], baseline.turns[question.id]
     for model_first in (True, False):
@@ -37,7 +46,7 @@ def both_orders(
 
 
 def judged(judgment: Mapping[str, Any], first: float, second: float) -> Judged:
-    """A judgment with the scores of the first and the second answer."""
+    """Return a judgment with the scores of the first and the second answer, for `biases`."""
     names = ("question_id", "turn", "sample")
     return Judged(
         pair=tuple(judgment.get(name) for name in names),

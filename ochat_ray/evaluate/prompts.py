@@ -1,4 +1,4 @@
-"""What a judge is asked: our own words, or a file of FastChat's or OpenChat's format."""
+"""Judge prompts: our own, or a file in FastChat's or OpenChat's format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GENERAL = "general"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """A judge's prompt for one category of questions; `template` holds names in braces."""
+    """Judge prompt for one category of questions; `template` has placeholders in braces."""
 
     name: str
     category: str
@@ -27,41 +27,41 @@ class Prompt:
 
     @property
     def digest(self) -> str:
-        """Of all that the judge reads of it."""
+        """Digest of all text that the judge reads from the prompt."""
         return key_of(self.system, self.template)
 
     def messages(self, **values: str) -> list[dict[str, str]]:
-        """The conversation that the judge answers; braces in the values stay as they are."""
+        """Return the messages for the judge; braces in the values are kept literally."""
         user = {"role": "user", "content": self.template.format(**values)}
         return [{"role": "system", "content": self.system}, user] if self.system else [user]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The prompts of a file, by name."""
+    """Prompts of one file, by name."""
 
     by_name: Mapping[str, Prompt]
 
     @property
     def digest(self) -> str:
-        """Of all of them."""
+        """Digest of all prompts."""
         return key_of(sorted((name, prompt.digest) for name, prompt in self.by_name.items()))
 
     def for_category(self, category: str) -> Prompt:
-        """The category's own prompt, or the general one."""
+        """Return the category's prompt, or the general one."""
         by_category = {prompt.category: prompt for prompt in self.by_name.values()}
         return by_category.get(category) or by_category[GENERAL]
 
     @property
     def categories(self) -> frozenset[str]:
-        """Those that have a prompt."""
+        """Categories that have a prompt."""
         return frozenset(prompt.category for prompt in self.by_name.values())
 
     def named(self, name: str) -> Prompt:
-        """The prompt of that name.
+        """Return the prompt with this name.
 
         Raises:
-            UserError: there is none.
+            UserError: The name is unknown.
         """
         if name not in self.by_name:
             raise UserError(f"the prompts have none with the name {name!r}")
@@ -69,13 +69,13 @@ class Prompts:
 
 
 def read_prompts(path: str | Path | None, *, suite: str, names: frozenset[str]) -> Prompts:
-    """The prompts of a JSONL file; without a path, our own for this suite.
+    """Read the prompts of a JSONL file; without a path, our own for this suite.
 
-    `names` are those that a template may hold in braces.
+    `names` are the placeholders that a template may contain.
 
     Raises:
-        UserError: the file cannot be read, a line is no prompt, or a template asks for something
-            else.
+        UserError: The file cannot be read, a line is not a prompt, or a template has an unknown
+            placeholder.
     """
     try:
         if path is None:
@@ -112,7 +112,7 @@ def _prompt(line: str, where: str, names: frozenset[str]) -> Prompt:
 
 
 def _filled(template: str, defaults: Mapping[str, Any]) -> str:
-    """The template with its defaults in their places, and everything else left as it is."""
+    """Substitute the defaults in the template, leaving everything else unchanged."""
     for name, value in defaults.items():
         escaped = str(value).replace("{", "{{").replace("}", "}}")
         template = template.replace("{" + name + "}", escaped)

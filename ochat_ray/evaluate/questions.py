@@ -1,4 +1,4 @@
-"""What is asked, and answers that others gave: the files of Vicuna, MT-bench and AlpacaEval.
+"""Read question files and answer files of Vicuna, MT-bench and AlpacaEval.
 
 Source of the formats: FastChat's llm_judge (question.jsonl, model_answer/*.jsonl,
 reference_answer/*.jsonl), OpenChat's ochat/evaluation of July 2023 (question.jsonl, answers with
@@ -18,7 +18,7 @@ from ochat_ray.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What a person says, turn by turn. In AlpacaEval's files the instruction is also the id."""
+    """User turns of one question. In AlpacaEval's files the instruction is also the id."""
 
     id: str
     category: str
@@ -27,23 +27,23 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """One model's answers by question id, each turn by turn."""
+    """One model's answers by question id, one text per turn."""
 
     model: str
     turns: Mapping[str, tuple[str, ...]]
 
 
 def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:
-    """The questions of a JSONL file, or of a JSON list; the first `limit` of them.
+    """Read the first `limit` questions of a JSONL file or a JSON list.
 
     Raises:
-        UserError: the file cannot be read, or a record is no question; the line names it.
+        UserError: The file cannot be read, or a record is not a question; the line names it.
     """
     questions: dict[str, Question] = {}
     for where, record in _records(path):
         question = _question(record, where)
         if question.id in questions:
-            raise UserError(f"{where}: question {question.id!r} is there twice")
+            raise UserError(f"{where}: question {question.id!r} occurs twice")
         questions[question.id] = question
     if not questions:
         raise UserError(f"{path}: no questions")
@@ -51,11 +51,12 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
 
 
 def read_answers(path: str | Path, *, model: str | None = None) -> Answers:
-    """One model's answers: FastChat's, OpenChat's or alpaca_eval's file.
+    """Read one model's answers from a file of FastChat, OpenChat or alpaca_eval.
 
     Raises:
-        UserError: the file cannot be read, a record is no answer, or the answers are not of
-            `model`, or, where that is None, not all of one model.
+        UserError: The file cannot be read, a record is not an answer, or the answers are not all
+            from
+            `model` (or, if that is None, from a single model).
     """
     turns: dict[str, tuple[str, ...]] = {}
     names: dict[str, str] = {}
@@ -74,16 +75,16 @@ def read_answers(path: str | Path, *, model: str | None = None) -> Answers:
 
 
 def check_complete(answers: Answers, questions: Sequence[Question]) -> None:
-    """Every question has its answer, of as many turns.
+    """Check that every question has an answer with as many turns.
 
     Raises:
-        UserError: which is missing, and how many there are.
+        UserError: Answers are missing; the line names the first and their number.
     """
     missing = [q.id for q in questions if len(answers.turns.get(q.id, ())) < len(q.turns)]
     if missing:
         raise UserError(
-            f"{answers.model} has no whole answer to {len(missing)} of {len(questions)} questions, "
-            f"first {missing[0]!r}; run the step `answer`, or give another file"
+            f"{answers.model} has no complete answer to {len(missing)} of {len(questions)} "
+            f"questions, first {missing[0]!r}; run the step `answer`, or give another file"
         )
 
 
@@ -103,7 +104,7 @@ def _question(record: Mapping[str, Any], where: str) -> Question:
 
 def _answer(record: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
     id = record.get("question_id", record.get("instruction"))
-    # FastChat's first form; in OpenChat's, `text` is the question.
+    # FastChat's first format; in OpenChat's, `text` is the question.
     text = record.get("text") if "answer_id" in record else None
     turns: Any = [record.get("answer", record.get("output", text))]
     if "choices" in record:
@@ -124,7 +125,7 @@ def _texts(values: Any) -> bool:
 
 
 def _records(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each record of a JSON list or of JSON lines, and where it stands."""
+    """Yield each record of a JSON list or of JSON lines with its location."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,6 @@
-"""Append-only JSON lines under keys that everything they depend on went into.
+"""Append-only JSON-lines files, keyed by a digest of everything that a call depends on.
 
-A call that has its record is never made again; a run that is killed loses what was under way, and
-nothing that had come.
+A recorded call is never repeated. A killed run loses only the calls in flight.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from ochat_ray.errors import UserError
 
 
 def key_of(*parts: Any) -> str:
-    """A key for what these JSON values say, whatever the order of their fields: 32 hex digits."""
+    """Return a key for these JSON values, 32 hex digits, independent of the order of fields."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One question to an endpoint: its key, the body of the request, what its record says of it."""
+    """Request to an endpoint: its key, its body, and metadata for its record."""
 
     key: str
     body: Mapping[str, Any]
@@ -36,16 +35,16 @@ class Call:
 
 
 CONTROL = "control"
-"""Marks the record of a judgment of an answer beside itself."""
+"""Field that marks the record of a judgment of an answer compared with itself."""
 
 
 class Records:
-    """The records of one file, by their `key`. One process at a time writes it.
+    """Records of one file by their `key`, with at most one process writing.
 
-    A line that a kill cut off does not count; of two with one key the first does.
+    A line truncated by a kill is ignored; of two with one key the first counts.
 
     Raises:
-        UserError: another process has it open.
+        UserError: Another process has the file open.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +77,7 @@ class Records:
         self.close()
 
     def close(self) -> None:
-        """Let others write."""
+        """Close the file, which lets other processes write it."""
         self._file.close()
 
     def __contains__(self, key: str) -> bool:
@@ -94,10 +93,10 @@ class Records:
         return len(self._records)
 
     def add(self, key: str, record: Mapping[str, Any]) -> None:
-        """Write a record, unless there is one of this key.
+        """Write a record, unless one with this key exists.
 
         Raises:
-            OSError: it could not be written; nothing of it counts.
+            OSError: The record could not be written and is not counted.
         """
         if key in self._records:
             return

@@ -1,7 +1,7 @@
-"""report.html: the scores with their intervals, and every question with all that was said.
+"""Write report.html: scores with confidence intervals, and all transcripts.
 
 One file that opens offline and runs no script: the filters are radio buttons and style sheets. All
-text that models, judges and questions bring is escaped.
+text from models, judges and questions is escaped.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ h4 { font-size: .9rem; margin: .7rem 0 .1rem; color: var(--soft); font-weight: 5
 
 
 Groups = dict[str, set[int]]
-"""The filters: the places of their entries, by name."""
+"""Filters by name: the indices of their entries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
-    """One judgment: in which place, what it was read as (None: it could not be), its words."""
+    """One judgment: its label, the result parsed from it (None: unreadable) and its text."""
 
     label: str
     reading: str | None
@@ -50,7 +50,7 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One question to one model, and all that was said of it; `value` in the score's unit."""
+    """One question to one model with all judgments; `value` is in the score's unit."""
 
     question: Question
     model: str
@@ -60,7 +60,7 @@ class Entry:
 
 
 def report_html(results: Mapping[str, Any], entries: Sequence[Entry]) -> str:
-    """The page; `results` are those of results.json."""
+    """Return the page; `results` is the content of results.json."""
     scores = results["scores"]
     groups = _groups(entries, _even(results))
     title = f"{results['suite']}: {', '.join(one['model'] for one in scores)}"
@@ -86,7 +86,7 @@ def report_html(results: Mapping[str, Any], entries: Sequence[Entry]) -> str:
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """The scores as a table in Markdown."""
+    """Return the scores as a Markdown table."""
     head = f"| model | {results['unit']} | 95% interval | judgments | not readable |\n"
     rows = [
         f"| {_plain(one['model'])} | {_number(one['score'])} | {_interval(one)} "
@@ -144,7 +144,7 @@ def _forest(results: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, A
 
 
 def _even(results: Mapping[str, Any]) -> float | None:
-    """The score of the baseline against itself."""
+    """Return the score of the baseline against itself."""
     even = {"vicuna": 100.0, "alpaca_eval": 50.0, "mt_bench": 50.0}[results["suite"]]
     return even if results["baseline"] else None
 
@@ -195,7 +195,7 @@ def _biases(one: Mapping[str, Any]) -> str:
     ]
     if control := one.get("control"):
         rows += [
-            ("an answer beside itself is called equal", _share(control["called_equal"])),
+            ("an answer compared with itself is judged equal", _share(control["called_equal"])),
             ("the first of the two leads by, on average", _number(control["first_minus_second"])),
         ]
     table = "".join(f"<tr><td>{what}<td class=n>{value}<td>" for what, value in rows)
@@ -218,7 +218,7 @@ def _questions(entries: Sequence[Entry], groups: Groups) -> str:
 
 
 def _groups(entries: Sequence[Entry], even: float | None) -> Groups:
-    """The filters: all, each category, where a model is behind, and what could not be read."""
+    """Group entries by filter: all, each category, behind the baseline, and unreadable."""
     found: list[tuple[str, int]] = []
     for number, entry in enumerate(entries):
         found.append((entry.question.category or "no category", number))
@@ -284,7 +284,7 @@ def _facts(results: Mapping[str, Any]) -> str:
 
 
 def _origins(results: Mapping[str, Any]) -> dict[str, str]:
-    """Where models come from, as far as their endpoints say."""
+    """Return the provenance of the models as far as their endpoints report it."""
     said = {}
     for kind, whose in (("models", ""), ("judges", "judge ")):
         for name, entry in results.get(kind, {}).items():
@@ -308,7 +308,7 @@ def _share(value: float | None) -> str:
 
 
 def _interval(one: Mapping[str, Any]) -> str:
-    """None of a single question's: it says nothing of others."""
+    """Format an interval; empty for a single question, which says nothing about others."""
     return (
         ""
         if one["score"] is None or one.get("questions") == 1

@@ -1,4 +1,4 @@
-"""From the judgments of a configuration to its scores, its report and the files of others."""
+"""Compute scores, the report and exported files from the judgments of a configuration."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TABLE = "results.md"
 
 
 def score(evaluation: Evaluation) -> dict[str, Any]:
-    """The scores from the judgments of this configuration, and their files; no call is made.
+    """Compute the scores from the recorded judgments and write all files; make no call.
 
     Raises:
-        UserError: judgments are missing.
+        UserError: Judgments are missing.
     """
     config, output = evaluation.config, RunDir.open(evaluation.config.output)
     scores, parts = [], {}
@@ -81,7 +81,7 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
 
 def _judgments(evaluation: Evaluation, model: str) -> list[dict[str, Any]]:
     calls, known = evaluation.judge_calls(model), evaluation.judgments
-    # What a call is about may differ under one key: two models may have said the same.
+    # The metadata of a call may differ under one key: two models may have given the same answer.
     found = [{**known[call.key], **call.about} for call in calls if call.key in known]
     if len(found) < len(calls):
         raise UserError(
@@ -143,7 +143,7 @@ def _label(judgment: Mapping[str, Any]) -> str:
 
 
 def _write(output: RunDir, name: str, text: str) -> None:
-    # A model may have said half of a surrogate pair, which has no UTF-8.
+    # An answer may contain an unpaired surrogate, which UTF-8 cannot encode.
     with output.writing(name) as stream:
         stream.write(text.encode("utf-8", "replace"))
 
@@ -177,7 +177,7 @@ def _scored(
     if config.compares:
         one["biases"] = asdict(biases(suite.judged(judgments)))
     if failed and len(rules) > 1:
-        # Both rules of 2023, where they differ.
+        # Both 2023 rules, if they differ.
         one["by_failures"] = {rule: estimated(parts) for rule, parts in rules.items()}
     return one, {question.id: chosen[question.id] for question in questions}
 

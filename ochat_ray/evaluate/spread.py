@@ -1,4 +1,4 @@
-"""Calls from every node of a Ray cluster, for one process that writes the records."""
+"""Distribute calls over the nodes of a Ray cluster; one process writes the records."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ochat_ray import ray_session
 from ochat_ray.evaluate.client import CallFailedError, Client, Reply
 
 ATTEMPTS = 8
-"""Of a call whose process was lost."""
+"""Maximum attempts of a call whose worker process is lost."""
 
 
 def connect(base_url: str, api_key: str, **options: Any) -> Client | SpreadClient:
-    """A client on each node; one on this node alone for an address of loopback.
+    """Return a client with one worker per node; a local one if the URL is a loopback address.
 
-    Takes what `Client` takes.
+    Takes the arguments of `Client`.
     """
     host = urlsplit(base_url).hostname or ""
     kind = Client if host == "localhost" or _is_loopback(host) else SpreadClient
@@ -31,17 +31,19 @@ def connect(base_url: str, api_key: str, **options: Any) -> Client | SpreadClien
 
 
 class SpreadClient:
-    """A `Client` on each node, with its share of `at_once`.
+    """One `Client` per node, each with its share of `max_concurrency`.
 
-    What was under way on a node that is lost is asked again from another.
+    Calls in flight on a lost node are retried on another.
     """
 
-    def __init__(self, base_url: str, api_key: str, *, at_once: int = 32, **options: Any) -> None:
+    def __init__(
+        self, base_url: str, api_key: str, *, max_concurrency: int = 32, **options: Any
+    ) -> None:
         nodes = _nodes()
-        share = -(-at_once // len(nodes))
+        share = -(-max_concurrency // len(nodes))
         self._api_key = api_key
-        self._places = asyncio.Semaphore(at_once)
-        self._options = {"base_url": base_url, "at_once": share, **options}
+        self._places = asyncio.Semaphore(max_concurrency)
+        self._options = {"base_url": base_url, "max_concurrency": share, **options}
         self._under_way = {self._new(node): 0 for node in nodes}
 
     async def __aenter__(self) -> Self:
@@ -57,12 +59,12 @@ class SpreadClient:
             ray.kill(caller)
 
     async def chat(self, body: Mapping[str, Any]) -> Reply:
-        """See `Client.chat`."""
+        """Return the answer to a chat completion request; see `Client.chat`."""
         reply: Reply = await self._ask("chat", dict(body))
         return reply
 
     async def describe(self, model: str) -> dict[str, Any]:
-        """See `Client.describe`."""
+        """Return the entry of a model in the endpoint's list of models; see `Client.describe`."""
         found: dict[str, Any] = await self._ask("describe", model)
         return found
 
@@ -72,7 +74,7 @@ class SpreadClient:
             ray.remote(_Caller)
             .options(
                 num_cpus=0,
-                max_concurrency=self._options["at_once"],
+                max_concurrency=self._options["max_concurrency"],
                 scheduling_strategy=there,
             )
             .remote(**self._options)
@@ -98,7 +100,7 @@ class SpreadClient:
 
 
 class _Caller:
-    # The key comes with each call: what an actor is made of is kept by the cluster's head.
+    # The key comes with each call, since the head node stores an actor's constructor arguments.
     def __init__(self, **options: Any) -> None:
         self._options = options
         self._client: Client | None = None

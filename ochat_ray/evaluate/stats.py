@@ -1,7 +1,7 @@
-"""How sure is a score: paired bootstrap over questions, and the biases of a judge.
+"""Confidence intervals of scores and differences: a paired bootstrap over questions.
 
-Every score here is a ratio of sums over questions, so one resampling serves all: Vicuna's is the
-model's scores over the baseline's, a mean has the counts below it.
+Every score is a ratio of sums over questions, so one resampling serves all: Vicuna's is the model's
+scores over the baseline's; a mean has counts in the denominator.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), the percentile interval.
 """
@@ -19,7 +19,7 @@ _CHUNK = 500
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one question adds above and below the line; (0, 0) where it was not judged."""
+    """Contribution of one question to numerator and denominator; (0, 0) if it was not judged."""
 
     numerator: float
     denominator: float
@@ -27,7 +27,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A score and its 95% interval."""
+    """Score and its 95% confidence interval."""
 
     value: float
     low: float
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def estimate(parts: Sequence[Part], *, seed: int, rounds: int = ROUNDS) -> Estimate | None:
-    """The score of these questions; None where nothing was judged."""
+    """Estimate the score of these questions; None if nothing was judged."""
     own = _array(parts)
     if not own[1].sum():
         return None
@@ -46,9 +46,9 @@ def estimate(parts: Sequence[Part], *, seed: int, rounds: int = ROUNDS) -> Estim
 def difference(
     first: Sequence[Part], second: Sequence[Part], *, seed: int, rounds: int = ROUNDS
 ) -> Estimate | None:
-    """The first score minus the second, on the same questions in the same order.
+    """Estimate the first score minus the second, on the same questions in the same order.
 
-    The questions are drawn once for both: what is hard for both does not widen the interval.
+    Questions are resampled jointly, so difficulty shared by both does not widen the interval.
     """
     one, other = _array(first), _array(second)
     assert one.shape == other.shape, "scores of different questions"
@@ -66,7 +66,7 @@ def _array(parts: Sequence[Part]) -> np.ndarray:
 
 
 def _weights(count: int, seed: int, rounds: int) -> Iterator[np.ndarray]:
-    """How often each question is drawn, a row a round; in pieces that fit into memory."""
+    """Yield how often each question is drawn, one row per round, in chunks that fit into memory."""
     generator = np.random.default_rng(seed)
     even = np.full(count, 1 / count)
     for done in range(0, rounds, _CHUNK):
@@ -75,7 +75,7 @@ def _weights(count: int, seed: int, rounds: int) -> Iterator[np.ndarray]:
 
 def _ratio(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     above, below = weights @ parts[0], weights @ parts[1]
-    # A draw of nothing but questions that were not judged says nothing.
+    # A resample that contains only unjudged questions has no ratio.
     return np.divide(above, below, out=np.full(len(below), np.nan), where=below != 0)
 
 

@@ -1,12 +1,14 @@
-"""The steps of an evaluation: answer, judge, score.
+"""Run the steps of an evaluation: answer, judge, score.
 
-    <output>/answers.jsonl      a record a call: what a model said in one turn
-            /judgments.jsonl    a record a call: what the judge said
-            /report.html        the scores and every question, for people; results.md, a table
-            /models/MODEL/...   what others read: alpaca_eval's files, FastChat's
+Files:
+
+    <output>/answers.jsonl      one record per call: a model's answer in one turn
+            /judgments.jsonl    one record per call: a judgment
+            /report.html        scores and transcripts, for people; results.md, a table
+            /models/MODEL/...   exports: alpaca_eval's files, FastChat's files
             /results.json       the scores, written last
 
-Each can be run apart, and again: a call that has its record is not made twice.
+Each step can be run separately and repeatedly: a recorded call is not repeated.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ from ochat_ray.evaluate.scoring import score
 from ochat_ray.progress import Progress
 
 Connect = Callable[..., AbstractAsyncContextManager[Endpoint]]
-"""Takes what `Client` takes."""
+"""Factory of a client, with the arguments of `Client`."""
 
 At = Callable[[str], AbstractAsyncContextManager[Endpoint]]
-"""Takes a base URL."""
+"""Factory of a client, with a base URL as its argument."""
 
 
 def run(config: EvaluateConfig, connect: Connect = Client) -> dict[str, Any]:
-    """Do the step, or all of them; the result, or with `dry_run` what is left to do.
+    """Run one step or all; return the result, or with `dry_run` the remaining work.
 
     Raises:
-        UserError: a file is wrong, an endpoint refuses, or calls were given up.
+        UserError: A file is invalid, an endpoint rejects requests, or calls failed.
     """
     with Evaluation(config) as evaluation:
         if config.dry_run:
@@ -96,7 +98,10 @@ async def _judge(evaluation: Evaluation, at: At) -> None:
 
 
 def left(evaluation: Evaluation) -> dict[str, Any]:
-    """Calls, tokens and cost that are left; tokens are estimates, answers at their limit."""
+    """Return the remaining calls, tokens and cost.
+
+    Token counts are estimates in which answers reach their limit.
+    """
     config, counted = evaluation.config, {}
     names = evaluation.to_answer() if config.step in ("all", "answer") else []
     for name in names:
@@ -138,7 +143,7 @@ def _judgments_left(evaluation: Evaluation) -> Spent:
 
 
 def _unique(calls: Iterable[Call]) -> list[Call]:
-    """Each key once: two models may have said the same."""
+    """Return the calls with distinct keys: two models may have given the same answer."""
     return list({call.key: call for call in calls}.values())
 
 
@@ -146,7 +151,7 @@ def _connected(
     connect: Connect, config: EvaluateConfig, url: str
 ) -> AbstractAsyncContextManager[Endpoint]:
     return connect(
-        url, key_for(url), at_once=config.at_once, timeout_s=config.timeout_s,
+        url, key_for(url), max_concurrency=config.max_concurrency, timeout_s=config.timeout_s,
         attempts=config.attempts,
     )  # fmt: skip
 
@@ -154,6 +159,6 @@ def _connected(
 def _check(failures: Sequence[str], total: int) -> None:
     if failures:
         raise UserError(
-            f"{len(failures)} of {total} calls were given up, first: {failures[0]}; what came is "
-            "kept, run it again for the rest"
+            f"{len(failures)} of {total} calls failed, first: {failures[0]}; the other "
+            "results are kept; run the command again for the rest"
         )

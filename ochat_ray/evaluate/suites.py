@@ -1,4 +1,4 @@
-"""What the suites have in common: the calls to the judge, and what its words add to a score."""
+"""Common interface of the suites: judge calls, and the scores computed from judgments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Judgments = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Material:
-    """What the judge is asked about, besides answers."""
+    """Questions, judge prompts and reference answers of an evaluation."""
 
     questions: Sequence[Question]
     prompts: Prompts
@@ -30,15 +30,22 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suite:
-    """How answers are judged, and how judgments are scored.
+    """Rules for judging answers and for scoring judgments.
 
-    `prompts` names our own, `prompt_names` is what one may hold in braces; `unit` says what a
-    score is; `categories` are those of its questions, None for any, and `temperature` is what one
-    is answered with. `calls` takes the model's answers and the baseline's; `read` gives None for a
-    judgment that failed, and `shown` says its result to people; `parts` are what each question adds
-    to the score without those, and `zero_parts` with them as zeros. `judged` are comparisons, for
-    the judge's biases; `more` stands in results.json, too, and `files` beside it, in the formats of
-    others.
+    Attributes:
+        prompts: Name of our own prompt file.
+        prompt_names: Placeholders that a judge prompt may contain.
+        unit: Unit of the score.
+        categories: Valid question categories; None for any.
+        temperature: Returns the temperature of answers to a category.
+        calls: Returns the judge calls for the model's and the baseline's answers.
+        read: Parses a judgment; None if it is unreadable.
+        shown: Formats a parsed judgment for the report.
+        parts: Returns each question's contribution to the score, without unreadable judgments.
+        zero_parts: Same, with unreadable judgments as zeros.
+        judged: Yields comparisons for the bias statistics.
+        more: Returns additional entries of results.json.
+        files: Returns additional output files, in the formats of other projects.
     """
 
     prompts: str
@@ -59,7 +66,7 @@ class Suite:
 
 
 def suite_of(config: EvaluateConfig) -> Suite:
-    """The suite that the configuration names."""
+    """Return the suite that the configuration names."""
     if config.suite == "vicuna":
         return _vicuna(config)
     if config.suite == "alpaca_eval":

@@ -1,4 +1,4 @@
-"""Two answers side by side, each scored from 1 to 10 by a judge.
+"""Vicuna benchmark: two answers side by side, each scored 1 to 10 by a judge.
 
 Source: the Vicuna evaluation of 2023 in OpenChat's variant: the judge explains first (evidence
 calibration) and sees both orders of the answers (balanced position calibration); Wang et al.,
@@ -30,12 +30,12 @@ _LIST = re.compile(r"\[[^\[\]]*\]")
 
 
 def parse_scores(text: str) -> tuple[float, float] | None:
-    """The scores of the first and of the second answer shown, as the judge ends with them.
+    """Parse the scores of the first and second answer from the end of a judgment.
 
-    The last line counts that holds a pair: exactly two numbers, with blanks or a comma between
-    them, or a JSON list of two numbers anywhere in it; without one, the last list that goes over
-    several lines. None where there is no pair, or where it is not of numbers from 0 to 10: such a
-    judgment failed, and is worth no score.
+    The last line with a pair counts: exactly two numbers separated by spaces or a comma, or a JSON
+    list of two numbers anywhere in the line; if no line has one, the last list that spans several
+    lines. None if there is no pair, or if it is outside 0 to 10: such a judgment is unreadable and
+    gives no score.
     """
     for line in reversed(text.splitlines()):
         if pair := _pair(line):
@@ -59,7 +59,7 @@ def _pair(line: str) -> tuple[float, float] | None:
 def _lists(text: str) -> Iterator[tuple[float, float]]:
     for found in _LIST.findall(text):
         try:
-            # As floats: a number of hundreds of digits is out of range, and no error.
+            # As floats: a number with hundreds of digits is out of range, not an error.
             values = json.loads(found, parse_int=float)
         except ValueError:
             continue
@@ -75,7 +75,7 @@ def _numbers(words: list[str]) -> tuple[float, float] | None:
 
 
 PROMPT_NAMES = frozenset({"question", "answer_1", "answer_2"})
-"""What a judge's prompt may hold in braces."""
+"""Placeholders that a judge prompt may contain."""
 
 Failures = Literal["drop", "zero"]
 
@@ -89,9 +89,15 @@ def calls(
     judge: Mapping[str, Any],
     samples: int,
 ) -> list[Call]:
-    """All that the judge is asked: every question in both orders, `samples` times each.
+    """Return the judge calls: every question in both orders, `samples` times each.
 
-    `judge` are the fields of the request beside its messages: model, temperature, max_tokens.
+    Args:
+        questions: The questions to judge.
+        model: The model's answers.
+        baseline: The baseline's answers.
+        prompts: The judge prompts.
+        judge: Fields of the request other than its messages: model, temperature, max_tokens.
+        samples: Judgments per question and order.
     """
     found = []
     for question in questions:
@@ -106,18 +112,18 @@ def calls(
                 ),
             }
             for sample in range(samples):
-                # The order, too: two answers that are the same are still judged in both.
+                # The order is part of the key: two equal answers are still judged in both.
                 key = key_of("vicuna", question.id, about["model_first"], sample, body)
                 found.append(Call(key=key, body=body, about=about | {"sample": sample}))
     return found
 
 
 def parts(judgments: Iterable[Mapping[str, Any]], *, failures: Failures) -> dict[str, Part]:
-    """What each question adds to the score: the model's mean, over the baseline's.
+    """Return each question's contribution to the score: the model's mean over the baseline's.
 
-    Both orders weigh the same. A judgment that cannot be read counts as 0 to 0 ("zero"), or nowhere
-    ("drop"). A question of which an order has no judgment left is not judged: the other order
-    alone would favour one side.
+    Both orders have equal weight. An unreadable judgment counts as 0 to 0 ("zero") or is left out
+    ("drop"). A question without a readable judgment in one of the orders is not scored: the other
+    order alone would be biased towards one position.
     """
     scores: dict[str, dict[bool, list[tuple[float, float]]]] = defaultdict(
         lambda: {True: [], False: []}
@@ -144,7 +150,7 @@ def _part(by_order: Mapping[bool, list[tuple[float, float]]]) -> Part:
 
 
 def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
-    """The judgments that could be read, for the judge's biases."""
+    """Yield the readable judgments, for the bias statistics."""
     for judgment in judgments:
         pair = parse_scores(judgment["text"])
         if pair is not None:

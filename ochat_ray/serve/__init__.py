@@ -12,10 +12,10 @@ __all__ = ["ServeArgs", "app"]
 # No `from __future__ import annotations` here: Ray Serve reads the annotation as a class, to
 # turn the command line's strings into ServeArgs.
 def app(args: ServeArgs) -> Application:
-    """The application: an OpenAI-compatible ingress in front of autoscaled model replicas.
+    """Build the application: an OpenAI-compatible ingress in front of autoscaled model replicas.
 
     Raises:
-        ConfigurationError: an argument does not hold; its text is one line.
+        ConfigurationError: An argument is invalid; the message is one line.
     """
     try:
         return build(resolve(args))

@@ -1,4 +1,4 @@
-"""The first and the last to see a request: who may ask, how much, and what is recorded of it."""
+"""ASGI middleware: authentication, rate limits, body limits and the access log."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Metrics, Record
 
 OPEN_PATHS = frozenset({"/health"})
-"""Answered to anyone and not recorded: a load balancer asks without a key, and often."""
+"""Paths without authentication and logging: load balancers poll them often and without a key."""
 
 BODY_TIMEOUT_S = 60.0
-"""Seconds from a request's head to the end of its body."""
+"""Timeout in seconds for receiving a request body."""
 
 FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 ANONYMOUS = "anonymous"
-"""The name of whoever asks a server without keys."""
+"""Key name of all clients of a server without keys."""
 
 
 class Admission:
-    """ASGI middleware: refuses with an OpenAI error body, or passes a request of bounded size on.
+    """Middleware that rejects a request with an OpenAI error body or forwards it, size-limited.
 
-    The body is read here as a whole, up to `max_body_bytes`, so that a body that is too long is
-    refused with a proper 413 even where no content-length announced it. The request's `Record`
-    is `request.state.record`, and is complete when the response is.
+    The complete body is read here, up to `max_body_bytes`, so that a body without a content-length
+    can also be rejected with a proper 413. The request's `Record` is `request.state.record`; it is
+    complete when the response is.
 
-    Paths under `own_login` are passed on without a key where there are keys: what is there asks
-    for one itself.
+    If there are keys, paths under `own_login` are forwarded without one: the app behind them has
+    its own login.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Admission:
         self.own_login = own_login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Behind a route prefix `path` starts with it, and `root_path` says how long it is.
+        # Behind a route prefix `path` starts with it, and `root_path` holds the prefix.
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] != "http" or path in OPEN_PATHS:
             await self.app(scope, receive, send)
@@ -112,7 +112,7 @@ class Admission:
             await self.app(scope, _replay(body, receive), noting)
 
     def _check_peer(self, path: str, scope: Scope, headers: Headers) -> str:
-        """The name of the key that was sent, where keys are needed."""
+        """Return the name of the key that was sent, if keys are required."""
         if not self.keys:
             if not self.insecure_open and not from_loopback(scope, headers):
                 raise ApiError(
@@ -135,7 +135,7 @@ class Admission:
         )
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body; None where the client went away before its end."""
+        """Return the complete body; None if the client disconnects first."""
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body_bytes:
             raise self._too_large()
@@ -168,11 +168,11 @@ class Admission:
 
 
 def from_loopback(scope: Scope, headers: Headers) -> bool:
-    """Whether the request comes from this machine, as far as the connection can tell.
+    """Return whether the request comes from this machine, as far as the connection shows.
 
-    A forwarding header means that a proxy on this machine speaks for someone else. A `Host` that
-    is another's name means that a page of that name asks through this machine's browser (DNS
-    rebinding).
+    A forwarding header means that a proxy on this machine forwards for another host. A `Host` that
+    is another machine's name means that a page of that name sends requests through this machine's
+    browser (DNS rebinding).
     """
     client = scope.get("client")
     if not client or any(name in headers for name in FORWARDING_HEADERS):
@@ -183,7 +183,7 @@ def from_loopback(scope: Scope, headers: Headers) -> bool:
 
 
 def is_loopback(text: str) -> bool:
-    """Whether that is an address of loopback; a name is none."""
+    """Return whether the text is a loopback address; host names are not."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

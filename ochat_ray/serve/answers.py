@@ -1,4 +1,4 @@
-"""From an engine's deltas to pieces of text: whole characters, cut before a stop string."""
+"""Convert an engine's deltas to text pieces: complete characters, cut before stop strings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ochat_ray.serve.engines.base import Delta, EngineError, FinishReason, Token
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """A piece of an answer's text; the last piece has a reason. `tokens` counts from the start.
+    """Piece of an answer's text; the last piece has a finish reason.
 
-    `logprobs` holds what was asked for of the tokens that the text is made of, each with the
-    place in the answer, in characters, where its text begins; stop tokens are left out.
+    `tokens` counts from the start of the answer. `logprobs` holds the requested entries of the
+    tokens in the text, each with the offset, in characters, at which its text begins; stop tokens
+    are left out.
     """
 
     text: str
@@ -31,10 +32,16 @@ async def pieces(
     stops: Sequence[str],
     stop_ids: Sequence[int] = (),
 ) -> AsyncGenerator[Piece, None]:
-    """Text of a stream of deltas, cut before the first stop string.
+    """Yield the text of a stream of deltas, cut before the first stop string.
+
+    Args:
+        deltas: The engine's output.
+        vocabulary: Bytes of the token ids.
+        stops: Stop strings.
+        stop_ids: Token ids that end the answer and are not part of its text.
 
     Raises:
-        EngineError: the engine failed, or its stream ended without a reason.
+        EngineError: The engine failed, or its stream ended without a finish reason.
     """
     detokenizer, watcher = Detokenizer(vocabulary), StopStrings(stops)
     tokens = read = shown = 0
@@ -59,7 +66,7 @@ async def pieces(
         if reason is not None and not stopped:
             text += watcher.flush()
         shown += len(text)
-        # What starts behind the text is still held back, or, after a stop string, never shown.
+        # Later text is still held back or, after a stop string, never returned.
         ready = [entry for entry in waiting if entry[0] < shown]
         if reason is not None and not stopped:
             ready = waiting
@@ -73,7 +80,7 @@ async def pieces(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """The next piece of the choice `index`."""
+    """Next piece of the choice `index`."""
 
     index: int
     piece: Piece
@@ -86,15 +93,22 @@ async def merge(
     timeout_s: float,
     at_once: int,
 ) -> AsyncGenerator[Event | None, None]:
-    """The pieces of several answers as they come. Closing it closes all, an error of one, too.
+    """Yield the pieces of several answers as they arrive.
 
-    `at_once` of them are asked for at a time, so that one request neither fills the queue nor
-    takes a replica for itself.
-    What has piled up while the reader was busy is joined: one event a choice. None says that
-    nothing came for `quiet_s`.
+    Pieces that accumulate while the reader is busy are joined to one event per choice. None means
+    that nothing arrived for `quiet_s`. Closing the generator, or an error in one answer, closes all
+    streams.
+
+    Args:
+        streams: One stream of pieces per choice.
+        quiet_s: Seconds without a piece after which None is yielded.
+        timeout_s: Seconds until all answers must be complete.
+        at_once: Maximum number of answers generated concurrently, so that one request neither fills
+            the
+            queue nor occupies a replica alone.
 
     Raises:
-        TimeoutError: the answers were not whole after `timeout_s`.
+        TimeoutError: The answers were not complete after `timeout_s`.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -107,7 +121,7 @@ async def merge(
             async with turns, aclosing(stream):
                 async for piece in stream:
                     ready.put_nowait(Event(index=index, piece=piece))
-        except Exception as error:  # noqa: BLE001 - it is raised where the pieces are read
+        except Exception as error:  # noqa: BLE001 - raised again where the pieces are read
             ready.put_nowait(error)
 
     tasks = [asyncio.create_task(pump(*numbered)) for numbered in enumerate(streams)]
@@ -135,7 +149,7 @@ async def merge(
 
 
 def _joined(backlog: list[Event | BaseException]) -> list[Event | BaseException]:
-    """Consecutive pieces of a choice as one; an error stays behind what came before it."""
+    """Join consecutive pieces of each choice; an error stays after the pieces that preceded it."""
     joined: list[Event | BaseException] = []
     last: dict[int, int] = {}
     for item in backlog:

@@ -1,4 +1,4 @@
-"""The application's arguments, and what they come to for one model directory."""
+"""Arguments of the Serve application, and the settings resolved from them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class ConfigurationError(click.ClickException, RayServeException):
-    """What is wrong with the arguments, in one line.
+    """Invalid arguments, described in one line.
 
-    Ray Serve has two readers for it. `serve run` is a click command: a ClickException is printed
-    as one line and ends with its exit code. `serve deploy` builds in a Ray task, where a
-    RayServeException's text becomes the application's status message, without a traceback.
-    Not a ValueError: pydantic would wrap that in a ValidationError of several lines.
+    Ray Serve handles it in two places. `serve run` is a click command: a ClickException is printed
+    as one line and sets the exit code. `serve deploy` builds in a Ray task, where the text of a
+    RayServeException becomes the application's status message, without a traceback. It is not a
+    ValueError, which pydantic would wrap in a ValidationError of several lines.
     """
 
     exit_code = 2
@@ -51,69 +51,73 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = "runs/demo/model"
-    """A trained model's directory, relative to the one that the builder runs in; or its URI, from
-    which each host fetches it once."""
+    """Directory of a trained model, relative to the builder's working directory, or its URI, which
+    each host fetches once."""
     engine: str = "auto"
     served_model_name: str | None = None
-    """What clients call the model; default: ochat.json's recipe, else the directory's name."""
+    """Model name for clients; default: the recipe in ochat.json, else the directory's name."""
     model_type: str | None = None
-    """The conversation template; default: what ochat.json says, else "openchat"."""
+    """Conversation template; default: the one in ochat.json, else "openchat"."""
     context_length: int | None = Field(None, ge=16)
-    """Tokens of prompt and answer together; default: what ochat.json says, else the model's."""
+    """Maximum tokens of prompt and answer together; default: the value in ochat.json, else the
+    model's."""
     dtype: Dtype = "auto"
 
     min_replicas: int = Field(1, ge=0)
-    """0 lets the last replica go when nobody asks; the next request waits for a new one."""
+    """Minimum model replicas; 0 scales to zero when idle, and the next request waits for a new
+    replica."""
     max_replicas: int | None = Field(None, ge=1)
-    """Default: 2, or min_replicas if that is more."""
+    """Maximum model replicas; default: 2, or min_replicas if larger."""
     num_cpus: float = Field(1, gt=0)
-    """CPUs of one model replica, and its torch threads."""
+    """CPUs per model replica; also its number of torch threads."""
     num_gpus: float = Field(0, ge=0)
     max_ongoing: int = Field(16, ge=1)
-    """Requests that one replica generates for at a time."""
+    """Maximum requests that one replica processes concurrently."""
     max_queued: int = Field(64, ge=0)
-    """Requests that wait for a replica before others are refused with 429."""
+    """Maximum requests that wait for a replica; further ones are rejected with 429."""
 
     max_batch_tokens: int = Field(512, ge=16)
-    """Tokens in one forward pass; a longer prompt is read in several."""
+    """Maximum tokens per forward pass; longer prompts are prefilled in chunks."""
     kv_cache_gib: float | None = Field(None, gt=0)
-    """Memory for keys and values; default: what max_ongoing full contexts need, within limits."""
+    """Size of the key-value cache in GiB; default: enough for max_ongoing full contexts, within
+    limits."""
 
     routing: Literal["balanced", "session"] = "balanced"
-    """Which replica answers: the one with less to do, or always the same one for a conversation,
+    """Request routing: to the less loaded replica, or always to the same replica per conversation,
     whose cache then still holds its beginning. A client's `x-session-id` names a session."""
     upscale_delay_s: float = Field(3, ge=0)
     downscale_delay_s: float = Field(60, ge=0)
     max_surge_percent: int = Field(100, ge=0, le=100)
-    """Replicas of a new version that start before old ones stop; on a cluster without the room
-    for them they wait, and 0 stops old ones first."""
+    """Replicas of a new version, in percent, that start before old ones stop. On a cluster without
+    room for them they wait; 0 stops old ones first."""
     ingress_replicas: int = Field(1, ge=1)
-    """Limits a minute are counted by each of them for itself."""
+    """Ingress replicas; each counts rate limits separately."""
 
     keys: str | None = None
-    """A file of API keys, one `key`, `name:key` or `name:sha256:DIGEST` a line, read again when it
-    changes; or env:NAME, an environment variable with such lines. Default: none, and only this
-    machine is answered."""
+    """File of API keys, one `key`, `name:key` or `name:sha256:DIGEST` per line, reloaded when it
+    changes; or env:NAME, an environment variable with such lines. Without keys only clients on
+    this machine are served."""
     insecure_open: bool = False
-    """Answer everyone without keys."""
+    """Serve all clients without keys."""
     cors_origins: str | None = None
-    """Origins, separated by commas, whose pages may ask; default: none."""
+    """Comma-separated origins whose pages may send requests (CORS); default: none."""
     strict: bool = True
-    """Refuse unknown fields of a request; otherwise they are named in a header of the response."""
+    """Reject unknown fields of a request; otherwise ignore them and list them in a response
+    header."""
     ui: bool | None = None
-    """The chat page at /ui; default: where gradio is installed and ingress_replicas is 1."""
+    """Serve the chat page at /ui; default: if gradio is installed and ingress_replicas is 1."""
 
     max_body_bytes: int = Field(2 * 2**20, ge=1024)
     max_messages: int = Field(1024, ge=1)
     requests_per_minute: int | None = Field(None, ge=1)
-    """For each key."""
+    """Request limit per key."""
     tokens_per_minute: int | None = Field(None, ge=1)
-    """For each key, of prompts and answers."""
+    """Token limit per key, prompts and answers together."""
     request_timeout_s: float = Field(600, gt=0)
     keep_alive_s: float = Field(10, gt=0)
-    """How long a stream may be silent before a comment keeps its connection alive."""
+    """Seconds of silence in a stream after which a comment keeps the connection alive."""
     log_text: bool = False
-    """Write prompts and answers into the log of requests."""
+    """Include prompts and answers in the request log."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -132,7 +136,7 @@ class ServeArgs(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What a model replica needs to know."""
+    """Settings of a model replica."""
 
     directory: str
     engine: str
@@ -148,7 +152,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class IngressSettings:
-    """What an ingress replica needs to know. `created` is in seconds since the epoch."""
+    """Settings of an ingress replica. `created` is in seconds since the epoch."""
 
     directory: str
     engine: str
@@ -176,7 +180,7 @@ class IngressSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One application, checked and complete."""
+    """Validated settings of one application, without open defaults."""
 
     engine: EngineSettings
     ingress: IngressSettings
@@ -191,13 +195,13 @@ class Settings:
 
 
 def resolve(args: ServeArgs) -> Settings:
-    """Check the arguments against the model directory, and fill in what they leave open.
+    """Validate the arguments against the model directory and resolve the defaults.
 
     Raises:
-        UserError: an argument or the directory does not hold.
+        UserError: An argument or the directory is invalid.
     """
     directory = local_directory(args.model)
-    # A replica may be on another host, with a copy of its own.
+    # A replica may run on another host, with its own copy.
     place = args.model if "://" in args.model else str(directory)
     config = check_model_directory(directory)
     card = _read_json(directory / "ochat.json") if (directory / "ochat.json").exists() else {}
@@ -257,10 +261,10 @@ def resolve(args: ServeArgs) -> Settings:
 
 
 def check_model_directory(directory: Path) -> dict[str, Any]:
-    """The directory's config.json, once all that serving needs is there.
+    """Return the directory's config.json after checking that everything for serving exists.
 
     Raises:
-        UserError: something is missing; the line says what, and what makes it.
+        UserError: Something is missing; the line names it and how to create it.
     """
     if not directory.is_dir():
         raise UserError(
@@ -285,7 +289,7 @@ def check_model_directory(directory: Path) -> dict[str, Any]:
 
 
 def _engine(name: str) -> str:
-    """The engine itself; "auto" is vLLM where it is installed."""
+    """Return the engine's name; "auto" is vLLM if it is installed."""
     installed = _installed("vllm")
     if name == "auto":
         return "vllm" if installed else "transformers"
@@ -297,7 +301,7 @@ def _engine(name: str) -> str:
 
 
 def _keys(args: ServeArgs) -> tuple[tuple[ApiKey, ...], str | None]:
-    """The API keys, and the file to look at for new ones."""
+    """Return the API keys, and the file to watch for changes."""
     if args.keys is None:
         if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not args.insecure_open:
             raise UserError(
@@ -338,7 +342,7 @@ def _training(card: Mapping[str, Any]) -> Training | None:
 
 
 def _installed(name: str) -> bool:
-    # A mere folder of that name is a namespace package, without an origin.
+    # A plain folder of that name is a namespace package, without an origin.
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None
 
@@ -351,7 +355,7 @@ def _context_length(args: ServeArgs, card: Mapping[str, Any], config: Mapping[st
         )
     length = args.context_length or card.get("context_length") or positions
     if not length:
-        raise UserError("config.json does not say how long a context is; give context_length=N")
+        raise UserError("config.json has no context length; give context_length=N")
     return int(length)
 
 

@@ -1,4 +1,4 @@
-"""What the ingress asks for answers."""
+"""Interface between the HTTP ingress and the model replicas."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from ochat_ray.serve.engines.base import Capacity, Delta, Sampling
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Accepted:
-    """A replica took the request; deltas follow. It comes again if another had to take over."""
+    """Notice that a replica accepted the request; deltas follow. Repeated if another takes over."""
 
     replica: str
 
 
 class Backend(Protocol):
-    """Where answers come from: replicas behind a Serve handle, or an engine in this process."""
+    """Source of answers: replicas behind a Serve handle, or an engine in this process."""
 
     def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, *, session: str
     ) -> AsyncGenerator[Accepted | Delta, None]:
-        """One answer; closing the generator cancels it. Raises EngineError.
+        """Generate one answer; closing the generator cancels it.
 
-        Requests of one `session` go to one replica, where the backend routes by that.
+        Requests of one `session` go to one replica if the backend routes by session.
+
+        Raises:
+            EngineError: The engine failed.
         """
         ...
 
     async def ready(self) -> bool:
-        """Whether a request would be answered now."""
+        """Return whether a request would be answered now."""
         ...
 
     async def loads(self) -> Mapping[str, Capacity]:
-        """The engines' load by replica."""
+        """Return the engines' load by replica."""
         ...

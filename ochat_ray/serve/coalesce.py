@@ -1,8 +1,8 @@
-"""Fewer and larger deltas on their way from a replica to the ingress.
+"""Coalesce deltas between a replica and the ingress into fewer, larger ones.
 
-A delta costs about as much on its way through Ray as a small model's token on a CPU. So a replica
-sends so many a second at most, over all of its streams: one alone gets every token as it comes,
-many wait a moment and get several at once, which nobody sees.
+Sending a delta through Ray costs about as much as generating a token with a small model on a CPU.
+So a replica limits its deltas per second over all streams: a single stream passes every token
+immediately; with many streams each waits briefly and sends several tokens together.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ LONGEST_PAUSE_S = 0.2
 
 
 def pause_s(streams: int) -> float:
-    """How long a stream waits between its deltas when there are so many."""
+    """Return the pause between two deltas of a stream, in seconds, for this number of streams."""
     return min(LONGEST_PAUSE_S, streams / DELTAS_A_SECOND)
 
 
 async def coalesce(
     deltas: AsyncGenerator[Delta, None], pause_s: Callable[[], float]
 ) -> AsyncGenerator[Delta, None]:
-    """The same tokens in fewer deltas, with a pause between two; the first and last come at once.
+    """Yield the same tokens in fewer deltas; the first and last are passed immediately.
 
-    Closing it closes `deltas`, whose errors are raised here after what came before them.
+    Closing the generator closes `deltas`. Errors of `deltas` are raised after the tokens before
+    them.
     """
     waiting: list[Delta] = []
     arrived, ended = asyncio.Event(), asyncio.Event()

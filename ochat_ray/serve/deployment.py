@@ -1,4 +1,4 @@
-"""The two Ray Serve deployments, and how they are put together. No protocol and no model here."""
+"""Ray Serve deployments of the model and the ingress; independent of protocol and engine."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ from ochat_ray.serve.handle_backend import MODEL, HandleBackend, Load
 INGRESS = "Ingress"
 
 INGRESS_ONGOING = 4096
-"""Above what the model replicas and their queue can hold: overload is refused by the queue, with
-an OpenAI body, and not by Serve's proxy. A request that waits costs the ingress little."""
+"""Limit above what the model replicas and their queue can hold.
+
+Overload is thus rejected by the queue, with an OpenAI error body, and not by Serve's proxy. A
+waiting request costs the ingress little.
+"""
 
 DRAIN_S = 60
-"""How long a replica that is to stop may finish the requests it has."""
+"""Seconds that a stopping replica has to finish its requests (graceful shutdown)."""
 
 
 REPLICA_ENVIRONMENT = {
@@ -40,16 +43,19 @@ REPLICA_ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-"""Three of the settings of Ray Serve's throughput-optimised mode, for our replicas alone. A token
-on its way through Serve's object references and two more threads costs about half as much again
-(benchmarks/serve_speed.py --ceiling)."""
+"""Settings of Ray Serve's throughput-optimized mode, for these replicas only.
+
+Serve's object references and two more threads make a token about half as expensive again
+(benchmarks/serve_speed.py --ceiling).
+"""
 
 LOAD_EVERY_S = 1.0
-"""How often a busy replica says on its streams what it holds: full, it takes no other call."""
+"""Seconds between load reports of a busy replica, sent on its streams since it takes no other
+call."""
 
 
 class ModelReplica:
-    """One engine. Serve starts more of these as requests queue up."""
+    """Deployment of one engine. Serve adds replicas as requests queue up."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._engine = open_engine(settings)
@@ -60,7 +66,7 @@ class ModelReplica:
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
     ) -> AsyncGenerator[Accepted | Delta | Load, None]:
-        """The engine's deltas; Serve cancels this when the caller goes away."""
+        """Yield the engine's deltas; Serve cancels this when the caller disconnects."""
         yield Accepted(replica=self._name)
         self._streams += 1
         deltas = self._engine.submit(request_id, prompt_ids, sampling)
@@ -75,23 +81,23 @@ class ModelReplica:
             self._streams -= 1
 
     async def load(self) -> Load:
-        """What the engine holds now."""
+        """Return the current load of the engine."""
         return Load(replica=self._name, capacity=self._engine.capacity())
 
     async def check_health(self) -> None:
-        """Serve replaces a replica whose engine is dead."""
+        """Raise if the engine is dead, upon which Serve replaces the replica."""
         self._engine.check_health()
 
     def __del__(self) -> None:
-        # Not there if __init__ failed. The engine's thread would keep the process from ending.
+        # _engine is missing if __init__ failed. Its thread would keep the process alive.
         if hasattr(self, "_engine"):
             self._engine.close()
 
 
 def open_engine(settings: EngineSettings) -> Engine:
-    """The engine that the settings name, with its model."""
+    """Open the engine given by the settings, and load its model."""
     settings = replace(settings, directory=str(local_directory(settings.directory)))
-    # Imported here: each brings gigabytes of libraries that the others do not need.
+    # Imported here: each engine imports gigabytes of libraries that the others do not need.
     if settings.engine == "vllm":
         from ochat_ray.serve.engines.vllm import VllmEngine
 
@@ -102,7 +108,7 @@ def open_engine(settings: EngineSettings) -> Engine:
         return ScriptedEngine(
             vocabulary=settings.vocabulary,
             context_length=settings.context_length,
-            # Single bytes, in the vocabularies that are served here; the ids below are special.
+            # Single bytes in the supported vocabularies; the ids below are special tokens.
             script=range(3, min(259, settings.vocabulary - 1)),
         )
     from ochat_ray.serve.engines.transformers import TransformersEngine
@@ -111,12 +117,12 @@ def open_engine(settings: EngineSettings) -> Engine:
 
 
 class IngressReplica:
-    """The HTTP side. Serve calls `__serve_build_asgi_app__` once the constructor is done."""
+    """Deployment of the HTTP ingress. Serve calls `__serve_build_asgi_app__` after `__init__`."""
 
     def __init__(self, settings: IngressSettings, model: DeploymentHandle, may_sleep: bool) -> None:
         self._settings = settings
         self._backend = HandleBackend(model, may_sleep=may_sleep)
-        _show_log()
+        _enable_info_logs()
 
     def __serve_build_asgi_app__(self) -> Any:
         from ochat_ray.serve.ingress import build_app
@@ -126,8 +132,8 @@ class IngressReplica:
         return build_app(self._settings, tokenizer, self._backend)
 
 
-def _show_log() -> None:
-    """Let this package's INFO lines reach the replica's output; Ray shows warnings alone."""
+def _enable_info_logs() -> None:
+    """Let this package's INFO messages reach the replica's output; Ray shows only warnings."""
     logger = logging.getLogger("ochat_ray.serve")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -137,11 +143,11 @@ def _show_log() -> None:
         logger.propagate = False
 
 
-def _check_room(settings: Settings) -> None:
-    """That the cluster can ever hold the least number of replicas.
+def _check_cluster_capacity(settings: Settings) -> None:
+    """Check that the cluster can ever hold the minimum number of replicas.
 
     Raises:
-        UserError: it cannot.
+        UserError: It cannot.
     """
     if not ray.is_initialized():
         return
@@ -155,11 +161,11 @@ def _check_room(settings: Settings) -> None:
         )
 
 
-def _beside_the_proxy() -> dict[str, Any]:
-    """Options that keep a replica on the head as long as it is there.
+def _prefer_head_node() -> dict[str, Any]:
+    """Return options that keep a replica on the head node while that exists.
 
-    A host that is lost then breaks the streams of its own model replicas, and no others. serve.yaml
-    has its proxy there, too.
+    If another node is lost, only streams of its own model replicas break. serve.yaml places the
+    proxy on the head node as well.
     """
     head = head_node() if ray.is_initialized() else None
     if head is None:
@@ -171,12 +177,12 @@ def _beside_the_proxy() -> dict[str, Any]:
 
 
 def build(settings: Settings) -> Application:
-    """The application: ingress replicas in front of autoscaled model replicas.
+    """Build the application: ingress replicas in front of autoscaled model replicas.
 
     Raises:
-        UserError: the cluster can never hold them.
+        UserError: The cluster can never hold the replicas.
     """
-    _check_room(settings)
+    _check_cluster_capacity(settings)
     engine = settings.engine
     shared: dict[str, Any] = {
         "graceful_shutdown_timeout_s": DRAIN_S,
@@ -201,9 +207,9 @@ def build(settings: Settings) -> Application:
             min_replicas=settings.min_replicas,
             max_replicas=settings.max_replicas,
             initial_replicas=settings.min_replicas,
-            # Half of what a replica can hold: beyond it each stream gets slower.
+            # Half of a replica's capacity: above it every stream gets slower.
             target_ongoing_requests=max(1, engine.max_ongoing / 2),
-            # Serve's defaults look back over 30 s; an answer is often shorter.
+            # Serve's defaults average over 30 s; many answers are shorter.
             metrics_interval_s=1,
             look_back_period_s=5,
             upscale_delay_s=settings.upscale_delay_s,
@@ -220,7 +226,7 @@ def build(settings: Settings) -> Application:
         ray_actor_options={
             "num_cpus": 0,
             "runtime_env": {"env_vars": REPLICA_ENVIRONMENT},
-            **_beside_the_proxy(),
+            **_prefer_head_node(),
         },
         max_ongoing_requests=INGRESS_ONGOING,
         **shared,

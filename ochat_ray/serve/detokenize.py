@@ -1,4 +1,4 @@
-"""Token ids to text, piece by piece: whole characters only, and never a stop string."""
+"""Incremental detokenization: complete characters only, and no stop string."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ochat_ray.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The UTF-8 bytes of every token id; special tokens are not text, only names.
+    """UTF-8 bytes of every token id; special tokens have names but no text.
 
-    Some tokenizers (SentencePiece's) write a blank before the first word; `strip_first_blank`
-    says that it is not part of the text.
+    Some tokenizers (SentencePiece's) write a space before the first word; if `strip_first_blank` is
+    true, it is not part of the text.
     """
 
     token_bytes: Mapping[int, bytes]
@@ -24,15 +24,15 @@ class Vocabulary:
     special_names: Mapping[int, bytes] = field(default_factory=dict)
 
     def spelling(self, token_id: int) -> bytes:
-        """The bytes of a token, or a special token's name; nothing for an id without a token."""
+        """Return the bytes of a token or a special token's name; empty for an unused id."""
         return self.token_bytes.get(token_id) or self.special_names.get(token_id, b"")
 
 
 class Detokenizer:
-    """Text of a growing list of token ids.
+    """Incremental decoder of token ids.
 
-    The pieces together are the decoded bytes of all ids, with U+FFFD only for bytes that cannot
-    be UTF-8; half a character at the end is not text yet and stays unsaid.
+    The pieces together are the decoded bytes of all ids, with U+FFFD only for bytes that are not
+    valid UTF-8. An incomplete character at the end is held back.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -41,7 +41,7 @@ class Detokenizer:
         self._strip = vocabulary.strip_first_blank
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that these ids add, possibly empty."""
+        """Return the text that these ids add, possibly empty."""
         known = self._vocabulary.token_bytes
         data = b"".join(known.get(token_id, b"") for token_id in token_ids)
         if self._strip and data:
@@ -50,9 +50,9 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Finds the stop string that is complete first, and holds back what may become one.
+    """Matcher that finds the stop string completed first, and holds back possible beginnings.
 
-    What it finds does not depend on how the text is cut into pieces.
+    The result does not depend on how the text is split into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that is safe to show, and whether a stop string came right after it."""
+        """Return text that is safe to emit, and whether a stop string follows it."""
         text = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
@@ -72,13 +72,13 @@ class StopStrings:
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
-        """What was held back, once nothing can follow it."""
+        """Return the text held back, once no text can follow."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Return the length of the longest suffix of `text` that is a prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-length:]):
             return length
@@ -86,14 +86,14 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
-    """The bytes behind a fast transformers tokenizer's ids.
+    """Return the bytes of the ids of a fast transformers tokenizer.
 
-    Two families are known: byte-level BPE (StarCoder, SmolLM2, Llama 3), whose tokens spell bytes
-    with GPT-2's printable alphabet, and SentencePiece's (LLaMA), with U+2581 for a blank and
+    Two families are supported: byte-level BPE (StarCoder, SmolLM2, Llama 3), whose tokens spell
+    bytes in GPT-2's printable alphabet, and SentencePiece (LLaMA), with U+2581 for a space and
     `<0x0A>` for a byte.
 
     Raises:
-        UserError: the tokenizer decodes in another way.
+        UserError: The tokenizer has another kind of decoder.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     steps = _decoder_steps(backend.get("decoder"))
@@ -132,7 +132,7 @@ def _decoder_steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, others are moved up from U+0100."""
+    """Return GPT-2's byte alphabet: printable bytes as themselves, others from U+0100 upwards."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     moved = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {
@@ -144,7 +144,7 @@ _ALPHABET = _byte_level_alphabet()
 
 
 def _byte_level(token: str) -> bytes:
-    # As the decoder in `tokenizers` does: a token outside the alphabet stands for itself.
+    # Like the decoder in `tokenizers`: a token outside the alphabet is kept literally.
     if all(character in _ALPHABET for character in token):
         return bytes(_ALPHABET[character] for character in token)
     return token.encode()

@@ -1,4 +1,4 @@
-"""What can go wrong, as OpenAI's clients read it: `{"error": {message, type, param, code}}`."""
+"""OpenAI error bodies, `{"error": {message, type, param, code}}`, and the map from exceptions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TYPES: Mapping[int, ErrorType] = {
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong. `param` names the field, `code` is for programs."""
+    """Error details. `param` names the field, `code` is for programs."""
 
     message: str
     type: ErrorType
@@ -43,13 +43,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every response that is not a success."""
+    """Body of every unsuccessful response."""
 
     error: ErrorDetail
 
 
 class ApiError(Exception):
-    """An error with the HTTP status that it has, unless a stream has begun."""
+    """Error with its HTTP status, which is used unless a stream has begun."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, object]:
-        """The JSON body, also of the event that ends a broken stream."""
+        """Return the JSON body, which is also the event that ends a broken stream."""
         kind: ErrorType = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
             "error": {
@@ -81,14 +81,14 @@ class ApiError(Exception):
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """The error as an HTTP response."""
+    """Return the error as an HTTP response."""
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
 def to_api_error(error: BaseException) -> ApiError:
-    """The one map from what can go wrong to what a client is told.
+    """Map an exception to the error for the client.
 
-    An unknown exception becomes a 500 without its text, which may hold what is not the client's.
+    An unknown exception becomes a 500 without its text, which may be confidential.
     """
     match error:
         case ApiError():
@@ -125,7 +125,7 @@ def to_api_error(error: BaseException) -> ApiError:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The most telling of pydantic's errors on a request body, as a 400 that names the field."""
+    """Convert the most specific of pydantic's errors to a 400 that names the field."""
     first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the request body is not valid JSON", code="invalid_json")
@@ -144,7 +144,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
             400, f"unsupported field: {param!r}", code="unsupported_parameter", param=param
         )
     message = str(first["msg"]).removeprefix("Value error, ")
-    # A rule over several fields names its own, as "field: text".
+    # A rule over several fields starts its message with the field: "field: text".
     if first["type"] == "value_error" and param is None and ": " in message:
         param, _, message = message.partition(": ")
     return ApiError(400, f"{param or 'request body'}: {message}", code="invalid_value", param=param)
@@ -157,5 +157,5 @@ def _path(error: Mapping[str, Any]) -> list[str]:
 
 
 def _union_tag(part: object) -> bool:
-    # pydantic puts the branch of a union that it tried into the path: "str", "list[TextPart]".
+    # pydantic includes the attempted branch of a union in the path: "str", "list[TextPart]".
     return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)

@@ -1,4 +1,4 @@
-"""What the fields of a request may hold, where that is more than a number.
+"""Types of request fields that are more than a number.
 
 Source: OpenAI's API reference for chat/completions.
 """
@@ -20,11 +20,11 @@ MOST_FIELDS = 128
 
 
 def _utf8(text: str) -> str:
-    # JSON can spell half a surrogate pair, which is no character and has no UTF-8.
+    # JSON can encode an unpaired surrogate, which is not a character and has no UTF-8.
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("has half of a surrogate pair, which is no character") from None
+        raise ValueError("has an unpaired surrogate, which is not a character") from None
     return text
 
 
@@ -41,7 +41,7 @@ Text = Annotated[str, AfterValidator(_utf8)]
 
 
 class Strict(BaseModel):
-    """Nothing is converted, and no field is ignored."""
+    """Base model that converts no value and ignores no field."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
@@ -60,7 +60,7 @@ class Strict(BaseModel):
 
 
 class TextPart(Strict):
-    """One part of a message's content; only text is supported."""
+    """Part of a message's content; only text is supported."""
 
     NEUTRAL = PART
 
@@ -69,7 +69,7 @@ class TextPart(Strict):
 
 
 class Message(Strict):
-    """One message. `name` is accepted, but no template of this server can write it."""
+    """Chat message. `name` is accepted, but has no place in the templates."""
 
     NEUTRAL = MESSAGE
 
@@ -78,7 +78,7 @@ class Message(Strict):
     name: Text | None = None
 
     def turn(self) -> Turn:
-        """The message as the template knows it: parts are joined, a developer is the system."""
+        """Return the message as a turn: parts are joined, and "developer" means "system"."""
         text = (
             self.content
             if isinstance(self.content, str)
@@ -88,7 +88,7 @@ class Message(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream carries besides the answer."""
+    """Options of a streamed response."""
 
     NEUTRAL = STREAM_OPTIONS
 
@@ -97,19 +97,19 @@ class StreamOptions(Strict):
 
 
 class TextFormat(Strict):
-    """Any text."""
+    """Response format for arbitrary text."""
 
     type: Literal["text"]
 
 
 class JsonObjectFormat(Strict):
-    """A JSON object."""
+    """Response format for a JSON object."""
 
     type: Literal["json_object"]
 
 
 class JsonSchema(Strict):
-    """A JSON Schema with a name. It is always kept to, whatever `strict` says."""
+    """JSON Schema with a name. It is always enforced, whatever `strict` says."""
 
     name: Text
     description: Text | None = None
@@ -118,7 +118,7 @@ class JsonSchema(Strict):
 
 
 class JsonSchemaFormat(Strict):
-    """JSON of a schema."""
+    """Response format for JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema

@@ -1,4 +1,4 @@
-"""How answers are written: as chat or as text, whole or as the events of a stream."""
+"""Response formats: chat or text completion, complete or as the events of a stream."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ from ochat_ray.serve.responses import (
 
 
 class Format(Protocol):
-    """One of the two forms that an answer can have."""
+    """Response format of a completion endpoint."""
 
     id_prefix: str
     chunk_object: str
 
     def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> Any:
-        """The response without streaming."""
+        """Return the complete response, without streaming."""
         ...
 
     def opening(self, head: Mapping[str, Any], choices: int) -> list[dict[str, Any]]:
-        """The events before any text."""
+        """Return the events before any text."""
         ...
 
     def events(self, head: Mapping[str, Any], event: Event) -> list[dict[str, Any]]:
-        """The events of one piece."""
+        """Return the events of one piece."""
         ...
 
 
 class ChatFormat:
-    """chat.completion and chat.completion.chunk: role first, the reason in a chunk of its own."""
+    """Format of chat.completion and chat.completion.chunk.
+
+    The first chunk has the role; the finish reason has its own chunk.
+    """
 
     id_prefix = "chatcmpl-"
     chunk_object = "chat.completion.chunk"
@@ -53,7 +56,7 @@ class ChatFormat:
         self._logprobs = logprobs
 
     def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> ChatCompletion:
-        """See `Format.whole`."""
+        """Return the complete response; see `Format.whole`."""
         choices = []
         for index, answer in enumerate(answers):
             assert answer.finish_reason is not None
@@ -68,12 +71,12 @@ class ChatFormat:
         return ChatCompletion(choices=choices, usage=usage, **head)
 
     def opening(self, head: Mapping[str, Any], choices: int) -> list[dict[str, Any]]:
-        """See `Format.opening`."""
+        """Return the events before any text; see `Format.opening`."""
         delta = {"role": "assistant", "content": ""}
         return [chat_chunk(head, index, delta=delta) for index in range(choices)]
 
     def events(self, head: Mapping[str, Any], event: Event) -> list[dict[str, Any]]:
-        """See `Format.events`."""
+        """Return the events of one piece; see `Format.events`."""
         piece, written = event.piece, []
         if piece.text or piece.logprobs:
             written.append(
@@ -108,7 +111,7 @@ class ChatFormat:
 
 
 class TextFormat:
-    """text_completion, whole and as chunks, which are of the same kind."""
+    """Format of text_completion, whose chunks have the same type as the complete response."""
 
     id_prefix = "cmpl-"
     chunk_object = "text_completion"
@@ -118,7 +121,7 @@ class TextFormat:
         self._logprobs = logprobs
 
     def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> TextCompletion:
-        """See `Format.whole`."""
+        """Return the complete response; see `Format.whole`."""
         choices = []
         for index, answer in enumerate(answers):
             assert answer.finish_reason is not None
@@ -133,11 +136,11 @@ class TextFormat:
         return TextCompletion(choices=choices, usage=usage, **head)
 
     def opening(self, head: Mapping[str, Any], choices: int) -> list[dict[str, Any]]:  # noqa: ARG002
-        """See `Format.opening`: nothing."""
+        """Return no events; see `Format.opening`."""
         return []
 
     def events(self, head: Mapping[str, Any], event: Event) -> list[dict[str, Any]]:
-        """See `Format.events`."""
+        """Return the events of one piece; see `Format.events`."""
         piece = event.piece
         return [
             text_chunk(
@@ -173,7 +176,7 @@ def _named(vocabulary: Vocabulary, token_id: int) -> dict[str, Any]:
 
 
 def _shown(spelling: bytes) -> str:
-    """A token's text; half a character is spelt out, as OpenAI does."""
+    """Return a token's text; incomplete characters are written as bytes, as by OpenAI."""
     try:
         return spelling.decode()
     except UnicodeDecodeError:

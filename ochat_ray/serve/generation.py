@@ -1,4 +1,4 @@
-"""One request's answers from the backend: recorded, within the deadline, whole or as a stream."""
+"""Answer one request: collect or stream its answers, within the deadline, and record metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Token ids to answer and how; every prompt of a request has the same rules but its length."""
+    """Prompt token ids and sampling parameters; within a request only their lengths differ."""
 
     ids: list[int]
     sampling: Sampling
@@ -40,7 +40,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One request, checked and ready to be answered."""
+    """Validated request, ready for generation."""
 
     backend: Backend
     vocabulary: Vocabulary
@@ -59,22 +59,22 @@ class Generation:
     async def respond(
         self, request: Request, *, stream: bool, include_usage: bool, usage_in_chunks: bool = False
     ) -> Response:
-        """The response, whose head is sent once the first token is there.
+        """Return the response; its head is sent once the first token exists.
 
         Raises:
-            ApiError, EngineError, TimeoutError: before anything was sent.
+            ApiError, EngineError, TimeoutError: Raised before anything was sent.
         """
         record: Record = request.state.record
         answering = _Answering(self, record)
         if not stream:
-            return await _unless_gone(request, answering.whole())
-        first = await _unless_gone(request, answering.first())
+            return await _await_unless_disconnected(request, answering.whole())
+        first = await _await_unless_disconnected(request, answering.first())
         events = answering.events(first, include_usage, usage_in_chunks)
         return _ClosingStream(events, answering.stream)
 
 
 class _Answering:
-    """The answers of one generation under way."""
+    """Answers of one generation in progress."""
 
     def __init__(self, generation: Generation, record: Record) -> None:
         self._g = generation
@@ -106,7 +106,7 @@ class _Answering:
         )
 
     async def whole(self) -> Response:
-        """The response without streaming."""
+        """Return the complete response, without streaming."""
         gathered: list[list[Piece]] = [[] for _ in range(self._count)]
         async with aclosing(self.stream):
             async for event in self.stream:
@@ -135,16 +135,16 @@ class _Answering:
         return Response(content, media_type="application/json")
 
     async def first(self) -> Event | None:
-        """The first event, or None once the client should hear that it waits.
+        """Return the first event, or None if the keep-alive interval passes first.
 
-        It is awaited before the head is sent, so that a refusal is a status and not an event.
+        It is awaited before the head is sent, so that a rejection is a status and not an event.
         """
         return await anext(self.stream)
 
     async def events(
         self, first: Event | None, include_usage: bool, usage_in_chunks: bool
     ) -> AsyncGenerator[bytes, None]:
-        """The stream's bytes, an error event at the end if it breaks."""
+        """Yield the bytes of the stream, ending with an error event if it fails."""
         written, head = self._g.format, {**self._head, "object": self._g.format.chunk_object}
         event: Event | None = first
         try:
@@ -175,8 +175,8 @@ class _Answering:
 
     async def _pieces(self, id: str, prompt: Prompt, number: int) -> AsyncGenerator[Piece, None]:
         g = self._g
-        # aclosing: a stop string, an error or a client that left must free the engine's slot at
-        # once, not when the generator is collected.
+        # aclosing: after a stop string, an error or a disconnect the engine's slot must be freed
+        # immediately, not when the generator is garbage-collected.
         async with (
             aclosing(
                 g.backend.generate(
@@ -215,16 +215,16 @@ class _Answering:
 
 
 def _seeded(sampling: Sampling, number: int) -> Sampling:
-    """The rules of the choice with that number: with one seed for all, all would be the same."""
+    """Return the parameters of choice `number`: the same seed for all would give equal answers."""
     if sampling.seed is None or number == 0:
         return sampling
     return replace(sampling, seed=(sampling.seed + number) % 2**63)
 
 
-async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """The answer; it is given up where the client goes away first."""
+async def _await_unless_disconnected(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """Await `answer`, cancelling it if the client disconnects first."""
     answering = asyncio.ensure_future(answer)
-    leaving = asyncio.ensure_future(_gone(request))
+    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
         if answering.done():
@@ -236,15 +236,15 @@ async def _unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(answering, leaving, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 class _ClosingStream(StreamingResponse):
-    """Closes its body, and what that reads, however it ends; Starlette leaves it to the collector.
+    """Streaming response that always closes its body and source; Starlette leaves that to the GC.
 
-    Where the client is gone already, the body never begins, and would close nothing.
+    If the client has already disconnected, the body never starts and so would close nothing.
     """
 
     def __init__(self, body: AsyncGenerator[bytes, None], source: AsyncGenerator[Any, None]):

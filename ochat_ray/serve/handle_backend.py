@@ -1,4 +1,4 @@
-"""The model replicas behind a Ray Serve handle, as the ingress sees them."""
+"""Client of the model replicas behind a Ray Serve handle, with retries."""
 
 from __future__ import annotations
 
@@ -34,43 +34,43 @@ MODEL = "Model"
 """Name of the deployment of model replicas."""
 
 RETRIES = 3
-"""Retries of an answer that has not begun where no replica took it."""
+"""Retries of an answer that no replica accepted."""
 
-MOST_DEATHS = 2
-"""Replicas that may die with a request before its first token. It may be what kills them, so it is
-asked again once, and refused by its digest after that."""
+MAX_DEATHS = 2
+"""Replicas that may die with a request before its first token. The request may be the cause, so it
+is retried once and then rejected by its digest."""
 
-REFUSED_FOR_S = 600.0
-REFUSED_REQUESTS = 1024
-"""Seconds for which, and most requests for which, such a digest is kept."""
+REJECTED_FOR_S = 600.0
+MAX_REJECTED = 1024
+"""Seconds for which, and number of requests for which, such digests are kept."""
 
 READY_FOR_S = 1.0
-"""How long an answer of Serve's controller about the replicas is believed."""
+"""Seconds for which the Serve controller's replica status is cached."""
 
 LOAD_LASTS_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """What a replica's engine holds, in between the items of a stream."""
+    """Load report of a replica's engine, sent between the items of a stream."""
 
     replica: str
     capacity: Capacity
 
 
 class PoisonedRequests:
-    """Digests of the requests with which replicas died, for `REFUSED_FOR_S` seconds."""
+    """Digests of requests with which replicas died, kept for `REJECTED_FOR_S` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._refused: OrderedDict[str, float] = OrderedDict()
 
     def add(self, prompt_ids: list[int], sampling: Sampling) -> None:
-        """Refuse this request from now on."""
+        """Reject this request from now on."""
         digest = _request_digest(prompt_ids, sampling)
-        self._refused[digest] = self._clock() + REFUSED_FOR_S
+        self._refused[digest] = self._clock() + REJECTED_FOR_S
         self._refused.move_to_end(digest)
-        while len(self._refused) > REFUSED_REQUESTS:
+        while len(self._refused) > MAX_REJECTED:
             self._refused.popitem(last=False)
 
     def check(self, prompt_ids: list[int], sampling: Sampling) -> None:
@@ -85,18 +85,18 @@ class PoisonedRequests:
             del self._refused[digest]
             return
         raise RequestRefusedError(
-            f"{MOST_DEATHS} model replicas died while they answered this very request; it is "
-            f"refused for {REFUSED_FOR_S / 60:.0f} minutes"
+            f"{MAX_DEATHS} model replicas died while they answered this very request; it is "
+            f"rejected for {REJECTED_FOR_S / 60:.0f} minutes"
         )
 
 
 def _request_digest(prompt_ids: list[int], sampling: Sampling) -> str:
-    # A seed of a choice is not part of what could end a replica.
+    # The seed, which differs between the choices of a request, does not matter.
     return hashlib.sha256(repr((prompt_ids, replace(sampling, seed=None))).encode()).hexdigest()
 
 
 class HandleBackend:
-    """The model replicas, as the ingress sees them."""
+    """Client of the model replicas for the ingress."""
 
     def __init__(self, handle: DeploymentHandle, *, may_sleep: bool) -> None:
         self._handle = handle
@@ -105,22 +105,22 @@ class HandleBackend:
         self._ready, self._asked = False, -READY_FOR_S
         self._asking = asyncio.Lock()
         self._loads: dict[str, tuple[float, Capacity]] = {}
-        self._poison = PoisonedRequests()
+        self._poisoned = PoisonedRequests()
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling, *, session: str
     ) -> AsyncGenerator[Accepted | Delta, None]:
-        """Deltas from one replica; closing the generator cancels the request there.
+        """Yield deltas from one replica; closing the generator cancels the request there.
 
-        An answer that has not begun when its replica dies is asked for again.
+        An answer that has not begun when its replica dies is retried.
 
         Raises:
-            EngineOverloadedError: the queue is full.
-            EngineUnavailableError: the replica died, or none is there and the queue is full.
-            RequestRefusedError: replicas died with this request.
-            EngineError: the engine failed.
+            EngineOverloadedError: The queue is full.
+            EngineUnavailableError: The replica died, or there is none and the queue is full.
+            RequestRefusedError: Replicas died with this request.
+            EngineError: The engine failed.
         """
-        self._poison.check(prompt_ids, sampling)
+        self._poisoned.check(prompt_ids, sampling)
         begun = False
         deaths = 0
         for attempt in range(RETRIES + 1):
@@ -134,14 +134,14 @@ class HandleBackend:
                         yield item
                 return
             except BackPressureError as error:
-                # Another attempt would only join the same queue, and a refusal comes at once.
+                # A retry would only join the same queue; rejections must be immediate.
                 kind = EngineOverloadedError if await self.ready() else EngineUnavailableError
                 raise kind(str(error)) from error
             except EngineUnavailableError:
                 deaths += accepted
-                if deaths == MOST_DEATHS and not begun:
-                    self._poison.add(prompt_ids, sampling)
-                    self._poison.check(prompt_ids, sampling)
+                if deaths == MAX_DEATHS and not begun:
+                    self._poisoned.add(prompt_ids, sampling)
+                    self._poisoned.check(prompt_ids, sampling)
                 if begun or attempt == RETRIES:
                     raise
             await asyncio.sleep(2**attempt / 10)
@@ -161,24 +161,24 @@ class HandleBackend:
         except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
             raise EngineUnavailableError(str(error)) from error
         except EngineError as error:
-            # Ray may hand it on as a type of its own, whose text is the replica's traceback.
+            # Ray may wrap it in its own exception type, whose text is the replica's traceback.
             raise getattr(error, "cause", error) from None
         except (GeneratorExit, asyncio.CancelledError):
-            # Only here: cancelling a response that failed raises its error again.
+            # Only here: cancelling a failed response raises its error again.
             response.cancel()
             raise
 
     async def ready(self) -> bool:
-        """Whether a model replica runs, as Serve's controller sees it, or sleeps until asked."""
+        """Return whether a model replica runs, or the deployment is idle at zero replicas."""
         loop = asyncio.get_running_loop()
-        async with self._asking:  # the others wait for the answer to the first
+        async with self._asking:  # concurrent callers share one status query
             if loop.time() - self._asked >= READY_FOR_S:
                 self._ready = await asyncio.to_thread(_running, self._may_sleep)
                 self._asked = loop.time()
         return self._ready
 
     async def loads(self) -> dict[str, Capacity]:
-        """The load of every replica: as it says now, or, where it is full, as it said last."""
+        """Return the load of every replica: its current report, or the latest one if it is full."""
         response = self._handle.broadcast("load")
         try:
             found = await response.results_async(timeout_s=1, return_exceptions=True)
@@ -200,7 +200,7 @@ def _running(may_sleep: bool) -> bool:
     name = serve.get_replica_context().app_name
     status = serve.status().applications[name]
     states = status.deployments[MODEL].replica_states
-    # Serve's states are strings, of an enum that it does not export.
+    # Serve's states are strings, from an enum that it does not export.
     if any(state == "RUNNING" and count > 0 for state, count in states.items()):
         return True
     return may_sleep and status.status == "RUNNING"

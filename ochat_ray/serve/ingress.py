@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's routes as a FastAPI app over a backend that generates. No Ray here."""
+"""HTTP ingress: OpenAI's routes as a FastAPI app over a `Backend`. Does not import Ray."""
 
 # No `from __future__ import annotations` here: FastAPI reads the routes' annotations as classes.
 
@@ -61,13 +61,13 @@ from ochat_ray.template import encode, template_for
 from ochat_ray.tokenizer import encode_texts, end_of_turn_id
 
 IGNORED_HEADER = "x-ochat-ray-ignored"
-"""Names the fields that a lenient server took out of a request."""
+"""Response header that lists the fields a lenient server removed from the request."""
 
 NAMES, NAME_CHARACTERS = 32, 64
 """Names in that header, and characters of each."""
 
 LONG_TEXT = 4096
-"""Characters from which text is tokenised on a thread, so that other streams do not wait."""
+"""Characters from which text is tokenized on a thread, to keep other streams responsive."""
 
 ROUTES = (
     "/v1/chat/completions", "/v1/completions", "/tokenize", "/v1/models", "/version", "/metrics",
@@ -84,7 +84,7 @@ _STREAM = {"text/event-stream": {"schema": _EVENT}}
 
 
 def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> FastAPI:
-    """The ASGI application of one ingress replica."""
+    """Build the ASGI application of one ingress replica."""
     vocabulary = vocabulary_of(tokenizer)
     stop_ids = (end_of_turn_id(tokenizer),)
     bos = [tokenizer.bos_token_id] if template_for(settings.model_type).bos else []
@@ -100,7 +100,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         tokens_per_minute=settings.tokens_per_minute,
     )
     keys = KeyRing(settings.keys, settings.keys_path)
-    # No docs pages: they load scripts from other hosts. The OpenAPI document is there.
+    # No documentation pages: they load scripts from other hosts. The OpenAPI document is served.
     app = FastAPI(
         title="ochat_ray",
         version=version("ochat-ray"),
@@ -132,19 +132,19 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
 
     @app.get("/health", responses={503: {"model": Health}})
     async def health() -> Response:
-        """200 once a model replica can answer, 503 until then."""
+        """Return 200 once a model replica can answer, 503 until then."""
         if await backend.ready():
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready"}, status_code=503, headers={"Retry-After": "2"})
 
     @app.get("/version")
     async def version_() -> Version:
-        """Of this package, and the engine's name."""
+        """Return the version of this package and the engine's name."""
         return Version(version=app.version, engine=settings.engine)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_() -> Response:
-        """Prometheus' text format."""
+        """Return the metrics in Prometheus text format."""
         return Response(
             metrics.expose(settings.served_model_name, await backend.loads()),
             media_type="text/plain; version=0.0.4",
@@ -152,18 +152,18 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
 
     @app.get("/v1/models")
     async def models() -> ModelList:
-        """The one model that is served."""
+        """List the one model that is served."""
         return ModelList(data=[card])
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Model:
-        """The model of that name."""
+        """Return the model with this name."""
         check_model(name)
         return card
 
     @app.post("/tokenize")
     async def tokenize(request: Annotated[TokenizeRequest, Body()]) -> Tokens:
-        """The ids that a prompt or a conversation comes to, as the model would read them."""
+        """Return the token ids of a prompt or a conversation, as the model would read them."""
         if request.model is not None:
             check_model(request.model)
         if request.messages is not None:
@@ -181,14 +181,14 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         http: Request,
         request: chat_request,
     ) -> Response:
-        """Answer a conversation, at once or as server-sent events."""
+        """Answer a conversation, as one response or as server-sent events."""
         assert isinstance(request, ChatRequest)
         check_model(request.model)
         check_size(request.messages, settings.max_messages)
         turns = [message.turn() for message in request.messages]
         ids = await encoded(turns, request.condition, True)
         form = ChatFormat(vocabulary, logprobs=bool(request.logprobs))
-        # Later turns of a conversation open alike: they find its cache where the first one went.
+        # Turns of a conversation share their beginning, so they reach the replica that cached it.
         opening = next((n for n, turn in enumerate(turns, 1) if turn.role == "user"), len(turns))
         session = "\n".join(turn.text for turn in turns[:opening])
         return await respond(http, request, [ids], form, session)
@@ -200,7 +200,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         http: Request,
         request: completion_request,
     ) -> Response:
-        """Go on with text or token ids, at once or as server-sent events."""
+        """Complete text or token ids, as one response or as server-sent events."""
         assert isinstance(request, CompletionRequest)
         check_model(request.model)
         prompts = [
@@ -274,10 +274,12 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
                 add_generation_prompt=add_generation_prompt,
             )[0]
 
-        return await _off_the_loop(work, sum(len(turn.text) for turn in turns))
+        return await _run_off_event_loop(work, sum(len(turn.text) for turn in turns))
 
     async def text_ids(text: str) -> list[int]:
-        return await _off_the_loop(lambda: bos + encode_texts([text], tokenizer)[0], len(text))
+        return await _run_off_event_loop(
+            lambda: bos + encode_texts([text], tokenizer)[0], len(text)
+        )
 
     def checked(ids: list[int]) -> list[int]:
         if max(ids) >= settings.vocabulary:
@@ -321,7 +323,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def _off_the_loop(work: Callable[[], list[int]], characters: int) -> list[int]:
+async def _run_off_event_loop(work: Callable[[], list[int]], characters: int) -> list[int]:
     return work() if characters < LONG_TEXT else await asyncio.to_thread(work)
 
 

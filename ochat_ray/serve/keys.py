@@ -1,6 +1,6 @@
-"""API keys: kept as digests, compared in constant time, read again when their file changes.
+"""API keys: stored as digests, compared in constant time, reloaded when their file changes.
 
-`python -m ochat_ray.serve.keys NAME` makes one: the key, and the line for the file.
+`python -m ochat_ray.serve.keys NAME` creates one and prints the key and the line for the file.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from ochat_ray.errors import UserError
 logger = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_LOOK_EVERY_S = 1.0
+_CHECK_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """A key's name and SHA-256 digest; the key itself is not kept."""
+    """Name and SHA-256 digest of a key; the key itself is not stored."""
 
     name: str
     digest: bytes
 
 
 def hash_key(key: str) -> bytes:
-    """SHA-256. Keys are random and long, so no slow password hash is needed."""
+    """Return the SHA-256. Keys are random and long, so no slow password hash is needed."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """The keys of a file; see `parse_keys`.
+    """Read the keys of a file; see `parse_keys`.
 
     Raises:
-        UserError: the file cannot be read, or does not hold.
+        UserError: The file cannot be read, or is invalid.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -52,11 +52,11 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 def parse_keys(text: str, where: str) -> tuple[ApiKey, ...]:
-    """Keys, one a line: `key`, `name:key` or `name:sha256:DIGEST`; # begins a comment line.
+    """Parse keys, one per line: `key`, `name:key` or `name:sha256:DIGEST`; # starts a comment line.
 
     Raises:
-        UserError: there is no key, one has a blank in it, or two have one name. No message shows
-            any part of a key.
+        UserError: There is no key, a key contains a space, or two have the same name. No message
+            contains any part of a key.
     """
     keys: dict[str, ApiKey] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -70,17 +70,17 @@ def parse_keys(text: str, where: str) -> tuple[ApiKey, ...]:
         if not name or not key or len(key.split()) != 1 or key != key.strip():
             raise UserError(f"line {number} of {where} is not `key`, `name:key` or a digest")
         if name in keys:
-            raise UserError(f"line {number} of {where}: the name {name!r} is there twice")
+            raise UserError(f"line {number} of {where}: the name {name!r} occurs twice")
         match = _DIGEST.fullmatch(key)
         digest = bytes.fromhex(match[1]) if match else hash_key(key)
         keys[name] = ApiKey(name=name, digest=digest)
     if not keys:
-        raise UserError(f"no API key in {where}; write one `key` or `name:key` a line")
+        raise UserError(f"no API key in {where}; write one `key` or `name:key` per line")
     return tuple(keys.values())
 
 
 def find_key(keys: Sequence[ApiKey], key: str) -> ApiKey | None:
-    """The entry of a key; all are compared, each in constant time."""
+    """Return the entry of a key; all are compared, each in constant time."""
     digest = hash_key(key)
     found = None
     for entry in keys:
@@ -90,10 +90,10 @@ def find_key(keys: Sequence[ApiKey], key: str) -> ApiKey | None:
 
 
 class KeyRing:
-    """The keys of this moment. A file is read again when it changes, looked at once a second.
+    """Current keys, reloaded when their file changes; the file is checked once per second.
 
-    A file that no longer holds is reported once and changes nothing: nobody is locked out, and
-    nothing is opened, by a slip of the editor.
+    If the file becomes invalid, this is logged once and the previous keys stay: an editing mistake
+    neither locks clients out nor opens the server.
     """
 
     def __init__(
@@ -113,14 +113,14 @@ class KeyRing:
         return bool(self._keys)
 
     def find(self, authorization: str | None) -> ApiKey | None:
-        """The key that an `Authorization: Bearer KEY` header carries."""
-        self._look()
+        """Return the key in an `Authorization: Bearer KEY` header; None if it is unknown."""
+        self._reload_if_changed()
         scheme, _, key = (authorization or "").partition(" ")
         found = find_key(self._keys, key.strip())
         return found if scheme.lower() == "bearer" else None
 
-    def _look(self) -> None:
-        if self._path is None or self._clock() - self._looked < _LOOK_EVERY_S:
+    def _reload_if_changed(self) -> None:
+        if self._path is None or self._clock() - self._looked < _CHECK_INTERVAL_S:
             return
         self._looked = self._clock()
         stamp = self._file_stamp()

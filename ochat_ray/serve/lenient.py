@@ -1,4 +1,4 @@
-"""Requests to a lenient server: unknown fields are kept apart and named, instead of refused."""
+"""Requests to a lenient server, which lists unknown fields instead of rejecting them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _LenientMessage(Message):
 
 
 class LenientChatRequest(ChatRequest):
-    """A chat request that keeps unknown fields in `model_extra` instead of refusing them."""
+    """Chat request that keeps unknown fields in `model_extra` instead of rejecting them."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -40,6 +40,6 @@ class LenientChatRequest(ChatRequest):
 
 
 class LenientCompletionRequest(CompletionRequest):
-    """A text completion request that keeps unknown fields in `model_extra`."""
+    """Text completion request that keeps unknown fields in `model_extra`."""
 
     model_config = ConfigDict(extra="allow")

@@ -1,8 +1,8 @@
-"""Requests and tokens a minute, for each key: token buckets, and the headers that tell of them.
+"""Rate limits per key, in requests and tokens per minute: token buckets and their headers.
 
-A bucket holds a minute's worth and fills evenly. A request is let in when there is a whole
-request and at least one token left; its tokens are taken as they are known, so that the bucket
-can owe some, which the next requests wait for. Nobody's answer is cut off by a limit.
+A bucket holds one minute's quota and refills evenly. A request is admitted if at least one request
+and one token are left. Its tokens are deducted as they become known, so a bucket can go negative,
+and later requests wait until it recovers. No answer is ever truncated by a limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MINUTE_S = 60.0
 
 
 class Bucket:
-    """`per_minute` units at most, filled evenly; what is taken may go below nothing."""
+    """Token bucket with capacity `per_minute`, refilled evenly; its level may go negative."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_minute = per_minute
@@ -26,7 +26,7 @@ class Bucket:
         self._at = clock()
 
     def level(self) -> float:
-        """What is left now."""
+        """Return the current level."""
         now = self._clock()
         filled = (now - self._at) * self.per_minute / _MINUTE_S
         self._level = min(float(self.per_minute), self._level + filled)
@@ -34,18 +34,18 @@ class Bucket:
         return self._level
 
     def take(self, amount: float) -> None:
-        """Take, also what is not there."""
+        """Deduct an amount, even if it exceeds the level."""
         self._level = self.level() - amount
 
     def seconds_until(self, level: float) -> float:
-        """How long until there is that much."""
+        """Return the seconds until the bucket reaches this level."""
         return max(0.0, (level - self.level()) * _MINUTE_S / self.per_minute)
 
 
 class Limits:
-    """The limits of every key; None is no limit. A key that was not seen for a minute is forgotten.
+    """Rate limits of every key; None is no limit. Keys unused for a minute are forgotten.
 
-    A bucket is full again after a minute at most, unless it owes, so nothing is lost by that.
+    A bucket that is not negative is full again after a minute, so this loses nothing.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Limits:
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def admit(self, key: str) -> dict[str, str]:
-        """Count one request of a key, and return the headers that say what is left.
+        """Count one request of a key, and return the headers with the remaining quota.
 
         Raises:
             ApiError: 429 with Retry-After.
@@ -71,7 +71,7 @@ class Limits:
             if wait_s > 0:
                 raise ApiError(
                     429,
-                    f"this key's limit of {bucket.per_minute} {unit} a minute is reached; "
+                    f"this key's limit of {bucket.per_minute} {unit} per minute is reached; "
                     f"try again in {math.ceil(wait_s)} s",
                     code="rate_limit_exceeded",
                     headers={"Retry-After": str(math.ceil(wait_s)), **_headers(buckets)},

@@ -1,4 +1,4 @@
-"""What the server says of itself: Prometheus metrics, and one log line a request.
+"""Prometheus metrics, and one log line per request.
 
 Source of the definitions: TTFT and TPOT as in vLLM's metrics; TPOT is the mean over an answer's
 tokens after its first.
@@ -18,7 +18,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ochat_ray.serve.engines.base import Capacity
 
 request_log = logging.getLogger("ochat_ray.serve.requests")
-"""One JSON object a request, at INFO. No prompts, answers or keys, unless `log_prompts` says so."""
+"""Logger with one JSON object per request, at INFO.
+
+It contains no keys, and prompts and answers only if `log_text` is set.
+"""
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
@@ -26,10 +29,10 @@ _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 
 
 @dataclass(kw_only=True, slots=True)
 class Record:
-    """What happened to one request; filled on its way. Times are seconds from its arrival.
+    """Measurements of one request, filled while it is processed. Times are seconds since arrival.
 
-    `status` is what the client was told; `code` the error's, also of a stream that broke;
-    499 is a client that went away.
+    `status` is the status sent to the client; `code` is that of the error, also if a stream broke;
+    status 499 means that the client disconnected.
     """
 
     request_id: str
@@ -53,21 +56,21 @@ class Record:
     arrived: float = field(default_factory=time.perf_counter)
 
     def elapsed_s(self) -> float:
-        """Since the request arrived."""
+        """Return the seconds since the request arrived."""
         return time.perf_counter() - self.arrived
 
     @property
     def tpot_s(self) -> float | None:
-        """Seconds a token after the first; None where there are no two."""
+        """Seconds per token after the first; None with fewer than two tokens."""
         later = self.completion_tokens - self.choices
         if self.ttft_s is None or later < 1:
             return None
-        # Choices run side by side: each has its share of the tokens in the same time.
+        # Choices run concurrently: each generates its share of the tokens in the same time.
         return (self.seconds - self.ttft_s) * max(self.choices, 1) / later
 
 
 class Metrics:
-    """The metrics of one ingress replica, in a registry of their own."""
+    """Metrics of one ingress replica, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -104,11 +107,11 @@ class Metrics:
         return Gauge(f"ochat_ray_{name}", text, ("model", "replica"), registry=self.registry)
 
     def begin(self) -> None:
-        """A request arrived."""
+        """Count an arrived request."""
         self._in_flight.inc()
 
     def end(self, record: Record) -> None:
-        """A request ended: count it and write its line."""
+        """Count a finished request and write its log line."""
         record.seconds = record.elapsed_s()
         self._in_flight.dec()
         self._requests.labels(
@@ -128,7 +131,7 @@ class Metrics:
         request_log.info("%s", _line(record))
 
     def expose(self, model: str, loads: Mapping[str, Capacity]) -> bytes:
-        """Prometheus' text format, with the load of the engines by replica as it is now."""
+        """Return the metrics in Prometheus text format, with current loads by replica."""
         for gauge in (self._running, self._waiting, self._cache):
             gauge.clear()
         for replica, load in loads.items():

@@ -1,8 +1,8 @@
-"""Values of request fields that ask for nothing, so that clients may send them.
+"""Neutral values of request fields, which clients may send although they request nothing.
 
-Most clients send every field that they know, at the value that changes nothing. Such a field is
-removed before the request is validated; any other value of a field that this server lacks is
-refused by name. null asks for nothing in any field, known or not.
+Most clients send every field that they know, at its default. Such a field is removed before the
+request is validated; any other value of an unsupported field is rejected by name. null is neutral
+in any field, known or not.
 
 Source: OpenAI's API reference for chat/completions and completions; vLLM's, llama.cpp's and
 Anthropic's additions to it (`continuous_usage_stats`, `skip_special_tokens`, `cache_control`...).

@@ -1,7 +1,7 @@
-"""What a client may ask, and what it comes to for an engine.
+"""Request bodies of the API, and their translation to engine parameters.
 
-Requests are strict: a field that is not here is refused by name, or, where the server is told to
-be lenient, taken out and named in a header of the response; never ignored in silence.
+Requests are strict: an unknown field is rejected by name or, on a lenient server, removed and
+listed in a response header; it is never ignored silently.
 
 Source: OpenAI's API reference for chat/completions and completions; `top_k`, `min_p`,
 `repetition_penalty`, `ignore_eos` and /tokenize as in vLLM; `condition`, `conversation` and
@@ -31,16 +31,16 @@ from ochat_ray.serve.fields import (
 from ochat_ray.serve.neutral import REQUEST
 
 MAX_CHOICES = 128
-"""Answers to one request, over all of its prompts; OpenAI's limit for `n`."""
+"""Maximum answers per request, over all of its prompts; OpenAI's limit for `n`."""
 
 MAX_STOPS = 32
-"""Stop strings of one request. OpenAI's limit is 4; evaluation harnesses send more."""
+"""Maximum stop strings per request. OpenAI's limit is 4; evaluation harnesses send more."""
 
 MAX_BIASES = 1024
-"""Entries of logit_bias."""
+"""Maximum entries of logit_bias."""
 
 MAX_LOGPROBS = 200_000
-"""Log-probabilities that one request may ask for, over all of its answers: each is an object."""
+"""Maximum log-probabilities per request, over all of its answers; each is an object."""
 
 JSON_OBJECT = '{"type":"object"}'
 
@@ -52,7 +52,7 @@ def _few(value: Any) -> Any:
 
 
 class SamplingRequest(Strict):
-    """What chat and text completions share. null stands for a field that is not given."""
+    """Fields shared by chat and text completions. null means that a field is not given."""
 
     NEUTRAL = REQUEST
 
@@ -93,7 +93,7 @@ class SamplingRequest(Strict):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
+        """Stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
@@ -108,33 +108,33 @@ class SamplingRequest(Strict):
 
     @property
     def choices(self) -> int:
-        """Answers to each prompt."""
+        """Number of answers per prompt."""
         return self.n or 1
 
     @property
     def limit(self) -> int | None:
-        """Tokens that each answer may have; None: what is left of the context."""
+        """Maximum tokens per answer; None: the rest of the context."""
         return self.max_tokens
 
     @property
     @abstractmethod
     def wanted_logprobs(self) -> int | None:
-        """The likeliest tokens to report in each token's place; None reports nothing."""
+        """Number of most likely tokens to report per position; None reports nothing."""
 
     @property
     def grammar(self) -> str | None:
-        """The JSON Schema that the answer must match."""
+        """JSON Schema that the answer must match."""
         return None
 
     def sampling(
         self, *, prompt_tokens: int, context_length: int, vocabulary: int, stop_ids: tuple[int, ...]
     ) -> Sampling:
-        """How the engine is to answer a prompt of that many tokens.
+        """Return the engine parameters for a prompt of this length.
 
         Without a limit the answer may fill the context.
 
         Raises:
-            ApiError: prompt and answer do not fit the context, or an id is none of the model's.
+            ApiError: Prompt and answer do not fit the context, or an id is not in the vocabulary.
         """
         room = context_length - prompt_tokens
         if room < (self.limit or 1):
@@ -159,7 +159,7 @@ class SamplingRequest(Strict):
             max_tokens=self.limit or room,
             temperature=_given(self.temperature, 1.0),
             top_p=_given(self.top_p, 1.0),
-            # The k most likely of all tokens are all tokens; engines die on more than there are.
+            # The k most likely of all tokens are all tokens; engines fail on a larger k.
             top_k=0 if top_k >= vocabulary else top_k,
             min_p=_given(self.min_p, 0.0),
             repetition_penalty=_given(self.repetition_penalty, 1.0),
@@ -175,11 +175,11 @@ class SamplingRequest(Strict):
     @property
     @abstractmethod
     def prompt_field(self) -> str:
-        """The name of the field that holds what is to be answered."""
+        """Name of the field that holds the prompt."""
 
 
 class ChatRequest(SamplingRequest):
-    """The body of POST /v1/chat/completions."""
+    """Body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -223,24 +223,24 @@ class ChatRequest(SamplingRequest):
 
     @property
     def limit(self) -> int | None:
-        """See `SamplingRequest.limit`."""
+        """Maximum tokens per answer; see `SamplingRequest.limit`."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """See `SamplingRequest.wanted_logprobs`."""
+        """Number of most likely tokens to report; see `SamplingRequest.wanted_logprobs`."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def grammar(self) -> str | None:
-        """See `SamplingRequest.grammar`."""
+        """JSON Schema that the answer must match; see `SamplingRequest.grammar`."""
         if isinstance(self.response_format, JsonSchemaFormat):
             return orjson.dumps(self.response_format.json_schema.schema_).decode()
         return JSON_OBJECT if isinstance(self.response_format, JsonObjectFormat) else None
 
     @property
     def prompt_field(self) -> str:
-        """See `SamplingRequest.prompt_field`."""
+        """Name of the prompt's field; see `SamplingRequest.prompt_field`."""
         return "messages"
 
 
@@ -250,7 +250,7 @@ _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fas
 
 
 class CompletionRequest(SamplingRequest):
-    """The body of POST /v1/completions: text or token ids to go on with, no template."""
+    """Body of POST /v1/completions: text or token ids to continue, without a template."""
 
     prompt: (
         Text
@@ -267,29 +267,29 @@ class CompletionRequest(SamplingRequest):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, each as text or as ids."""
+        """Prompts, each as text or as ids."""
         if isinstance(self.prompt, str) or all(isinstance(item, int) for item in self.prompt):
             return [self.prompt]  # type: ignore[list-item]
         return list(self.prompt)  # type: ignore[arg-type]
 
     @property
     def limit(self) -> int | None:
-        """See `SamplingRequest.limit`; 16, as OpenAI's, where none is given."""
+        """Maximum tokens per answer; 16 by default, as in OpenAI's API."""
         return self.max_tokens or 16
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """See `SamplingRequest.wanted_logprobs`."""
+        """Number of most likely tokens to report; see `SamplingRequest.wanted_logprobs`."""
         return self.logprobs
 
     @property
     def prompt_field(self) -> str:
-        """See `SamplingRequest.prompt_field`."""
+        """Name of the prompt's field; see `SamplingRequest.prompt_field`."""
         return "prompt"
 
 
 class TokenizeRequest(Strict):
-    """The body of POST /tokenize: either a prompt or messages."""
+    """Body of POST /tokenize: either a prompt or messages."""
 
     model: Text | None = None
     prompt: Text | None = None
@@ -305,10 +305,10 @@ class TokenizeRequest(Strict):
 
 
 def check_supported(request: SamplingRequest, engine: str) -> None:
-    """Refuse what this engine cannot do.
+    """Reject fields that this engine does not support.
 
     Raises:
-        ApiError: 400 that names the field and the engines that can.
+        ApiError: 400 that names the field and the engines that support it.
     """
     for field in sorted(UNSUPPORTED[engine] & request.model_fields_set):
         if getattr(request, field, None) is not None:
@@ -322,7 +322,7 @@ def check_supported(request: SamplingRequest, engine: str) -> None:
 
 
 def check_size(messages: Collection[Message], max_messages: int) -> None:
-    """Refuse a conversation of more messages than this server takes.
+    """Reject a conversation with more messages than the server's limit.
 
     Raises:
         ApiError: 400 with the numbers.
@@ -337,7 +337,7 @@ def check_size(messages: Collection[Message], max_messages: int) -> None:
 
 
 def check_logprobs(request: SamplingRequest, answers: Collection[Sampling]) -> None:
-    """Refuse more log-probabilities than `MAX_LOGPROBS` over all of a request's answers.
+    """Reject more log-probabilities than `MAX_LOGPROBS` over all of a request's answers.
 
     Raises:
         ApiError: 400 with the numbers.

@@ -1,4 +1,4 @@
-"""What a client is answered: OpenAI's objects, as models for whole answers and dicts for chunks."""
+"""Response bodies of the API: models for complete answers, dicts for stream chunks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ochat_ray.serve.engines.base import FinishReason
 
 
 class Usage(BaseModel):
-    """Tokens that went in and that were generated; the end-of-turn token counts as generated."""
+    """Prompt tokens and generated tokens; the end-of-turn token counts as generated."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -19,7 +19,7 @@ class Usage(BaseModel):
 
     @classmethod
     def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
-        """Usage with its sum."""
+        """Return the usage with its total."""
         return cls(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
@@ -28,7 +28,7 @@ class Usage(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """A likely token; `bytes` are its UTF-8, since it need not be whole characters."""
+    """Likely token; `bytes` are its UTF-8, since it may be part of a character."""
 
     token: str
     logprob: float
@@ -36,20 +36,20 @@ class TopLogprob(BaseModel):
 
 
 class ContentLogprob(TopLogprob):
-    """A token of the answer, and the likeliest ones in its place."""
+    """Token of the answer, and the most likely ones at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChoiceLogprobs(BaseModel):
-    """Natural logarithms of the probabilities of an answer's tokens, stop tokens left out."""
+    """Natural-log probabilities of an answer's tokens, without stop tokens."""
 
     content: list[ContentLogprob]
     refusal: None = None
 
 
 class AssistantMessage(BaseModel):
-    """The answer."""
+    """Message with the answer."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -57,7 +57,7 @@ class AssistantMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """One answer."""
+    """One answer of a chat completion."""
 
     index: int
     message: AssistantMessage
@@ -66,7 +66,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The response to a chat request without streaming."""
+    """Response to a chat request without streaming."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -77,7 +77,7 @@ class ChatCompletion(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """The same in the older form; `text_offset` counts characters from the answer's start."""
+    """Log-probabilities in the older format; `text_offset` counts characters from the start."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -86,7 +86,7 @@ class TextLogprobs(BaseModel):
 
 
 class TextChoice(BaseModel):
-    """One continuation."""
+    """One continuation of a text completion."""
 
     index: int
     text: str
@@ -95,7 +95,7 @@ class TextChoice(BaseModel):
 
 
 class TextCompletion(BaseModel):
-    """The response to a completions request without streaming."""
+    """Response to a completions request without streaming."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -106,7 +106,7 @@ class TextCompletion(BaseModel):
 
 
 class Tokens(BaseModel):
-    """The response of /tokenize."""
+    """Response of /tokenize."""
 
     count: int
     max_model_len: int
@@ -114,7 +114,7 @@ class Tokens(BaseModel):
 
 
 class Training(BaseModel):
-    """Where a model comes from, as far as its ochat.json says; `digest` is SHA-256 of all of it."""
+    """Provenance of a model from its ochat.json; `digest` is the SHA-256 of that file's content."""
 
     recipe: str | None = None
     model_type: str | None = None
@@ -125,7 +125,7 @@ class Training(BaseModel):
 
 
 class Model(BaseModel):
-    """One entry of /v1/models. `created` is in seconds since the epoch."""
+    """Entry of /v1/models. `created` is in seconds since the epoch."""
 
     id: str
     object: Literal["model"] = "model"
@@ -136,20 +136,20 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The response of /v1/models."""
+    """Response of /v1/models."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class Health(BaseModel):
-    """The response of /health."""
+    """Response of /health."""
 
     status: Literal["ready", "not ready"]
 
 
 class Version(BaseModel):
-    """The response of /version."""
+    """Response of /version."""
 
     version: str
     engine: str
@@ -163,7 +163,7 @@ def chat_chunk(
     logprobs: ChoiceLogprobs | None = None,
     finish_reason: FinishReason | None = None,
 ) -> dict[str, Any]:
-    """One event of a chat stream: a delta, or the finish reason with an empty delta."""
+    """Return one event of a chat stream: a delta, or the finish reason with an empty delta."""
     choice = {
         "index": index,
         "delta": delta,
@@ -181,7 +181,7 @@ def text_chunk(
     logprobs: TextLogprobs | None = None,
     finish_reason: FinishReason | None = None,
 ) -> dict[str, Any]:
-    """One event of a text stream."""
+    """Return one event of a text stream."""
     choice = {
         "index": index,
         "text": text,
@@ -192,5 +192,5 @@ def text_chunk(
 
 
 def usage_chunk(head: Mapping[str, Any], usage: Usage) -> dict[str, Any]:
-    """The event before the last of a stream that was asked for the usage."""
+    """Return the usage event, the last event of a stream for which usage was requested."""
     return {**head, "choices": [], "usage": usage.model_dump()}

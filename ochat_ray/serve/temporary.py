@@ -1,4 +1,4 @@
-"""Models that are served as long as a block lasts."""
+"""Context manager that serves models temporarily."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from contextlib import contextmanager
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client  # nothing public says the proxy's port
+from ray.serve.context import _get_global_client  # no public API gives the proxy's port
 
 from ochat_ray import ray_session
 from ochat_ray.local_cluster import free_port
 from ochat_ray.serve import ServeArgs, app
 
 CPUS = 0.5
-"""Of a replica: two find room beside a model that is served on a machine of two cores."""
+"""CPUs per replica; two fit next to a model served on a machine with two cores."""
 
 
 @contextmanager
 def served(models: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Serve model directories under their names; the base URLs by name.
+    """Serve model directories under their names and yield their base URLs by name.
 
-    On the Ray that there is, beside whatever it serves, or on one of this process's own.
+    Uses the existing Ray cluster, in addition to what it already serves, or starts a local one.
     """
     own_ray = ray_session.join_or_start()
     own_serve = _get_global_client(raise_if_no_controller_running=False) is None

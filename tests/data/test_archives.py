@@ -244,7 +244,7 @@ def test_what_follows_a_tar_is_read_if_it_is_one_and_counted_if_not(tmp_path):
     (tmp_path / "x.tar").write_bytes(one + b"rubbish" * 1000)
     conversations, (drop,), _ = read(tmp_path / "x.tar")
     assert [c.id for c in conversations] == ["1"]
-    assert (drop.reason, drop.detail) == (Reason.TORN, "7,000 bytes are no tar archive")
+    assert (drop.reason, drop.detail) == (Reason.TORN, "7,000 bytes are not a tar archive")
 
 
 def test_a_damaged_header_in_a_tar_does_not_end_it_in_silence(tmp_path):

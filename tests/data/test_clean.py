@@ -175,7 +175,7 @@ def test_the_worse_of_structure_and_text_decides():
     strict = rules(keep_model="any", blocked_words=(), min_fidelity=0.95)
     dropped = clean(text_lost, strict)
     assert dropped.reason == Reason.LOW_FIDELITY
-    assert "characters of visible text come back" in dropped.detail
+    assert "characters of visible text are preserved" in dropped.detail
 
 
 def test_fidelity_of_text_is_weighted_by_the_length_of_the_answers():

@@ -212,7 +212,7 @@ def test_roles_of_tools_are_unsupported_by_name(role):
         ({"messages": MESSAGES, "condition": 3}, "condition: a condition must be a text"),
         ({"prompt": "hi"}, "no completion"),
         ({"completion": "hi"}, "completion without a prompt"),
-        ({"prompt": 3, "completion": "hi"}, "the prompt is no text"),
+        ({"prompt": 3, "completion": "hi"}, "the prompt is not text"),
         ({"instruction": "a", "output": "b", "history": ["x"]}, "history"),
     ],
 )
@@ -278,7 +278,7 @@ def test_the_answer_not_chosen_is_counted_as_a_key_that_is_not_read():
         ({"messages": MESSAGES, "kto_tag": False}, "kto_tag"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "transcript in one string"),
         ({"message_id": "a", "parent_id": "b", "text": "c", "role": "prompter"}, "of a tree"),
-        ({"messages": MESSAGES, "weight": 0.5}, "weight of a whole record"),
+        ({"messages": MESSAGES, "weight": 0.5}, "weight of an entire record"),
     ],
 )
 def test_what_would_teach_something_else_is_unsupported(item, detail):

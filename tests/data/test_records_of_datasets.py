@@ -153,7 +153,7 @@ def test_loss_weights_by_other_names():
     assert reason == Reason.MALFORMED
     assert "weight and loss_weight disagree" in detail
     reason, detail = drop({"messages": MESSAGES, "loss_weight": 0})
-    assert (reason, detail) == (Reason.UNSUPPORTED, "loss_weight of a whole record")
+    assert (reason, detail) == (Reason.UNSUPPORTED, "loss_weight of an entire record")
 
 
 @pytest.mark.parametrize("name", ["role", "text"])

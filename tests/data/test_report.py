@@ -214,9 +214,9 @@ def test_a_reason_has_its_examples_and_its_meaning():
 
 
 def test_what_was_taken_off_is_counted_by_rule():
-    assert "|Text that was taken off|pager|2|100%" in text()
+    assert "|Removed text|pager|2|100%" in text()
     assert (
-        "taken off"
+        "Removed text"
         not in Page(
             render_report(
                 manifest(Statistics(seconds={"total": 0.0})), Statistics(seconds={"total": 0.0})

@@ -84,7 +84,7 @@ def test_the_pause_that_is_asked_for_is_kept():
 def test_no_more_are_under_way_than_allowed():
     endpoint = Endpoint(echo)
     with endpoint.serving():
-        replies = asked(endpoint, [{"n": n} for n in range(40)], at_once=3)
+        replies = asked(endpoint, [{"n": n} for n in range(40)], max_concurrency=3)
     assert [reply.text for reply in replies] == [f"answer to {n}" for n in range(40)]
     assert endpoint.most_at_once == 3
 
@@ -93,7 +93,7 @@ def test_an_endpoint_that_is_too_busy_gets_fewer_at_once():
     busy = Endpoint(echo)
     busy.misbehave = lambda body, before: refusal(429) if busy.at_once > 2 else None
     with busy.serving():
-        replies = asked(busy, [{"n": n} for n in range(30)], at_once=16, attempts=30)
+        replies = asked(busy, [{"n": n} for n in range(30)], max_concurrency=16, attempts=30)
     assert all(reply.text for reply in replies)
 
 

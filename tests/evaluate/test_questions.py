@@ -53,7 +53,7 @@ def test_answers_of_all_kinds(tmp_path):
         ('\n{"text": "a"}', "line 2: no question"), ("[{", "no JSON"),
         ('{"question_id": 1, "turns": []}', "no question"),
         ('{"question_id": 1, "turns": "ab"}', "no question"),
-        ('{"question_id": 1, "text": "a"}\n' * 2, "line 2: question '1' is there twice"),
+        ('{"question_id": 1, "text": "a"}\n' * 2, "line 2: question '1' occurs twice"),
     ],
 )  # fmt: skip
 def test_what_is_no_question_is_one_line(tmp_path, content, line):
@@ -84,7 +84,7 @@ def test_missing_answers_are_counted(tmp_path):
         lines(tmp_path / "a", {"question_id": 1, "choices": [{"turns": ["x", "y"]}]},
               {"question_id": 2, "choices": [{"turns": ["x"]}]})
     )  # fmt: skip
-    with pytest.raises(UserError, match="no whole answer to 2 of 3 questions, first '2'"):
+    with pytest.raises(UserError, match="no complete answer to 2 of 3 questions, first '2'"):
         check_complete(answers, questions)
 
 

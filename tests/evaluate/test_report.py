@@ -112,8 +112,8 @@ def test_filters_are_of_categories_of_what_is_behind_and_of_what_could_not_be_re
 def test_an_answer_beside_itself_is_told():
     controlled = one("ours", control={"called_equal": 0.4, "first_minus_second": 0.25})
     text = "".join(Tags(report_html(results(controlled), [])).text)
-    assert "an answer beside itself is called equal40%" in text
-    assert "beside itself" not in "".join(Tags(report_html(results(one("ours")), [])).text)
+    assert "an answer compared with itself is judged equal40%" in text
+    assert "with itself" not in "".join(Tags(report_html(results(one("ours")), [])).text)
 
 
 def test_it_says_where_models_come_from():

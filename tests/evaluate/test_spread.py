@@ -76,7 +76,7 @@ def test_errors_are_the_client_s_own(two_nodes):
 def test_no_more_are_under_way_than_allowed(two_nodes):
     endpoint = Endpoint(echo)
     with endpoint.serving():
-        asked(endpoint, [{"n": n} for n in range(30)], at_once=3)
+        asked(endpoint, [{"n": n} for n in range(30)], max_concurrency=3)
     assert endpoint.most_at_once <= 3
 
 
@@ -92,7 +92,9 @@ def test_callers_that_are_all_gone_are_made_again(two_nodes):
 
     endpoint = Endpoint(echo)
     with endpoint.serving():
-        replies, _ = asked(endpoint, [{"n": n} for n in range(60)], 2, end_callers, at_once=2)
+        replies, _ = asked(
+            endpoint, [{"n": n} for n in range(60)], 2, end_callers, max_concurrency=2
+        )
     assert [reply.text for reply in replies] == [f"answer to {n}" for n in range(60)]
 
 
@@ -106,7 +108,9 @@ def test_a_node_that_is_lost_costs_no_answer(two_nodes):
         cluster.remove_node(second, allow_graceful=False)
 
     with endpoint.serving():
-        replies, nodes = asked(endpoint, [{"n": n} for n in range(CALLS)], 2, lose, at_once=4)
+        replies, nodes = asked(
+            endpoint, [{"n": n} for n in range(CALLS)], 2, lose, max_concurrency=4
+        )
     assert len(nodes) == 2
     assert [reply.text for reply in replies] == [f"answer to {n}" for n in range(CALLS)]
     # Only what was under way on the lost node was asked again.

@@ -143,9 +143,9 @@ def test_calls_that_were_given_up_are_told_and_made_the_next_time(tmp_path, ques
     endpoint = Endpoint(answer, misbehave)
     with endpoint.serving():
         config = configured(tmp_path, questions, endpoint.url)
-        with pytest.raises(UserError, match="2 of 12 calls were given up, first: 400 not this one"):
+        with pytest.raises(UserError, match="2 of 12 calls failed, first: 400 not this one"):
             run(config)
-        with pytest.raises(UserError, match="no whole answer to 1 of 6 questions, first '3'"):
+        with pytest.raises(UserError, match="no complete answer to 1 of 6 questions, first '3'"):
             run(configured(tmp_path, questions, endpoint.url, step="judge"))
         broken.clear()
         broken["yes"] = False

@@ -93,7 +93,7 @@ def test_the_control_shows_answers_beside_themselves(tmp_path, questions):
     assert len(endpoint.asked) == ANSWERS + JUDGMENTS + 2 * QUESTIONS
     assert (one["judgments"], one["score"]) == (JUDGMENTS, 100)
     assert one["control"] == {"called_equal": 5 / 6, "first_minus_second": pytest.approx(1 / 6)}
-    assert "beside itself" in (tmp_path / "out/report.html").read_text()
+    assert "with itself" in (tmp_path / "out/report.html").read_text()
     kept = (tmp_path / "out/judgments.jsonl").read_text().splitlines()
     assert sum("control" in json.loads(line) for line in kept) == 2 * QUESTIONS
 

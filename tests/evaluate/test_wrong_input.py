@@ -49,14 +49,14 @@ def test_a_missing_answer_of_the_baseline_is_named(job):
     endpoint = Endpoint(lambda body: "said")
     with endpoint.serving():
         line = job(asked(16, 17, 18), answered(16, 18), url=endpoint.url)
-    assert "gpt35 has no whole answer to 1 of 3 questions, first '17'" in line
+    assert "gpt35 has no complete answer to 1 of 3 questions, first '17'" in line
 
 
 def test_answers_to_other_questions_are_told(job):
     endpoint = Endpoint(lambda body: "said")
     with endpoint.serving():
         line = job(asked(1, 2), answered("a", "b"), url=endpoint.url)
-    assert "no whole answer to 2 of 2 questions, first '1'" in line
+    assert "no complete answer to 2 of 2 questions, first '1'" in line
 
 
 def test_a_judge_that_refuses_the_key(job):

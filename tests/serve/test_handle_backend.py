@@ -16,7 +16,7 @@ from ochat_ray.serve.engines.base import (
     RequestRefusedError,
     Sampling,
 )
-from ochat_ray.serve.handle_backend import REFUSED_FOR_S, HandleBackend, PoisonedRequests
+from ochat_ray.serve.handle_backend import REJECTED_FOR_S, HandleBackend, PoisonedRequests
 
 FULL = BackPressureError(num_queued_requests=5, max_queued_requests=5)
 DIED = ReplicaUnavailableError("gone")
@@ -134,5 +134,5 @@ def test_a_refused_request_is_let_in_again_after_a_while():
     poisoned.add([1], Sampling(max_tokens=5, seed=3))
     with pytest.raises(RequestRefusedError):
         poisoned.check([1], Sampling(max_tokens=5, seed=4))
-    now[0] = REFUSED_FOR_S
+    now[0] = REJECTED_FOR_S
     poisoned.check([1], Sampling(max_tokens=5, seed=3))

@@ -121,8 +121,8 @@ def test_errors_are_the_clients_own_classes(client, url):
     with pytest.raises(openai.NotFoundError) as not_found:
         client.chat.completions.create(**ASK | {"model": "gpt-4"})
     assert not_found.value.code == "model_not_found"
+    tool = {"type": "function", "function": {"name": "f"}}
     with pytest.raises(openai.BadRequestError) as bad:
-        tool = {"type": "function", "function": {"name": "f"}}
         client.chat.completions.create(**ASK, tools=[tool])
     assert bad.value.param == "tools"
     with pytest.raises(openai.BadRequestError) as long:

@@ -1,5 +1,6 @@
-"""Conversations from decoded records, one module per family of formats.
+"""Parsers of decoded records, one module per family of formats.
 
-Each family turns one JSON value into `Conversation`s without a source; `ochat_ray.data.records`
-picks the family and completes them. docs/data-format.md has an example of every format.
+Each family converts one JSON value to `Conversation`s without a source; `ochat_ray.data.records`
+selects the family and completes the conversations. docs/data-format.md has an example of every
+format.
 """

@@ -1,8 +1,8 @@
-"""Decide of each answer on its own whether it is ChatGPT's rendered HTML or text as it was written.
+"""Detect per answer whether it is ChatGPT's rendered HTML or text as written.
 
-A browser that serialises a page escapes every `<`, `>` and `&` of its text, closes every element
-and does not indent. ChatGPT's page has the elements that Markdown can make. An answer that breaks
-this is Markdown, or somebody's HTML source code: it stays byte for byte.
+A browser that serializes a page escapes every `<`, `>` and `&` of its text, closes every element
+and does not indent. ChatGPT's page uses the elements that Markdown can produce. An answer that
+violates this is Markdown, or someone's HTML source code: it stays byte for byte.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from ochat_ray.schema import Turn
 
 Answers = Literal["auto", "html", "markdown"]
 Shape = Literal["page", "dump", "roles", "other"]
-"""Of a record: a share page; a dump of {from, value} turns; a dump of {role, content} turns, whose
-answers are HTML only in ChatGPT's own box; a format whose answers are never ChatGPT's page."""
+"""Kind of record: a share page; a dump of {from, value} turns; a dump of {role, content} turns,
+whose answers are HTML only in ChatGPT's own box; a format whose answers are never ChatGPT's
+page."""
 
 Kind = Literal["box", "blocks", "either", "markdown", "plain"]
-"""Evidence of one answer: ChatGPT's own box; blocks from end to end; markup or character references
-that could be HTML or not; text that no page serialises; text without a mark."""
+"""Evidence in one answer: ChatGPT's own box; blocks from end to end; ambiguous markup or
+character references; text that no page serializes; text without markup."""
 
 _BLOCKS = frozenset("p ol ul pre div h1 h2 h3 h4 h5 h6 blockquote table hr".split())
 _OF_MARKDOWN = frozenset(
@@ -29,17 +30,17 @@ _OF_MARKDOWN = frozenset(
     "td hr del".split()
 )
 _OPAQUE = re.compile(r"<(pre|code|svg|math|button|script(?=[^<>]*\bmath/tex))\b[^<>]*>")
-"""Elements whose content says nothing of what the text around them is."""
+"""Elements whose content does not indicate the format of the surrounding text."""
 
 _VOID = frozenset("br hr img input wbr col source area embed".split())
 _SOURCE_CODE = frozenset(
     "html head body script style link meta title base form nav header footer main article aside "
     "select option textarea iframe frame frameset label center font template object marquee".split()
 )
-"""Elements of a document's source code, which Markdown never makes."""
+"""Elements of a document's source code, which Markdown never produces."""
 
 _FOREIGN = frozenset("b i u s big tt small strike fieldset legend dialog".split())
-"""Elements that people write in HTML, and that no Markdown renderer makes."""
+"""Elements that people write in HTML, and that no Markdown renderer produces."""
 
 _KNOWN = (
     _BLOCKS
@@ -60,7 +61,7 @@ _TAG = re.compile(
     r"((?:\s+[^\s\"'<>/=]+(?:\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s\"'=<>`]+))?)*)\s*(/?)>"
 )
 _MAY_BE_LEFT_OPEN = frozenset("p li td th tr tbody thead dt dd".split())
-"""Elements that HTML ends without an end tag."""
+"""Elements that HTML closes without an end tag."""
 
 _FOREIGN_ATTRIBUTE = re.compile(
     r"\s(?:on[a-z]+|id|style|name|action|align|border|bgcolor|cell(?:padding|spacing))\s*=",
@@ -96,16 +97,16 @@ def mark_html(turns: Sequence[Turn], shape: Shape, answers: Answers = "auto") ->
 
 
 def are_html(answers: Sequence[str], shape: Shape) -> list[bool]:
-    """Decide of each answer of one record; the others are evidence where its own is not enough."""
+    """Decide for each answer of one record; the others serve as evidence for ambiguous ones."""
     if shape == "other":
         return [False] * len(answers)
     found = [examine(answer) for answer in answers]
     trusted = {"box", "blocks"}
     paragraphs = any(evidence.paragraph for evidence in found)
-    # One answer of blocks alone may be HTML code that the model wrote.
+    # A single answer of only blocks may be HTML code that the model wrote.
     if shape == "roles" or (shape == "dump" and not paragraphs):
         trusted = {"box"}
-    # So may blocks beside answers in Markdown: most dumps were converted already.
+    # So may blocks next to answers in Markdown: most dumps were already converted.
     if shape == "dump" and any(map(_is_written_markdown, answers)):
         trusted = {"box"}
     beside_html = any(evidence.kind in trusted for evidence in found)
@@ -122,10 +123,10 @@ def are_html(answers: Sequence[str], shape: Shape) -> list[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Kind of one answer, and what else speaks for HTML.
+    """Kind of one answer, and further evidence for HTML.
 
-    `paragraph`: it has a paragraph or ChatGPT's box. `rendered`: all its elements are inline ones
-    that Markdown makes, which nobody types beside Markdown.
+    `paragraph`: it has a paragraph or ChatGPT's box. `rendered`: all its elements are inline
+    elements that Markdown produces, which nobody types next to Markdown.
     """
 
     kind: Kind
@@ -158,12 +159,12 @@ def _closes(text: str) -> bool:
 
 
 def _examine_markup(text: str) -> Evidence:
-    """Examine the tags; the first thing that no page serialises decides."""
+    """Examine the tags, up to the first thing that no page serializes."""
     plain = Evidence("markdown")
     text_around = _without_opaque(text)
     if text_around is None:
         return plain
-    # Text, and then of each tag: its slash, name, attributes, slash, and the text after it.
+    # Text, and then per tag: its slash, name, attributes, slash, and the following text.
     pieces = _TAG.split(text_around)
     texts = pieces[::5]
     names = {name.lower() for name in pieces[2::5]}

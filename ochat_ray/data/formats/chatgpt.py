@@ -1,9 +1,9 @@
 """ChatGPT's own records: the data export, and the conversation of an official share page.
 
 A conversation is a tree, `mapping`, with the id of the last message shown, `current_node`; a share
-page has the path alone, `linear_conversation`, or both. Messages are Markdown. Read is what a
-reader of the page sees as text; everything else is counted by name, or refused where the text
-cannot be understood without it.
+page has only the path, `linear_conversation`, or both. Messages are Markdown. The text visible on
+the page is read; everything else is counted by name, or rejected if the text cannot be understood
+without it.
 
 Source: conversations.json of 2023 to 2025, and chat.openai.com's and chatgpt.com's share pages.
 """
@@ -41,10 +41,10 @@ _LEFT_OUT = frozenset(
 """Content types that the page does not show as text of the conversation."""
 
 _PARTS_LEFT_OUT = frozenset({"audio_asset_pointer", "real_time_user_audio_video_asset_pointer"})
-"""Recordings; their transcript is a part of its own."""
+"""Audio recordings; their transcript is a separate part."""
 
 _WRITING_TOOLS = ("canmore", "dalle", "image_gen")
-"""Recipients that receive the answer itself: a canvas or a picture."""
+"""Recipients that receive the answer itself: a canvas or an image generator."""
 
 _START, _STOP, _BETWEEN = "\ue200", "\ue201", "\ue202"
 _CITATION = re.compile(
@@ -64,7 +64,7 @@ _METADATA_KEYS = frozenset(
 
 
 def is_chatgpt(item: Mapping[str, Any]) -> bool:
-    """Return True for a record of ChatGPT's own."""
+    """Return whether a record is in ChatGPT's own format."""
     return isinstance(item.get("mapping"), dict) or isinstance(
         item.get("linear_conversation"), list
     )
@@ -108,7 +108,7 @@ def conversations_of(item: Mapping[str, Any], branches: Branches) -> list[Conver
 
 
 def _linear(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nodes of the path by id, in order; some pages give ids alone, or nodes alone."""
+    """Return the nodes of the path by id, in order; some pages have only ids, or only nodes."""
     found: dict[str, Any] = {}
     for number, node in enumerate(as_list(item.get("linear_conversation"))):
         name = label(node.get("id")) if isinstance(node, dict) else label(node)
@@ -136,7 +136,7 @@ def _tree(
 
 
 def _model_of(item: Mapping[str, Any], of_answers: Sequence[str]) -> str | None:
-    """Return the label of the answers; several models are a label of their own."""
+    """Return the model label of the answers; several models form a combined label."""
     if of_answers:
         return label(" + ".join(dict.fromkeys(of_answers)))
     model = item.get("model")
@@ -147,7 +147,7 @@ def _model_of(item: Mapping[str, Any], of_answers: Sequence[str]) -> str | None:
 
 @dataclass
 class _Answer:
-    """A turn whose text comes in pieces."""
+    """Turn whose text is split over several messages."""
 
     role: Role
     weight: float | None
@@ -156,14 +156,14 @@ class _Answer:
 
 @dataclass
 class _Reader:
-    """Reads the messages of one path into turns."""
+    """Reader of the messages of one path."""
 
     found: list[_Answer] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     joins: str | None = None
-    """Separator of the last turn and more of the same answer; None if the answer has ended."""
+    """Separator between the last turn and more of the same answer; None if the answer has ended."""
 
     def turns(self) -> tuple[Turn, ...]:
         """Return the turns read so far."""
@@ -237,7 +237,7 @@ class _Reader:
         raise unsupported(f"content part {kind[:50] or 'without a type'}")
 
     def _without_marks(self, text: str) -> str:
-        """Take out the marks that the page shows as chips of sources; keep the text of links."""
+        """Remove the marks that the page shows as source chips; keep the text of links."""
         if "†" not in text and not any(mark in text for mark in (_START, _STOP, "\ue203")):
             return text
         text, count = _CITATION.subn(_shown, text)
@@ -247,7 +247,7 @@ class _Reader:
     def _add(
         self, role: Role, text: str, message: Mapping[str, Any], metadata: Mapping[str, Any]
     ) -> None:
-        """Append a turn, or more text to the answer that has not ended."""
+        """Append a turn, or more text to the unfinished answer."""
         if shows_nothing(text) and role != "user":
             return
         weight = message.get("weight")
@@ -271,13 +271,13 @@ class _Reader:
             self.models.append(model)
         self.joins = None
         if answers and message.get("end_turn") is not True:
-            # "Continue generating" goes on in the middle of a word.
+            # "Continue generating" continues in the middle of a word.
             finish = as_dict(metadata.get("finish_details")).get("type")
             self.joins = "" if finish == "max_tokens" else "\n\n"
 
 
 def _closed_gap(gap: re.Match[str]) -> str:
-    """Return the blank before a mark that was taken out, where a word follows."""
+    """Return the space before a removed mark if a word follows."""
     after = gap.string[gap.end() : gap.end() + 1]
     is_needed = after and not after.isspace() and after not in ".,;:!?)"
     return " " if is_needed and gap[0][0] == " " else ""
@@ -291,7 +291,7 @@ def _check_pictures(content: Mapping[str, Any]) -> None:
 
 
 def _shown(mark: re.Match[str]) -> str:
-    """Return what the page shows of a mark: a link, a name; of others the place it stood at."""
+    """Return the visible text of a mark: a link, a name, or a placeholder for others."""
     name, *fields = (mark[1] or "").split(_BETWEEN)
     if name == "url" and len(fields) == 2:
         return f"[{fields[0]}]({fields[1]})"

@@ -30,7 +30,7 @@ _BLOCK_KEYS = frozenset({"type", "text"})
 
 
 def is_claude(item: Mapping[str, Any]) -> bool:
-    """Return True for a record of Claude's export."""
+    """Return whether a record is in the format of Claude's export."""
     return isinstance(item.get("chat_messages"), list)
 
 
@@ -49,7 +49,7 @@ def conversations_of(item: Mapping[str, Any], branches: Branches) -> list[Conver
     for number, (name, message) in enumerate(zip(names, messages, strict=True)):
         before = names[number - 1] if number else None
         parent = label(message.get("parent_message_uuid"))
-        # The first message's parent is a uuid that is nobody's.
+        # The first message's parent is a uuid without a message.
         parents[name] = before if parent is None else parent if parent in by_name else None
     current = label(item.get("current_leaf_message_uuid"))
     if current not in by_name:
@@ -94,7 +94,7 @@ def _turn(message: Mapping[str, Any], unknown: list[str], left_out: list[str]) -
         if kind != "text" or not isinstance(block.get("text"), str):
             raise unsupported(f"content block {kind[:50]}")
         unknown += unknown_names(block, _BLOCK_KEYS, "message.content.")
-        # Blocks that follow each other are one text, cut where a citation begins.
+        # Consecutive blocks are one text, split where a citation begins.
         texts += ["\n\n"] * apart + [checked_text(block["text"])]
         apart = False
     if not texts:

@@ -1,4 +1,4 @@
-"""Names of the keys that records are read from, and the user's own names for them."""
+"""Key names of records, and user-defined alternatives."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "model": ("model",),
     "title": ("title", "topic"),
 }
-"""By logical name, the keys of known formats that hold it, in the order in which they are tried."""
+"""Keys of known formats by logical name, in the order in which they are tried."""
 
 
 def keys_of(columns: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
-    """Return KEYS with the user's own name of each column tried first."""
+    """Return KEYS with the user's name for each column tried first."""
     if not columns:
         return KEYS
     own = {logical: (name,) for logical, name in columns.items()}
@@ -40,10 +40,10 @@ def keys_of(columns: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Parse `--columns`, "conversations=dialog,role=speaker": own names by logical name.
+    """Parse `--columns`, "conversations=dialog,role=speaker", into names by logical name.
 
     Raises:
-        UserError: it is not of this form, names an unknown column, or names one twice.
+        UserError: The text is not of this form, names an unknown column, or names one twice.
     """
     columns: dict[str, str] = {}
     for pair in text.split(",") if text else []:

@@ -1,7 +1,8 @@
-"""Records of data sets: lists of messages in every shape, and pairs of prompt and completion.
+"""Records of data sets: message lists in many layouts, and prompt-completion pairs.
 
-Read are ShareGPT, OpenAI's messages, OpenChat's own format, WildChat, LMSYS-Chat-1M, UltraChat,
-Gemini's contents, TRL's prompt and completion, Alpaca, Dolly, OpenOrca, and what looks like them.
+Supported are ShareGPT, OpenAI's messages, OpenChat's own format, WildChat, LMSYS-Chat-1M,
+UltraChat, Gemini's contents, TRL's prompt and completion, Alpaca, Dolly, OpenOrca, and similar
+formats.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ from ochat_ray.schema import Conversation, Turn
 _UNSUPPORTED = frozenset(
     "tools functions function_call tool_calls images image videos video audios audio files".split()
 )
-"""Keys of a record that ask for what the template cannot write, unless they are empty."""
+"""Keys that request something the template cannot represent, unless they are empty."""
 
 _DUMPS = frozenset({"conversations", "items", "turns"})
 """Lists whose answers may be ChatGPT's rendered HTML."""
 
 
 def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, Shape]:
-    """Return the conversation of a record, and what its answers may be.
+    """Return the conversation of a record, and the kind of record for HTML detection.
 
     Raises:
-        RecordError: the record is not a conversation.
+        RecordError: The record is not a conversation.
     """
     for name in sorted(_UNSUPPORTED & item.keys()):
         if not is_empty(item[name]):
             raise unsupported(name)
     for name in ("weight", "loss_weight"):
         if item.get(name) not in (None, 1, 1.0):
-            raise unsupported(f"{name} of a whole record")
+            raise unsupported(f"{name} of an entire record")
     for name in ("kto_tag", "label"):
         if item.get(name) is False:
             raise unsupported(f"{name}: an answer that is not to be learnt")
@@ -92,7 +93,7 @@ def id_of(item: Mapping[str, Any], keys: Keys) -> str | None:
 
 def _list_of_turns(item: Mapping[str, Any], keys: Keys) -> tuple[str, list[Any]] | None:
     """Return the key of the list of turns, and the list as rows."""
-    # A Parquet file of mixed records has all columns, and nulls in those that a record lacks.
+    # A Parquet file of mixed records has all columns, with nulls where a record has no value.
     empty: tuple[str, list[Any]] | None = None
     for name in keys["conversations"]:
         value = decoded(item.get(name))
@@ -117,7 +118,7 @@ def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 def _parse_list(raw: Sequence[Any], keys: Keys) -> list[ParsedTurn]:
     if any(isinstance(_turns(turn, keys, single=True), str) for turn in raw):
-        # UltraChat: texts, the user's first.
+        # UltraChat: texts, starting with the user's.
         if not all(isinstance(text, str) for text in raw):
             raise RecordError("some of the turns are texts, and some are not")
         return [_plain(text, "assistant" if n % 2 else "user") for n, text in enumerate(raw)]
@@ -148,9 +149,9 @@ def _parse_rounds(rows: Sequence[Mapping[str, Any]], keys: Keys) -> list[ParsedT
 
 
 def _turns(value: Any, keys: Keys, *, single: bool = False) -> Any:
-    """Return the value of JSON in a string if it is turns, else the value as it is.
+    """Return the decoded value of a JSON string if it contains turns, else the value unchanged.
 
-    With `single` it may be one turn; alone that is more likely a text about turns.
+    With `single` it may be one turn; otherwise a single turn is more likely a text about turns.
     """
     if not isinstance(value, str):
         return value
@@ -168,7 +169,7 @@ def _plain(text: str, role: str) -> ParsedTurn:
 
 
 def _chosen(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[ParsedTurn]:
-    """Return the answer that was preferred, of a list that ends with a question."""
+    """Return the preferred answer, from a list that ends with a question."""
     chosen = _turns(item.get("chosen"), keys)
     if "rejected" not in item or is_empty(chosen):
         return []
@@ -177,13 +178,13 @@ def _chosen(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Parsed
 
 
 def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[ParsedTurn]:
-    """Return the turns of a prompt, further input and earlier turns, and a completion."""
+    """Return the turns of a prompt, further input, earlier turns and a completion."""
     prompt_key = first_of(item, (*keys["prompt"], *keys["input"]))
     answer_key = first_of(item, keys["completion"])
     lists = ", ".join(keys["conversations"][:-1])
     if answer_key is None:
         if "message_id" in item and "text" in item:
-            raise unsupported("one message of a tree; read the file of whole trees")
+            raise unsupported("one message of a tree; use the file with complete trees")
         raise RecordError(
             f"no list named {lists} or {keys['conversations'][-1]}, and no completion"
         )
@@ -209,7 +210,7 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
         more = first_of(item, [name for name in keys["input"] if name != prompt_key])
         if more is not None:
             known.add(more)
-            # Passages of a context are texts of their own.
+            # The passages of a context are separate texts.
             found = as_list(item[more]) or [item[more]]
             apart = all(isinstance(text, str) for text in found)
             texts = [prompt, *map(text_of, found if apart else [item[more]])]
@@ -221,7 +222,7 @@ def _parse_pair(item: Mapping[str, Any], keys: Keys, known: set[str]) -> list[Pa
 def _completion(value: Any, prompt: Any, keys: Keys) -> Any:
     """Return a completion, decoded if it is turns in a string.
 
-    After a text for a prompt, JSON is what the model wrote, unless it begins with that prompt.
+    After a text prompt, JSON is the model's answer, unless it begins with that prompt.
     """
     found = _turns(value, keys)
     if found is value or not isinstance(prompt, str):
@@ -235,7 +236,7 @@ def _is_user(turn: Mapping[str, Any], keys: Keys) -> bool:
 
 
 def _history(item: Mapping[str, Any], known: set[str]) -> list[ParsedTurn]:
-    """Return the earlier turns of LLaMA-Factory's `history`: pairs of texts."""
+    """Return the earlier turns from LLaMA-Factory's `history`: pairs of texts."""
     turns: list[ParsedTurn] = []
     found = decoded(item.get("history"))
     for pair in [] if is_empty(found) else as_list(found) or [found]:
@@ -254,12 +255,12 @@ def _parse_side(side: Any, role: str, keys: Keys) -> list[ParsedTurn]:
     if isinstance(side, dict):
         side = _rows(side) or [side]
     if not isinstance(side, (list, tuple)) or (side and isinstance(side[0], str)):
-        raise RecordError(f"the {'prompt' if role == 'user' else 'completion'} is no text")
+        raise RecordError(f"the {'prompt' if role == 'user' else 'completion'} is not text")
     return _parse_list(side, keys)
 
 
 def _begins_with(turns: Sequence[ParsedTurn], prompt: Sequence[ParsedTurn]) -> bool:
-    """Return True if the prompt is the beginning of the turns, after a system turn or without."""
+    """Return whether the turns begin with the prompt, with or without a system turn before it."""
     texts = [turn.turn.text for turn in turns]
     wanted = [turn.turn.text for turn in prompt]
     start = 1 if turns[0].turn.role == "system" and wanted[:1] != texts[:1] else 0

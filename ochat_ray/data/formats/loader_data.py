@@ -1,4 +1,4 @@
-"""Data of a page's loaders, as React Router 7 (a stream) and Remix 2 (JSON) write them."""
+"""Loader data of pages, as serialized by React Router 7 (a stream) and Remix 2 (JSON)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _DECODER = json.JSONDecoder(strict=False)
 
 
 class LoaderDataError(ValueError):
-    """The page has loaders' data that cannot be decoded."""
+    """Loader data that cannot be decoded."""
 
 
 def loader_data(page: bytes) -> Mapping[str, Any] | None:
     """Return the data by route, or None for a page without loaders.
 
-    The stream comes in pieces, each a string of JavaScript that is a string of JSON too.
+    The stream consists of pieces, each a JavaScript string that is also a JSON string.
 
     Raises:
-        LoaderDataError: it cannot be decoded, or is cut off.
+        LoaderDataError: The data cannot be decoded, or is truncated.
     """
     stream, remix = b"streamController.enqueue" in page, b"__remixContext" in page
     if not stream and not remix:

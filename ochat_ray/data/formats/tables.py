@@ -1,4 +1,4 @@
-"""Records within a decoded value: lists of records under some key, and tables as columns."""
+"""Find records in a decoded value: lists of records under some key, and column-wise tables."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ochat_ray.data.record_lists import FILE_LISTS
 Keys = Mapping[str, tuple[str, ...]]
 
 _OWN_LISTS = ("chat_messages", "mapping", "linear_conversation", "replies", "row")
-"""Keys of ChatGPT's, Claude's and OpenAssistant's records, and of the data set viewer's rows."""
+"""Keys of ChatGPT's, Claude's and OpenAssistant's records, and of the dataset viewer's rows."""
 
 
 MAX_DEPTH = 4
-"""Of objects that hold records; a backup of NextChat has them at the second."""
+"""Maximum nesting of objects that hold records; a NextChat backup has them at the second level."""
 
 
 def records_in(
     item: Any, keys: Keys, depth: int = MAX_DEPTH
 ) -> Iterator[tuple[Any, Sequence[str]]]:
-    """Yield the records of a decoded value, and the names of the keys that stand beside them.
+    """Yield the records of a decoded value, and the names of the keys next to them.
 
     The value is a record itself, an object with lists of records or with records under any of its
     keys, a table as an object of columns, or the turns of one conversation.
@@ -58,9 +58,9 @@ def records_in(
 
 
 def is_rounds(name: str, value: Any, keys: Keys) -> bool:
-    """Return True for one conversation as pairs of prompt and completion.
+    """Return whether a list is one conversation of prompt-completion pairs.
 
-    Pairs under a name that files have for their records, or with ids, are records of their own.
+    Pairs under a name commonly used for records, or with ids, are separate records.
     """
     return (
         name in keys["conversations"]
@@ -78,7 +78,7 @@ def is_rounds(name: str, value: Any, keys: Keys) -> bool:
 
 
 def _objects_with_records(item: Mapping[str, Any], keys: Keys, depth: int) -> list[str]:
-    """Return the keys of objects that are records or hold some; none of a record."""
+    """Return the keys of objects that are records or contain some; empty for a record."""
     if depth == 0 or _is_record(item, keys) or not item.keys().isdisjoint(keys["role"]):
         return []
     return [
@@ -94,7 +94,7 @@ def _objects_with_records(item: Mapping[str, Any], keys: Keys, depth: int) -> li
 
 
 def _is_table(value: Any, keys: Keys) -> bool:
-    """Return True for a list with a record, and no turn, in it."""
+    """Return whether a list contains a record and no turn."""
     if not isinstance(value, list):
         return False
     rows = value[:10]
@@ -138,14 +138,14 @@ def is_pair(item: Mapping[str, Any], keys: Keys) -> bool:
 
 
 def _is_columns(item: Mapping[str, Any], keys: Keys) -> bool:
-    """Return True for a table as an object of columns: lists with as many values as rows."""
+    """Return whether an object is a column-wise table: lists with one value per row."""
     if not item or not all(isinstance(value, list) and value for value in item.values()):
         return False
     if len({len(value) for value in item.values()}) > 1:
         return False
     name = next((name for name in keys["conversations"] if name in item), None)
     if name is not None:
-        # Of one column alone, texts may be the two sides of a conversation's rounds.
+        # With only one column, texts may be the two sides of a conversation's rounds.
         kinds = (dict, str) if len(item) > 1 else (dict,)
         return all(
             isinstance(row, list) and row and all(isinstance(turn, kinds) for turn in row)

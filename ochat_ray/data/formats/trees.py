@@ -20,18 +20,17 @@ Branches = Literal["current", "all"]
 
 MAX_BRANCHES = 1_000
 MAX_PATH_NODES = 200_000
-"""Of all branches of one record together: a tree can be made whose paths are a million times its
-size."""
+"""Limit over all branches of one record: a crafted tree can have paths a million times its size."""
 
 OTHER_BRANCH = "other branch"
-"""Name under which the branches that are not read are counted."""
+"""Name under which unread branches are counted."""
 
 
 def path_to(leaf: str, parents: Mapping[str, str | None]) -> list[str]:
     """Return the ids from the root to a leaf.
 
     Raises:
-        RecordError: the tree has a cycle.
+        RecordError: The tree has a cycle.
     """
     path: list[str] = []
     seen: set[str] = set()
@@ -46,7 +45,7 @@ def path_to(leaf: str, parents: Mapping[str, str | None]) -> list[str]:
 
 
 def leaves_of(parents: Mapping[str, str | None]) -> list[str]:
-    """Return the ids that are nobody's parent, in the order of the record."""
+    """Return the ids that are not a parent, in the order of the record."""
     inner = {parent for parent in parents.values() if parent is not None}
     return [node for node in parents if node not in inner]
 
@@ -54,10 +53,10 @@ def leaves_of(parents: Mapping[str, str | None]) -> list[str]:
 def paths_of(
     parents: Mapping[str, str | None], current: str | None, branches: Branches
 ) -> list[list[str]]:
-    """Return the path to the current leaf, or of all leaves, each from the root.
+    """Return the path to the current leaf, or to all leaves, each from the root.
 
     Raises:
-        RecordError: the tree has a cycle, no leaf, or too many branches.
+        RecordError: The tree has a cycle, no leaf, or too many branches.
     """
     if branches == "current" and current is not None:
         return [path_to(current, parents)]
@@ -80,7 +79,7 @@ def paths_of(
 
 
 def is_open_assistant(item: Mapping[str, Any]) -> bool:
-    """Return True for a tree of OpenAssistant: a prompt, or a message, with replies."""
+    """Return whether a record is an OpenAssistant tree: a prompt or a message with replies."""
     return isinstance(as_dict(item.get("prompt")).get("replies"), list) or (
         isinstance(item.get("replies"), list) and "text" in item
     )
@@ -92,11 +91,11 @@ def open_assistant(
     """Return the conversations of a tree of nested `replies`.
 
     The current path takes the best-ranked reply of each message (`rank` counts from 0; replies
-    without a rank come last, in the order of the file). Deleted messages are left out with what
-    answers them.
+    without a rank come last, in the order of the file). Deleted messages are removed with all
+    replies below them.
 
     Raises:
-        RecordError: a message cannot be read.
+        RecordError: A message cannot be read.
     """
     root = as_dict(item.get("prompt")) if "prompt" in item else dict(item)
     if root.get("deleted") is True:
@@ -110,7 +109,7 @@ def open_assistant(
         node, parent = todo.pop()
         name = label(node.get("message_id")) or f"message {len(nodes)}"
         if name in nodes:
-            raise RecordError(f"message {name} is there twice")
+            raise RecordError(f"message {name} occurs twice")
         nodes[name], parents[name] = node, parent
         replies = [as_dict(reply) for reply in as_list(node.get("replies"))]
         kept = [reply for reply in replies if reply.get("deleted") is not True]

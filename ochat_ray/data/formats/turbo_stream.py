@@ -1,12 +1,12 @@
-"""Decode turbo-stream, in which React Router sends a page the data of its loaders.
+"""Decode turbo-stream, React Router's serialization of loader data.
 
 The first line is a JSON array of values, the first of which is the root. Containers hold indices
 into the array instead of values: {"_3": 5} has the key at 3 and the value at 5. Negative indices
-are constants, and arrays whose first element is a string are values that JSON has not: ["D", ms] a
-date, ["P", id] a promise. A line "P3:[...]" holds the value of promise 3 and adds its array to
-the values; "E3:[...]" is the error with which it ended.
+are constants, and arrays whose first element is a string are types that JSON does not have: ["D",
+ms] a date, ["P", id] a promise. A line "P3:[...]" holds the value of promise 3 and appends its
+array to the values; "E3:[...]" is the error that rejected it.
 
-Source: the format of turbo-stream 2 as React Router 7 carries it (vendor/turbo-stream-v2).
+Source: the format of turbo-stream 2 in React Router 7 (vendor/turbo-stream-v2).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from typing import Any
 
 UNDEFINED: Any = object()
-"""A value that JavaScript does not have; keys with it are left out of objects."""
+"""JavaScript's undefined; keys with this value are left out of objects."""
 
 _CONSTANTS: dict[int, Any] = {
     -1: UNDEFINED,  # a hole in an array
@@ -28,10 +28,11 @@ _CONSTANTS: dict[int, Any] = {
     -7: UNDEFINED,
 }
 _SCALARS = frozenset("DUBRY")
-"""Date, URL, big integer, regular expression and symbol: their text or number."""
+"""Date, URL, big integer, regular expression and symbol: decoded as text or number."""
 
 _LINKS = frozenset({"P", "Z", "SingleFetchClassInstance"})
-"""A promise, a value that was sent before, and an object of a class: the value that they name."""
+"""Promise, reference to an earlier value, and class instance: decoded as the value they refer
+to."""
 
 _ABSENT = frozenset(
     {"E", "SanitizedError", "ErrorResponse", "SingleFetchRedirect", "SingleFetchFallback"}
@@ -39,14 +40,14 @@ _ABSENT = frozenset(
 
 
 class TurboStreamError(ValueError):
-    """The text is not turbo-stream, or was cut off."""
+    """Text that is not turbo-stream, or truncated."""
 
 
 def decode(text: str) -> Any:
     """Return the root value of a stream. Values that are used twice are shared.
 
     Raises:
-        TurboStreamError: it cannot be decoded.
+        TurboStreamError: The stream cannot be decoded.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
@@ -64,7 +65,7 @@ def decode(text: str) -> Any:
 
 
 def _append(values: list[Any], line: str) -> int:
-    """Add a line's values; the index of its first, or its constant."""
+    """Append a line's values; return the index of the first, or its constant."""
     try:
         parsed = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -83,13 +84,13 @@ def _is_index(text: str) -> bool:
 
 
 def _kind_of(value: Any) -> str | None:
-    """Return the type of a value that JSON has not; None for others."""
+    """Return the type of a value that JSON does not have; None for others."""
     is_typed = isinstance(value, list) and value and isinstance(value[0], str)
     return str(value[0]) if is_typed else None
 
 
 class _Decoder:
-    """All values as containers without content first, so that neither depth nor cycles matter."""
+    """Decoder that creates all containers empty first, so that depth and cycles do not matter."""
 
     def __init__(self, values: list[Any], promises: dict[int, int]) -> None:
         self._values = values
@@ -99,8 +100,8 @@ class _Decoder:
             self._fill(value, shell)
 
     def value(self, index: Any) -> Any:
-        """Return the value that an index stands for."""
-        for _ in range(len(self._values) + 1):  # links may be a circle
+        """Return the value that an index refers to."""
+        for _ in range(len(self._values) + 1):  # references may form a cycle
             if type(index) is not int:
                 raise TurboStreamError(f"{str(index)[:50]!r} is not an index")
             if index < 0:
@@ -144,7 +145,7 @@ class _Decoder:
                     raise TurboStreamError(f"{key[:50]!r} is not the index of a key")
                 name, content = self.value(int(number)), self.value(index)
                 if not isinstance(name, str):
-                    raise TurboStreamError("a key that is no text")
+                    raise TurboStreamError("a key that is not text")
                 if content is not UNDEFINED:
                     shell[name] = content
         elif isinstance(value, list) and isinstance(shell, list):

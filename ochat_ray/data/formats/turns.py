@@ -1,4 +1,4 @@
-"""One message of a list: its role, text, loss weight and unknown keys."""
+"""Parse one message of a list: its role, text, loss weight and unknown keys."""
 
 from __future__ import annotations
 
@@ -43,26 +43,27 @@ TOOL_ROLES = frozenset(
     "tool function function_call function_response observation tool_call tool_response tool_result "
     "ipython environment".split()
 )
-"""Roles of other programs' messages, which the template cannot write."""
+"""Roles of messages to or from tools, which the template cannot represent."""
 
 _NUMBERED = re.compile(r"(human|user|assistant|bot|gpt)[-_ ]?(?:\d+|[ab])?")
 
 _FLAGS = ("train", "training", "train_on_turn", "trainable", "loss")
-"""Switches of a turn's loss: axolotl's `train` and `training`, ms-swift's `loss`, and the like."""
+"""Switches for a turn's loss: axolotl's `train` and `training`, ms-swift's `loss`, and similar
+ones."""
 _OPPOSITE_FLAGS = ("mask", "masked", "ignore_loss")
 
 _UNSUPPORTED = frozenset(
     "tool_calls function_call tool_call_id tool_responses refusal audio image images video videos "
     "audios files attachments train_detail training_detail tools functions function_calls".split()
 )
-"""Keys that change what a turn means in ways the template cannot write."""
+"""Keys that change the meaning of a turn in ways the template cannot represent."""
 
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
-    """A turn and the names of its unknown keys."""
+    """Turn and the names of its unknown keys."""
 
     turn: Turn
     unknown: tuple[str, ...]
@@ -72,7 +73,7 @@ def role_of(value: Any) -> Role:
     """Return the role of a label.
 
     Raises:
-        RecordError: it is a tool's, which is unsupported, or no role at all.
+        RecordError: The label is a tool's, which is unsupported, or not a role.
     """
     name = value.strip().lower() if isinstance(value, str) else ""
     if name in ROLES:
@@ -88,7 +89,7 @@ def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
     """Parse one message; `keys` has the names of role, text and weight.
 
     Raises:
-        RecordError: the message is not a turn; the detail says why.
+        RecordError: The message is not a turn; the detail gives the reason.
     """
     raw = decoded(raw)
     if _is_pairs(raw):  # a map column of Arrow
@@ -96,11 +97,11 @@ def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
     if not isinstance(raw, dict):
         raise RecordError("not an object")
     role_key, text_key = first_of(raw, keys["role"]), first_of(raw, keys["text"])
-    # A content of null stands beside tool calls: those are named first.
+    # A null content occurs with tool calls, so those are reported first.
     if len(raw) > 2 or text_key is None:
         check_supported(raw)
     for name in ("role", "text"):
-        # Of the user's own names, one that no turn has is to be told.
+        # If the user named the column and no turn has it, report that.
         if keys[name] != KEYS[name] and raw.keys().isdisjoint(keys[name]):
             raise RecordError(f"no {name}: the turn has none of {', '.join(keys[name])}")
     role = role_of(raw.get(role_key) if role_key else None)
@@ -119,10 +120,10 @@ def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
 
 
 def text_of(content: Any) -> str:
-    """Return the text of a content: a string, or a list of parts of text.
+    """Return the text of a content: a string, or a list of text parts.
 
     Raises:
-        RecordError: there is no text, or a part is not text.
+        RecordError: There is no text, or a part is not text.
     """
     return _text(content)[0]
 
@@ -164,10 +165,10 @@ def check_supported(raw: Mapping[str, Any]) -> None:
 def loss_weight(
     raw: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]]
 ) -> tuple[float | None, list[str]]:
-    """Return the turn's loss weight by its weights and its switches, and the keys that hold them.
+    """Return the loss weight from the turn's weights and switches, and the keys that hold them.
 
     Raises:
-        RecordError: one of them is no weight, or two disagree.
+        RecordError: One of them is not a weight, or two disagree.
     """
     own = [name for name in keys["weight"] if name not in KEYS["weight"] and name in raw]
     weight_keys = own or KEYS["weight"]

@@ -1,4 +1,4 @@
-"""JSON values as records hold them: text, numbers and names, checked."""
+"""Validated access to JSON values of records: text, numbers and names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from ochat_ray.schema import Reason
 
 MAX_UNKNOWN_KEYS = 100
-"""Names of unknown keys per conversation; real records have a few dozen."""
+"""Maximum names of unknown keys per conversation; real records have a few dozen."""
 
 
 class RecordError(ValueError):
-    """A record that is not a conversation, with the reason for the ledger of drops."""
+    """Record that is not a conversation, with the reason for the table of drops."""
 
     def __init__(self, detail: str, reason: Reason = Reason.MALFORMED) -> None:
         super().__init__(detail)
@@ -24,45 +24,45 @@ class RecordError(ValueError):
 
 
 def unsupported(detail: str) -> RecordError:
-    """Return the error of a record that asks for something this project cannot do."""
+    """Return the error for a record that requests something unsupported."""
     return RecordError(detail, Reason.UNSUPPORTED)
 
 
 def label(value: Any) -> str | None:
-    """Return a short text of the record's, in valid UTF-8, or None."""
+    """Return a short text of the record in valid UTF-8, or None."""
     if value is None or value == "" or isinstance(value, (dict, list, bool)):
         return None
     return valid_utf8(str(value)[:500])
 
 
 def valid_utf8(text: str) -> str:
-    """Replace what UTF-8 cannot hold: halves of surrogate pairs."""
+    """Replace unpaired surrogates, which UTF-8 cannot represent."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def checked_text(text: str) -> str:
-    """Return the text.
+    """Return the text unchanged.
 
     Raises:
-        RecordError: it holds half a surrogate pair.
+        RecordError: The text contains an unpaired surrogate.
     """
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise RecordError("half a surrogate pair, which UTF-8 cannot hold") from None
+            raise RecordError("an unpaired surrogate, which UTF-8 cannot represent") from None
     return text
 
 
 def is_empty(value: Any) -> bool:
-    """Return True for a value without content: null, "", [], {}, or a string of one of these."""
+    """Return whether a value is empty: null, "", [], {}, or a string of one of these."""
     if isinstance(value, str):
         return "".join(value.split()) in ("", "null", "None", "[]", "{}")
     return value is None or (isinstance(value, (list, tuple, dict)) and not value)
 
 
 def decoded(value: Any) -> Any:
-    """Return the value of JSON in a string, as columns of tables hold it; others as they are."""
+    """Return the decoded value of a JSON string, as found in table columns; others unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -87,10 +87,10 @@ def first_of(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def weight_of(value: Any, name: str) -> float:
-    """Return a loss weight.
+    """Return a validated loss weight.
 
     Raises:
-        RecordError: the value is not a finite number of at least 0, as a float32.
+        RecordError: The value is not a finite number of at least 0, as a float32.
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise RecordError(f"{name}: a loss weight must be a number, not {str(value)[:50]!r}")
@@ -104,14 +104,14 @@ def weight_of(value: Any, name: str) -> float:
 
 
 def _printable(name: str) -> str:
-    """Replace what a terminal or a table would not show, such as escape sequences."""
+    """Replace characters that terminals and tables do not show, such as escape sequences."""
     if name.isprintable():
         return name
     return "".join(char if char.isprintable() else "\ufffd" for char in name)
 
 
 def unknown_names(item: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> list[str]:
-    """Return the names of keys that are not known and whose value is not empty."""
+    """Return the names of unknown keys whose value is not empty."""
     known = frozenset(known)
     return [
         _printable(f"{prefix}{name}"[:100])
@@ -121,7 +121,7 @@ def unknown_names(item: Mapping[str, Any], known: Iterable[str], prefix: str = "
 
 
 def once_each(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names, sorted, each once, and of too many the rest as one."""
+    """Return the distinct names, sorted; beyond the limit the rest is one entry."""
     found = sorted(set(names))
     if len(found) > MAX_UNKNOWN_KEYS:
         found = [*found[:MAX_UNKNOWN_KEYS], "other keys"]

@@ -1,4 +1,4 @@
-"""What every engine is to the server: prompt ids in, a stream of token deltas out."""
+"""Engine interface: prompt ids in, a stream of token deltas out."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ UNSUPPORTED: Mapping[str, frozenset[str]] = {
         " seed".split()
     ),
 }
-"""The engines by name, and the request fields that each cannot do; those are refused."""
+"""Request fields that each engine does not support, by engine name; such requests are rejected."""
 
 
 class EngineError(Exception):
-    """The engine cannot go on with this request, or at all; its text is fit for a client."""
+    """Failure of a request or of the engine; the message may be sent to a client."""
 
 
 class EngineUnavailableError(EngineError):
-    """No engine can take the request now; another try may find one."""
+    """No engine can accept the request now; a retry may succeed."""
 
 
 class EngineOverloadedError(EngineError):
-    """The engine's queue is full."""
+    """Engine queue is full."""
 
 
 class RequestRefusedError(EngineError):
-    """The request is one that the engine must not run. The ingress checks first, so this is rare.
+    """Request that the engine must not run. The ingress validates first, so this is rare.
 
-    Some engines end for every user on such a request, so each engine validates before it submits.
-    `param` names the request's field where it is one.
+    Some engines terminate for all users on such a request, so each engine validates before
+    submitting. `param` names the field of the request, if there is one.
     """
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -48,27 +48,30 @@ class RequestRefusedError(EngineError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How to choose tokens, and when to stop. Every default changes nothing.
+    """Sampling parameters of one request. The defaults have no effect.
 
-    Filters apply in vLLM's order: `logit_bias`, `json_schema`, penalties, `temperature`, `min_p`,
+    They apply in vLLM's order: `logit_bias`, `json_schema`, penalties, `temperature`, `min_p`,
     `top_k`, `top_p`.
 
     Attributes:
+        max_tokens: Maximum tokens of the answer.
         temperature: 0 is greedy.
         top_p: 0 is greedy.
-        top_k: 0 chooses among all tokens.
-        min_p: leaves tokens of at least that share of the most likely one's probability.
-        repetition_penalty: over prompt and answer, as in CTRL: logits of tokens seen are divided
-            by it if positive, multiplied if negative.
-        presence_penalty: subtracted from the logits of tokens in the answer so far.
-        frequency_penalty: the same, times how often each is in the answer so far.
-        logit_bias: (token id, what is added to its logit).
-        json_schema: a JSON Schema, as JSON, that the answer's text must match; a stop id is
-            possible only where the text is complete.
-        top_logprobs: None reports no log-probabilities; N reports the chosen token's and those of
-            the N most likely ones, of the model's own distribution before any filter.
-        seed: the same seed draws the same noise; None draws afresh.
-        stop_ids: end generation with reason "stop".
+        top_k: 0 samples from all tokens.
+        min_p: Minimum probability of a token, relative to the most likely one's.
+        repetition_penalty: Applies to prompt and answer, as in CTRL: logits of previous tokens are
+            divided by it if positive, multiplied if negative.
+        presence_penalty: Subtracted from the logits of tokens in the answer so far.
+        frequency_penalty: Same, multiplied by the token's count in the answer so far.
+        logit_bias: Pairs of token id and the value added to its logit.
+        json_schema: JSON Schema, as JSON, that the answer's text must match; a stop id is allowed
+            only
+            where the text is complete.
+        top_logprobs: None reports no log-probabilities; N reports those of the chosen token and of
+            the
+            N most likely ones, from the model's distribution before any filter.
+        seed: Same seed, same noise; None seeds randomly.
+        stop_ids: Token ids that end generation with reason "stop".
     """
 
     max_tokens: int
@@ -87,15 +90,15 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token that is left is always taken."""
+        """Whether the most likely remaining token is always chosen."""
         return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprobs:
-    """The natural logarithm of a generated token's probability, and the likeliest in its place.
+    """Log-probability of a generated token (natural logarithm), and the most likely alternatives.
 
-    `top` holds (token id, logprob), the likeliest first; the chosen one may be among them.
+    `top` holds (token id, logprob) in descending order; the chosen token may be among them.
     """
 
     token_id: int
@@ -105,10 +108,10 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
-    """Tokens since the delta before, one or more; the last delta of a request has a reason.
+    """Tokens since the previous delta, at least one; a request's last delta has a finish reason.
 
-    A stop token that ended generation is the last of `token_ids`. `logprobs` has one entry a
-    token where they were asked for, and is empty otherwise.
+    A stop token that ended generation is the last of `token_ids`. `logprobs` has one entry per
+    token if requested, and is empty otherwise.
     """
 
     token_ids: tuple[int, ...]
@@ -118,9 +121,9 @@ class Delta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capacity:
-    """What an engine can hold, and what it holds now.
+    """Size and current load of an engine.
 
-    `running` requests are in the batch; `waiting` ones are not yet, or not at the moment.
+    `running` requests are in the batch; `waiting` ones are queued or preempted.
     """
 
     context_length: int
@@ -137,38 +140,38 @@ class Engine(Protocol):
     def submit(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
     ) -> AsyncGenerator[Delta, None]:
-        """Generate; closing the generator early cancels the request.
+        """Generate an answer; closing the generator early cancels the request.
 
         Raises:
-            RequestRefusedError: before the first delta.
-            EngineError: the engine failed.
+            RequestRefusedError: Raised before the first delta.
+            EngineError: The engine failed.
         """
         ...
 
     def cancel(self, request_id: str) -> None:
-        """Stop a request, whose slot is then free; nothing happens if there is no such request."""
+        """Cancel a request and free its slot; an unknown id has no effect."""
         ...
 
     def check_health(self) -> None:
-        """Raise EngineError if the engine cannot generate any more."""
+        """Raise EngineError if the engine can no longer generate."""
         ...
 
     def capacity(self) -> Capacity:
-        """Its size and load."""
+        """Return the engine's size and load."""
         ...
 
     def close(self) -> None:
-        """Stop for good; requests in flight end with an error."""
+        """Stop permanently; requests in flight end with an error."""
         ...
 
 
 def validate(
     prompt_ids: list[int], sampling: Sampling, *, context_length: int, vocabulary: int
 ) -> None:
-    """Refuse what would end some engine's loop, and with it every other user's request.
+    """Reject requests that would end an engine's loop, and with it every other user's request.
 
     Raises:
-        RequestRefusedError: the line says what is wrong.
+        RequestRefusedError: The request is invalid; the message gives the reason.
     """
     if not prompt_ids:
         raise RequestRefusedError("the prompt is empty")

@@ -1,4 +1,4 @@
-"""Puts the requests' own samplers where transformers' continuous batching calls a sampler."""
+"""Use a sampler per request in transformers' continuous batching."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class RequestSampler:
-    """One request's rules, and what it has drawn so far.
+    """Sampling rules and state of one request.
 
     Attributes:
-        logprobs: one entry a token drawn, if they were asked for.
-        error: what went wrong; from then on the tokens mean nothing.
+        logprobs: One entry per sampled token, if requested.
+        error: First exception; the tokens after it are meaningless.
     """
 
     def __init__(
@@ -47,12 +47,15 @@ class RequestSampler:
         )
 
     def __deepcopy__(self, memo: Any) -> RequestSampler:
-        """Itself: the manager copies a request that it takes out of a full cache, to start anew
-        with the answer so far as prompt. To the rules that is the same answer."""
+        """Return the same object.
+
+        The manager copies a request that it evicts from a full cache and restarts it with the
+        answer so far as part of the prompt. For the sampling rules that is the same answer.
+        """
         return self
 
     def draw(self, scores: torch.Tensor) -> int:
-        """The next token for a row of logits, [vocabulary], which may be changed; never raises."""
+        """Sample the next token from logits, [vocabulary], which may be modified; never raise."""
         if self.error is not None:
             return 0
         try:
@@ -85,30 +88,30 @@ class RequestSampler:
 
 
 class BatchSampler(ContinuousBatchingLogitsProcessor):
-    """Gives the manager, which then takes the argmax, rows in which the drawn token is on top.
+    """Logits processor after which the manager's argmax yields each row's sampled token.
 
-    transformers' own per-request processors sort the whole vocabulary twice for every row, cannot
-    do temperature 0 or a seed, and leave ties of a greedy row to chance.
+    transformers' own per-request processors sort the entire vocabulary twice per row, support
+    neither temperature 0 nor a seed, and break ties of a greedy row arbitrarily.
 
-    A processor gets one int32 a row, which is not enough for a request's rules; they are kept
-    from `prepare_tensor_args`, which the manager's thread calls right before the forward pass.
-    That holds without async batching and CUDA graphs, so the engine turns both off.
+    A processor receives one int32 per row, which cannot hold a request's rules. They are stored by
+    `prepare_tensor_args`, which the manager's thread calls immediately before the forward pass.
+    That holds without async batching and CUDA graphs, so the engine disables both.
     """
 
-    supported_kwargs = {"sampler": RequestSampler}  # noqa: RUF012 - the base class's
+    supported_kwargs = {"sampler": RequestSampler}  # noqa: RUF012 - declared so in the base class
     ignored_kwargs = ()
 
     def __init__(self) -> None:
         self._rows: list[RequestSampler] = []
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
-        """Nothing is read from the tensor."""
+        """Fill the tensor with zeros; its values are never read."""
         int32_tensor.zero_()
 
     def prepare_tensor_args(
         self, requests_with_new_token: Sequence[FutureRequestState]
     ) -> torch.Tensor:
-        """Remember whose rows come next."""
+        """Store the samplers of the next rows."""
         self._rows = [
             request.state.logit_processor_kwargs["sampler"] for request in requests_with_new_token
         ]
@@ -119,11 +122,11 @@ class BatchSampler(ContinuousBatchingLogitsProcessor):
         scores: torch.Tensor,
         tensor_arg: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor:
-        """Logits of shape [rows, vocabulary] in, and out with the draws made."""
-        # A prompt that is read in several passes has a row too, after all others and unread.
+        """Sample in place: logits of shape [rows, vocabulary]."""
+        # A prompt prefilled in chunks has a row as well, after all others, which is not read.
         assert len(self._rows) <= len(scores), "rows of another batch"
         drawn = [row.draw(scores[index]) for index, row in enumerate(self._rows)]
-        # What is not a number counts as the largest, so failed rows are cleared.
+        # argmax treats NaN as the maximum, so failed rows are cleared.
         for index, row in enumerate(self._rows):
             if row.error is not None:
                 scores[index] = 0

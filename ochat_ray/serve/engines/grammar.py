@@ -1,4 +1,4 @@
-"""Which tokens keep an answer within a JSON Schema."""
+"""Constrain answers to a JSON Schema."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 
 COMPILED = 64
 COMPILED_BYTES = 256 << 20
-"""Schemas that stay compiled, the most recently used, and about how many bytes they may take."""
+"""Number of compiled schemas in the cache (LRU), and approximately their total size in bytes."""
 
 BYTES_PER_CHARACTER = 100
-"""Memory of a compiled schema that is not costly."""
+"""Approximate memory of a compiled schema that is not costly."""
 
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=100_000,  # 1,000,000 by default: a nested pattern took 5 s per token
@@ -32,12 +32,12 @@ _LIMITS = LLParserLimits(
 )
 
 LONGEST_RUN = 20
-"""Longest run of whitespace between JSON tokens, or of digits; one token may exceed it.
+"""Maximum length of whitespace between JSON tokens, and of digit runs; one token may exceed it.
 
-Without a bound a small model may write them up to `max_tokens`, so that the text is cut before it
-is valid (vLLM issue 38696). llguidance 1.7.6 has no bound: it repeats a `whitespace_pattern` any
-number of times. Forbidding whitespace would be no better: a model that wants to write `[` and a new
-line would close the array instead.
+Without a limit a small model may repeat them up to `max_tokens`, so that the text is truncated
+before it is valid (vLLM issue 38696). llguidance 1.7.6 has no limit: it repeats a
+`whitespace_pattern` any number of times. Forbidding whitespace would be no better: a model that
+wants to write `[` and a newline would close the array instead.
 """
 
 _BLANK, _DIGIT, _OTHER = range(3)
@@ -45,7 +45,7 @@ _KINDS = {**dict.fromkeys(b" \t\n\r", _BLANK), **dict.fromkeys(b"0123456789", _D
 
 
 class Tokens:
-    """A tokenizer for llguidance, with each id's bytes and the kind of the first of them."""
+    """Tokenizer for llguidance, with the bytes of each id and the class of their first byte."""
 
     def __init__(self, tokenizer: Any, end_id: int) -> None:
         self.tokenizer = from_tokenizer(tokenizer, eos_token=end_id)
@@ -57,7 +57,7 @@ class Tokens:
 
 
 class _Run:
-    """The blanks or digits that a JSON text ends with, outside its strings."""
+    """Run of spaces or digits at the end of a JSON text, outside its strings."""
 
     def __init__(self) -> None:
         self.kind, self.length = _OTHER, 0
@@ -80,7 +80,7 @@ class _Run:
 
 
 class Grammar:
-    """One answer's way through its schema."""
+    """State of one answer within its schema."""
 
     def __init__(self, matcher: Any, vocabulary: int, tokens: Tokens) -> None:
         self._matcher = matcher
@@ -89,9 +89,9 @@ class Grammar:
         self._run = _Run()
 
     def allowed(self, stop_ids: tuple[int, ...]) -> np.ndarray:
-        """Of every id of the model's vocabulary, whether it may come next: bool, [vocabulary].
+        """Return a mask of the ids that may come next: bool, [vocabulary].
 
-        Special tokens may not, nor ids that no token has. A stop id may if the text is complete.
+        Special tokens and unused ids are not allowed. A stop id is allowed if the text is complete.
         """
         allowed = np.zeros(self._vocabulary, dtype=bool)
         mask = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)[: allowed.size]
@@ -99,7 +99,7 @@ class Grammar:
         if self._run.is_full:
             within = np.flatnonzero(allowed)
             longer = within[self._tokens.kinds[within] == self._run.kind]
-            if longer.size < within.size:  # else the schema wants such a number
+            if longer.size < within.size:  # otherwise the schema requires such a number
                 allowed[longer] = False
         allowed[[self._tokens.end_id, *stop_ids]] = False
         if self._matcher.is_accepting():
@@ -108,10 +108,10 @@ class Grammar:
         return allowed
 
     def advance(self, token_id: int) -> None:
-        """Go on behind a token that was allowed.
+        """Advance by an allowed token.
 
         Raises:
-            ValueError: it was not.
+            ValueError: The token was not allowed.
         """
         self._matcher.consume_token(token_id)
         self._check()
@@ -123,7 +123,7 @@ class Grammar:
 
 
 class Grammars:
-    """Compiles schemas for one model's tokenizer, which is opened when the first one comes."""
+    """Compiler of schemas for one model's tokenizer, which is opened on first use."""
 
     def __init__(self, directory: str, vocabulary: int) -> None:
         self._directory = directory
@@ -137,14 +137,14 @@ class Grammars:
         self._tokens: Tokens | None = None
 
     def grammar(self, schema: str) -> Grammar:
-        """The start of an answer that must match `schema`, a JSON Schema as JSON.
+        """Return the initial state for an answer that must match `schema`, a JSON Schema as JSON.
 
         The first call takes a second, and one with a new schema milliseconds or more: not for an
         event loop's thread. A schema that takes long keeps only those waiting who ask for it, or
         for another costly one.
 
         Raises:
-            RequestRefusedError: the schema, or the model's tokenizer, is none that can be compiled.
+            RequestRefusedError: The schema, or the model's tokenizer, cannot be compiled.
         """
         with self._lock:
             compiling = self._compiling.setdefault(schema, threading.Lock())
@@ -159,7 +159,7 @@ class Grammars:
         return Grammar(matcher, self._vocabulary, self._tokens)
 
     def close(self) -> None:
-        """End the process that compiles costly schemas first."""
+        """Stop the process that compiles costly schemas first."""
         self._trial.close()
 
     def _known(self, schema: str) -> _Compiled | None:
@@ -207,7 +207,7 @@ class Grammars:
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """A schema's matcher at the start of an answer, and about how many bytes it takes."""
+    """Matcher of a schema at the start of an answer, and its approximate size in bytes."""
 
     matcher: Any
     size: int
@@ -217,7 +217,7 @@ def open_tokens(directory: str) -> Tokens:
     """Open a model's tokenizer.
 
     Raises:
-        RequestRefusedError: there is none that schemas can be compiled for.
+        RequestRefusedError: There is none that schemas can be compiled for.
     """
     try:
         tokenizer = load_tokenizer(directory)
@@ -227,10 +227,10 @@ def open_tokens(directory: str) -> Tokens:
 
 
 def compile_schema(tokens: Tokens, schema: str) -> Any:
-    """Compile a JSON Schema; llguidance's matcher at the start of an answer.
+    """Compile a JSON Schema to llguidance's matcher at the start of an answer.
 
     Raises:
-        RequestRefusedError: it cannot be compiled, or no text matches it.
+        RequestRefusedError: It cannot be compiled, or no text matches it.
     """
     try:
         source = LLMatcher.grammar_from_json_schema(schema)
@@ -238,7 +238,7 @@ def compile_schema(tokens: Tokens, schema: str) -> Any:
         raise RequestRefusedError(f"json_schema is not JSON: {error}", PARAM) from error
     matcher = LLMatcher(tokens.tokenizer, source, log_level=0, limits=_LIMITS)
     if not matcher.is_error():
-        matcher.compute_logit_bias()  # some errors, such as of a reference to itself, come here
+        matcher.compute_logit_bias()  # raises some errors, as for a self-reference, only here
     if matcher.is_error():
         problem = f"json_schema cannot be compiled: {_first_line(matcher)}"
         raise RequestRefusedError(problem, PARAM)

@@ -1,4 +1,4 @@
-"""Linear layers whose weights lie as a CPU wants to read them."""
+"""Linear layers with weights in the memory layout that CPU kernels read fastest."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 ROWS = 16
-"""Tokens in a forward pass that the order of the weights is chosen for; any number may come."""
+"""Tokens per forward pass for which the weight layout is optimized; any number works."""
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that get the same input, one right after the other, in models that name them so."""
+"""Layers with the same input, called one after the other, by their names in common models."""
 
 
 class PackedLinears:
-    """Several of `torch.nn.Linear` that read the same input, as one product of bfloat16 matrices.
+    """Several `torch.nn.Linear` layers with the same input, as one product of bfloat16 matrices.
 
-    The weight is reordered once instead of in every call. The two operators are those that
-    PyTorch's own compiler puts in a linear layer's place. Products of small matrices cost more in
-    waking threads than in work, so one is better than three.
+    The weight is reordered once instead of on every call. The two operators are those that
+    PyTorch's compiler substitutes for a linear layer. Small matrix products cost more in waking
+    threads than in arithmetic, so one is faster than three.
     """
 
     def __init__(self, linears: Sequence[torch.nn.Linear]) -> None:
@@ -32,9 +32,9 @@ class PackedLinears:
         self._outputs: list[torch.Tensor | None] = []
 
     def output(self, which: int, inputs: torch.Tensor) -> torch.Tensor:
-        """What layer number `which` makes of the inputs; the others' is kept until they are asked.
+        """Return the output of layer number `which`; the others' outputs are kept until requested.
 
-        That is right because a layer is asked once for each input, as in a forward pass.
+        This is correct because each layer is called once per input, as in a forward pass.
         """
         if inputs is not self._inputs or self._outputs[which] is None:
             product = torch.ops.mkldnn._linear_pointwise(
@@ -50,7 +50,7 @@ class PackedLinears:
 
 
 class PackedLinear(torch.nn.Module):
-    """Stands where one of `PackedLinears` stood."""
+    """Replacement module for one layer of `PackedLinears`."""
 
     def __init__(self, packed: PackedLinears, which: int) -> None:
         super().__init__()
@@ -58,15 +58,15 @@ class PackedLinear(torch.nn.Module):
         self._which = which
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """As `torch.nn.Linear.forward`."""
+        """Compute the same result as `torch.nn.Linear.forward`."""
         return self._packed.output(self._which, inputs)
 
 
 def pack_linears(model: Any) -> int:
-    """Replace every bfloat16 linear layer of a model on a CPU that computes in it; how many.
+    """Replace all bfloat16 linear layers if the CPU computes in bfloat16; return their number.
 
-    In float32 PyTorch's matrix library gains nothing by it, and the plain layers stay. Inference
-    only, and in one thread at a time.
+    In float32, PyTorch's matrix library gains nothing, and the plain layers stay. For inference
+    only, by one thread at a time.
     """
     if not (torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()):
         return 0

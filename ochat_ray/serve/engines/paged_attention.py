@@ -1,7 +1,7 @@
-"""Attention over transformers' paged cache on a CPU: each request sees its own keys, and no others.
+"""Attention over transformers' paged cache on a CPU, computed per request.
 
-transformers' own "sdpa" (5.19) lays the keys of the whole batch in one row, lets every query meet
-all of them and hides what is another's under a dense mask, which it also builds anew for every
+transformers' own "sdpa" (5.19) puts the keys of the entire batch in one row, lets every query
+attend to all of them and hides other requests' keys with a dense mask, which it rebuilds for every
 step. With 16 requests that is 16 times the work.
 """
 
@@ -19,15 +19,17 @@ from transformers import AttentionInterface, AttentionMaskInterface
 PAGED_SDPA = "ochat_paged_sdpa"
 
 PLAIN = frozenset("gpt_neox llama mistral phi3 qwen2 qwen3".split())
-"""Model types whose attention is softmax(query keys) values of all tokens before: nothing slides,
-sinks or is capped. Others keep transformers' own."""
+"""Model types with plain causal softmax attention: no sliding window, sinks or soft-capping.
+
+Others keep transformers' own attention.
+"""
 
 _FULL = "full_attention"
 _current = threading.local()
 
 
 def suits(config: Any) -> bool:
-    """Whether a model of this text config may use `PAGED_SDPA`."""
+    """Return whether a model with this text config may use `PAGED_SDPA`."""
     types = getattr(config, "layer_types", None)
     return (
         config.model_type in PLAIN
@@ -37,17 +39,17 @@ def suits(config: Any) -> bool:
 
 
 def register_paged_sdpa() -> None:
-    """Teach transformers `PAGED_SDPA`."""
+    """Register `PAGED_SDPA` with transformers."""
     AttentionInterface.register(PAGED_SDPA, _paged_sdpa)
     AttentionMaskInterface.register(PAGED_SDPA, lambda **_: None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prefill:
-    """A request with several new tokens: where they are among the batch's, and its keys.
+    """Request with several new tokens: their range in the batch, and its keys.
 
-    `index` is where all of its keys lie in the cache, and `mask`, [new, keys], which each new
-    token may see; both are None if the new tokens are the whole request.
+    `index` holds the positions of all its keys in the cache, and `mask`, [new, keys], the keys
+    visible to each new token; both are None if the new tokens are the entire request.
     """
 
     start: int
@@ -58,15 +60,15 @@ class Prefill:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decodes:
-    """The requests with one new token and keys in the cache: R of them, with N pages in all.
+    """Requests with one new token and keys in the cache: R of them, with N pages in total.
 
     Attributes:
-        tokens: [R], where the new tokens are among the batch's.
+        tokens: [R], positions of the new tokens in the batch.
         pages: [N], page numbers, request by request.
         owners: [N], the request (0 to R - 1) that reads each page.
-        slots: [N], each page's place in R x `most` pages; None if all have `most`.
-        most: pages of the longest request.
-        mask: [N, 1, 1, page tokens], 0 for what is written and -inf for the rest.
+        slots: [N], each page's position in R x `most` pages; None if all have `most`.
+        most: Number of pages of the longest request.
+        mask: [N, 1, 1, page tokens], 0 for written entries and -inf for the rest.
     """
 
     tokens: torch.Tensor
@@ -79,7 +81,7 @@ class Decodes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What all layers of one forward pass have in common."""
+    """State shared by all layers of one forward pass."""
 
     prefills: tuple[Prefill, ...]
     decodes: Decodes | None
@@ -93,10 +95,15 @@ def plan_batch(
     page_tokens: int,
     dtype: torch.dtype,
 ) -> Plan:
-    """Sort a batch's requests, whose new tokens and keys lie between the borders.
+    """Group a batch's requests by number of new tokens.
 
-    `read_index` says where the keys are in the cache, each request's in order and page by page;
-    it is empty where no request has any in the cache.
+    Args:
+        query_borders: Offsets of the requests' new tokens (`cu_seqlens` of the queries).
+        key_borders: Offsets of the requests' keys.
+        read_index: Positions of the keys in the cache, in order of request and page; empty if no
+            request has any in the cache.
+        page_tokens: Tokens per page.
+        dtype: Type of the masks.
     """
     prefills: list[Prefill] = []
     tokens: list[int] = []
@@ -146,11 +153,11 @@ def decode(
     decodes: Decodes,
     scaling: float,
 ) -> torch.Tensor:
-    """Attend with one query a request: [requests, heads, head size] in and out.
+    """Attend with one query per request: [requests, heads, head size] in and out.
 
-    Pages are [pages, page tokens, key-value heads, head size], written or not: what is not must be
-    finite. PyTorch's fused attention would do too, but on a CPU with so few queries it takes five
-    times as long as two products of batches of small matrices, one a page and head.
+    Pages are [pages, page tokens, key-value heads, head size]; unwritten entries must be finite.
+    PyTorch's fused attention gives the same result, but on a CPU with so few queries it takes five
+    times as long as two batched products of small matrices, one per page and head.
     """
     requests, heads, size = query.shape
     page_tokens, kv_heads = key_pages.shape[1:3]
@@ -201,17 +208,17 @@ def _paged_sdpa(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function; queries, keys, values are [1, heads, tokens, head size]."""
+    """Attention function for transformers; inputs are [1, heads, tokens, head size]."""
     layer: Any = module.layer_idx
     key_pages, value_pages = cache.layer_to_allocator[layer].get_cache_for_block_table(layer)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     for pages, new in ((key_pages, key), (value_pages, value)):
-        # A page's unwritten end is multiplied by 0, which undoes whatever a request before left
-        # there, except infinities and NaN.
+        # The unwritten end of a page is multiplied by 0, which cancels any values left by an
+        # earlier request except infinities and NaN.
         finite = torch.nan_to_num(new[0].transpose(0, 1), nan=0.0, posinf=0.0, neginf=0.0)
         pages.view(-1, *pages.shape[2:]).index_copy_(0, write_index[0], finite)
     if getattr(_current, "step", None) is not read_index:
-        # The manager makes this list anew for every forward pass, and all layers get the same.
+        # The manager creates this list for every forward pass, and all layers share it.
         _current.step = read_index
         _current.plan = plan_batch(
             cu_seq_lens_q.tolist(),

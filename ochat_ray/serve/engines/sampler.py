@@ -1,4 +1,4 @@
-"""Chooses a request's next token from its row of logits, by the request's own rules."""
+"""Sample a request's next token from its row of logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ochat_ray.serve.engines.base import Sampling, TokenLogprobs
 
 UNLIKELY = 1e-4
-"""Tokens of a smaller probability race as one; see `choose`."""
+"""Probability below which tokens are sampled as one group; see `choose`."""
 
 
 def adjust(
@@ -22,10 +22,14 @@ def adjust(
     answer_counts: Mapping[int, int],
     allowed: np.ndarray | None = None,
 ) -> None:
-    """Apply, in place, the rules that look at what has been said: bias, grammar, penalties.
+    """Apply the rules that depend on the text so far, in place: bias, grammar, penalties.
 
-    `scores` are float32 logits, [vocabulary]; `prompt_ids` the prompt's, each once;
-    `answer_counts` how often each id is in the answer so far; `allowed` a bool for every id.
+    Args:
+        scores: Float32 logits, [vocabulary].
+        sampling: The request's parameters.
+        prompt_ids: Distinct token ids of the prompt.
+        answer_counts: Number of occurrences of each id in the answer so far.
+        allowed: Mask of allowed ids, [vocabulary].
     """
     if sampling.logit_bias:
         ids, biases = zip(*sampling.logit_bias, strict=True)
@@ -44,18 +48,18 @@ def adjust(
 
 
 def choose(scores: torch.Tensor, sampling: Sampling, *, seed: int, position: int) -> int:
-    """One token id, drawn from the logits `scores` of shape [vocabulary].
+    """Sample one token id from the logits `scores` of shape [vocabulary].
 
-    Temperature, `min_p`, then the `top_k` most likely, then the fewest of those whose
-    probabilities sum to at least `top_p`. The draw depends on (seed, position) and the scores
-    alone, so it is the same in any batch.
+    The filters are temperature, `min_p`, the `top_k` most likely tokens, then the smallest set of
+    those whose probabilities sum to at least `top_p`. The result depends only on (seed, position)
+    and the scores, so it is the same in any batch.
 
-    Tokens race: each one's exponential noise, divided by its probability, is when it comes in, and
-    the first one is drawn with just that probability. Every id has noise of its own, so a draw
-    survives the small differences that another batch makes to the logits.
+    Sampling is an exponential race: each token's exponential noise, divided by its probability, is
+    its arrival time, and the first to arrive is drawn with exactly that probability. Every id has
+    its own noise, so a draw is stable under the small differences in logits between batches.
 
     Raises:
-        ValueError: no token is possible, or the logits are not numbers.
+        ValueError: No token is possible, or the logits are NaN.
     """
     if not math.isfinite(scores.max()):
         raise ValueError("the model's logits are not numbers, or no token is possible")
@@ -78,8 +82,8 @@ def choose(scores: torch.Tensor, sampling: Sampling, *, seed: int, position: int
             if not kept[-1]:
                 break
         return _first(_array(probabilities[kept]), _array(ids[kept]), key)
-    # Most of a vocabulary is so unlikely that one of it hardly ever wins. They race as one, and
-    # among each other only if that one wins; that is the same distribution for less noise.
+    # Most of a vocabulary is so unlikely that it hardly ever wins. These tokens race as one group,
+    # and among each other only if the group wins: the same distribution with less noise to draw.
     everything = _array(likely_first)
     likely = everything >= UNLIKELY
     common, rare = np.flatnonzero(likely), np.flatnonzero(~likely)
@@ -89,7 +93,7 @@ def choose(scores: torch.Tensor, sampling: Sampling, *, seed: int, position: int
 
 
 def log_probabilities(logs: torch.Tensor, token_id: int, top: int) -> TokenLogprobs:
-    """The chosen token's entry of `logs`, [vocabulary], and the `top` highest."""
+    """Return the entry of the chosen token and the `top` highest of `logs`, [vocabulary]."""
     values, ids = logs.topk(min(top, logs.numel()))
     return TokenLogprobs(
         token_id=token_id,
@@ -99,7 +103,7 @@ def log_probabilities(logs: torch.Tensor, token_id: int, top: int) -> TokenLogpr
 
 
 def _within(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Which of the probabilities, sorted downwards, are needed for a sum of at least `top_p`."""
+    """Return a mask of the probabilities, sorted descending, needed to sum to at least `top_p`."""
     return probabilities.cumsum(-1) - probabilities < top_p
 
 
@@ -113,18 +117,18 @@ def _first(probabilities: np.ndarray, ids: np.ndarray, key: int) -> int:
 
 
 def _exponentials(key: int, ids: np.ndarray) -> np.ndarray:
-    """Noise of the exponential distribution with mean 1: SplitMix64's stream `key` at `ids`."""
+    """Return exponential noise with mean 1: SplitMix64's stream `key` at positions `ids`."""
     value = np.uint64(key) + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(_FIRST)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(_SECOND)
     value ^= value >> np.uint64(31)
-    # 52 bits and a half: neither 0 nor 1 after rounding.
+    # 52.5 bits: neither 0 nor 1 after rounding.
     uniform = ((value >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return -np.log(uniform)
 
 
 def _mix(seed: int, position: int) -> int:
-    """A stream of its own for every position: SplitMix64's finaliser over both."""
+    """Return a separate stream key for every position: SplitMix64's finalizer over both values."""
     mask = 2**64 - 1
     value = (seed * _GOLDEN + position * 0xD1B54A32D192ED03) & mask
     value = ((value ^ (value >> 30)) * _FIRST) & mask

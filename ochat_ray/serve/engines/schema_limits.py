@@ -1,4 +1,4 @@
-"""Bounds on what a JSON Schema may ask of whoever compiles it: no library of ours, no model."""
+"""Limits on the cost of compiling a JSON Schema."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _REPETITION = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 
 def check_counts(schema: Any) -> None:
-    """Refuse counts that a compiler would unroll, such as `minItems` of a billion.
+    """Reject counts that a compiler would unroll, such as `minItems` of a billion.
 
     Raises:
-        ValueError: the text names the keyword and its limit.
+        ValueError: The text names the keyword and its limit.
     """
     for keyword, value in _keywords(schema):
         if keyword in _COUNTS and _is_number(value) and value > MOST_REPETITIONS:

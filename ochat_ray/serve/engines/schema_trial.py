@@ -1,8 +1,8 @@
 """Compile a costly JSON Schema first in a process of its own, with limits of time and memory.
 
 llguidance 1.7.6 compiles `{"multipleOf": 1000003}` for 20 seconds and gigabytes of a large
-`minItems`; neither can be interrupted, nor does it have a limit for them. What ends this process
-does not end the model replica.
+`minItems`; neither can be interrupted, nor does it have a limit for them. A crash of
+this process does not affect the model replica.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MEMORY_BYTES = 1 << 30
 """Processor time and further memory that one schema may take."""
 
 WALL_S = 30.0
-"""Seconds after which the process is given up, whatever it waits for."""
+"""Timeout in seconds after which the process is killed."""
 
 PARAM = "response_format"
 
 
 class SchemaTrial:
-    """A process that compiles schemas for the tokenizer of a model; started when needed."""
+    """Process that compiles schemas for the tokenizer of a model; started on first use."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -38,7 +38,7 @@ class SchemaTrial:
         """Return the bytes of memory that the compiled schema takes.
 
         Raises:
-            RequestRefusedError: it cannot be compiled, or not within the limits.
+            RequestRefusedError: It cannot be compiled, or not within the limits.
         """
         with self._lock:
             answer = self._ask(schema)
@@ -53,7 +53,7 @@ class SchemaTrial:
         return int(str(answer["bytes"]))
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()

@@ -1,4 +1,4 @@
-"""An engine without a model, instant and deterministic: tests and measures what is around it."""
+"""Deterministic engine without a model, for tests and measurements of the surrounding code."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ochat_ray.serve.engines.base import (
 )
 
 LOGPROB = -0.25
-"""What every token's log-probability is said to be."""
+"""Log-probability reported for every token."""
 
 
 class ScriptedEngine:
-    """Says its script, one token a delta, then the first of the request's stop ids.
+    """Engine that emits its script, one token per delta, then the first of the request's stop ids.
 
-    A script of None repeats the prompt. `pause_s` is slept before every delta; even 0 lets other
-    requests have their turn.
+    A script of None repeats the prompt. `pause_s` is slept before every delta; even 0 yields to
+    other requests.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ScriptedEngine:
     async def submit(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
     ) -> AsyncGenerator[Delta, None]:
-        """See `Engine.submit`."""
+        """Generate an answer; see `Engine.submit`."""
         validate(
             prompt_ids,
             sampling,
@@ -74,17 +74,17 @@ class ScriptedEngine:
             del self._cancelled[request_id]
 
     def cancel(self, request_id: str) -> None:
-        """See `Engine.cancel`."""
+        """Cancel a request; see `Engine.cancel`."""
         if request_id in self._cancelled:
             self._cancelled[request_id] = True
 
     def check_health(self) -> None:
-        """See `Engine.check_health`."""
+        """Raise if the engine is closed; see `Engine.check_health`."""
         if self._closed:
             raise EngineUnavailableError("the engine is closed")
 
     def capacity(self) -> Capacity:
-        """See `Engine.capacity`."""
+        """Return the engine's size and load; see `Engine.capacity`."""
         return Capacity(
             context_length=self._context_length,
             kv_tokens=self._context_length,
@@ -95,7 +95,7 @@ class ScriptedEngine:
         )
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """Stop permanently; see `Engine.close`."""
         self._closed = True
 
     def _token(self, index: int, prompt_ids: list[int], sampling: Sampling) -> int:

@@ -1,4 +1,4 @@
-"""How much of the machine a replica takes, where nothing was asked for."""
+"""Default thread count and KV-cache size of a replica."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _CPU_MEMORY_SHARE = 0.1
 
 
 def cpu_threads(num_cpus: float) -> int:
-    """Threads to compute on in a replica of that many CPUs: at least one, at most the machine's."""
+    """Return the compute threads of a replica with `num_cpus` CPUs, at most the machine's."""
     return max(1, min(int(num_cpus), os.cpu_count() or 1))
 
 
 def default_cache_bytes() -> int:
-    """What the key-value cache may take of a CPU's memory, once the model is loaded."""
+    """Return the default size of the KV cache on a CPU, after loading the model, in bytes."""
     return int(_CPU_MEMORY_SHARE * psutil.virtual_memory().available)
 
 
 def check_context_fits(context_length: int, needed_bytes: int, cache_bytes: float) -> None:
-    """Hold one full context, in tokens, against the cache: without it a request could never run.
+    """Check that one full context, in tokens, fits the cache; otherwise a request could never run.
 
     Raises:
-        UserError: it does not fit; the line has the numbers.
+        UserError: It does not fit; the line has the numbers.
     """
     if cache_bytes < needed_bytes:
         raise UserError(

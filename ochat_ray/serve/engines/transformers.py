@@ -1,4 +1,4 @@
-"""The engine that runs wherever PyTorch does: transformers' continuous batching."""
+"""Engine for any machine with PyTorch: transformers' continuous batching."""
 
 from __future__ import annotations
 
@@ -37,20 +37,23 @@ from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, defa
 logger = logging.getLogger(__name__)
 
 PAGE_TOKENS = 128
-"""Tokens in a page of the key-value cache. Prompts share whole pages; smaller pages share more."""
+"""Tokens per page of the key-value cache.
+
+Prompts share complete pages; smaller pages share more.
+"""
 
 LIVENESS_S = 1.0
-"""How often a request that waits for a token looks whether the engine still lives."""
+"""Seconds between liveness checks of a request that waits for a token."""
 
 GPU_MEMORY_SHARE = 0.7
-"""Share of the GPU's memory, free after loading, that the cache may take by default."""
+"""Share of the GPU memory, free after loading, that the cache may use by default."""
 
 
 class TransformersEngine:
-    """One model in this process, generating on a thread of its own.
+    """One model in this process, generating on its own thread.
 
     Raises:
-        UserError: the model cannot be opened, or the cache cannot hold one full context.
+        UserError: The model cannot be opened, or the cache cannot hold one full context.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -75,7 +78,7 @@ class TransformersEngine:
     async def submit(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
     ) -> AsyncGenerator[Delta, None]:
-        """See `Engine.submit`."""
+        """Generate an answer; see `Engine.submit`."""
         self._validate(request_id, prompt_ids, sampling)
         self.check_health()
         queue: asyncio.Queue[GenerationOutput | None] = asyncio.Queue()
@@ -84,8 +87,8 @@ class TransformersEngine:
             sampler = await self._sampler(prompt_ids, sampling)
             if not queue.empty():
                 return  # cancelled while its schema was compiled
-            # The handler first: an answer that comes before it would land in the manager's
-            # shared queue, where nobody looks.
+            # Register the handler first: an earlier answer would land in the manager's shared
+            # queue, which nothing reads.
             self._manager.register_result_handler(request_id, queue.put_nowait)
             accepted = self._manager.add_request(
                 prompt_ids,
@@ -125,14 +128,14 @@ class TransformersEngine:
                 self.cancel(request_id)
 
     def cancel(self, request_id: str) -> None:
-        """See `Engine.cancel`."""
+        """Cancel a request; see `Engine.cancel`."""
         if request_id in self._queues:
             self._manager.cancel_request(request_id)
             self._queues[request_id].put_nowait(None)
             self._forget(request_id)
 
     def check_health(self) -> None:
-        """See `Engine.check_health`."""
+        """Raise if the generation thread died; see `Engine.check_health`."""
         error = self._manager.background_thread_status.fatal_error
         if error is not None:
             raise EngineUnavailableError(f"the generation thread died: {error}")
@@ -140,7 +143,7 @@ class TransformersEngine:
             raise EngineUnavailableError("the generation thread is not running")
 
     def capacity(self) -> Capacity:
-        """See `Engine.capacity`; the manager's own counts."""
+        """Return the engine's size and load from the manager's counts; see `Engine.capacity`."""
         processor = self._manager.batch_processor
         running = waiting = used = 0
         if processor is not None:
@@ -157,12 +160,12 @@ class TransformersEngine:
         )
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """Stop permanently; see `Engine.close`."""
         self._manager.stop(block=True, timeout=10, hard_stop=True)
         self._grammars.close()
 
     def _validate(self, request_id: str, prompt_ids: list[int], sampling: Sampling) -> None:
-        """Refuse what would end the manager's loop, and with it every other user's request."""
+        """Reject requests that would end the manager's loop, and thereby all other requests."""
         if request_id in self._queues:
             raise RequestRefusedError(f"request id {request_id} is in use")
         validate(
@@ -184,9 +187,9 @@ class TransformersEngine:
     async def _next_output(
         self, queue: asyncio.Queue[GenerationOutput | None]
     ) -> GenerationOutput | None:
-        """The newest output, or None once the request is cancelled.
+        """Return the latest output, or None once the request is cancelled.
 
-        Each holds all tokens so far, so those before it can be skipped.
+        Each output holds all tokens so far, so earlier ones can be skipped.
         """
         while True:
             try:
@@ -204,17 +207,17 @@ class TransformersEngine:
         router = self._manager.output_router
         with router._lock:
             router.result_handlers.pop(request_id, None)
-        # An output that was under way when its handler went ends up in the shared queue, which
-        # would keep it for ever.
+        # An output in flight when its handler was removed ends up in the shared queue, which
+        # would keep it forever.
         while not router.output_queue.empty():
             router.output_queue.get_nowait()
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The number format of weights and cache.
+    """Return the data type of weights and cache.
 
-    "auto" is bfloat16 on a GPU, and on a CPU that computes in it, where it halves the memory to
-    read. Other CPUs emulate bfloat16 slowly and get float32.
+    "auto" is bfloat16 on a GPU and on CPUs with native bfloat16, where it halves the memory
+    traffic. Other CPUs emulate bfloat16 slowly and use float32.
     """
     if dtype != "auto":
         return {
@@ -244,16 +247,16 @@ def _load(settings: EngineSettings, device: torch.device) -> Any:
 
 
 def _cache_pages(model: Any, settings: EngineSettings, device: torch.device) -> int:
-    """Pages of key-value cache: enough for full contexts of all requests, if memory allows.
+    """Return the number of cache pages: enough for full contexts of all requests, if memory allows.
 
-    More requests than fit at once are no error: the manager takes some out and computes them
-    again later. One full context must fit, or its request could never run.
+    More requests than fit are not an error: the manager evicts some and recomputes them later. One
+    full context must fit, or its request could never run.
     """
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     page_bytes = PAGE_TOKENS * config.num_hidden_layers * 2 * heads * width * model.dtype.itemsize
-    # One page more than the tokens need: the last of a request is rarely full.
+    # One page more than the tokens need, since the last page of a request is rarely full.
     context_pages = -(-settings.context_length // PAGE_TOKENS) + 1
     if settings.kv_cache_gib is not None:
         budget = settings.kv_cache_gib * 2**30
@@ -266,7 +269,7 @@ def _cache_pages(model: Any, settings: EngineSettings, device: torch.device) -> 
 
 
 def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:
-    # do_sample=False: the manager takes the argmax of what BatchSampler leaves.
+    # do_sample=False: the manager takes the argmax of BatchSampler's output.
     generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
     batching = ContinuousBatchingConfig(
         page_size=PAGE_TOKENS,
@@ -286,8 +289,8 @@ def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:
     processors.tensors_required = 1  # counted only for processors that it converts itself
     manager.logit_processor = processors
     if model.device.type == "cpu" and suits(model.config.get_text_config()):
-        # Only now: the manager refuses names that it does not know. Its thread, which asks by name
-        # whether a mask must be built, has not started.
+        # Only now: the manager rejects unknown names. Its thread, which checks by name whether a
+        # mask is needed, has not started.
         register_paged_sdpa()
         model.set_attn_implementation(PAGED_SDPA)
     return manager

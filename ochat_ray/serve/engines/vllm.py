@@ -1,6 +1,6 @@
-"""vLLM, on GPUs; and on CPUs where the CPU build of vLLM is what is installed.
+"""Engine based on vLLM: on GPUs, and on CPUs with vLLM's CPU build.
 
-vLLM 0.32's AsyncLLM keeps the model in a process of its own, the engine core.
+vLLM 0.32's AsyncLLM keeps the model in a separate process, the engine core.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, defa
 
 
 class VllmEngine:
-    """One model in vLLM's engine core. Every method is for the event loop of the first request.
+    """One model in vLLM's engine core. All methods must run on the event loop of the first request.
 
-    With a `json_schema` the log-probabilities are of what the grammar leaves: vLLM masks first.
+    With a `json_schema`, log-probabilities are those after the grammar mask, which vLLM applies
+    first.
 
     Raises:
-        UserError: the model cannot be opened, or the cache cannot hold one full context.
+        UserError: The model cannot be opened, or the cache cannot hold one full context.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -76,7 +77,7 @@ class VllmEngine:
     async def submit(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
     ) -> AsyncGenerator[Delta, None]:
-        """See `Engine.submit`."""
+        """Generate an answer; see `Engine.submit`."""
         if request_id in self._requests:
             raise RequestRefusedError(f"request id {request_id} is in use")
         limits = {"context_length": self._context_length, "vocabulary": self._vocabulary}
@@ -103,21 +104,21 @@ class VllmEngine:
             self._requests.remove(request_id)
 
     def cancel(self, request_id: str) -> None:
-        """See `Engine.cancel`."""
+        """Cancel a request; see `Engine.cancel`."""
         if request_id in self._requests:
             task = asyncio.get_running_loop().create_task(self._llm.abort(request_id))
             self._aborts.add(task)
             task.add_done_callback(self._aborts.discard)
 
     def check_health(self) -> None:
-        """See `Engine.check_health`."""
+        """Raise if the engine core is dead; see `Engine.check_health`."""
         if self._closed:
             raise EngineUnavailableError("the engine is closed")
         if self._llm.errored:
             raise EngineUnavailableError("the engine core is dead")
 
     def capacity(self) -> Capacity:
-        """See `Engine.capacity`; the engine core tells its load only after a step that it makes."""
+        """Return the engine's size and load, as reported by the core after its latest step."""
         stats, requests = self._load.stats, len(self._requests)
         running = min(stats.num_running_reqs, requests) if stats else 0
         usage = stats.kv_cache_usage if stats and requests else 0.0
@@ -131,7 +132,7 @@ class VllmEngine:
         )
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """Stop permanently; see `Engine.close`."""
         if not self._closed:
             self._closed = True
             self._llm.output_processor.propagate_error(EngineDeadError())
@@ -139,7 +140,7 @@ class VllmEngine:
 
 
 class _Load(StatLoggerBase):
-    """Keeps what the engine core's scheduler told last."""
+    """Latest statistics of the engine core's scheduler."""
 
     def __init__(self) -> None:
         self.stats: Any = None
@@ -150,8 +151,8 @@ class _Load(StatLoggerBase):
     def log_engine_initialized(self) -> None: ...
 
 
-class _Leash:
-    """Of an executor, in the engine core: ends that when the process that opened it is killed."""
+class _EndWithParent:
+    """Executor mixin that ends the engine core when the process that opened it is killed."""
 
     def _init_executor(self) -> None:
         threading.Thread(target=self._end_with_parent, daemon=True).start()
@@ -165,14 +166,14 @@ class _Leash:
         os._exit(1)
 
 
-class _UniProcExecutor(_Leash, UniProcExecutor): ...
+class _UniProcExecutor(_EndWithParent, UniProcExecutor): ...
 
 
-class _MultiprocExecutor(_Leash, MultiprocExecutor): ...
+class _MultiprocExecutor(_EndWithParent, MultiprocExecutor): ...
 
 
 def _set_environment(settings: EngineSettings) -> None:
-    """What vLLM and its processes read from the environment."""
+    """Set the environment variables that vLLM and its processes read."""
     threads = cpu_threads(settings.num_cpus)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ |= {
@@ -180,7 +181,7 @@ def _set_environment(settings: EngineSettings) -> None:
         "HF_HUB_OFFLINE": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads already
         "OMP_NUM_THREADS": str(threads),
-        # vLLM would bind its threads to the first cores, those of every replica to the same ones.
+        # vLLM would bind its threads to the first cores, the same ones for every replica.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
 
@@ -190,10 +191,10 @@ def _open(settings: EngineSettings, load: _Load) -> AsyncLLM:
         raise UserError("engine=vllm finds no GPU; give num_gpus=1, or engine=transformers")
     on_cpu = current_platform.is_cpu()
     gpus = max(1, int(settings.num_gpus))
-    # A CPU reads every prompt in one piece: after the first of several, vLLM's runner winds the
-    # request's generator back, which a seeded one on a CPU answers by ending the engine core.
+    # On a CPU every prompt is prefilled in one chunk: after the first of several, vLLM's runner
+    # rewinds the request's generator, which for a seeded one on a CPU ends the engine core.
     whole = settings.context_length if on_cpu else 0
-    emulated = on_cpu and not torch.cpu._is_avx512_bf16_supported()  # vLLM would not mind
+    emulated = on_cpu and not torch.cpu._is_avx512_bf16_supported()  # vLLM would still use it
     config = AsyncEngineArgs(
         model=settings.directory,
         dtype="float32" if settings.dtype == "auto" and emulated else settings.dtype,
@@ -205,12 +206,12 @@ def _open(settings: EngineSettings, load: _Load) -> AsyncLLM:
         enable_chunked_prefill=not on_cpu,
         enable_prefix_caching=True,
         tensor_parallel_size=gpus,
-        # Of its own accord vLLM would spread over actors of its own inside a Ray placement group.
+        # By default vLLM would create its own actors inside a Ray placement group.
         distributed_executor_backend="mp" if gpus > 1 else None,
         gpu_memory_utilization=0.9 * min(1.0, settings.num_gpus or 1.0),
         enforce_eager=on_cpu,  # else minutes of C++ compilation
         # The only backend that ends an answer with the request's stop ids, not the tokenizer's.
-        # Blanks without end would cut an answer before it is valid (vLLM issue 38696).
+        # Unbounded whitespace would truncate an answer before it is valid (vLLM issue 38696).
         structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         use_tqdm_on_load=False,
     ).create_engine_config()
@@ -226,17 +227,17 @@ def _open(settings: EngineSettings, load: _Load) -> AsyncLLM:
 
 
 def _cache_bytes(config: Any, settings: EngineSettings, on_cpu: bool) -> int | None:
-    """Bytes of cache on each device; None lets vLLM take what is free on the GPU.
+    """Return the bytes of cache per device; None lets vLLM use the free GPU memory.
 
-    On a CPU the default is full contexts of all requests, if memory allows.
+    On a CPU the default is enough for full contexts of all requests, if memory allows.
     """
     if settings.kv_cache_gib is None and not on_cpu:
         return None
     model, parallel = config.model_config, config.parallel_config
     heads, width = model.get_num_kv_heads(parallel), model.get_head_size()
     token_bytes = 2 * model.get_num_layers(parallel) * heads * width * model.dtype.itemsize
-    block = config.cache_config.block_size or 16  # on a GPU vLLM settles it later
-    # One block more than the tokens need: vLLM keeps one for itself.
+    block = config.cache_config.block_size or 16  # on a GPU vLLM decides it later
+    # One block more than the tokens need: vLLM reserves one.
     context_bytes = (-(-settings.context_length // block) + 1) * block * token_bytes
     if settings.kv_cache_gib is None:
         budget = min(default_cache_bytes(), settings.max_ongoing * context_bytes)
@@ -252,7 +253,7 @@ def _sampling_params(sampling: Sampling, eos: int | None) -> SamplingParams:
     if sampling.json_schema is not None:
         schema = StructuredOutputsParams(json=sampling.json_schema)
         if eos is not None and eos not in sampling.stop_ids:
-            bias[eos] = -float("inf")  # the grammar would also end with it
+            bias[eos] = -float("inf")  # the grammar would also allow it at the end
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=0.0 if sampling.greedy else sampling.temperature,
@@ -285,7 +286,7 @@ def _delta(completion: CompletionOutput, sampling: Sampling) -> Delta:
 
 
 def _token_logprobs(token_id: int, entries: dict[int, Logprob], count: int) -> TokenLogprobs:
-    """`entries` are the chosen token and the likeliest; what a grammar rules out has -inf."""
+    """Convert the entries of the chosen and the most likely tokens; masked tokens have -inf."""
     values = [(i, entry.logprob) for i, entry in entries.items() if entry.logprob > -float("inf")]
     top = tuple(sorted(values, key=lambda pair: -pair[1])[:count])
     return TokenLogprobs(token_id=token_id, logprob=entries[token_id].logprob, top=top)

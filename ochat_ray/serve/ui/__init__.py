@@ -1,4 +1,4 @@
-"""The chat page: a client of the endpoint that the endpoint itself serves, at /ui."""
+"""Chat page at /ui, a client of the endpoint that serves it."""
 
 from ochat_ray.serve.ui.mount import PATH, mount_ui
 

@@ -1,4 +1,4 @@
-"""One question to the endpoint, from within: the answer as it grows, then why it ended."""
+"""Send one question to the endpoint in this process, and stream the growing answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ URL = "http://localhost/v1/chat/completions"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """The text so far; `problem` is one line where the answer did not end by itself."""
+    """Text so far; `problem` is one line if the answer did not end normally."""
 
     text: str
     problem: str | None = None
@@ -24,7 +24,7 @@ class Progress:
 async def complete(
     transport: httpx.AsyncBaseTransport, body: Mapping[str, object], headers: Mapping[str, str]
 ) -> AsyncGenerator[Progress, None]:
-    """Ask with streaming. Closing the generator closes the request, so that generation stops."""
+    """Send the request with streaming. Closing the generator cancels the request."""
     text = ""
     try:
         async with (
@@ -47,7 +47,7 @@ async def complete(
                         cut = choice["finish_reason"] == "length"
                         problem = "The answer reached its limit of tokens." if cut else None
                         yield Progress(text=text, problem=problem)
-        yield Progress(text=text, problem="the answer broke off")
+        yield Progress(text=text, problem="the answer was interrupted")
     except httpx.HTTPError:
         yield Progress(text=text, problem="the server failed to answer")
 
@@ -55,7 +55,7 @@ async def complete(
 async def newest(
     source: AsyncGenerator[Progress, None], *, every_s: float, readers: set[asyncio.Task[None]]
 ) -> AsyncGenerator[Progress, None]:
-    """The newest of what a source yields, at most once every `every_s`, and always the last.
+    """Yield the latest item of a source, at most once per `every_s`, and always the last one.
 
     The task that reads the source is in `readers` meanwhile; cancelling it ends the answer.
     """
@@ -87,7 +87,7 @@ async def newest(
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:
-    """The data of a stream of server-sent events, each on one line as our server writes it."""
+    """Yield the data of server-sent events, each on one line as our server writes them."""
     async for line in response.aiter_lines():
         if line.startswith("data: "):
             yield line.removeprefix("data: ")

@@ -1,8 +1,8 @@
-"""What stands in front of gradio: the login, the few routes that the page needs, and its policy.
+"""Access control in front of gradio: the login, a route allow list and the content policy.
 
-gradio checks its own login on some of its routes only; those that cancel, edit, monitor or hold a
-heartbeat are open. Here nothing behind the gate is reached without a session, and what the page
-does not need (uploads, files, proxying, the API pages) is not reached at all.
+gradio checks its own login only on some of its routes; those that cancel, edit, monitor or send
+heartbeats are open. Here nothing behind the gate is reachable without a session, and routes that
+the page does not need (uploads, files, proxying, the API pages) are not reachable at all.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _EVENTS = "/gradio_api/queue/data"
 _RUN = "/gradio_api/queue/join"
 _WRITE = frozenset({_RUN, "/gradio_api/cancel", "/gradio_api/reset"})
 
-# The page's answers are a stranger's text: even Markdown may only name what is on this server, or
-# an image's address would carry a conversation away. gradio makes functions of strings ("eval"),
-# and styles everywhere.
+# Answers are untrusted text: even Markdown may only refer to this server, or an image's URL could
+# exfiltrate a conversation. gradio compiles functions from strings ("eval"), and uses inline
+# styles everywhere.
 _POLICY = (
     "default-src 'none'; script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
@@ -45,12 +45,12 @@ _POLICY = (
 )
 
 CheckKey = Callable[[str], str | None]
-"""The name of an API key; None where the key is wrong."""
+"""Function that returns the name of an API key; None if the key is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Session:
-    """Someone who showed a key. The key is kept here, in memory, to be sent with each request."""
+    """Logged-in client. Its key stays in memory here, to be sent with each request."""
 
     name: str
     key: str
@@ -60,8 +60,8 @@ class Session:
 class Gate:
     """ASGI middleware around gradio's app. Without `check_key` there is no login.
 
-    `on_left` is called with an opened page's id once nobody reads its events. gradio itself looks
-    only when there is something to send, so that an answer nobody waits for would be generated.
+    `on_left` is called with a page's id once no client reads its events. gradio itself notices only
+    when it has something to send, so an abandoned answer would still be generated.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Gate:
         self._login_page = files(__package__).joinpath("login.html").read_text(encoding="utf-8")
 
     def session(self, request: Request) -> Session | None:
-        """The session that a request's cookie names, if it still is one."""
+        """Return the session in a request's cookie if it is valid."""
         token = request.cookies.get(COOKIE, "")
         session = self._sessions.get(token)
         if session is not None and session.expires < time.monotonic():
@@ -98,9 +98,9 @@ class Gate:
             await response(scope, receive, send)
 
     async def _respond(self, request: Request, path: str) -> Response | None:
-        """The gate's own answer; None for what gradio is to answer."""
+        """Return the gate's own response; None if gradio should answer."""
         read = request.method in ("GET", "HEAD")
-        # A page of another site can send a request with this browser, from this very machine.
+        # A page of another site can send requests through a browser on this machine.
         if not read and request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise ApiError(403, "the chat page answers itself only", code="cross_site")
         if self.check_key is not None:
@@ -171,9 +171,9 @@ class Gate:
                 self.on_left(request.query_params.get("session_hash", ""))
 
     async def _page(self, request: Request, receive: Receive, send: Send) -> None:
-        """The page itself: under the policy, which its own scripts pass by a nonce."""
+        """Serve the page under the policy, which admits its own scripts by a nonce."""
         nonce = secrets.token_urlsafe(16)
-        # Not compressed: it is changed here.
+        # Not compressed, since the body is modified here.
         headers = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
         head: Message = {}
         parts: list[bytes] = []
@@ -202,10 +202,10 @@ def _redirect(request: Request) -> Response:
 
 
 def _text_only(body: bytes) -> bool:
-    """Whether a call's arguments are plain values.
+    """Return whether a call's arguments are plain values.
 
-    gradio takes an object of a certain form, in any argument, for a file: it fetches its address
-    or copies its path.
+    gradio treats an object of a certain form, in any argument, as a file: it fetches its URL or
+    copies its path.
     """
     try:
         arguments = orjson.loads(body)["data"]

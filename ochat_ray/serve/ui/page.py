@@ -1,4 +1,4 @@
-"""The page itself, in gradio. What it keeps, it keeps in the browser: see page.js."""
+"""Chat page in gradio. Its state is kept in the browser: see page.js."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ochat_ray.serve.ui.gate import CheckKey, Gate
 from ochat_ray.serve.ui.transport import StreamingTransport
 
 REFRESH_S = 0.04
-"""An answer is drawn at most that often; each drawing costs time that grows with the chat."""
+"""Seconds between two updates of an answer; the cost of an update grows with the chat."""
 
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 Shown = list[dict[str, Any]]
-"""What the chat shows, in the form that gradio's Chatbot takes."""
+"""Displayed chat, in the format of gradio's Chatbot."""
 
 
 class Page:
-    """gradio's app behind its gate, and what the mount needs of them."""
+    """gradio's app behind its gate, with what the mount needs."""
 
     def __init__(
         self, app: FastAPI, *, served_models: Sequence[str], check_key: CheckKey | None
@@ -39,7 +39,7 @@ class Page:
         self._app = app
         self._readers: dict[str, set[asyncio.Task[None]]] = {}
         self._blocks = self._build(served_models, log_out=check_key is not None)
-        # A host for gradio's mount, which prepares the Blocks; only what it mounts is used.
+        # Host app for gradio's mount, which prepares the Blocks; only the mounted app is used.
         host = FastAPI()
         gr.mount_gradio_app(
             host,
@@ -61,7 +61,7 @@ class Page:
         self.gate = Gate(_mounted(host), check_key=check_key, on_left=self._end_answers)
 
     def join_lifespan(self, app: FastAPI) -> None:
-        """Start and end gradio's queue with the app."""
+        """Start and stop gradio's queue with the app."""
         outer = app.router.lifespan_context
 
         @contextlib.asynccontextmanager
@@ -80,7 +80,7 @@ class Page:
             reader.cancel()
 
     async def _answer(self, asked: str, request: gr.Request) -> AsyncGenerator[Shown, None]:
-        """Ask the endpoint what the page wrote; yields the chat as it grows."""
+        """Send the page's request to the endpoint; yield the chat as it grows."""
         if not asked:
             return
         body = orjson.loads(asked)
@@ -90,7 +90,7 @@ class Page:
         session = self.gate.session(came)
         if session is not None:
             headers["Authorization"] = f"Bearer {session.key}"
-        # As if the browser had asked: who may ask is decided for it and not for this process.
+        # Sent as if by the browser, so that access is decided for the client, not this process.
         peer = (came.client.host, came.client.port) if came.client else ("", 0)
         transport = StreamingTransport(self._app, client=peer)
         before = [_message(m["role"], m["content"]) for m in body["messages"]]
@@ -101,7 +101,7 @@ class Page:
             async for progress in drawn:
                 shown = [*before, _message("assistant", progress.text)] if progress.text else before
                 if progress.problem is not None:
-                    # The title marks it as no part of the conversation: page.js leaves it out.
+                    # The title marks it as not part of the conversation: page.js removes it.
                     shown = [*shown, _message("assistant", "", title=progress.problem)]
                 yield shown
 
@@ -161,7 +161,7 @@ class Page:
                 "Answers can be wrong. Conversations are kept in this browser only.",
                 elem_id="note",
             )
-            # What the browser asks; text, so that no argument can be one of gradio's files.
+            # The browser's request, as text, so that no argument can be one of gradio's files.
             asked = gr.Textbox(visible=False)
             edited = gr.Textbox(visible=False)
 
@@ -192,7 +192,7 @@ class Page:
                 )
             )
             chat.undo(None, chat, [text, chat, saved], js=_js("undo"))
-            # Each ends the answer that is being written, if one is.
+            # Each of these cancels the answer in progress.
             text.stop(None, None, None, cancels=answers).then(
                 None, chat, [chat, text, saved], js=_js("done")
             )
@@ -207,18 +207,18 @@ class Page:
 
 
 def build_page(app: FastAPI, *, served_models: Sequence[str], check_key: CheckKey | None) -> Page:
-    """The page for that app."""
+    """Return the chat page of an app."""
     return Page(app, served_models=served_models, check_key=check_key)
 
 
 def _edited(event: gr.EditData) -> str:
-    """Which message was edited, and to what: page.js has no other way to learn it."""
+    """Return the index and new text of an edited message, which page.js cannot learn otherwise."""
     index = event.index[0] if isinstance(event.index, list | tuple) else event.index
     return orjson.dumps([index, event.value]).decode()
 
 
 def _message(role: str, text: str, *, title: str | None = None) -> dict[str, Any]:
-    # A part and not a string: gradio takes the indentation off a string.
+    # A part and not a string: gradio removes the indentation of a string.
     message: dict[str, Any] = {"role": role, "content": [{"type": "text", "text": text}]}
     return message | {"metadata": {"title": title}} if title else message
 
@@ -237,7 +237,7 @@ def _asset(name: str) -> str:
 
 
 def _theme() -> gr.themes.Base:
-    # gradio's own themes fetch their fonts from elsewhere.
+    # gradio's own themes fetch fonts from other hosts.
     return gr.themes.Base(
         primary_hue="indigo", neutral_hue="zinc", radius_size="lg", font=FONT, font_mono=MONO
     )

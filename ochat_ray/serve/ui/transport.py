@@ -1,4 +1,7 @@
-"""HTTP to an ASGI app in this process, as it streams; httpx's own transport reads to the end."""
+"""Streaming HTTP transport to an ASGI app in this process.
+
+httpx's own ASGI transport reads the complete response first.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import httpx
 from starlette.types import ASGIApp, Message, Scope
 
 LEAVE_S = 5.0
-"""How long an app may take to end by itself once its client has left."""
+"""Seconds that an app has to finish after its client disconnected."""
 
 
 class StreamingTransport(httpx.AsyncBaseTransport):
-    """One request, one task that runs the app, one message in flight between the two.
+    """Transport that runs the app in one task per request, with one message in flight.
 
-    Closing the response early is what a client that leaves is to a server: the app receives
-    http.disconnect. `client` is the address that the app is told.
+    Closing the response early is equivalent to a disconnect: the app receives http.disconnect.
+    `client` is the peer address shown to the app.
     """
 
     def __init__(self, app: ASGIApp, *, client: tuple[str, int]) -> None:
@@ -24,10 +27,10 @@ class StreamingTransport(httpx.AsyncBaseTransport):
         self.client = client
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The response once its head is there; the body comes as the app sends it.
+        """Return the response once its head is available; the body streams as the app sends it.
 
         Raises:
-            httpx.RemoteProtocolError: the app failed, or ended before its response did.
+            httpx.RemoteProtocolError: The app failed, or ended before its response did.
         """
         exchange = _Exchange(self.app, self._scope(request), await request.aread())
         try:
@@ -74,13 +77,13 @@ class _Exchange(httpx.AsyncByteStream):
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
-        # What is sent to a client that left goes nowhere, as on a socket.
+        # Data sent to a disconnected client is discarded, as on a socket.
         if self._left.is_set():
             return
         await self._messages.put(message)
 
     async def next_message(self) -> Message:
-        """The app's next message; raises where it ended without one."""
+        """Return the app's next message; raise if it ended without one."""
         if self._messages.empty():
             getting = asyncio.create_task(self._messages.get())
             try:
@@ -103,10 +106,10 @@ class _Exchange(httpx.AsyncByteStream):
                 yield message["body"]
 
     async def aclose(self) -> None:
-        """Leave: the app is told, and is cancelled where it does not end."""
+        """Disconnect: notify the app, and cancel it if it does not finish in time."""
         self._left.set()
         if not self._messages.empty():
-            self._messages.get_nowait()  # the app may be waiting for its place
+            self._messages.get_nowait()  # the app may be waiting for free space
         try:
             await asyncio.wait({self._task}, timeout=LEAVE_S)
         finally:

@@ -184,7 +184,7 @@ def test_an_answer_that_breaks_off_says_so():
         raise RuntimeError("secret")
 
     assert told(streaming(broken)) == [("a", None), ("a", "it broke")]
-    assert told(streaming(short)) == [("a", None), ("a", "the answer broke off")]
+    assert told(streaming(short)) == [("a", None), ("a", "the answer was interrupted")]
     assert told(streaming(dies)) == [("a", None), ("a", "the server failed to answer")]
 
 
