@@ -85,6 +85,7 @@ class EvaluateConfig:
     judge_temperature: float | None = None
     """Temperature of the judge; the default is 1 for vicuna, whose samples must differ, else 0."""
     judge_max_tokens: int = 2048
+    """Maximum tokens per judgment."""
     judge_scores_only: Annotated[bool, Off] = False
     """vicuna: ask for the two scores without reasons, enforced by a JSON schema; for judges too
     small to follow the answer format."""
