@@ -1,8 +1,8 @@
-"""Neutral values of request fields, which clients may send although they request nothing.
+"""Neutral values of request fields, which have no effect and are therefore accepted.
 
-Most clients send every field that they know, at its default. Such a field is removed before the
-request is validated; any other value of an unsupported field is rejected by name. null is neutral
-in any field, known or not.
+Most clients send every field that they support, with the value that changes nothing. Such a field
+is removed before the request is validated; any other value of an unsupported field is rejected by
+name. null is neutral in every field, known or unknown.
 
 Source: OpenAI's API reference for chat/completions and completions; vLLM's, llama.cpp's and
 Anthropic's additions to it (`continuous_usage_stats`, `skip_special_tokens`, `cache_control`...).
@@ -14,19 +14,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Neutral = Mapping[str, Callable[[Any], bool]]
-"""Field name -> whether a value of it asks for nothing."""
+"""Tests by field name for whether a value is neutral."""
 
 IGNORED_MESSAGE_FIELDS = ("name",)
-"""Fields of a message that the template cannot write; removed and named in a response header."""
+"""Fields of a message that the template cannot represent; removed and named in a response
+header."""
 
 
 def one_of(*values: Any) -> Callable[[Any], bool]:
-    """Return a test for these very values: `True` is not 1."""
+    """Return a test for exactly these values: `True` is not 1."""
     return lambda value: any(type(value) is type(v) and value == v for v in values)
 
 
 def number(neutral: float) -> Callable[[Any], bool]:
-    """Return a test for this number, as an integer or not."""
+    """Return a test for this number, as an integer or float."""
     return lambda value: type(value) in (int, float) and value == neutral
 
 
@@ -109,9 +110,9 @@ PART: Neutral = {"cache_control": _is_object, "annotations": one_of([])}
 
 
 def without_neutral(data: Mapping[str, Any], known: frozenset[str], neutral: Neutral) -> dict:
-    """Return an object of a request without the fields that ask for nothing.
+    """Return an object of a request without its fields with neutral values.
 
-    `known` names the fields that are read here; of these, only a `neutral` value is removed.
+    `known` names the supported fields; these are removed only if their value is `neutral`.
     """
     kept = {}
     for name, value in data.items():

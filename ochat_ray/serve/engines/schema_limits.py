@@ -38,9 +38,9 @@ def check_counts(schema: Any) -> None:
 
 
 def is_costly(schema: str, parsed: Any) -> bool:
-    """Return whether a schema's cost cannot be known from its size.
+    """Return whether the cost of compiling a schema cannot be estimated from its size.
 
-    Types, properties, enumerations and references cost about as much as they are long. Divisors,
+    Types, properties, enumerations and references cost about as much as their length. Divisors,
     patterns and large counts can cost gigabytes or minutes.
     """
     if len(schema) > LARGE_SCHEMA:
@@ -78,7 +78,7 @@ def _largest_repetition(pattern: str) -> int:
     digits = [
         number for found in _REPETITION.finditer(pattern) for number in found.groups() if number
     ]
-    # Longer numbers are refused, and int() would refuse thousands of digits.
+    # Longer numbers are rejected anyway, and int() would reject thousands of digits.
     return max((int(number[:12]) for number in digits), default=0)
 
 

@@ -1,8 +1,8 @@
-"""Compile a costly JSON Schema first in a process of its own, with limits of time and memory.
+"""Compile a costly JSON Schema first in a separate process, with limits on time and memory.
 
-llguidance 1.7.6 compiles `{"multipleOf": 1000003}` for 20 seconds and gigabytes of a large
-`minItems`; neither can be interrupted, nor does it have a limit for them. A crash of
-this process does not affect the model replica.
+llguidance 1.7.6 compiles `{"multipleOf": 1000003}` for 20 seconds, and uses gigabytes for a large
+`minItems`; it has no limit for either, and cannot be interrupted. A schema that kills this process
+does not kill the model replica.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ochat_ray.serve.engines.base import RequestRefusedError
 
 CPU_S = 2
 MEMORY_BYTES = 1 << 30
-"""Processor time and further memory that one schema may take."""
+"""CPU time in seconds, and additional memory, that one schema may use."""
 
 WALL_S = 30.0
 """Timeout in seconds after which the process is killed."""
@@ -35,10 +35,10 @@ class SchemaTrial:
         self._process: subprocess.Popen[str] | None = None
 
     def cost(self, schema: str) -> int:
-        """Return the bytes of memory that the compiled schema takes.
+        """Return the bytes of memory that the compiled schema uses.
 
         Raises:
-            RequestRefusedError: It cannot be compiled, or not within the limits.
+            RequestRefusedError: The schema cannot be compiled, or not within the limits.
         """
         with self._lock:
             answer = self._ask(schema)
@@ -105,7 +105,7 @@ def _main(directory: str) -> None:
 
 
 def _limit() -> int:
-    """Limit this process for one schema; return its resident bytes."""
+    """Set the limits of this process for one schema; return its resident bytes."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     spent = int(used.ru_utime + used.ru_stime)
     resource.setrlimit(resource.RLIMIT_CPU, (spent + 1 + CPU_S, resource.RLIM_INFINITY))
