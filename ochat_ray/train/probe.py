@@ -368,17 +368,22 @@ def _outputs(model: Any) -> Iterator[dict[str, list[torch.Tensor]]]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A fixed random state inside, the old one after; no warnings about a model for trial."""
+    """A fixed random state inside, the old one after; no warnings about a model for trial.
+
+    One thread, since the operations are too small to share.
+    """
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
+    verbosity, threads = logging.get_verbosity(), torch.get_num_threads()
     logging.set_verbosity_error()
+    torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(0)
             yield
     finally:
         logging.set_verbosity(verbosity)
+        torch.set_num_threads(threads)
 
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:

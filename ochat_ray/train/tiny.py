@@ -67,6 +67,9 @@ _SIZES = (
 )
 _SMALL = {name: size for size, names in _SIZES for name in names.split()}
 
+_CAP = 0.5
+"""Attention's soft-capping, so small that the scores of a tiny model reach it (Gemma 2 has 50)."""
+
 _LAYERS = "num_hidden_layers n_layer n_layers num_layers num_blocks".split()
 _INDICES = """attn_layer_indices full_attn_idxs hybrid_layer_ids moe_layers mlp_only_layers
     ple_layer_ids cross_attention_layers""".split()
@@ -202,6 +205,8 @@ def _shrink(config: Any) -> None:
         config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
     _shrink_state_space(config, values)
     _shrink_rotary(config)
+    if values.get("attn_logit_softcapping"):
+        config.attn_logit_softcapping = _CAP
     for token, value in (("pad_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2)):
         if values.get(token) is not None:
             setattr(config, token, value)
