@@ -59,7 +59,7 @@ def load_model(
     disable_progress_bar()  # of loading, which would fill a job's log
     options = {} if attention is None else {"attn_implementation": attention}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             on_this_host(path),
             dtype=dtype,
             config=config,
@@ -71,6 +71,7 @@ def load_model(
         )
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_open(path, error) from error
+    model, info = loaded
     check_loaded(path, info)
     return model
 
