@@ -27,6 +27,7 @@ from ochat_ray.train.probe import Way, candidates_of, choose_way
 from ochat_ray.train.tiny import layer_kinds
 
 _CONV = ["conv", "conv", "full_attention"] * 4
+_LINEAR = ["linear_attention", "linear_attention", "full_attention"] * 4
 
 # transformers' model types, and what its default configuration lacks or what shows more.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,7 +65,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Mamba": ("mamba", {}),
     "Mamba 2": ("mamba2", {}),
     "Jamba": ("jamba", {}),
-    "Bamba": ("bamba", {}),
+    "Bamba": ("bamba", {"attn_layer_indices": [9, 18, 27]}),
     "Zamba": ("zamba", {}),
     "Zamba 2": ("zamba2", {}),
     "RWKV": ("rwkv", {}),
@@ -74,7 +75,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Granite": ("granite", {}),
     "GraniteMoE": ("granitemoe", {}),
     "GraniteMoE shared": ("granitemoeshared", {}),
-    "GraniteMoE hybrid": ("granitemoehybrid", {}),
+    "GraniteMoE hybrid": ("granitemoehybrid", {"layer_types": _LINEAR, "num_hidden_layers": 12}),
     "OLMo": ("olmo", {}),
     "OLMo 2": ("olmo2", {}),
     "OLMo 3": ("olmo3", {}),
@@ -117,7 +118,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "MiniMax-M2": ("minimax_m2", {}),
     "MiniCPM 3": ("minicpm3", {}),
     "Seed-OSS": ("seed_oss", {}),
-    "dots1": ("dots1", {"n_routed_experts": 128, "num_experts_per_tok": 6}),
+    "dots1": ("dots1", {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2}),
     "Apertus": ("apertus", {}),
     "BitNet": ("bitnet", {}),
     "DiffLlama": ("diffllama", {}),

@@ -147,7 +147,7 @@ def _attention_rows(attention: Mapping[str, Any] | None) -> list[tuple[str, str]
     return [
         ("forward passes an epoch", f"{attention['forward_passes']:,} per worker, {together}"),
         ("attention", f"{attention['attention']}, exact on a tiny model of this kind"),
-        *([("no packs, since", attention["because"])] if attention["because"] else []),
+        *([("not another, since", attention["because"])] if attention["because"] else []),
     ]
 
 

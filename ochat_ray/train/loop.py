@@ -111,6 +111,8 @@ class _Worker:
         self.own_pack_from = own_pack_from(self.config, context_before)
         way = prove_exact_here(self.config, model_config)
         self.way = replace(way, packed=all(self._gather(way.packed)))
+        if self.rank == 0 and way.notice:
+            print(way.notice)
         local = context.get_local_world_size()
         check_holds(
             estimate_run(

@@ -131,8 +131,8 @@ def prove_exact(config: TrainConfig, model_config: Any) -> Way:
     own = config.attention if config.attention in ("sdpa", "eager") else "auto"
     candidates = candidates_of(own, "eager" if own == "eager" else PACKED_SDPA)
     way = choose_way(model_config, candidates, gradient_checkpointing=config.gradient_checkpointing)
-    if not way.packed:
-        print(f"{way.because}; each conversation gets a forward pass of its own", file=sys.stderr)
+    if way.notice:
+        print(way.notice, file=sys.stderr)
     return way
 
 

@@ -40,8 +40,8 @@ class Way:
     """How conversations go through a model, as the probe found it exact.
 
     `attention` is transformers' name of the implementation. Conversations of a pack share a forward
-    pass if `packed`; otherwise each has its own, for the reason in `because`. The errors are those
-    of logits and gradients, relative to the reference.
+    pass if `packed`; otherwise each has its own. `because` is why this is not the first way that
+    was tried, or empty. The errors are those of logits and gradients, relative to the reference.
     """
 
     attention: str
@@ -49,6 +49,15 @@ class Way:
     because: str = ""
     logits_error: float
     gradient_error: float
+
+    @property
+    def notice(self) -> str:
+        """A line for the user where this is not the first way that was tried; or empty."""
+        if not self.because:
+            return ""
+        if self.packed:
+            return f"{self.because}; attention {self.attention!r} is used"
+        return f"{self.because}; each conversation gets a forward pass of its own"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,12 +109,14 @@ def choose_way(
             except _NotExactError as error:
                 because.append(str(error))
                 continue
-            leaks = [reason for reason in because if "see each other" in reason]
-            own = f"the attention of a {family} model takes no packs"
+            reasons = because[:1]
+            if not packed:
+                leaks = [reason for reason in because if "see each other" in reason]
+                reasons = [*leaks, f"the attention of a {family} model takes no packs"]
             return Way(
                 attention=attention,
                 packed=packed,
-                because="" if packed else [*leaks, own][0],
+                because=reasons[0] if reasons else "",
                 logits_error=errors[0],
                 gradient_error=errors[1],
             )
@@ -154,9 +165,7 @@ class _Probe:
         self._reference.to(dtype).to(device, torch.float32)  # the dtype's weights, exactly
         self._kinds = layer_kinds(self._config)
         vocabulary = self._reference.get_input_embeddings().weight.shape[0]
-        self._ids = [
-            torch.randint(3, vocabulary, (1, length), device=device) for length in _LENGTHS
-        ]
+        self._ids = [torch.randint(3, vocabulary, (1, n)).to(device) for n in _LENGTHS]
         self._check_causal()
         self._expected = self._run(self._reference, self._each_alone(self._reference))
         self._noise: tuple[float, float] | None = None

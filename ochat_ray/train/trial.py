@@ -82,7 +82,7 @@ def undisturbed() -> Iterator[None]:
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
             yield
     finally:

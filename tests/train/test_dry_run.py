@@ -103,7 +103,7 @@ def test_models_that_take_no_packs_have_a_forward_pass_per_conversation():
     # Step 1: one conversation against two; step 2: one against none.
     assert r["attention"]["forward_passes"] == 2 + 1
     assert "forward passes an epoch   3 per worker, one per conversation" in describe(r)
-    assert "no packs, since           they see each other" in describe(r)
+    assert "not another, since        they see each other" in describe(r)
     together = result(way=replace(way, packed=True, because=""))
     assert together["attention"]["forward_passes"] == 1 + 1
     assert "2 per worker, one per pack" in describe(together)
