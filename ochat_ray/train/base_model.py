@@ -14,6 +14,7 @@ from torch import nn
 from ochat_ray.errors import UserError
 from ochat_ray.model_directory import files_of, on_this_host
 from ochat_ray.tokenizer import end_of_turn_id, has_end_of_turn, load_tokenizer
+from ochat_ray.train.weights import check_loaded
 
 VOCABULARY_MULTIPLE = 64
 """Rows of an embedding are a multiple of this while it trains, which tensor cores like."""
@@ -49,7 +50,8 @@ def load_model(
     from safetensors; with `allow_pickle` from a pickle, where torch admits only tensors.
 
     Raises:
-        UserError: there is no such model, or it would need code or a pickle to open.
+        UserError: there is no such model, it would need code or a pickle to open, or its weights
+            are not all there.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -57,16 +59,21 @@ def load_model(
     disable_progress_bar()  # of loading, which would fill a job's log
     options = {} if attention is None else {"attn_implementation": attention}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             on_this_host(path),
             dtype=dtype,
             config=config,
             use_safetensors=not allow_pickle,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # for check_loaded, which says it in one line
+            output_loading_info=True,
             **options,
         )
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_open(path, error) from error
+    model, info = loaded
+    check_loaded(path, info)
+    return model
 
 
 def check_weights(path: str, *, allow_pickle: bool) -> None:
@@ -158,12 +165,19 @@ def extend_context(
 
 
 def without_dropout(config: Any) -> Any:
-    """The configuration with every dropout rate 0, in place: fine-tuning has none.
+    """The configuration with every rate of dropout and of a router's noise 0, in place.
 
-    GPTBigCode's default is 0.1 in three places.
+    Fine-tuning has none. GPTBigCode's default is 0.1 in three places, Emu 3's is in its
+    `text_config`, and PhiMoE multiplies what its router sees by noise.
     """
-    for name, value in list(config.to_dict().items()):
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+    for name, value in list(vars(config).items()):
+        if name.startswith("_"):
+            continue
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            without_dropout(value)
+        elif isinstance(value, float) and (
+            "dropout" in name or "drop_rate" in name or name.endswith(("pdrop", "jitter_noise"))
+        ):
             setattr(config, name, 0.0)
     return config
 

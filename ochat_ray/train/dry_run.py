@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape, attention_tokens, training_flops
 from ochat_ray.train.memory import MemoryPlan, fits
 from ochat_ray.train.packing import Step
+from ochat_ray.train.steps import forward_passes
+
+if TYPE_CHECKING:
+    from ochat_ray.train.probe import Way
 
 _SUPERVISED, _OTHER, _SPECIAL, _BORDER, _RESET = (
     "\x1b[32m",
@@ -37,6 +41,7 @@ def dry_run(
     memory: MemoryPlan,
     device_bytes: int | None = None,
     deepspeed: Mapping[str, Any] | None = None,
+    way: Way | None = None,
 ) -> dict[str, Any]:
     """What is to be known of a run before it starts, in plain JSON values.
 
@@ -46,6 +51,7 @@ def dry_run(
         steps_per_epoch: steps of every epoch.
         memory: of one device; `device_bytes` is what it has, None when unknown.
         deepspeed: the configuration that DeepSpeed would be given.
+        way: how conversations go through the model, as `probe.choose_way` proved it.
 
     `packing.efficiency` is the share of the packs' room that holds tokens, `packing.balance` the
     share of its time that a rank computes when all wait for the most loaded one, by the operations
@@ -92,6 +98,7 @@ def dry_run(
             "fits": None if device_bytes is None else fits(memory, device_bytes),
         },
         "deepspeed": None if deepspeed is None else dict(deepspeed),
+        "attention": None if way is None else asdict(way) | {"forward_passes": _passes(epoch, way)},
     }
 
 
@@ -116,6 +123,7 @@ def describe(result: Mapping[str, Any]) -> str:
             f"{_range(per_rank['least'], per_rank['most'])}, {per_rank['mean']:.1f} on average",
         ),
         ("balance of the workers", _percent(packs["balance"])),
+        *_attention_rows(result["attention"]),
         ("Memory a device", f"model of {model['parameters']:,} parameters"),
         *((name, _gib(memory[name])) for name in _PARTS if memory[name]),
         ("at most", f"{_gib(memory['total'])}  {_verdict(memory)}"),
@@ -125,6 +133,22 @@ def describe(result: Mapping[str, Any]) -> str:
         f"\n{name}{f': {value}' if value else ''}" if name[0].isupper() else f"  {name:<26}{value}"
         for name, value in rows
     ).lstrip("\n")
+
+
+def _passes(epoch: Sequence[Step], way: Way) -> int:
+    """Forward passes of a worker in an epoch."""
+    return sum(len(forward_passes(packs, 0, packed=way.packed)) for packs in epoch)
+
+
+def _attention_rows(attention: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if attention is None:
+        return []
+    together = "one per pack" if attention["packed"] else "one per conversation"
+    return [
+        ("forward passes an epoch", f"{attention['forward_passes']:,} per worker, {together}"),
+        ("attention", f"{attention['attention']}, exact on a tiny model of this kind"),
+        *([("not another, since", attention["because"])] if attention["because"] else []),
+    ]
 
 
 _PARTS = (

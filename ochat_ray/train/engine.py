@@ -21,6 +21,7 @@ from ochat_ray.train.batch import Batch, weighted_nll
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
+from ochat_ray.train.probe import Way, candidates_of, choose_way
 from ochat_ray.train.shared_memory_op import load_shared_memory_op
 
 _TAG = "deepspeed"
@@ -64,6 +65,30 @@ def attention_implementation(name: str) -> str:
     return PACKED_SDPA if name in ("auto", "sdpa") else name
 
 
+def worker_device() -> torch.device:
+    """This worker's GPU, or its CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def prove_exact_here(config: TrainConfig, model_config: Any) -> Way:
+    """How conversations go through the model: proved on this worker's device, in its dtype.
+
+    Called before an Engine is made, within which new models are partitioned.
+
+    Raises:
+        UserError: no way is exact.
+    """
+    return choose_way(
+        model_config,
+        candidates_of(config.attention, attention_implementation(config.attention)),
+        device=worker_device(),
+        dtype=compute_dtype(config.dtype),
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+
+
 def device_memory() -> int | None:
     """Bytes of this worker's GPU; None where it has none."""
     if not torch.cuda.is_available():
@@ -80,6 +105,7 @@ class Engine:
         model_config: its transformers configuration, as training changes it.
         vocabulary: ids from here on belong to no token.
         universal: it will `load` a universal checkpoint.
+        attention: transformers' name of the implementation; that of `config` when None.
     """
 
     def __init__(
@@ -90,6 +116,7 @@ class Engine:
         model_config: Any = None,
         vocabulary: int | None = None,
         universal: bool = False,
+        attention: str | None = None,
     ) -> None:
         import deepspeed  # slow, and starts compilers
         from transformers.integrations import HfDeepSpeedConfig
@@ -99,9 +126,7 @@ class Engine:
             load_shared_memory_op()
         # Joins the group that is up; without it zero.Init believes in a world of one.
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo")
-        self.device = (
-            torch.device("cuda", torch.cuda.current_device()) if cuda else (torch.device("cpu"))
-        )
+        self.device = worker_device()
         self.dtype = compute_dtype(config.dtype)
         self._vocabulary = vocabulary
         self.settings = deepspeed_config(
@@ -120,7 +145,7 @@ class Engine:
             base,
             self.dtype,
             config=model_config,
-            attention=attention_implementation(config.attention),
+            attention=attention or attention_implementation(config.attention),
         )
         # A packed sequence is recognised only without a cache.
         model.config.use_cache = False

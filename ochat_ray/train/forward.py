@@ -3,40 +3,66 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 
 from ochat_ray.train.batch import Batch
 
-PACKED_SDPA = "packed_sdpa"
+PACKED_SDPA = "packed"
+"""Our name in transformers, which holds no "sdpa": of models that lack an sdpa, as GPT-OSS, it
+refuses such names (`PreTrainedModel.get_correct_attn_implementation`, 5.19)."""
+
+# Read where a model makes its masks, which gradient checkpointing does not compute again.
+_pack_lengths: ContextVar[list[int] | None] = ContextVar("pack_lengths", default=None)
+
+
+class PackMask(NamedTuple):
+    """The mask that `PACKED_SDPA` takes in place of transformers' tensor of tokens x tokens.
+
+    `lengths` are the tokens of each conversation; `allowed` holds, for each of them, a boolean
+    tensor of shape (tokens, tokens), or None for plain causal attention.
+    """
+
+    lengths: list[int]
+    allowed: list[torch.Tensor | None]
 
 
 def logits(model: Any, batch: Batch, *, vocabulary: int | None = None) -> torch.Tensor:
     """Logits at the pack's predicting positions, of shape (predicted, vocabulary).
 
     `model` is a causal language model or an engine around one, whose `config.use_cache` is False.
+    Whether a model keeps the conversations of a pack apart is for `probe.choose_way` to find out.
+    A pack of one conversation is the model's own plain forward pass.
     Ids from `vocabulary` on belong to no token and are left out, as if they were impossible.
     """
     inner = getattr(model, "module", model)
     _unstretch(inner)
     attention = str(inner.config._attn_implementation)
+    accepted = inspect.signature(inner.forward).parameters
     arguments: dict[str, Any] = {}
-    selects = "logits_to_keep" in inspect.signature(inner.forward).parameters
+    if len(batch.borders) > 2:
+        arguments["position_ids"] = batch.position_ids
+    if "use_cache" in accepted:
+        arguments["use_cache"] = False
+    selects = "logits_to_keep" in accepted
     if selects:
         arguments["logits_to_keep"] = batch.predicting
-    if attention == PACKED_SDPA:
-        arguments["conversation_lengths"] = batch.borders.diff().tolist()
-    elif "flash" in attention:
+    if "flash" in attention and any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         arguments |= {
             "cu_seq_lens_q": batch.borders,
             "cu_seq_lens_k": batch.borders,
             "max_length_q": batch.longest,
             "max_length_k": batch.longest,
         }
-    result = model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **arguments
-    ).logits[0]
+    lengths = batch.borders.diff().tolist() if attention == PACKED_SDPA else None
+    token = _pack_lengths.set(lengths)
+    try:
+        result = model(input_ids=batch.input_ids, **arguments).logits[0]
+    finally:
+        _pack_lengths.reset(token)
     if not selects:
         result = result[batch.predicting]
     return result if vocabulary is None else result[:, :vocabulary]
@@ -50,7 +76,51 @@ def register_packed_sdpa() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(PACKED_SDPA, _packed_sdpa)
-    AttentionMaskInterface.register(PACKED_SDPA, lambda **_: None)
+    AttentionMaskInterface.register(PACKED_SDPA, _pack_mask)
+
+
+def _pack_mask(
+    *,
+    mask_function: Callable[..., torch.Tensor],
+    device: torch.device,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **_: Any,
+) -> PackMask:
+    """transformers' mask function (`masking_utils.create_causal_mask` and its kind, 5.19).
+
+    `mask_function` holds all that one kind of layer has: causality, a sliding window or chunks
+    (both of `local_size` tokens), the borders of conversations. It is asked about positions of the
+    same conversation only.
+    """
+    lengths = _pack_lengths.get()
+    if lengths is None:
+        raise TypeError(f"attention {PACKED_SDPA!r} works within ochat_ray.train.forward.logits")
+    if use_vmap:
+        raise TypeError(f"attention {PACKED_SDPA!r} does not know the masks that this model adds")
+    if local_size is None:
+        return PackMask(lengths, [None] * len(lengths))
+    allowed: list[torch.Tensor | None] = []
+    zero = torch.zeros((), dtype=torch.long, device=device)
+    start = 0
+    for length in lengths:
+        place = torch.arange(start, start + length, device=device)
+        own = mask_function(zero, zero, place[:, None], place[None, :])
+        # The fast kernels take no mask, so one that hides nothing is left out.
+        plain = length <= local_size and torch.equal(own, torch.ones_like(own).tril())
+        allowed.append(None if plain else own)
+        start += length
+    return PackMask(lengths, allowed)
+
+
+_WITHOUT_EFFECT = frozenset(
+    """
+    sliding_window is_causal position_ids cache_position use_cache output_attentions
+    output_hidden_states output_router_logits return_dict layer_idx
+    """.split()
+)
+"""Arguments that change nothing here: transformers' masks hold the window and the causality, and
+position ids are in queries and keys already."""
 
 
 def _packed_sdpa(
@@ -58,22 +128,76 @@ def _packed_sdpa(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001 - there is none
+    attention_mask: Any,
     *,
-    conversation_lengths: list[int],
     dropout: float = 0.0,
     scaling: float | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function; queries, keys, values are (1, heads, tokens, head size)."""
+    """transformers' attention function; queries, keys, values are (1, heads, tokens, head size).
+
+    `softcap` bounds the scores by a tanh (Gemma 2); `s_aux` of shape (heads,) are scores of
+    attention sinks, which take probability and give nothing (GPT-OSS).
+
+    Raises:
+        TypeError: the model passes an argument, or a mask, whose effect would be lost.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    parts = (tensor.split(conversation_lengths, dim=2) for tensor in (query, key, value))
-    attended = [
-        sdpa_attention_forward(module, q, k, v, None, dropout, scaling, is_causal=True)[0]
-        for q, k, v in zip(*parts, strict=True)
-    ]
+    if not isinstance(attention_mask, PackMask):
+        raise TypeError(f"attention {PACKED_SDPA!r} needs a model with transformers' masks")
+    unknown = sorted(k for k, v in others.items() if v is not None and k not in _WITHOUT_EFFECT)
+    if unknown:
+        raise TypeError(f"attention {PACKED_SDPA!r} does not know the arguments {unknown}")
+    lengths, masks = attention_mask
+    attended = []
+    for q, k, v, allowed in zip(
+        query.split(lengths, dim=2),
+        key.split(lengths, dim=2),
+        value.split(lengths, dim=2),
+        masks,
+        strict=True,
+    ):
+        if softcap is None and s_aux is None:
+            mask = None if allowed is None else allowed[None, None]
+            attended.append(
+                sdpa_attention_forward(module, q, k, v, mask, dropout, scaling, is_causal=True)[0]
+            )
+        else:
+            attended.append(_scored_attention(q, k, v, allowed, dropout, scaling, softcap, s_aux))
     return torch.cat(attended, dim=1), None
+
+
+def _scored_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    allowed: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention of one conversation through its scores, which PyTorch's kernels do not give out.
+
+    The result has the shape (1, tokens, heads, head size). The softmax is in float32.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if allowed is None:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    scores = scores.float().masked_fill(~allowed, float("-inf"))
+    if sinks is not None:
+        column = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : key.shape[2]]
+    weights = torch.nn.functional.dropout(weights, dropout).to(value.dtype)
+    return (weights @ value).transpose(1, 2)
 
 
 def _unstretch(model: Any) -> None:

@@ -25,8 +25,10 @@ from ochat_ray.train.preflight import (
     FAILURE,
     MODEL_MANIFEST,
     check_inputs,
+    extended_config,
     identity_of,
     make_way,
+    prove_exact,
     to_go_on_from,
     with_step_size,
 )
@@ -49,6 +51,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     identity = identity_of(config, manifest)
     if done := completed(run, MODEL_MANIFEST, identity, overwrite=config.overwrite):
         return done
+    prove_exact(config, extended_config(config, config.model, manifest)[0])
     ray_session.join_or_start()
     use_gpu = _use_gpu(config)
     make_way(config, run, resumed, identity)

@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.engine import (
     Engine,
     Evaluation,
-    attention_implementation,
     compute_dtype,
     device_memory,
     make_universal,
+    prove_exact_here,
 )
 from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
 from ochat_ray.train.export import export, publish
@@ -57,7 +57,7 @@ from ochat_ray.train.preflight import (
     own_pack_from,
     steps_of,
 )
-from ochat_ray.train.steps import Step, room_taken
+from ochat_ray.train.steps import Step, forward_passes, room_taken
 from ochat_ray.train.tokens import TokenTable
 
 PLOT = "loss.png"
@@ -109,6 +109,10 @@ class _Worker:
         self.shape = ModelShape.of(model_config)
         self.steps = steps_of(self.config, self.table, self.shape, context_before)
         self.own_pack_from = own_pack_from(self.config, context_before)
+        way = prove_exact_here(self.config, model_config)
+        self.way = replace(way, packed=all(self._gather(way.packed)))
+        if self.rank == 0 and way.notice:
+            print(way.notice)
         local = context.get_local_world_size()
         check_holds(
             estimate_run(
@@ -116,7 +120,7 @@ class _Worker:
                 self.shape,
                 world_size=self.world_size,
                 bf16=compute_dtype(self.config.dtype) == torch.bfloat16,
-                attention=attention_implementation(self.config.attention),
+                attention=self.way.attention,
             ),
             device_memory() or psutil.virtual_memory().total // local,
             self.world_size,
@@ -176,6 +180,7 @@ class _Worker:
             model_config=model_config,
             vocabulary=vocabulary_size(self.tokenizer),
             universal=convert,
+            attention=self.way.attention,
         )
         self.peak_flops = peak_flops(_device_name(engine), engine.dtype) or measured_peak_flops(
             engine.device, engine.dtype
@@ -197,9 +202,11 @@ class _Worker:
             [sum(trained_weight(loss_weights[i]) for i in pack) for pack in packs]
             for packs in step.packs
         ]
+        passes = forward_passes(step.packs, self.rank, packed=self.way.packed)
+        scales = pack_scales(weights, self.config.loss)[self.rank]
         result = self.engine.step(
-            (self.table.batch(pack).to(self.engine.device) for pack in step.packs[self.rank]),
-            pack_scales(weights, self.config.loss)[self.rank],
+            (self.table.batch(pack).to(self.engine.device) for pack, _ in passes),
+            [0.0 if position is None else scales[position] for _, position in passes],
             rate=step.rate,
         )
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
@@ -224,14 +231,14 @@ class _Worker:
             "world_size": self.world_size,
             "seconds": seconds,
             "mfu": flops / seconds / self.world_size / self.peak_flops,
-            "exchange": min(1.0, self._exchange_seconds(step) / seconds),
+            "exchange": min(1.0, self._exchange_seconds(len(passes)) / seconds),
         }
 
-    def _exchange_seconds(self, step: Step) -> float:
+    def _exchange_seconds(self, passes: int) -> float:
         return exchange_seconds(
             parameters=self.shape.parameters,
             width=self.engine.dtype.itemsize,
-            packs=len(step.packs[self.rank]),
+            packs=passes,
             zero_stage=self.config.zero_stage,
             workers=self.world_size,
             bandwidth=self.bandwidth,
@@ -255,7 +262,7 @@ class _Worker:
             seed=config.seed,
             epoch=0,
         ):
-            for pack in step[self.rank]:
+            for pack, _ in forward_passes(step, self.rank, packed=self.way.packed):
                 yield table.batch([int(chosen[i]) for i in pack]).to(self.engine.device)
 
     def _save(
@@ -317,6 +324,7 @@ class _Worker:
                     "dtype": str(self.engine.dtype).removeprefix("torch."),
                     "peak_flops": self.peak_flops,
                     "deepspeed": self.engine.settings,
+                    "attention": asdict(self.way),
                     "eval_before": asdict(before),
                     "eval_after": asdict(after),
                     "config": asdict(self.config),
@@ -355,9 +363,13 @@ class _Worker:
 
     def _joined(self, own_files: dict[str, int]) -> dict[str, int]:
         """All workers' files, once all of them are here."""
+        return dict(sorted(item for files in self._gather(own_files) for item in files.items()))
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Every worker's value."""
         found: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(found, own_files)
-        return dict(sorted(item for files in found for item in files.items()))
+        distributed.all_gather_object(found, value)
+        return found
 
     def _agree(self, value: Any) -> Any:
         """The first worker's value, on all workers."""

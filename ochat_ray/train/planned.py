@@ -9,12 +9,13 @@ from ochat_ray.tokenizer import load_tokenizer
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.dry_run import coloured_pack, dry_run
-from ochat_ray.train.engine import attention_implementation, device_memory
+from ochat_ray.train.engine import device_memory
 from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.memory import estimate_run
 from ochat_ray.train.preflight import (
     check_inputs,
     extended_config,
+    prove_exact,
     steps_of,
     to_go_on_from,
     with_step_size,
@@ -36,6 +37,7 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     config = with_step_size(config, to_go_on_from(config))
     table = TokenTable(config.data, "train", config.max_length)
     model_config, context_before = extended_config(config, config.model, manifest)
+    way = prove_exact(config, model_config)
     shape = ModelShape.of(model_config)
     steps = steps_of(config, table, shape, context_before)
     bf16 = config.dtype != "float32"
@@ -56,10 +58,11 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
             shape,
             world_size=config.num_workers,
             bf16=bf16,
-            attention=attention_implementation(config.attention),
+            attention=way.attention,
         ),
         device_bytes=device_memory() if given is None else int(given * 2**30),
         deepspeed=deepspeed_config(config, world_size=config.num_workers, bf16=bf16, cuda=True),
+        way=way,
     )
     pack = epoch[0][0][0]
     rows = [table.row(index) for index in pack]

@@ -11,7 +11,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.exported_tokenizer import export_tokenizer
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import RunDir, Split, read_manifest
-from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
+from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer, tokenizer_digest
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.base_model import (
     check_weights,
@@ -24,10 +24,13 @@ from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.flops import ModelShape, attention_tokens
+from ochat_ray.train.forward import PACKED_SDPA
 from ochat_ray.train.metrics import METRICS
+from ochat_ray.train.probe import Way, candidates_of, choose_way
 from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
 from ochat_ray.train.trackers import check_trackers
+from ochat_ray.train.weights import check_config, check_files, check_tensors, check_vocabulary
 
 MODEL_MANIFEST = "ochat.json"
 FAILURE = ".failed"
@@ -63,12 +66,27 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
         config, world_size=config.num_workers, bf16=config.dtype != "float32", cuda=True
     )
     check_weights(config.model, allow_pickle=config.allow_pickle)
+    tensors = check_files(config.model)
+    model_config = load_config(config.model)
+    check_config(config.model, model_config)
     tokenizer = load_tokenizer(config.model)
     export_tokenizer(tokenizer, chosen.model_type)  # now, and not after days, if it cannot be
     if tokenizer_digest(tokenizer) != manifest["tokenizer"]:
         raise UserError(
             f"{config.data} was tokenised with another tokenizer ({manifest['tokenizer_path']}) "
             f"than {config.model} has; prepare it again with --tokenizer {config.model}"
+        )
+    check_vocabulary(
+        config.model,
+        model_config.get_text_config(decoder=True).vocab_size,
+        tokenizer.get_vocab().values(),
+        end_of_turn_id(tokenizer),
+    )
+    if tensors is not None and (left_out := check_tensors(config.model, tensors, model_config)):
+        print(
+            f"{len(left_out)} tensors of {config.model} are no part of the model and are left out: "
+            f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
+            file=sys.stderr,
         )
     extended_config(config, config.model, manifest)
     verify_tables(config.data, manifest)
@@ -99,6 +117,23 @@ def extended_config(
         rope_scaling=config.rope_scaling,
     )
     return model_config, before
+
+
+def prove_exact(config: TrainConfig, model_config: Any) -> Way:
+    """How conversations go through the model, proved on a tiny one (`probe.py`), in float32 on CPU.
+
+    The workers prove it again on their own device, in their dtype and with their attention, which
+    may be flash-attn's; here PyTorch's stands for it.
+
+    Raises:
+        UserError: no way is exact.
+    """
+    own = config.attention if config.attention in ("sdpa", "eager") else "auto"
+    candidates = candidates_of(own, "eager" if own == "eager" else PACKED_SDPA)
+    way = choose_way(model_config, candidates, gradient_checkpointing=config.gradient_checkpointing)
+    if way.notice:
+        print(way.notice, file=sys.stderr)
+    return way
 
 
 def steps_of(

@@ -37,6 +37,24 @@ class Step:
         return [index for packs in self.packs for pack in packs for index in pack]
 
 
+def forward_passes(
+    packs: list[list[Pack]], rank: int, *, packed: bool
+) -> list[tuple[Pack, int | None]]:
+    """A worker's forward passes of a step, each with the pack of `packs[rank]` that it is of.
+
+    One per pack if `packed`. Otherwise one per conversation, for models that cannot keep the
+    conversations of a pack apart; under ZeRO-3 all workers need the same number, so the others end
+    with empty ones, which belong to no pack.
+    """
+    if packed:
+        return [(pack, position) for position, pack in enumerate(packs[rank])]
+    passes: list[tuple[Pack, int | None]] = [
+        ([index], position) for position, pack in enumerate(packs[rank]) for index in pack
+    ]
+    most = max(1, *(sum(len(pack) for pack in own) for own in packs))
+    return passes + [([], None)] * (most - len(passes))
+
+
 def room_taken(lengths: np.ndarray, max_tokens: int, own_pack_from: int | None) -> np.ndarray:
     """The room in a pack that each conversation takes, in tokens: from a length on, all of it."""
     if own_pack_from is None:

@@ -5,7 +5,14 @@ import json
 
 import pytest
 import torch
-from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Emu3Config,
+    GPTBigCodeConfig,
+    GPTBigCodeForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhimoeConfig,
+)
 
 from ochat_ray.errors import UserError
 from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id
@@ -141,6 +148,12 @@ def test_big_code_trains_without_its_dropout():
     assert set(rates) == {0.0}
     ids = torch.arange(20)[None]
     assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_dropout_within_another_configuration_is_none_either():
+    config = without_dropout(Emu3Config())
+    assert config.text_config.attention_dropout == 0.0
+    assert without_dropout(PhimoeConfig()).router_jitter_noise == 0.0
 
 
 def pickled(tokenizer, directory):

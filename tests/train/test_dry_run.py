@@ -12,6 +12,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.dry_run import coloured_pack, describe, dry_run, escaped
 from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.memory import MemoryPlan
+from ochat_ray.train.probe import Way
 
 SHAPE = ModelShape(
     layers=1,
@@ -91,6 +92,21 @@ def test_the_page():
     assert "fits in 20.00 GiB" in page
     assert "does NOT fit in 10.00 GiB" in describe(result(device_bytes=10 * GIB))
     assert "is not known" in describe(result(device_bytes=None))
+
+
+def test_models_that_take_no_packs_have_a_forward_pass_per_conversation():
+    way = Way(
+        attention="sdpa", packed=False, because="they see each other",
+        logits_error=0.0, gradient_error=0.0,
+    )  # fmt: skip
+    r = result(way=way)
+    # Step 1: one conversation against two; step 2: one against none.
+    assert r["attention"]["forward_passes"] == 2 + 1
+    assert "forward passes an epoch   3 per worker, one per conversation" in describe(r)
+    assert "not another, since        they see each other" in describe(r)
+    together = result(way=replace(way, packed=True, because=""))
+    assert together["attention"]["forward_passes"] == 1 + 1
+    assert "2 per worker, one per pack" in describe(together)
 
 
 @pytest.fixture(scope="module")

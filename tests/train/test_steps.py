@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.steps import Steps
+from ochat_ray.train.steps import Steps, forward_passes
 
 LENGTHS = np.random.default_rng(0).integers(1, 60, 50)
 
@@ -75,3 +75,13 @@ def test_the_first_rate_of_2023_is_0():
     rates = [s.rate for s in Steps(config(loss="openchat-2023"), LENGTHS).after(0, 1)]
     # ceil(3% of 14) = 1 step of warm-up: 0, then the peak.
     assert rates[:2] == [0.0, 1.0]
+
+
+def test_a_forward_pass_per_pack_or_per_conversation():
+    packs = [[[4, 0], [2]], [[1], []]]
+    assert forward_passes(packs, 0, packed=True) == [([4, 0], 0), ([2], 1)]
+    assert forward_passes(packs, 1, packed=True) == [([1], 0), ([], 1)]
+    assert forward_passes(packs, 0, packed=False) == [([4], 0), ([0], 0), ([2], 1)]
+    # As many as the other worker has, or ZeRO-3 would wait for ever.
+    assert forward_passes(packs, 1, packed=False) == [([1], 0), ([], None), ([], None)]
+    assert forward_passes([[[]], [[]]], 0, packed=False) == [([], None)]

@@ -1,0 +1,90 @@
+"""A small random model for trial: made so that its faults show, and watched layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+def build(config: Any, attention: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), attn_implementation=attention, dtype=dtype
+    )
+    model.config.use_cache = False
+    return model.eval()
+
+
+@torch.no_grad()
+def widen(model: Any) -> None:
+    """Give weights the size that makes every part of the model count.
+
+    As initialised (standard deviation 0.02), attention is nearly uniform and layers add next to
+    nothing, so that no fault would show.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim < 2:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+            continue
+        wanted = parameter.shape[-1] ** -0.5
+        spread = float(parameter.float().std()) if parameter.numel() > 1 else wanted
+        if spread == 0:
+            parameter.add_(wanted * torch.randn_like(parameter))
+        elif spread < wanted:
+            parameter.mul_(wanted / spread)
+
+
+@contextlib.contextmanager
+def layer_outputs(model: Any) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """A dictionary that collects what each layer gives, by the layer's name."""
+    layers = next(
+        (
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.ModuleList)
+            and len(module) == model.config.get_text_config(decoder=True).num_hidden_layers
+        ),
+        None,
+    )
+    collected: dict[str, list[torch.Tensor]] = {}
+    handles = []
+    if layers is not None:
+        for place, layer in enumerate(layers[1]):
+            name = f"{layers[0]}.{place}"
+            collected[name] = []
+
+            def keep(_: Any, __: Any, output: Any, name: str = name) -> None:
+                hidden = output[0] if isinstance(output, tuple) else output
+                collected[name].append(hidden.detach().float())
+
+            handles.append(layer.register_forward_hook(keep))
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A fixed random state inside, the old one after; no warnings about a model for trial.
+
+    One thread, since the operations are too small to share.
+    """
+    from transformers.utils import logging
+
+    verbosity, threads = logging.get_verbosity(), torch.get_num_threads()
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        torch.set_num_threads(threads)

@@ -1,0 +1,230 @@
+"""Checks of a base model's weight files that read their headers only, wherever they lie.
+
+The format is that of safetensors: the header's length as 8 bytes in little-endian order, a JSON
+header of dtype, shape and data_offsets per tensor, then the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from ochat_ray.errors import UserError
+from ochat_ray.model_directory import WEIGHTS, files_of
+
+_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_LFS = b"version https://git-lfs.github.com/spec/"
+_TEXTS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "config.json")
+_LARGEST_HEADER = 100_000_000  # the format's own limit
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_QUANTISED = (".qweight", ".qzeros", ".weight_packed", ".absmax", ".weight_scale", "_scale_inv")
+"""How names of GPTQ's and AWQ's, compressed-tensors', bitsandbytes' and fp8's tensors end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tensor:
+    """What a header holds of one tensor; `dtype` is safetensors' name, such as "BF16"."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def check_files(path: str) -> dict[str, Tensor] | None:
+    """The tensors that transformers would load from a directory or URI.
+
+    None where that cannot be known from headers: for a hub's name, and for pickled weights.
+
+    Raises:
+        UserError: files are Git LFS pointers, cut short or missing, or the tensors are quantised.
+    """
+    found = files_of(path)
+    if found is None:
+        return None
+    fs, files = found
+    sizes = {file.base_name: file for file in files}
+    for name, file in sizes.items():
+        if file.size < 1024 and name.endswith((*WEIGHTS, *_TEXTS)):
+            with fs.open_input_stream(file.path) as stream:
+                if stream.read(len(_LFS)) == _LFS:
+                    raise UserError(
+                        f"{path}/{name} is a Git LFS pointer, not the file; run git lfs pull there"
+                    )
+    if _FILE in sizes:
+        tensors = _header(fs, sizes[_FILE], path)
+    elif _INDEX in sizes:
+        tensors = _sharded(fs, sizes, path)
+    elif any(name.endswith(".safetensors") for name in sizes):
+        raise UserError(
+            f"{path} has safetensors, but neither {_FILE} nor {_INDEX}; expected a whole "
+            "Hugging Face model (no adapter, no single shard)"
+        )
+    else:
+        return None
+    for name, tensor in tensors.items():
+        if name.endswith(_QUANTISED) or tensor.dtype.startswith(("F8", "F4", "F6")):
+            raise _quantised(path, f"{name} is {tensor.dtype}")
+    return tensors
+
+
+def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[str]:
+    """Hold tensors against the model that `config` describes; names of those that it leaves out.
+
+    transformers itself matches them, as when it loads, but with tensors that hold nothing.
+
+    Raises:
+        UserError: the model has parameters that are not there, or that have another shape.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with torch.device("meta"):
+            kind = type(AutoModelForCausalLM.from_config(config))
+        _, info = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict={
+                name: torch.empty(
+                    tensor.shape,
+                    dtype=getattr(torch, _DTYPES.get(tensor.dtype, "float32")),
+                    device="meta",
+                )
+                for name, tensor in tensors.items()
+            },
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+    check_loaded(path, info)
+    return sorted(info["unexpected_keys"])
+
+
+def check_loaded(path: str, info: dict[str, Any]) -> None:
+    """Hold transformers' report of what it loaded against the model.
+
+    Raises:
+        UserError: parameters were missing, or had another shape; it would train them from random
+            values.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"the weights of {path} lack {_some(missing)}, which the model of its config.json has; "
+            "is the copy whole, and is it a causal language model?"
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, there, wanted = mismatched[0]
+        raise UserError(
+            f"{len(mismatched)} weights of {path} do not have the shape of its config.json: {name} "
+            f"is {tuple(there)}, expected {tuple(wanted)}"
+        )
+
+
+def check_config(path: str, config: Any) -> None:
+    """Raise a UserError for a configuration of quantised weights, which cannot be trained."""
+    for part in (config, config.get_text_config(decoder=True)):
+        quantisation = getattr(part, "quantization_config", None)
+        if quantisation:
+            settings = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+            raise _quantised(path, f"quant_method {settings.get('quant_method', 'unknown')}")
+
+
+def check_vocabulary(path: str, rows: int, ids: Collection[int], end_of_turn: int) -> None:
+    """Hold a tokenizer's ids against a model of `rows` embeddings, which may get one more.
+
+    Raises:
+        UserError: the tokenizer has ids without an embedding, other than the new end-of-turn's.
+    """
+    beyond = [id for id in ids if id >= rows and not id == end_of_turn == rows]
+    if beyond or end_of_turn > rows:
+        raise UserError(
+            f"{path} has {rows:,} embeddings but its tokenizer's ids reach "
+            f"{max([*beyond, end_of_turn]):,}; is this tokenizer the model's own?"
+        )
+
+
+def _sharded(fs: pafs.FileSystem, sizes: dict[str, pafs.FileInfo], path: str) -> dict[str, Tensor]:
+    with fs.open_input_stream(sizes[_INDEX].path) as stream:
+        try:
+            shard_of = json.loads(stream.read())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}/{_INDEX} is no index of weights; copy it again") from error
+    shards = sorted(set(shard_of.values()))
+    if absent := [name for name in shards if name not in sizes]:
+        raise UserError(
+            f"{path} lacks {_some(absent)} of {len(shards)} files that {_INDEX} names; "
+            "copy the model again"
+        )
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        tensors |= _header(fs, sizes[shard], path)
+    if unknown := sorted(set(shard_of) - set(tensors)):
+        raise UserError(f"{path}: {_INDEX} names tensors that no file has: {_some(unknown)}")
+    return tensors
+
+
+def _header(fs: pafs.FileSystem, file: pafs.FileInfo, path: str) -> dict[str, Tensor]:
+    name = f"{path}/{file.base_name}"
+    with fs.open_input_stream(file.path) as stream:
+        read: Callable[[int], bytes] = stream.read
+        length = int.from_bytes(read(8), "little")
+        if file.size < 8 + min(length, 1) or length > _LARGEST_HEADER:
+            raise UserError(f"{name} is not a safetensors file; copy it again")
+        text = read(length)
+    if len(text) < length:
+        raise _cut(name, file.size, 8 + length)
+    try:
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        tensors = {
+            key: Tensor(dtype=entry["dtype"], shape=tuple(entry["shape"]))
+            for key, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"{name} has a damaged header; copy it again") from error
+    expected = 8 + length + max(ends, default=0)
+    if file.size != expected:
+        raise _cut(name, file.size, expected)
+    return tensors
+
+
+def _cut(name: str, size: int, expected: int) -> UserError:
+    return UserError(
+        f"{name} has {size:,} bytes, but its header needs {expected:,}; it is cut short or "
+        "damaged: copy it again"
+    )
+
+
+def _quantised(path: str, why: str) -> UserError:
+    return UserError(
+        f"{path} is quantised ({why}), and quantised weights cannot be trained; use the model in "
+        "bfloat16, float16 or float32"
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
