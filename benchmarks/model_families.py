@@ -1,4 +1,4 @@
-"""Which model families train exactly: a tiny random model of each, packed and alone.
+"""Table of model families that train exactly, by a tiny random model of each, packed and alone.
 
     python benchmarks/model_families.py                  a Markdown table of all
     python benchmarks/model_families.py mistral gemma2   of these only
@@ -184,7 +184,7 @@ def row(family: str, model_type: str, changes: dict[str, Any]) -> Way | None:
 
 
 def layers(config: Any) -> str:
-    """The kinds of layers that a configuration names, and what else attention depends on."""
+    """Return the kinds of layers that a configuration names, and what else attention depends on."""
     text = config.get_text_config(decoder=True)
     windows = any(
         getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_window")

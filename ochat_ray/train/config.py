@@ -67,8 +67,8 @@ class TrainConfig:
     deepspeed: str | None = None
     """A DeepSpeed configuration in JSON, laid over the one that these options make."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """auto is the first that is exact for the model, as tried on a tiny one: flash_attention_2 (with
-    flash-attn and GPUs), sdpa, eager."""
+    """auto is the first that is exact for the model, as tried on a tiny one: flash_attention_2
+    (with flash-attn and GPUs), sdpa, eager."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
