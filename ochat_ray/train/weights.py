@@ -90,7 +90,6 @@ def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[st
         UserError: the model has parameters that are not there, or that have another shape.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -98,7 +97,7 @@ def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[st
     logging.disable_progress_bar()
     try:
         with torch.device("meta"):
-            kind = type(AutoModelForCausalLM.from_config(config))
+            kind = _class_of(path, config)
         _, info = kind.from_pretrained(
             None,
             config=config,
@@ -120,6 +119,18 @@ def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[st
             logging.enable_progress_bar()
     check_loaded(path, info)
     return sorted(info["unexpected_keys"])
+
+
+def _class_of(path: str, config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return type(AutoModelForCausalLM.from_config(config))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no causal language model that transformers knows (model_type "
+            f"{config.model_type}): {str(error).splitlines()[0][:200]}"
+        ) from error
 
 
 def check_loaded(path: str, info: dict[str, Any]) -> None:
