@@ -66,14 +66,14 @@ def attention_implementation(name: str) -> str:
 
 
 def worker_device() -> torch.device:
-    """This worker's GPU, or its CPU."""
+    """Return this worker's GPU, or its CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def prove_exact_here(config: TrainConfig, model_config: Any) -> Way:
-    """How conversations go through the model: proved on this worker's device, in its dtype.
+    """Prove how conversations go through the model, on this worker's device and in its dtype.
 
     Called before an Engine is made, within which new models are partitioned.
 

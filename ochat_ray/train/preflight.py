@@ -120,7 +120,7 @@ def extended_config(
 
 
 def prove_exact(config: TrainConfig, model_config: Any) -> Way:
-    """How conversations go through the model, proved on a tiny one (`probe.py`), in float32 on CPU.
+    """Prove on a tiny model, in float32 on the CPU, how conversations go through this one.
 
     The workers prove it again on their own device, in their dtype and with their attention, which
     may be flash-attn's; here PyTorch's stands for it.

@@ -40,7 +40,7 @@ class Step:
 def forward_passes(
     packs: list[list[Pack]], rank: int, *, packed: bool
 ) -> list[tuple[Pack, int | None]]:
-    """A worker's forward passes of a step, each with the pack of `packs[rank]` that it is of.
+    """Return a worker's forward passes of a step, each with its pack's position in `packs[rank]`.
 
     One per pack if `packed`. Otherwise one per conversation, for models that cannot keep the
     conversations of a pack apart; under ZeRO-3 all workers need the same number, so the others end

@@ -1,4 +1,4 @@
-"""What is found out of a base's weights from their headers, wherever they lie."""
+"""Checks of a base's weights that read headers only, in directories and behind URIs."""
 
 import json
 import struct
