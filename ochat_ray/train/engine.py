@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 from ochat_ray.train.probe import Way, candidates_of, choose_way
 from ochat_ray.train.shared_memory_op import load_shared_memory_op
+from ochat_ray.train.universal import complete_for_all_stages
 
 _TAG = "deepspeed"
+
+_PROBE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,7 +226,7 @@ class Engine:
         except RuntimeError as error:
             # torch's writer does not say why the system refused to write.
             if "failed writing" in str(error) or "unexpected pos" in str(error):
-                raise OSError(errno.ENOSPC, f"cannot write a checkpoint: {error}") from error
+                raise _write_error(directory) from error
             raise
         state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -231,10 +235,14 @@ class Engine:
 
     def load(self, directory: Path) -> None:
         """Go on from a checkpoint: all workers' shards, or a universal one; all call it."""
+        ours = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(
             str(directory), tag=_TAG, load_lr_scheduler_states=False
         )
         assert path is not None, f"DeepSpeed finds no checkpoint in {directory}"
+        # DeepSpeed 0.19.8 gives all groups the options of a universal checkpoint's first one.
+        for group, options in zip(self._optimizer.param_groups, ours, strict=True):
+            group.update(options)
         # DeepSpeed 0.19.8 gives all sub-groups of a universal checkpoint one tensor that counts
         # AdamW's steps, which each of them would then increment.
         for state in self._optimizer.state.values():
@@ -260,7 +268,7 @@ class Engine:
 
 
 def make_universal(checkpoint: Path, directory: Path) -> None:
-    """Convert a checkpoint of all workers' shards into one for any number of workers.
+    """Convert a checkpoint of all workers' shards into one for any workers and ZeRO stage.
 
     The format is DeepSpeed's universal checkpoint (Lian et al., 2024). One process calls it; it
     runs in another, since DeepSpeed forks and prints.
@@ -275,6 +283,22 @@ def make_universal(checkpoint: Path, directory: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"cannot convert {checkpoint}: {done.stderr.strip()[-2000:]}")
+    complete_for_all_stages(directory / _TAG, version("deepspeed"))
+
+
+def _write_error(directory: Path) -> OSError:
+    """Return the system's reason for not writing a checkpoint, by writing again there."""
+    probe = directory / "probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return OSError(error.errno, f"cannot write a checkpoint: {error.strerror}")
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return OSError(errno.ENOSPC, "cannot write a checkpoint: the disk was full")
 
 
 def _unlink_shared_memory() -> None:

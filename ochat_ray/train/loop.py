@@ -20,12 +20,12 @@ import ray.train
 import torch
 from torch import distributed
 
-from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, not_on_this_host, open_location, read_manifest
+from ochat_ray.run_lock import check_held
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train import packing
+from ochat_ray.train import failures, packing
 from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
@@ -40,6 +40,7 @@ from ochat_ray.train.engine import (
 )
 from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
 from ochat_ray.train.export import export, publish
+from ochat_ray.train.failures import Place
 from ochat_ray.train.flops import (
     ModelShape,
     measured_peak_flops,
@@ -49,18 +50,11 @@ from ochat_ray.train.flops import (
 from ochat_ray.train.loss import pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
+from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
-from ochat_ray.train.preflight import (
-    FAILURE,
-    MODEL_MANIFEST,
-    extended_config,
-    own_pack_from,
-    steps_of,
-)
+from ochat_ray.train.preflight import extended_config, own_pack_from, steps_of
 from ochat_ray.train.steps import Step, forward_passes, room_taken
 from ochat_ray.train.tokens import TokenTable
-
-PLOT = "loss.png"
 
 
 class NonFiniteLossError(UserError):
@@ -70,27 +64,30 @@ class NonFiniteLossError(UserError):
 def train_worker(settings: dict[str, Any]) -> None:
     """The function that Ray Train runs on every worker; `settings` holds plain values.
 
-    An error that would only come again is left in the output directory before it is raised, and
-    the next attempt ends at once.
+    An error that would only come again is left in the run's work folder before it is raised, and no
+    further attempt is made.
     """
     output, staging = settings["config"]["output"], settings["staging"]
-    if "://" not in output and not os.path.isdir(staging):  # which is beside the output
+    if "://" not in output and not os.path.isdir(staging):  # which is in the output
         raise not_on_this_host(output)
-    run = RunDir.open(output)
-    if run.exists(FAILURE):
-        return
+    run, token = RunDir.open(output), settings["token"]
+    work = output_of(output).work(token)
+    place, rank = Place(), ray.train.get_context().get_world_rank()
     try:
-        _Worker(settings, run).train()
+        check_held(run, token)
+        if failures.read(work) is None:
+            _Worker(settings, run, place).train()
     except Exception as error:
-        if message := user_message(error):
-            _leave_failure(run, message)
+        if failure := failures.final_failure(error, place, work, rank):
+            failures.leave(work, failure)
         raise
 
 
 class _Worker:
     """One worker's part of one attempt."""
 
-    def __init__(self, settings: dict[str, Any], run: RunDir) -> None:
+    def __init__(self, settings: dict[str, Any], run: RunDir, place: Place) -> None:
+        self.place = place
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.local_rank, self.node_rank = context.get_local_rank(), context.get_node_rank()
@@ -98,6 +95,8 @@ class _Worker:
         self.config = TrainConfig(**settings["config"])
         self.run = run
         self.manifest = read_manifest(self.config.data)
+        if self.manifest["digest"] != settings["identity"]["data_digest"]:
+            raise UserError(f"{self.config.data} was prepared again meanwhile; run training again")
         self.base = self._prepare_base()
         self.tokenizer = load_tokenizer(self.base)
         self.table = TokenTable(self.config.data, "train", self.config.max_length)
@@ -136,6 +135,8 @@ class _Worker:
         self.metrics = Metrics(
             self.run if self.rank == 0 else None,
             resume_step=done if self.resumed else None,
+            token=self.settings["token"],
+            check=self._check_held,
             constants={"total_steps": len(self.steps)},
             wandb=self.config.wandb,
             mlflow=self.config.mlflow,
@@ -145,6 +146,7 @@ class _Worker:
             known = Evaluation(**self.resumed.eval_before) if self.resumed else None
             before = known or self._evaluate(0)
             for step in self.steps.after(done, self.world_size):
+                self.place.text, self.place.step = f"in step {step.number}", step.number
                 self.metrics.write(self._step(step))
                 conversations += len(step.conversations)
                 evaluation = self._evaluate(step.number) if step.evaluates else None
@@ -152,6 +154,7 @@ class _Worker:
                     self._save(step, conversations, before, evaluation)
             if evaluation is None:  # resumed from the last step
                 evaluation = self._evaluate(len(self.steps))
+        self.place.text = "in the export"
         self._export(before, evaluation)
         ray.train.report({"eval_loss": evaluation.loss})
 
@@ -188,6 +191,7 @@ class _Worker:
         if resumed is None:
             return engine
         if self.rank == 0:
+            self._check_held()
             checkpoints.prune(self.run, config.keep_checkpoints)
         with self._local_copy(resumed, convert) as directory:
             engine.load(directory)
@@ -245,6 +249,7 @@ class _Worker:
         )
 
     def _evaluate(self, step: int) -> Evaluation:
+        self.place.text = f"in the evaluation at step {step}"
         result = self.engine.evaluate(self._held_out_packs(), end_of_turn_id(self.tokenizer))
         self.metrics.write(
             {"step": step, "eval_loss": result.loss, "eval_end_of_turn": result.end_of_turn}
@@ -268,19 +273,24 @@ class _Worker:
     def _save(
         self, step: Step, conversations: int, before: Evaluation, evaluation: Evaluation | None
     ) -> None:
+        self.place.text = f"in the checkpoint of step {step.number}"
         name = checkpoints.directory_name(step.number, self.attempt)
         loss = evaluation.loss if evaluation else None
         with self._scratch("checkpoint-") as directory:
             self.engine.save(directory)
-            own_files = checkpoints.sizes(directory)
+            files = self._joined(checkpoints.sizes(directory))
+            if self.rank == 0:
+                self._check_held()
+                checkpoints.record(self.run, name, files)
+            distributed.barrier()
             ray.train.report(
                 {"step": step.number, "eval_loss": loss},
                 checkpoint=ray.train.Checkpoint.from_directory(str(directory)),
                 checkpoint_dir_name=name,
             )
-        # It also waits for them: report() does so before it sends, not until they have sent.
-        files = self._joined(own_files)
+        distributed.barrier()  # report() waits for all before it sends, not until they have sent
         if self.rank == 0:
+            self._check_held()
             record = Checkpoint(
                 name=name,
                 step=step.number,
@@ -306,9 +316,12 @@ class _Worker:
         with self._scratch("export-") as directory:
             export(self.engine, self.tokenizer, directory, self.manifest["model_type"])
             if self.rank == 0:
+                self._check_held()
+                record_model(output_of(self.config.output), [p.name for p in directory.iterdir()])
                 publish(directory, self.run)
         if self.rank == 0:
             self._plot()
+            self._check_held()
             self.run.write_json(
                 MODEL_MANIFEST,
                 {
@@ -362,7 +375,7 @@ class _Worker:
                 shutil.rmtree(converted, ignore_errors=True)
 
     def _joined(self, own_files: dict[str, int]) -> dict[str, int]:
-        """All workers' files, once all of them are here."""
+        """All workers' files."""
         return dict(sorted(item for files in self._gather(own_files) for item in files.items()))
 
     def _gather(self, value: Any) -> list[Any]:
@@ -370,6 +383,10 @@ class _Worker:
         found: list[Any] = [None] * self.world_size
         distributed.all_gather_object(found, value)
         return found
+
+    def _check_held(self) -> None:
+        """Stop before a write, where another run has taken the output directory over."""
+        check_held(self.run, self.settings["token"])
 
     def _agree(self, value: Any) -> Any:
         """The first worker's value, on all workers."""
@@ -380,9 +397,3 @@ class _Worker:
 
 def _device_name(engine: Engine) -> str:
     return torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu"
-
-
-def _leave_failure(run: RunDir, message: str) -> None:
-    # A full disk may still make the file, and its name is enough.
-    with contextlib.suppress(OSError), run.fs.open_output_stream(run.path(FAILURE)) as stream:
-        stream.write(message.encode())
