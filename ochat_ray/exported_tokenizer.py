@@ -16,13 +16,14 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.segment_marks import add_marks
 from ochat_ray.template import chat_template, encode
-from ochat_ray.tokenizer import PROBE_TEXTS
+from ochat_ray.tokenizer import END_OF_TURN, PROBE_TEXTS
 
 
 def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     """A copy with the chat template of a model type, to be written with `save_pretrained`.
 
-    The chat template takes messages of the roles system, user and assistant and the variable
+    Its EOS is the end-of-turn token: converters to GGUF and others take from the tokenizer where
+    an answer ends. The base's EOS stays a special token. The chat template takes messages of the roles system, user and assistant and the variable
     `condition`. A text without U+FDD0 and U+FDD1 has the ids that it had.
 
     Raises:
@@ -37,8 +38,15 @@ def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     exported.__class__ = _exported_class()
     special_tokens = [t["content"] for t in marked["added_tokens"] if t["special"]]
     exported.chat_template = chat_template(model_type, special_tokens)
+    _end_at_end_of_turn(exported)
     _check(exported, tokenizer, model_type, special_tokens)
     return exported
+
+
+def _end_at_end_of_turn(tokenizer: Any) -> None:
+    others = [*tokenizer.extra_special_tokens, tokenizer.eos_token]
+    tokenizer.eos_token = END_OF_TURN
+    tokenizer.extra_special_tokens = [t for t in others if t is not None and t != END_OF_TURN]
 
 
 @cache

@@ -57,6 +57,7 @@ from ochat_ray.train.preflight import (
     own_pack_from,
     steps_of,
 )
+from ochat_ray.train.round_trip import check_export, choose_conversation
 from ochat_ray.train.steps import Step, room_taken
 from ochat_ray.train.tokens import TokenTable
 
@@ -298,7 +299,11 @@ class _Worker:
     def _export(self, before: Evaluation, after: Evaluation) -> None:
         with self._scratch("export-") as directory:
             export(self.engine, self.tokenizer, directory, self.manifest["model_type"])
+            pack = self.held_out.batch([choose_conversation(self.held_out)])
+            expected = self.engine.predict(pack.to(self.engine.device))
             if self.rank == 0:
+                with self.engine.opens_whole_models():
+                    difference = check_export(directory, pack, expected, self.engine.dtype)
                 publish(directory, self.run)
         if self.rank == 0:
             self._plot()
@@ -319,6 +324,7 @@ class _Worker:
                     "deepspeed": self.engine.settings,
                     "eval_before": asdict(before),
                     "eval_after": asdict(after),
+                    "export_difference": difference,
                     "config": asdict(self.config),
                     "identity": self.settings["identity"],
                 },

