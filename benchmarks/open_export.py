@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import warnings
+from typing import Any
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,9 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  
 
 def opened(directory: str) -> dict:
     """The line of one export."""
-    model, info = AutoModelForCausalLM.from_pretrained(
+    with_info: Any = AutoModelForCausalLM.from_pretrained(
         directory, output_loading_info=True, torch_dtype=torch.float32
     )
+    model, info = with_info
     for problem, names in info.items():
         if names:
             shown = ", ".join(sorted(map(str, names))[:2])

@@ -23,7 +23,9 @@ def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     """A copy with the chat template of a model type, to be written with `save_pretrained`.
 
     Its EOS is the end-of-turn token: converters to GGUF and others take from the tokenizer where
-    an answer ends. The base's EOS stays a special token. The chat template takes messages of the roles system, user and assistant and the variable
+    an answer ends. The base's EOS stays a special token.
+
+    The chat template takes messages of the roles system, user and assistant and the variable
     `condition`. A text without U+FDD0 and U+FDD1 has the ids that it had.
 
     Raises:

@@ -60,6 +60,8 @@ def with_version_4_keys(config: dict[str, Any]) -> dict[str, Any]:
         result |= _sliding_window_pattern(config.get("layer_types") or [])
     if model_type == "qwen3_moe":
         result["num_experts"] = config["num_local_experts"]
+    if model_type == "falcon" and config["multi_query"] and not config["new_decoder_architecture"]:
+        result["num_kv_heads"] = 1  # transformers ignores it there, converters to GGUF do not
     if model_type == "dbrx":
         ffn = {k: v for k, v in config["ffn_config"].items() if k != "hidden_size"}
         attention = config["attn_config"] | {"rope_theta": result["rope_theta"]}
@@ -73,10 +75,9 @@ def _rope_keys(model_type: str, rope: dict[str, Any]) -> dict[str, Any]:
         if model_type not in _ROPE_BASES_BY_LAYER_TYPE:
             return {}  # no model of version 4 has several
         full, sliding = rope["full_attention"], rope["sliding_attention"]
-        names = _ROPE_BASES_BY_LAYER_TYPE[model_type]
-        bases = dict(zip(names, (full["rope_theta"], sliding["rope_theta"]), strict=True))
-        bases.pop(None, None)
-        return bases | {"rope_scaling": _scaling(model_type, full)}
+        for_full, for_sliding = _ROPE_BASES_BY_LAYER_TYPE[model_type]
+        bases = {for_full: full["rope_theta"], "rope_scaling": _scaling(model_type, full)}
+        return bases | ({for_sliding: sliding["rope_theta"]} if for_sliding else {})
     keys: dict[str, Any] = {"rope_scaling": _scaling(model_type, rope)}
     if "rope_theta" in rope:
         keys[_ROPE_BASE.get(model_type, "rope_theta")] = rope["rope_theta"]

@@ -125,11 +125,12 @@ def _open(directory: Path, dtype: torch.dtype | None) -> Any:
     options: dict[str, Any] = {"device_map": "meta"} if dtype is None else {"dtype": dtype}
     failed = "the exported model cannot be opened, and is not published; the last checkpoint is "
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             directory, output_loading_info=True, local_files_only=True, **options
         )
     except (OSError, ImportError, *_CONVERSION_ERRORS) as error:
         raise UserError(f"{failed}kept: {_first_line(error)}") from error
+    model, info = opened
     problems = {problem: found for problem, found in info.items() if found}
     if problems:
         problem, found = next(iter(problems.items()))
