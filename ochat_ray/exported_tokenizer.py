@@ -56,9 +56,12 @@ def _exported_class() -> type:
     """A tokenizer whose tokenizer_config.json is read by transformers 4 and 5.
 
     Its name is what is written there: under it both take tokenizer.json as it stands. Version 4
-    knows neither the name that 5 writes nor its list of special tokens.
+    knows neither the name that 5 writes nor its list of special tokens. It wrote the added tokens
+    there, too; converters to GGUF that want a SentencePiece tokenizer.model look for them.
     """
     import transformers
+
+    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
     class PreTrainedTokenizerFast(transformers.PreTrainedTokenizerFast):
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,6 +70,10 @@ def _exported_class() -> type:
             config = json.loads(path.read_bytes())
             if special_tokens := config.pop("extra_special_tokens", None):
                 config["additional_special_tokens"] = special_tokens
+            config["added_tokens_decoder"] = {
+                str(id): {"content": token.content} | {name: getattr(token, name) for name in flags}
+                for id, token in sorted(self.added_tokens_decoder.items())
+            }
             text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
             path.write_text(text + "\n", encoding="utf-8")
             return saved

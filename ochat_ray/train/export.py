@@ -7,7 +7,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed
 
+from ochat_ray.errors import UserError
 from ochat_ray.exported_tokenizer import export_tokenizer
 from ochat_ray.run_dir import RunDir
 from ochat_ray.tokenizer import end_of_turn_id
@@ -95,6 +96,9 @@ class ExportedState:
     Args:
         model: of the engine; under ZeRO-3 its parameters are partitioned.
         config: of the model that is exported; its shapes are those of the files.
+
+    Raises:
+        UserError: a model of that configuration has other tensors.
     """
 
     def __init__(self, model: Any, config: Any) -> None:
@@ -104,8 +108,13 @@ class ExportedState:
         self._rows = (_vocabulary(model.config), _vocabulary(config))
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         tensors = self.parameters | dict(model.named_buffers(remove_duplicate=False))
-        missing = self._shapes.keys() - tensors.keys()
-        assert not missing, f"not exported: {sorted(missing)[:5]}"
+        for name, shape in self._shapes.items():
+            found = tensors.get(name)
+            if found is None or not self._fits(getattr(found, "ds_shape", found.shape), shape):
+                raise UserError(
+                    f"a model of type {model.config.model_type} cannot be exported with a new "
+                    f"token: the shape of {name} is not that of a vocabulary of {self._rows[1]}"
+                )
         self._tensors = {name: tensors[name] for name in self._shapes}
         self._in_float32 = [
             re.compile(pattern.replace("*", ".*"))
@@ -135,10 +144,14 @@ class ExportedState:
 
     def _take(self, name: str) -> torch.Tensor:
         tensor, shape = self._tensors[name].detach(), self._shapes[name]
-        sizes = list(zip(tensor.shape, shape, strict=True))
-        other = [pair for pair in sizes if pair[0] != pair[1] and pair != self._rows]
-        assert not other, f"{name} has the shape {tuple(tensor.shape)}, expected {tuple(shape)}"
         return tensor[tuple(slice(size) for size in shape)].to(self._dtype(name))
+
+    def _fits(self, found: Sequence[int], expected: Sequence[int]) -> bool:
+        """Whether two shapes are equal, but for the padding of the vocabulary."""
+        if len(found) != len(expected):
+            return False
+        pairs = zip(found, expected, strict=True)
+        return all(pair[0] == pair[1] or pair == self._rows for pair in pairs)
 
     def _dtype(self, name: str) -> torch.dtype:
         kept = name not in self.parameters or any(p.search(name) for p in self._in_float32)

@@ -39,7 +39,7 @@ from ochat_ray.train.engine import (
     make_universal,
 )
 from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
-from ochat_ray.train.export import export, publish
+from ochat_ray.train.export import ExportedState, export, exported_config, publish
 from ochat_ray.train.flops import (
     ModelShape,
     measured_peak_flops,
@@ -123,6 +123,8 @@ class _Worker:
             self.world_size,
         )
         self.engine = self._engine(model_config)
+        # Now, and not after training, if it cannot be exported.
+        ExportedState(self.engine.model, exported_config(self.engine.model, self.tokenizer))
         self.bandwidth = bus_bandwidth(self.engine.device)
 
     def train(self) -> None:

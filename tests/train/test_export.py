@@ -140,6 +140,14 @@ def test_embeddings_that_the_base_ties_only_by_name_are_both_written(tmp_path):
     assert "lm_head.weight" in export.ExportedState(model, result).names
 
 
+def test_a_tensor_of_the_vocabulary_s_size_that_was_not_resized_is_refused(tmp_path):
+    original = model()
+    config = original.config
+    original.model.layers[0].self_attn.q_proj = torch.nn.Linear(32, 40, bias=False)
+    with pytest.raises(UserError, match=r"type llama cannot .*q_proj\.weight is not that of .* 40"):
+        export.ExportedState(original, config)
+
+
 def model():
     torch.manual_seed(0)
     config = LlamaConfig(
