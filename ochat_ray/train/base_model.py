@@ -191,15 +191,12 @@ def vocabulary_size(tokenizer: Any) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def configure_generation(model: Any, tokenizer: Any) -> None:
-    """Make the end-of-turn token the model's EOS, and drop sampling settings of the base."""
+def generation_config(tokenizer: Any) -> Any:
+    """A transformers GenerationConfig that ends at the end-of-turn token; none of the base's."""
     from transformers import GenerationConfig
 
     eos = end_of_turn_id(tokenizer)
-    model.config.eos_token_id = eos
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=eos
-    )
+    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=eos)
 
 
 def prepare_base(path: str, directory: Path, *, allow_pickle: bool = False) -> Path:

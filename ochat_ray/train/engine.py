@@ -8,7 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -255,13 +255,44 @@ class Engine:
             if "cuda" in state and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"])
 
-    def whole(self, parameter: torch.nn.Parameter) -> contextlib.AbstractContextManager[Any]:
-        """A context in which the parameter is whole; every worker must enter it."""
+    @torch.no_grad()
+    def predict(self, pack: Batch) -> torch.Tensor:
+        """Logits at the pack's predicting positions, float32 on the CPU; all workers call it.
+
+        Every worker gives the same pack, and has the same result.
+        """
+        self._engine.eval()
+        return logits(self._engine, pack, vocabulary=self._vocabulary).float().cpu()
+
+    def whole(
+        self, parameter: torch.nn.Parameter, *, changes: bool = False
+    ) -> contextlib.AbstractContextManager[Any]:
+        """A context in which the parameter is whole; every worker must enter it.
+
+        With `changes`, what is done to it there stays; all workers must do the same.
+        """
         if not hasattr(parameter, "ds_id"):
             return contextlib.nullcontext()
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters([parameter])
+        rank = 0 if changes else None
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=rank)
+
+    @contextlib.contextmanager
+    def opens_whole_models(self) -> Iterator[None]:
+        """A context in which transformers opens other models unpartitioned, in this worker alone.
+
+        transformers 5.19 partitions every model that it opens as long as ZeRO-3 is configured,
+        with collective operations in which all workers take part.
+        """
+        from transformers.integrations import deepspeed as integration
+
+        integration.unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            if self._partition_on_load is not None:
+                integration.set_hf_deepspeed_config(self._partition_on_load)
 
     def _nll(self, pack: Batch) -> torch.Tensor:
         return weighted_nll(logits(self._engine, pack, vocabulary=self._vocabulary), pack)

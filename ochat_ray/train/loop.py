@@ -39,7 +39,7 @@ from ochat_ray.train.engine import (
     prove_exact_here,
 )
 from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
-from ochat_ray.train.export import export, publish
+from ochat_ray.train.export import ExportedState, export, exported_config, publish
 from ochat_ray.train.failures import Place
 from ochat_ray.train.flops import (
     ModelShape,
@@ -53,6 +53,7 @@ from ochat_ray.train.metrics import Metrics, read_metrics
 from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
 from ochat_ray.train.preflight import extended_config, own_pack_from, steps_of
+from ochat_ray.train.round_trip import check_export, choose_conversation
 from ochat_ray.train.steps import Step, forward_passes, room_taken
 from ochat_ray.train.tokens import TokenTable
 
@@ -125,6 +126,8 @@ class _Worker:
             self.world_size,
         )
         self.engine = self._engine(model_config)
+        # Now, and not after training, if it cannot be exported.
+        ExportedState(self.engine.model, exported_config(self.engine.model, self.tokenizer))
         self.bandwidth = bus_bandwidth(self.engine.device)
 
     def train(self) -> None:
@@ -315,7 +318,11 @@ class _Worker:
     def _export(self, before: Evaluation, after: Evaluation) -> None:
         with self._scratch("export-") as directory:
             export(self.engine, self.tokenizer, directory, self.manifest["model_type"])
+            pack = self.held_out.batch([choose_conversation(self.held_out)])
+            expected = self.engine.predict(pack.to(self.engine.device))
             if self.rank == 0:
+                with self.engine.opens_whole_models():
+                    difference = check_export(directory, pack, expected, self.engine.dtype)
                 self._check_held()
                 record_model(output_of(self.config.output), [p.name for p in directory.iterdir()])
                 publish(directory, self.run)
@@ -340,6 +347,7 @@ class _Worker:
                     "attention": asdict(self.way),
                     "eval_before": asdict(before),
                     "eval_after": asdict(after),
+                    "export_difference": difference,
                     "config": asdict(self.config),
                     "identity": self.settings["identity"],
                 },

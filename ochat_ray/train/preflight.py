@@ -30,6 +30,7 @@ from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.forward import PACKED_SDPA
 from ochat_ray.train.output import MODEL_MANIFEST, check_way, read_model_manifest
 from ochat_ray.train.probe import Way, candidates_of, choose_way
+from ochat_ray.train.round_trip import check_exportable
 from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
 from ochat_ray.train.trackers import check_trackers
@@ -89,7 +90,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
             file=sys.stderr,
         )
-    extended_config(config, config.model, manifest)
+    check_exportable(extended_config(config, config.model, manifest)[0])
     verify_tables(config.data, manifest)
     for split in splits:
         table = TokenTable(config.data, split, config.max_length)

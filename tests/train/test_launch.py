@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,7 @@ def test_the_exported_model_is_the_one_that_was_evaluated(undisturbed, data):
     exported = held_out_loss(config.output, data)
     # bfloat16 weights: three digits.
     assert exported == pytest.approx(result["eval_after"]["loss"], rel=2e-2)
+    assert result["export_difference"] < 1e-4  # in float32, of the rounded weights
 
 
 def test_the_output_is_a_plain_hugging_face_directory(undisturbed, data):
@@ -62,6 +64,10 @@ def test_the_output_is_a_plain_hugging_face_directory(undisturbed, data):
     model = AutoModelForCausalLM.from_pretrained(config.output)
     tokenizer = AutoTokenizer.from_pretrained(config.output)
     assert model.dtype == torch.bfloat16
+    assert tokenizer.eos_token == END_OF_TURN
+    written = json.loads(Path(config.output, "config.json").read_text())
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
+    assert written["torch_dtype"] == "bfloat16"
     assert model.generation_config.eos_token_id == end_of_turn_id(tokenizer)
     assert "Human: " in tokenizer.chat_template
     assert RunDir.open(config.output).read_json("ochat.json") == result
