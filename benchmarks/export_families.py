@@ -225,7 +225,7 @@ def byte_level_tokenizer() -> Any:
 
 
 def tiny_config(family: str) -> Any:
-    """The transformers configuration of a family's tiny model."""
+    """Return the transformers configuration of a family's tiny model."""
     from transformers import AutoConfig
 
     model_type, changes = FAMILIES[family]
@@ -274,7 +274,7 @@ def environments() -> dict[str, tuple[Path, Path]]:
 
 
 def opened_by(python: Path, script: Path, directories: list[Path]) -> Iterator[dict[str, Any]]:
-    """What an environment's script prints of each export, in their order."""
+    """Return what the script of an environment prints for each export, in their order."""
     command = [python, script, *directories]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -1,4 +1,6 @@
-"""Open exports with this environment's transformers, 4 or 5: `open_export.py DIRECTORY...`
+"""Open exports with this environment's transformers, 4 or 5.
+
+    open_export.py DIRECTORY...
 
 Prints a JSON line for each: the relative difference of its logits to those of reference.npz beside
 it, and the ids at which transformers and the tokenizer end an answer; or the problem.
