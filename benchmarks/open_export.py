@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  
 
 
 def opened(directory: str) -> dict:
-    """The line of one export."""
+    """Return the result of one export, printed as a JSON line."""
     with_info: Any = AutoModelForCausalLM.from_pretrained(
         directory, output_loading_info=True, torch_dtype=torch.float32
     )

@@ -1,4 +1,4 @@
-"""Whether two paths or URIs name the same place, or one a place inside the other."""
+"""Comparison of locations (paths and URIs): equal, inside one another, or apart."""
 
 from __future__ import annotations
 
