@@ -33,6 +33,15 @@ TOLERANCE = 3e-3
 """Largest relative difference of logits that is called equal. In float32 transformers' are below
 1e-5; llama.cpp's are about 4e-4, since it computes some functions in float16."""
 
+_KNOWN_PROBLEMS = {
+    "unknown to it": "does not recognize this architecture",
+    "no converter": "SystemExit: 1",
+    "needs a tokenizer.model": "tokenizer.model",
+    "needs its own tokens": "KeyError: '",
+    "llama.cpp cannot load it": "Failed to init server",
+}
+"""What is printed for an error that is no fault of the export."""
+
 _COMMON = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -77,7 +86,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             low_freq_factor=1.0, high_freq_factor=4.0,
         ),
     ),
-    "Mistral": ("mistral", {"sliding_window": 16}),
+    "Mistral": ("mistral", {"sliding_window": None}),
+    "Mistral, window": ("mistral", {"sliding_window": 16}),
     "Mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "Qwen 2": ("qwen2", _rope("default")),
     "Qwen 2 MoE": (
@@ -91,7 +101,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Gemma": ("gemma", {"head_dim": 16}),
     "Gemma 2": ("gemma2", {"head_dim": 16, "sliding_window": 16}),
-    "Gemma 3": ("gemma3_text", {"head_dim": 16} | _SLIDING),
+    "Gemma 3": ("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 16} | _SLIDING),
     "Phi": ("phi", {"num_key_value_heads": 4, "intermediate_size": 256}),
     "Phi 3": ("phi3", {"pad_token_id": 0}),
     "Phi MoE": ("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
@@ -187,8 +197,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 16,
          "mamba_n_groups": 1, "head_dim": 16},
     ),
-    "Mamba": ("mamba", {"state_size": 8}),
-    "Falcon Mamba": ("falcon_mamba", {"state_size": 8}),
+    "Mamba": ("mamba", {"state_size": 8, "intermediate_size": 128}),
+    "Falcon Mamba": ("falcon_mamba", {"state_size": 8, "intermediate_size": 128}),
     "LFM 2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16}),
 }  # fmt: skip
 """A model type of transformers and how its tiny configuration differs from `_COMMON`."""
@@ -286,7 +296,8 @@ def opened_by(python: Path, script: Path, directories: list[Path]) -> Iterator[d
 def cell(result: dict[str, Any], end_of_turn: int) -> str:
     """One cell of the table."""
     if problem := result.get("problem"):
-        return str(problem)
+        short = (text for text, error in _KNOWN_PROBLEMS.items() if error in problem)
+        return next(short, str(problem))
     if not result["difference"] < TOLERANCE:
         return f"logits differ by {result['difference']:.1%}"
     if result["eos"] != end_of_turn:
