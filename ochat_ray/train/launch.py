@@ -19,12 +19,14 @@ from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, absolute, completed
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.continuation import discard, start_of
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
 from ochat_ray.train.preflight import (
     FAILURE,
     MODEL_MANIFEST,
     check_inputs,
+    check_steps,
     extended_config,
     identity_of,
     make_way,
@@ -33,6 +35,7 @@ from ochat_ray.train.preflight import (
     with_step_size,
 )
 from ochat_ray.train.process_group import OwnNetworkConfig
+from ochat_ray.train.samples import prompts_of
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -46,15 +49,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config.check()
     manifest = check_inputs(config)
     run = RunDir.open(config.output)
-    resumed = to_go_on_from(config)
-    config = with_step_size(config, resumed)
-    identity = identity_of(config, manifest)
+    config = with_step_size(config, to_go_on_from(config))
+    start = start_of(config, identity_of(config, manifest), run)
+    resumed, identity = start.checkpoint, start.identity
+    check_steps(config, manifest, start)
+    prompts = prompts_of(config, manifest)
     if done := completed(run, MODEL_MANIFEST, identity, overwrite=config.overwrite):
         return done
     prove_exact(config, extended_config(config, config.model, manifest)[0])
     ray_session.join_or_start()
     use_gpu = _use_gpu(config)
-    make_way(config, run, resumed, identity)
+    make_way(config, run, resumed, start.expected)
+    discard(run, start)
     with _staging_directory(config) as staging, follow_metrics(run):
         least = config.num_workers_min
         trainer = TorchTrainer(
@@ -75,6 +81,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 ),
                 "staging": staging,
                 "identity": identity,
+                "sample_prompts": prompts,
             },
             torch_config=OwnNetworkConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(

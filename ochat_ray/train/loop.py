@@ -30,6 +30,8 @@ from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.continuation import schedule_from
+from ochat_ray.train.early_stopping import held_out_losses, is_over
 from ochat_ray.train.engine import (
     Engine,
     Evaluation,
@@ -49,6 +51,7 @@ from ochat_ray.train.flops import (
 from ochat_ray.train.loss import pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
+from ochat_ray.train.optimizer import frozen_by
 from ochat_ray.train.plot import plot
 from ochat_ray.train.preflight import (
     FAILURE,
@@ -57,6 +60,7 @@ from ochat_ray.train.preflight import (
     own_pack_from,
     steps_of,
 )
+from ochat_ray.train.samples import Sampler
 from ochat_ray.train.steps import Step, forward_passes, room_taken
 from ochat_ray.train.tokens import TokenTable
 
@@ -106,8 +110,10 @@ class _Worker:
         self.attempt: str = self._agree(uuid.uuid4().hex[:8])
 
         model_config, context_before = extended_config(self.config, self.base, self.manifest)
-        self.shape = ModelShape.of(model_config)
-        self.steps = steps_of(self.config, self.table, self.shape, context_before)
+        self.shape = ModelShape.of(model_config, frozen_by(self.config, model_config))
+        self.steps = steps_of(
+            self.config, self.table, self.shape, context_before, settings["identity"]
+        )
         self.own_pack_from = own_pack_from(self.config, context_before)
         way = prove_exact_here(self.config, model_config)
         self.way = replace(way, packed=all(self._gather(way.packed)))
@@ -144,15 +150,25 @@ class _Worker:
         with self.metrics:
             known = Evaluation(**self.resumed.eval_before) if self.resumed else None
             before = known or self._evaluate(0)
+            losses = self._held_out_losses(done) if self.resumed else [before.loss]
+            sampler = self._sampler()
+            if not self.resumed:
+                sampler.write(0)
             for step in self.steps.after(done, self.world_size):
+                if is_over(losses, self.config.early_stopping):
+                    break
                 self.metrics.write(self._step(step))
-                conversations += len(step.conversations)
-                evaluation = self._evaluate(step.number) if step.evaluates else None
+                done, conversations = step.number, conversations + len(step.conversations)
+                evaluation = self._evaluate(done) if step.evaluates else None
+                if evaluation is not None:
+                    losses.append(evaluation.loss)
                 if step.saves:
                     self._save(step, conversations, before, evaluation)
+                sampler.after(done)
             if evaluation is None:  # resumed from the last step
-                evaluation = self._evaluate(len(self.steps))
-        self._export(before, evaluation)
+                evaluation = self._evaluate(done)
+            sampler.write(done)
+        self._export(before, evaluation, done)
         ray.train.report({"eval_loss": evaluation.loss})
 
     def _prepare_base(self) -> str:
@@ -251,6 +267,25 @@ class _Worker:
         )
         return result
 
+    def _held_out_losses(self, done: int) -> list[float]:
+        """The held-out losses since the schedule began, as the first worker's file has them."""
+        first = schedule_from(self.settings["identity"])
+        own = held_out_losses(read_metrics(self.run), first, done) if self.rank == 0 else []
+        losses: list[float] = self._agree(own)
+        return losses
+
+    def _sampler(self) -> Sampler:
+        return Sampler(
+            self.settings["sample_prompts"],
+            self.engine.next_ids,
+            self.tokenizer,
+            every=self.config.sample_every,
+            tokens=self.config.sample_tokens,
+            packed=self.way.packed,
+            run=self.run if self.rank == 0 else None,
+            metrics=self.metrics,
+        )
+
     def _held_out_packs(self) -> Iterator[Batch]:
         config, table = self.config, self.held_out
         chosen = table.sample(config.eval_tokens, config.seed)
@@ -302,13 +337,14 @@ class _Worker:
         with self.run.writing(PLOT) as stream:
             stream.write(plot(read_metrics(self.run)))
 
-    def _export(self, before: Evaluation, after: Evaluation) -> None:
+    def _export(self, before: Evaluation, after: Evaluation, done: int) -> None:
         with self._scratch("export-") as directory:
             export(self.engine, self.tokenizer, directory, self.manifest["model_type"])
             if self.rank == 0:
                 publish(directory, self.run)
         if self.rank == 0:
             self._plot()
+            best = checkpoints.best(checkpoints.whole(self.run))
             self.run.write_json(
                 MODEL_MANIFEST,
                 {
@@ -318,7 +354,9 @@ class _Worker:
                     "data_digest": self.manifest["digest"],
                     "tokenizer": self.manifest["tokenizer"],
                     "conversations": len(self.table.lengths),
-                    "step": len(self.steps),
+                    "step": done,
+                    "stopped_early": done < len(self.steps),
+                    "best": best and {"step": best.step, "eval_loss": best.eval_loss},
                     "world_size": self.world_size,
                     "zero_stage": self.config.zero_stage,
                     "dtype": str(self.engine.dtype).removeprefix("torch."),

@@ -9,6 +9,7 @@ was seen to keep for Llama and Qwen2 in transformers 5; GPT-NeoX keeps somewhat 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ochat_ray.errors import UserError
@@ -24,6 +25,9 @@ times as many takes 2 GB, since our gradients travel in float32."""
 
 USABLE = 0.92
 """Share of a device's memory that a plan may take: CUDA, NCCL and fragmentation need the rest."""
+
+
+LONGEST_PLANNED = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,23 @@ class MemoryPlan:
 def fits(plan: MemoryPlan, device_bytes: int) -> bool:
     """Whether the plan leaves a device the room that it needs for itself."""
     return plan.total <= USABLE * device_bytes
+
+
+def longest_pack(plan_of: Callable[[int], MemoryPlan], device_bytes: int) -> int:
+    """Return the most tokens of a pack, or of a single conversation, whose plan fits a device.
+
+    `plan_of` gives the plan of a number of tokens. 0 where not even one fits.
+    """
+    fitting, too_many = 0, 1
+    while fits(plan_of(too_many), device_bytes) and too_many < LONGEST_PLANNED:
+        fitting, too_many = too_many, 2 * too_many
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        if fits(plan_of(middle), device_bytes):
+            fitting = middle
+        else:
+            too_many = middle
+    return fitting
 
 
 def estimate(
@@ -162,7 +183,13 @@ def _scores(shape: ModelShape, width: int, tokens: int, attention: str) -> int:
 
 
 def estimate_run(
-    config: TrainConfig, shape: ModelShape, *, world_size: int, bf16: bool, attention: str
+    config: TrainConfig,
+    shape: ModelShape,
+    *,
+    world_size: int,
+    bf16: bool,
+    attention: str,
+    cuda: bool = True,
 ) -> MemoryPlan:
     """`estimate` for a training configuration, with its "auto" values resolved."""
     return estimate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,17 +23,18 @@ from ochat_ray.train.base_model import (
 )
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.continuation import MODEL_MANIFEST, Start, schedule_from
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.forward import PACKED_SDPA
 from ochat_ray.train.metrics import METRICS
+from ochat_ray.train.optimizer import frozen_by
 from ochat_ray.train.probe import Way, candidates_of, choose_way
 from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
 from ochat_ray.train.trackers import check_trackers
 from ochat_ray.train.weights import check_config, check_files, check_tensors, check_vocabulary
 
-MODEL_MANIFEST = "ochat.json"
 FAILURE = ".failed"
 """Why training must not start again; Ray Train would try `max_failures` times more."""
 
@@ -88,7 +90,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
             file=sys.stderr,
         )
-    extended_config(config, config.model, manifest)
+    frozen_by(config, extended_config(config, config.model, manifest)[0])
     verify_tables(config.data, manifest)
     for split in splits:
         longest = int(TokenTable(config.data, split, config.max_length).lengths.max())
@@ -137,7 +139,11 @@ def prove_exact(config: TrainConfig, model_config: Any) -> Way:
 
 
 def steps_of(
-    config: TrainConfig, table: TokenTable, shape: ModelShape, context_before: int | None
+    config: TrainConfig,
+    table: TokenTable,
+    shape: ModelShape,
+    context_before: int | None,
+    identity: Mapping[str, Any],
 ) -> Steps:
     """All steps of a run over a table; `context_before` is what `extended_config` gave."""
     return Steps(
@@ -145,7 +151,26 @@ def steps_of(
         table.lengths,
         attention_tokens=attention_tokens(shape),
         own_pack_from=own_pack_from(config, context_before),
+        schedule_from=schedule_from(identity),
     )
+
+
+def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> None:
+    """Check that a run that continues from a checkpoint does not end before it.
+
+    Raises:
+        UserError: it does.
+    """
+    if not start.continues or start.checkpoint is None:
+        return
+    model_config, before = extended_config(config, config.model, manifest)
+    table = TokenTable(config.data, "train", config.max_length)
+    steps = steps_of(config, table, ModelShape.of(model_config), before, start.identity)
+    if len(steps) < start.checkpoint.step:
+        raise UserError(
+            f"--from-checkpoint {config.from_checkpoint} is step {start.checkpoint.step:,}, but "
+            f"the run has {len(steps):,} steps; give more --epochs or --max-steps"
+        )
 
 
 def own_pack_from(config: TrainConfig, context_before: int | None) -> int | None:

@@ -66,7 +66,8 @@ class Steps:
     """All steps of a run over conversations of these lengths (tokens).
 
     `attention_tokens` is the length at which attention costs as much as everything else;
-    `own_pack_from` the length from which a conversation must not share its pack.
+    `own_pack_from` the length from which a conversation must not share its pack. The learning
+    rate's schedule covers the steps after `schedule_from`.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Steps:
         *,
         attention_tokens: float | None = None,
         own_pack_from: int | None = None,
+        schedule_from: int = 0,
     ) -> None:
         self._config = config
+        self._schedule_from = schedule_from
         self._lengths = room_taken(lengths, config.max_tokens, own_pack_from)
         self._costs = {} if attention_tokens is None else {"attention_tokens": attention_tokens}
         self._per_epoch: list[int] = []
@@ -98,7 +101,7 @@ class Steps:
 
     def after(self, done: int, world_size: int) -> Iterator[Step]:
         """The steps that follow `done` steps, dealt out to `world_size` workers."""
-        config, total = self._config, len(self)
+        config = self._config
         first = 1
         for epoch, count in enumerate(self._per_epoch):
             if done < first + count - 1:
@@ -108,20 +111,31 @@ class Steps:
                     number = first + position
                     ends = position == count - 1
                     every = config.eval_every
+                    evaluates = ends or (every is not None and number % every == 0)
                     yield Step(
                         number=number,
                         epoch=epoch,
                         packs=packs,
-                        rate=schedule.rate(
-                            number,
-                            total_steps=total,
-                            warmup_ratio=config.warmup_ratio,
-                            from_zero=config.loss == "openchat-2023",
-                        ),
-                        evaluates=ends or (every is not None and number % every == 0),
-                        saves=ends or number % config.checkpoint_every == 0,
+                        rate=self._rate(number),
+                        evaluates=evaluates,
+                        # With early stopping each evaluated model may be the best.
+                        saves=(evaluates and config.early_stopping is not None)
+                        or ends
+                        or number % config.checkpoint_every == 0,
                     )
             first += count
+
+    def _rate(self, number: int) -> float:
+        config = self._config
+        return schedule.rate(
+            number - self._schedule_from,
+            total_steps=len(self) - self._schedule_from,
+            warmup_ratio=config.warmup_ratio,
+            from_zero=config.loss == "openchat-2023",
+            schedule=config.schedule,
+            min_ratio=config.min_rate_ratio,
+            decay_ratio=config.wsd_decay_ratio or schedule.WSD_DECAY_RATIO,
+        )
 
     def _arguments(self, epoch: int, world_size: int) -> dict[str, Any]:
         return {

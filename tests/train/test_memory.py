@@ -3,7 +3,7 @@
 import pytest
 
 from ochat_ray.train.flops import ModelShape
-from ochat_ray.train.memory import estimate, fits, layer_activations
+from ochat_ray.train.memory import estimate, fits, layer_activations, longest_pack
 
 P = 13_015_864_320
 SHARE = P // 8
@@ -85,6 +85,14 @@ def test_without_checkpointing_every_layer_is_kept():
 def test_the_peak_is_of_the_pass_or_of_the_update():
     p = plan(max_tokens=1, reduce_bucket=1)
     assert p.total == p.weights + p.gradients + p.optimizer + p.update
+
+
+def test_the_longest_pack_is_the_last_that_fits():
+    longest = longest_pack(lambda tokens: plan(max_tokens=tokens), 80 * 10**9)
+    assert longest > 8192
+    assert fits(plan(max_tokens=longest), 80 * 10**9)
+    assert not fits(plan(max_tokens=longest + 1), 80 * 10**9)
+    assert longest_pack(lambda tokens: plan(max_tokens=tokens), 10**9) == 0
 
 
 @pytest.mark.parametrize(
