@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import tempfile
 import time
 import uuid
@@ -22,7 +21,7 @@ from torch import distributed
 
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
-from ochat_ray.run_dir import RunDir, not_on_this_host, open_location, read_manifest
+from ochat_ray.run_dir import RunDir, not_on_this_host, read_manifest
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import packing
@@ -37,7 +36,6 @@ from ochat_ray.train.engine import (
     Evaluation,
     compute_dtype,
     device_memory,
-    make_universal,
     prove_exact_here,
 )
 from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
@@ -48,7 +46,7 @@ from ochat_ray.train.flops import (
     peak_flops,
     training_flops,
 )
-from ochat_ray.train.loss import pack_scales
+from ochat_ray.train.loss import NonFiniteLossError, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
 from ochat_ray.train.optimizer import frozen_by
@@ -60,15 +58,12 @@ from ochat_ray.train.preflight import (
     own_pack_from,
     steps_of,
 )
+from ochat_ray.train.restore import local_copy
 from ochat_ray.train.samples import Sampler
 from ochat_ray.train.steps import Step, forward_passes, room_taken
 from ochat_ray.train.tokens import TokenTable
 
 PLOT = "loss.png"
-
-
-class NonFiniteLossError(UserError):
-    """The loss or the gradient's norm is not a number; names the step and its conversations."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -150,8 +145,20 @@ class _Worker:
         with self.metrics:
             known = Evaluation(**self.resumed.eval_before) if self.resumed else None
             before = known or self._evaluate(0)
-            losses = self._held_out_losses(done) if self.resumed else [before.loss]
-            sampler = self._sampler()
+            losses = [before.loss]
+            if self.resumed:  # those of the first worker's file
+                first = schedule_from(self.settings["identity"])
+                own = read_metrics(self.run) if self.rank == 0 else []
+                losses = self._agree(held_out_losses(own, first, done))
+            sampler = Sampler(
+                self.settings["sample_prompts"],
+                self.engine.next_ids,
+                self.tokenizer,
+                self.config,
+                packed=self.way.packed,
+                run=self.run if self.rank == 0 else None,
+                metrics=self.metrics,
+            )
             if not self.resumed:
                 sampler.write(0)
             for step in self.steps.after(done, self.world_size):
@@ -205,7 +212,14 @@ class _Worker:
             return engine
         if self.rank == 0:
             checkpoints.prune(self.run, config.keep_checkpoints)
-        with self._local_copy(resumed, convert) as directory:
+        with local_copy(
+            config.output,
+            resumed,
+            staging=self.settings["staging"],
+            node_rank=self.node_rank,
+            converts=convert,
+            leads=self.local_rank == 0,
+        ) as directory:
             engine.load(directory)
             distributed.barrier()
         return engine
@@ -266,25 +280,6 @@ class _Worker:
             {"step": step, "eval_loss": result.loss, "eval_end_of_turn": result.end_of_turn}
         )
         return result
-
-    def _held_out_losses(self, done: int) -> list[float]:
-        """The held-out losses since the schedule began, as the first worker's file has them."""
-        first = schedule_from(self.settings["identity"])
-        own = held_out_losses(read_metrics(self.run), first, done) if self.rank == 0 else []
-        losses: list[float] = self._agree(own)
-        return losses
-
-    def _sampler(self) -> Sampler:
-        return Sampler(
-            self.settings["sample_prompts"],
-            self.engine.next_ids,
-            self.tokenizer,
-            every=self.config.sample_every,
-            tokens=self.config.sample_tokens,
-            packed=self.way.packed,
-            run=self.run if self.rank == 0 else None,
-            metrics=self.metrics,
-        )
 
     def _held_out_packs(self) -> Iterator[Batch]:
         config, table = self.config, self.held_out
@@ -376,28 +371,6 @@ class _Worker:
         os.makedirs(self.settings["staging"], exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.settings["staging"], prefix=prefix) as directory:
             yield Path(directory)
-
-    @contextlib.contextmanager
-    def _local_copy(self, checkpoint: Checkpoint, convert: bool) -> Iterator[Path]:
-        """The checkpoint's directory on this host, as a universal one if asked.
-
-        One worker a host makes it for all of its host; all must enter together.
-        """
-        fs, root = open_location(self.config.output)
-        source = ray.train.Checkpoint(f"{root}/{checkpoint.folder}", filesystem=fs)
-        with source.as_directory() as directory:
-            if not convert:
-                yield Path(directory)
-                return
-            os.makedirs(self.settings["staging"], exist_ok=True)
-            converted = Path(self.settings["staging"], f"universal-{self.node_rank}")
-            if self.local_rank == 0:
-                shutil.rmtree(converted, ignore_errors=True)
-                make_universal(Path(directory), converted)
-            distributed.barrier()
-            yield converted
-            if self.local_rank == 0:
-                shutil.rmtree(converted, ignore_errors=True)
 
     def _joined(self, own_files: dict[str, int]) -> dict[str, int]:
         """All workers' files, once all of them are here."""

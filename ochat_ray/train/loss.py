@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ochat_ray.errors import UserError
+
 Loss = Literal["exact", "openchat-2023"]
+
+
+class NonFiniteLossError(UserError):
+    """The loss or the gradient's norm is not a number; names the step and its conversations."""
 
 
 def pack_scales(weights: list[list[float]], kind: Loss = "exact") -> list[list[float]]:

@@ -162,8 +162,7 @@ class Sampler:
     Args:
         prompts: token ids; None makes no samples.
         next_ids: gives the likeliest next token of each conversation of a pack.
-        every: steps between samples.
-        tokens: of an answer.
+        config: has the steps between samples, and the tokens of an answer.
         packed: whether conversations may share a pack.
         run: the output directory, on the first worker alone.
     """
@@ -173,9 +172,8 @@ class Sampler:
         prompts: Sequence[Sequence[int]] | None,
         next_ids: Callable[[Batch], list[int]],
         tokenizer: Any,
+        config: TrainConfig,
         *,
-        every: int | None,
-        tokens: int,
         packed: bool,
         run: RunDir | None,
         metrics: Metrics,
@@ -183,8 +181,8 @@ class Sampler:
         self._prompts = prompts
         self._next_ids = next_ids
         self._tokenizer = tokenizer
-        self._every = every
-        self._tokens = tokens
+        self._every = config.sample_every
+        self._tokens = config.sample_tokens
         self._packed = packed
         self._run = run
         self._metrics = metrics
