@@ -160,6 +160,7 @@ class Engine:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         freeze(model, config.freeze)
         self._peak_rates, groups = parameter_groups(model, config)
+        self._decays = [group["weight_decay"] for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(groups, config), config=self.settings
         )
@@ -272,6 +273,9 @@ class Engine:
         for state in self._optimizer.state.values():
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
+        # It also gives all groups the hyperparameters of the first one.
+        for group, decay in zip(self._optimizer.param_groups, self._decays, strict=True):
+            group["weight_decay"] = decay
         file = directory / _random_state()
         if file.exists():  # another number of workers has other streams
             state = torch.load(file, weights_only=True)

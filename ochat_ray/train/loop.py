@@ -122,6 +122,7 @@ class _Worker:
                 world_size=self.world_size,
                 bf16=compute_dtype(self.config.dtype) == torch.bfloat16,
                 attention=self.way.attention,
+                cuda=torch.cuda.is_available(),
             ),
             device_memory() or psutil.virtual_memory().total // local,
             self.world_size,

@@ -81,7 +81,7 @@ results = {}
 for name, case in task["cases"].items():
     config = TrainConfig(**task["config"] | case.get("config", {}))
     convert = "universal" in case
-    chunked_loss.CHUNK_LOGITS = case.get("chunk_logits", chunked_loss.CHUNK_LOGITS)
+    chunked_loss.CHUNK_LOGITS = case.get("chunk_logits", 1 << 26)
     engine = Engine(config, task["model"], vocabulary=case.get("vocabulary"), universal=convert)
     if convert:
         target = Path(case["universal"])

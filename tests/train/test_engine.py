@@ -168,10 +168,10 @@ def from_two(saved):
         f"{name}, rest": rest_of_run(
             saved / name, config, universal=str(saved / f"universal-{name}")
         )
-        for stage in STAGES
         for name, config in (
-            (f"stage {stage}", other_rates(stage)),
-            (f"frozen {stage}", FROZEN | {"zero_stage": stage}),
+            ("stage 2", other_rates(2)),
+            ("stage 3", other_rates(3)),
+            ("frozen 3", FROZEN | {"zero_stage": 3}),
         )
     }
 
@@ -245,11 +245,11 @@ def test_a_restored_run_is_the_same_bit_for_bit(start, saved, two):
 
 
 @pytest.mark.parametrize("world_size", ["one", "three"])
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", ["stage", "frozen"])
-def test_a_run_goes_on_with_another_number_of_workers(request, two, name, stage, world_size):
-    restored = request.getfixturevalue(world_size)[f"{name} {stage}, rest"]
-    undisturbed = two[f"{name} {stage}, whole"]
+@pytest.mark.parametrize("name", ["stage 2", "stage 3", "frozen 3"])
+def test_a_run_goes_on_with_another_number_of_workers(request, two, name, world_size):
+    """With learning rates and weight decays that are not the same in all groups of parameters."""
+    restored = request.getfixturevalue(world_size)[f"{name}, rest"]
+    undisturbed = two[f"{name}, whole"]
     assert restored["losses"] == pytest.approx(undisturbed["losses"][2:], rel=1e-4)
 
 
