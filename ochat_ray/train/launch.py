@@ -54,7 +54,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     resumed, identity = start.checkpoint, start.identity
     check_steps(config, manifest, start)
     prompts = prompts_of(config, manifest)
-    if done := completed(run, MODEL_MANIFEST, identity, overwrite=config.overwrite):
+    gives_up = config.overwrite or start.continues
+    if done := completed(run, MODEL_MANIFEST, identity, overwrite=gives_up):
         return done
     prove_exact(config, extended_config(config, config.model, manifest)[0])
     ray_session.join_or_start()

@@ -38,8 +38,8 @@ class MemoryPlan:
     `weights`, `gradients` and `optimizer` are there all the time. `communication` (parameters
     that ZeRO-3 has gathered, buckets of gradients), `activations` and `logits` are those of a
     forward and backward pass, `update` those of the optimizer's step after it. `keeps` is whether
-    what one of the two leaves is not there for the other: so it is on a CPU, where glibc keeps
-    blocks of less than 32 MB to itself.
+    the process keeps memory that the passes have freed: so it is on a CPU, where glibc gives back
+    no blocks of less than 32 MB, such as activations and most gathered parameters.
     """
 
     weights: int
@@ -56,8 +56,9 @@ class MemoryPlan:
     def total(self) -> int:
         """The peak on the device."""
         held = self.weights + self.gradients + self.optimizer
-        passing = self.communication + self.activations + self.logits
-        return held + (passing + self.update if self.keeps else max(passing, self.update))
+        if self.keeps:
+            return held + self.communication + self.activations + max(self.logits, self.update)
+        return held + max(self.communication + self.activations + self.logits, self.update)
 
 
 def fits(plan: MemoryPlan, device_bytes: int) -> bool:
