@@ -19,7 +19,12 @@ os.environ.pop("RAY_ADDRESS", None)
 SHARED_CPUS = 3
 
 TOGETHER = (
-    ("tests/train/test_faults.py", "tests/train/test_launch.py", "tests/train/test_s3.py"),
+    (
+        "tests/train/test_faults.py",
+        "tests/train/test_launch.py",
+        "tests/train/test_more_steps.py",
+        "tests/train/test_s3.py",
+    ),
     (
         "tests/serve/test_serving.py",
         "tests/serve/test_serving_faults.py",

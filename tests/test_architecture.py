@@ -15,6 +15,7 @@ MAY_IMPORT_RAY = (
     "ochat_ray/train/launch.py",
     "ochat_ray/train/loop.py",
     "ochat_ray/train/process_group.py",
+    "ochat_ray/train/restore.py",
     "ochat_ray/serve/",
     "ochat_ray/evaluate/spread.py",
     "jobs/",

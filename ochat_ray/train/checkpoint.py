@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,17 @@ def latest(run: RunDir) -> Checkpoint | None:
     return max(whole(run), key=lambda checkpoint: checkpoint.step, default=None)
 
 
+def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """The one with the lowest held-out loss, of those where it was measured."""
+    measured = [c for c in checkpoints if c.eval_loss is not None]
+    return min(measured, key=lambda c: (c.eval_loss, c.step), default=None)
+
+
 def to_keep(checkpoints: list[Checkpoint], count: int) -> list[Checkpoint]:
     """The last `count`, and the one with the lowest held-out loss."""
     last = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)[-count:]
-    measured = [c for c in checkpoints if c.eval_loss is not None]
-    best = min(measured, key=lambda c: (c.eval_loss, c.step), default=None)
-    return last if best is None or best in last else [best, *last]
+    first = best(checkpoints)
+    return last if first is None or first in last else [first, *last]
 
 
 def prune(run: RunDir, count: int) -> None:

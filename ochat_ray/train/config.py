@@ -11,6 +11,8 @@ import tyro
 
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
+from ochat_ray.train.option_checks import check_options
+from ochat_ray.train.schedule import Schedule
 
 Off = tyro.conf.FlagCreatePairsOff
 
@@ -19,6 +21,7 @@ OPERATIONAL = frozenset(
     output resume overwrite dry_run gpu_memory_gib json allow_pickle num_workers num_workers_min
     zero_stage offload_optimizer offload_parameters deepspeed attention gradient_checkpointing
     checkpoint_every keep_checkpoints max_failures eval_every wandb mlflow
+    from_checkpoint sample_every sample_prompts sample_tokens
     """.split()
 )
 """Options that say how a run is done and not what comes out of it, rounding aside. A run may be
@@ -51,6 +54,11 @@ class TrainConfig:
     resume: Annotated[bool, Off] = False
     """Go on from the last checkpoint in the output directory, as the same run does by itself; for
     scripts that say so."""
+    from_checkpoint: str | None = None
+    """Continue from this checkpoint of the output directory, finished or not, with other options:
+    its step, "latest", or "best" (lowest held-out loss). --epochs, --max-steps, the schedule,
+    learning rates and --early-stopping may differ from before; the schedule starts again at that
+    step and covers the remaining ones. Later checkpoints are removed."""
     overwrite: Annotated[bool, Off] = False
     """Give up a finished or unfinished run in the output directory."""
     dry_run: Annotated[bool, Off] = False
@@ -95,18 +103,37 @@ class TrainConfig:
     learning_rate: float = 2e-5
     embedding_learning_rate: float | None = None
     """Of input and output embeddings; None takes the learning rate."""
+    schedule: Schedule = "cosine"
+    """Learning rate after the warm-up: cosine or linear, falling over all remaining steps;
+    constant; or wsd, constant and at the end linear."""
     warmup_ratio: float = 0.03
     """Share of the steps in which the learning rate rises."""
+    min_rate_ratio: float = 0.0
+    """Share of the learning rate at which the schedule ends."""
+    wsd_decay_ratio: float | None = None
+    """Share of the steps in which --schedule wsd falls; None is 0.1."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions: parameters whose names one of them matches anywhere are not trained."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
     eps: float = 1e-8
     weight_decay: float = 0.0
+    """Of matrices; norms and biases have none."""
     max_grad_norm: float = 1.0
     """The gradient's norm is clipped at this."""
     eval_every: int | None = None
     """Optimizer steps between evaluations, besides before the first and after each epoch."""
     eval_tokens: int | None = None
     """Held-out tokens to evaluate on; None takes all."""
+    early_stopping: int | None = None
+    """End the run after this many evaluations in a row without a lower held-out loss."""
+    sample_every: int | None = None
+    """Optimizer steps between samples: the model's answers to a few prompts, in samples.jsonl and
+    TensorBoard; also before the first step and after the last."""
+    sample_prompts: str | None = None
+    """File with one prompt per line; None takes the first turns of four held-out conversations."""
+    sample_tokens: int = 128
+    """Tokens of a sample's answer."""
     seed: int = 0
 
     wandb: str | None = None
@@ -158,6 +185,7 @@ class TrainConfig:
                 f"--tokens-per-step {self.tokens_per_step} must be a multiple of --max-tokens "
                 f"{self.max_tokens}, the tokens of a pack"
             )
+        check_options(self)
 
     @property
     def step_size(self) -> dict[str, int]:
@@ -173,6 +201,8 @@ class TrainConfig:
         settings = {k: v for k, v in asdict(self).items() if k not in OPERATIONAL}
         for name in ("sequences_per_step", "tokens_per_step"):
             del settings[name]
+        if self.early_stopping is not None:  # then evaluations decide where the run ends
+            settings["eval_every"] = self.eval_every
         identity: dict[str, Any] = json.loads(json.dumps(settings | {"step": self.step_size}))
         return identity
 
@@ -203,6 +233,9 @@ _LEAST = {
     "max_length": 1,
     "eval_every": 1,
     "eval_tokens": 1,
+    "early_stopping": 1,
+    "sample_every": 1,
+    "sample_tokens": 1,
     "weight_decay": 0,
     "seed": 0,
 }

@@ -39,7 +39,9 @@ def dry_run(
     world_size: int,
     shape: ModelShape,
     memory: MemoryPlan,
+    schedule_from: int = 0,
     device_bytes: int | None = None,
+    longest_pack: int | None = None,
     deepspeed: Mapping[str, Any] | None = None,
     way: Way | None = None,
 ) -> dict[str, Any]:
@@ -50,6 +52,8 @@ def dry_run(
         epoch: the first epoch's steps, as steps[rank[pack[index]]].
         steps_per_epoch: steps of every epoch.
         memory: of one device; `device_bytes` is what it has, None when unknown.
+        longest_pack: tokens of the longest conversation that a device holds by the plan.
+        schedule_from: step that a run continues from with a schedule of its own.
         deepspeed: the configuration that DeepSpeed would be given.
         way: how conversations go through the model, as `probe.choose_way` proved it.
 
@@ -71,7 +75,8 @@ def dry_run(
     return {
         "steps": total,
         "steps_per_epoch": list(steps_per_epoch),
-        "warmup_steps": math.ceil(config.warmup_ratio * total),
+        "schedule_from": schedule_from,
+        "warmup_steps": math.ceil(config.warmup_ratio * (total - schedule_from)),
         "world_size": world_size,
         "epoch": {
             "conversations": len(used),
@@ -96,6 +101,7 @@ def dry_run(
             "total": memory.total,
             "device": device_bytes,
             "fits": None if device_bytes is None else fits(memory, device_bytes),
+            "longest_pack": longest_pack,
         },
         "deepspeed": None if deepspeed is None else dict(deepspeed),
         "attention": None if way is None else asdict(way) | {"forward_passes": _passes(epoch, way)},
@@ -110,6 +116,8 @@ def describe(result: Mapping[str, Any]) -> str:
     steps = f"{result['steps']:,}, of which {result['warmup_steps']:,} warm up"
     if len(many) > 1:
         steps += f"; {_range(min(many), max(many))} an epoch, {len(many)} epochs"
+    if result["schedule_from"]:
+        steps += f"; the schedule starts after step {result['schedule_from']:,}"
     rows = [
         ("Run", ""),
         ("optimizer steps", steps),
@@ -127,6 +135,11 @@ def describe(result: Mapping[str, Any]) -> str:
         ("Memory a device", f"model of {model['parameters']:,} parameters"),
         *((name, _gib(memory[name])) for name in _PARTS if memory[name]),
         ("at most", f"{_gib(memory['total'])}  {_verdict(memory)}"),
+        *(
+            [("longest conversation", f"{memory['longest_pack']:,} tokens (--max-tokens)")]
+            if memory["longest_pack"]
+            else []
+        ),
         *([("host memory a device", _gib(memory["host"]))] if memory["host"] else []),
     ]
     return "\n".join(

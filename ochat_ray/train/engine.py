@@ -17,11 +17,18 @@ from typing import Any
 import torch
 from torch import distributed
 
-from ochat_ray.train.base_model import embeddings, load_model
+from ochat_ray.train.base_model import load_model
 from ochat_ray.train.batch import Batch, weighted_nll
+from ochat_ray.train.chunked_loss import (
+    chunk_rows,
+    chunked_evaluation,
+    chunked_nll,
+    has_plain_head,
+)
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
+from ochat_ray.train.optimizer import freeze, make_optimizer, parameter_groups
 from ochat_ray.train.probe import Way, candidates_of, choose_way
 from ochat_ray.train.shared_memory_op import load_shared_memory_op
 from ochat_ray.train.universal import complete_for_all_stages
@@ -155,12 +162,20 @@ class Engine:
         model.config.use_cache = False
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._peak_rates, groups = _parameter_groups(model, config)
+        freeze(model, config.freeze)
+        self._peak_rates, groups = parameter_groups(model, config)
+        self._decays = [group["weight_decay"] for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=_optimizer(groups, config), config=self.settings
+            model=model, optimizer=make_optimizer(groups, config), config=self.settings
         )
         distributed.barrier()
         _unlink_shared_memory()
+        head = model.get_output_embeddings().weight
+        # Under ZeRO-3 a parameter is flat.
+        rows = vocabulary or getattr(head, "ds_shape", head.shape)[0]
+        self._chunk: int | None = chunk_rows(rows)
+        if config.max_tokens <= self._chunk or not has_plain_head(self._engine):
+            self._chunk = None
 
     @property
     def model(self) -> Any:
@@ -196,12 +211,17 @@ class Engine:
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self._engine.eval()
         for pack in packs:
-            scores = logits(self._engine, pack, vocabulary=self._vocabulary)
             ends = (pack.targets == end_of_turn_id) & (pack.weights > 0)
-            chosen = scores.argmax(-1) == end_of_turn_id
+            if self._in_chunks(pack):
+                nll, chosen = chunked_evaluation(
+                    self._engine, pack, end_of_turn_id, vocabulary=self._vocabulary
+                )
+            else:
+                scores = logits(self._engine, pack, vocabulary=self._vocabulary)
+                nll, chosen = weighted_nll(scores, pack), scores.argmax(-1) == end_of_turn_id
             sums += torch.stack(
                 [
-                    weighted_nll(scores, pack).double(),
+                    nll.double(),
                     pack.weights.sum().double(),
                     (ends & chosen).sum().double(),
                     ends.sum().double(),
@@ -214,6 +234,19 @@ class Engine:
             end_of_turn=chosen_ends / all_ends if all_ends else float("nan"),
             weight=weight,
         )
+
+    @torch.no_grad()
+    def next_ids(self, pack: Batch) -> list[int]:
+        """The likeliest token at each predicting position; all workers give the same pack.
+
+        The first worker's choice, so that all go on with the same.
+        """
+        self._engine.eval()
+        scores = logits(self._engine, pack.to(self.device), vocabulary=self._vocabulary)
+        ids = scores.argmax(-1)
+        distributed.broadcast(ids, src=0)
+        chosen: list[int] = ids.tolist()
+        return chosen
 
     def save(self, directory: Path) -> None:
         """Write this worker's shard of parameters, optimizer and random state; all call it.
@@ -248,6 +281,9 @@ class Engine:
         for state in self._optimizer.state.values():
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
+        # It also gives all groups the hyperparameters of the first one.
+        for group, decay in zip(self._optimizer.param_groups, self._decays, strict=True):
+            group["weight_decay"] = decay
         file = directory / _random_state()
         if file.exists():  # another number of workers has other streams
             state = torch.load(file, weights_only=True)
@@ -295,7 +331,12 @@ class Engine:
                 integration.set_hf_deepspeed_config(self._partition_on_load)
 
     def _nll(self, pack: Batch) -> torch.Tensor:
+        if self._in_chunks(pack):
+            return chunked_nll(self._engine, pack, vocabulary=self._vocabulary)
         return weighted_nll(logits(self._engine, pack, vocabulary=self._vocabulary), pack)
+
+    def _in_chunks(self, pack: Batch) -> bool:
+        return self._chunk is not None and len(pack.targets) > self._chunk
 
 
 def make_universal(checkpoint: Path, directory: Path) -> None:
@@ -345,24 +386,3 @@ def _unlink_shared_memory() -> None:
 
 def _random_state() -> str:
     return f"random-state-{distributed.get_rank():05d}.pt"
-
-
-def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    kind: Any = torch.optim.AdamW
-    if config.offload_optimizer:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        kind = DeepSpeedCPUAdam  # AdamW by default
-    return kind(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
-
-
-def _parameter_groups(model: Any, config: TrainConfig) -> tuple[list[float], list[dict[str, Any]]]:
-    """Peak learning rates, and parameters, of embeddings and the rest where these differ."""
-    if config.embedding_learning_rate is None:
-        return [config.learning_rate], [{"params": list(model.parameters())}]
-    embedded = embeddings(model)
-    rest = [p for p in model.parameters() if not any(p is e for e in embedded)]
-    return (
-        [config.learning_rate, config.embedding_learning_rate],
-        [{"params": rest}, {"params": embedded}],
-    )

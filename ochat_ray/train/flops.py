@@ -7,16 +7,28 @@ length of the token's own conversation (Kaplan et al., 2020, arXiv:2001.08361, t
 et al., 2022, arXiv:2204.02311, appendix B, which counts attention without the causal half). What
 gradient checkpointing computes again is not counted: this is the work of the model, so that its
 share of a device's peak is the "model FLOPs utilisation" of that appendix.
+
+In a mixture of experts a token passes through `top_k` of the experts; only these count. A frozen
+matrix has no gradient of its own (4 operations), and a matrix before the first trained parameter
+no backward pass at all (2 operations).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ochat_ray.train.meta_model import (
+    attention_layers,
+    feed_forward_width,
+    frozen_work,
+    matrices,
+    meta_model,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +38,17 @@ if TYPE_CHECKING:
 class ModelShape:
     """The sizes of a causal language model.
 
-    `matmul_parameters` are those that every token is multiplied with: neither looked up (input
-    and position embeddings) nor norms and biases, but the output head, tied or not. `gated` says
-    that the feed-forward part has a gate (SwiGLU) beside its two matrices.
+    `matmul_parameters` are those that each token is multiplied with: neither looked up (input
+    and position embeddings) nor norms and biases, but the output head, tied or not; of a layer's
+    experts as many as a token is routed to. `gated` says that the feed-forward part has a gate
+    (SwiGLU) beside its two matrices; `intermediate` is its width, over all active experts of a
+    token. `value_head_size` is None where it equals `head_size`, `attention_layers` where all
+    layers have attention.
+
+    `idle_parameters` are those of the experts that a token does not pass through.
+    `frozen_parameters` are not trained, and `frozen_head` is whether the output head is one of
+    them; `frozen_operations` per token, and attention's backward pass in
+    `frozen_attention_layers`, are what this saves.
     """
 
     layers: int
@@ -42,57 +62,77 @@ class ModelShape:
     parameters: int
     matmul_parameters: int
     tied: bool
+    value_head_size: int | None = None
+    attention_layers: int | None = None
+    idle_parameters: int = 0
+    frozen_parameters: int = 0
+    frozen_operations: int = 0
+    frozen_attention_layers: int = 0
+    frozen_head: bool = False
 
     @property
     def attention_width(self) -> int:
-        """Heads times head size; equal to `hidden` in most models."""
-        return self.heads * self.head_size
+        """Attention's operations are those of heads x head size; `hidden` in most models.
+
+        Where values are narrower than queries and keys, as in DeepSeek's, it is their mean.
+        """
+        values = self.head_size if self.value_head_size is None else self.value_head_size
+        return self.heads * (self.head_size + values) // 2
+
+    @property
+    def attention_work(self) -> int:
+        """Attention width, over all layers that have attention."""
+        layers = self.layers if self.attention_layers is None else self.attention_layers
+        return layers * self.attention_width
 
     @classmethod
-    def of(cls, config: Any) -> ModelShape:
+    def of(cls, config: Any, frozen: Collection[str] = ()) -> ModelShape:
         """The shape of the model that a transformers configuration describes.
 
         Parameters are counted in the model itself, built on torch's meta device: a fraction of a
-        second and no memory, whatever its size.
+        second and no memory, whatever its size. `frozen` are names of parameters that are not
+        trained.
         """
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        model.tie_weights()
+        model = meta_model(config)
         text = config.get_text_config()
         head = model.get_output_embeddings().weight
-        tied = head is model.get_input_embeddings().weight
-        multiplied = {
-            id(weight): weight.numel()
-            for module in model.modules()
-            if not isinstance(module, torch.nn.Embedding)
-            for weight in module.parameters(recurse=False)
-            if weight.ndim > 1
-        }
+        found = matrices(model)
+        attention = attention_layers(text)
+        saved = frozen_work(model, found, frozen, attention)
+        gated = any("gate" in name for name, _ in model.named_parameters())
         heads = text.num_attention_heads
         kv_heads = 1 if getattr(text, "multi_query", False) else heads
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        if getattr(text, "qk_nope_head_dim", None):  # multi-head latent attention (DeepSeek)
+            head_size = text.qk_nope_head_dim + text.qk_rope_head_dim
         return cls(
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
             heads=heads,
             kv_heads=getattr(text, "num_key_value_heads", None) or kv_heads,
-            head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            intermediate=getattr(text, "intermediate_size", None)
+            head_size=head_size,
+            intermediate=feed_forward_width(found, text.hidden_size, gated=gated)
+            or getattr(text, "intermediate_size", None)
             or getattr(text, "n_inner", None)
             or 4 * text.hidden_size,
-            gated=any("gate" in name for name, _ in model.named_parameters()),
+            gated=gated,
             vocabulary=head.shape[0],
             parameters=sum(p.numel() for p in model.parameters()),
-            matmul_parameters=sum(multiplied.values()),
-            tied=tied,
+            matmul_parameters=sum(matrix.active for matrix in found),
+            tied=head is model.get_input_embeddings().weight,
+            value_head_size=getattr(text, "v_head_dim", None),
+            attention_layers=len(attention),
+            idle_parameters=sum(matrix.size - matrix.active for matrix in found),
+            frozen_parameters=sum(p.numel() for n, p in model.named_parameters() if n in frozen),
+            frozen_operations=saved.operations,
+            frozen_attention_layers=saved.attention_layers,
+            frozen_head=saved.head,
         )
 
 
 def flops_per_token(shape: ModelShape, length: float) -> float:
     """Forward and backward pass of one token, averaged over a conversation of `length` tokens."""
-    return 6.0 * shape.matmul_parameters + 6.0 * shape.layers * shape.attention_width * length
+    return training_flops(shape, [1]) + _attention_flops(shape) * (length - 1)
 
 
 def training_flops(
@@ -105,16 +145,23 @@ def training_flops(
     n = np.asarray(lengths, dtype=np.float64)
     tokens = float(n.sum())
     without_logits = 0.0 if predicted is None else tokens - predicted
-    return 6.0 * (
-        shape.matmul_parameters * tokens
-        - shape.hidden * shape.vocabulary * without_logits
-        + shape.layers * shape.attention_width * float((n * n).sum())
+    return (
+        (6.0 * shape.matmul_parameters - shape.frozen_operations) * tokens
+        - (4.0 if shape.frozen_head else 6.0) * shape.hidden * shape.vocabulary * without_logits
+        + _attention_flops(shape) * float((n * n).sum())
+    )
+
+
+def _attention_flops(shape: ModelShape) -> float:
+    """Attention's operations in a conversation, over the square of its length."""
+    return 6.0 * shape.attention_work - (
+        4.0 * shape.frozen_attention_layers * shape.attention_width
     )
 
 
 def attention_tokens(shape: ModelShape) -> int:
     """The length of conversation at which attention costs as much as all else."""
-    return max(1, shape.matmul_parameters // (shape.layers * shape.attention_width))
+    return max(1, shape.matmul_parameters // max(1, shape.attention_work))
 
 
 # Dense, with float32 accumulation, at boost clock; makers' figures "with sparsity" are halved.

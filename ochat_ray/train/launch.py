@@ -24,8 +24,8 @@ from ochat_ray.run_dir import RunDir, absolute
 from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
-from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.continuation import Start, discard, start_of
 from ochat_ray.train.fingerprint import fingerprint
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
@@ -33,6 +33,7 @@ from ochat_ray.train.output import clear, output_of, read_model_manifest, start
 from ochat_ray.train.preflight import (
     announce_start,
     check_inputs,
+    check_steps,
     completed_already,
     extended_config,
     identity_of,
@@ -41,6 +42,7 @@ from ochat_ray.train.preflight import (
     with_step_size,
 )
 from ochat_ray.train.process_group import OwnNetworkConfig
+from ochat_ray.train.samples import prompts_of
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -67,9 +69,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         # Another run may have written there since the first look.
         if isinstance(task := _settle(config, manifest, output, model), dict):
             return task
-        announce_start(task.config, task.resumed, task.identity)
+        announce_start(task.config, task.start)
         lock.check()
-        clear(output, task.resumed)
+        clear(output, task.start.checkpoint)
+        discard(output.run, task.start)
         try:
             _run(task, output, lock, use_gpu=use_gpu)
         finally:
@@ -83,22 +86,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Task:
-    """A training as it starts: its options, checkpoint and identity."""
+    """A training as it starts: its options, where it starts, and the prompts of its samples."""
 
     config: TrainConfig
-    resumed: Checkpoint | None
-    identity: dict[str, Any]
+    start: Start
+    prompts: list[list[int]] | None
 
 
 def _settle(
     config: TrainConfig, manifest: dict[str, Any], output: Ownership, model: str
 ) -> _Task | dict[str, Any]:
     """Return what is to be done, or the content of ochat.json where it is complete already."""
-    resumed = to_go_on_from(config)
-    config = with_step_size(config, resumed)
-    identity = identity_of(config, manifest, model)
-    done = completed_already(config, output, identity)
-    return done or _Task(config=config, resumed=resumed, identity=identity)
+    config = with_step_size(config, to_go_on_from(config))
+    start = start_of(config, identity_of(config, manifest, model), output.run)
+    check_steps(config, manifest, start)
+    prompts = prompts_of(config, manifest)
+    done = completed_already(config, output, start)
+    return done or _Task(config=config, start=start, prompts=prompts)
 
 
 def _run(task: _Task, output: Ownership, lock: RunLock, *, use_gpu: bool) -> None:
@@ -126,7 +130,8 @@ def _run(task: _Task, output: Ownership, lock: RunLock, *, use_gpu: bool) -> Non
                 ),
                 "staging": staging,
                 "token": lock.token,
-                "identity": task.identity,
+                "identity": task.start.identity,
+                "sample_prompts": task.prompts,
             },
             torch_config=OwnNetworkConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import shutil
 import tempfile
 import time
 import uuid
@@ -21,21 +19,23 @@ import torch
 from torch import distributed
 
 from ochat_ray.errors import UserError
-from ochat_ray.run_dir import RunDir, not_on_this_host, open_location, read_manifest
+from ochat_ray.run_dir import RunDir, not_on_this_host, read_manifest
 from ochat_ray.run_lock import check_held
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train import failures, packing
+from ochat_ray.train import failures
 from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
+from ochat_ray.train.collectives import agree, gather, join
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.continuation import schedule_from
+from ochat_ray.train.early_stopping import held_out_losses, is_over
 from ochat_ray.train.engine import (
     Engine,
     Evaluation,
     compute_dtype,
     device_memory,
-    make_universal,
     prove_exact_here,
 )
 from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
@@ -47,19 +47,18 @@ from ochat_ray.train.flops import (
     peak_flops,
     training_flops,
 )
-from ochat_ray.train.loss import pack_scales
+from ochat_ray.train.loss import check_finite, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
+from ochat_ray.train.optimizer import frozen_by
 from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
 from ochat_ray.train.preflight import extended_config, own_pack_from, steps_of
+from ochat_ray.train.restore import local_copy
 from ochat_ray.train.round_trip import check_export, choose_conversation
-from ochat_ray.train.steps import Step, forward_passes, room_taken
+from ochat_ray.train.samples import Sampler
+from ochat_ray.train.steps import Step, forward_passes, held_out_packs
 from ochat_ray.train.tokens import TokenTable
-
-
-class NonFiniteLossError(UserError):
-    """The loss or the gradient's norm is not a number; names the step and its conversations."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -102,15 +101,17 @@ class _Worker:
         self.tokenizer = load_tokenizer(self.base)
         self.table = TokenTable(self.config.data, "train", self.config.max_length)
         self.held_out = TokenTable(self.config.data, "eval", self.config.max_length)
-        self.resumed: Checkpoint | None = self._agree(checkpoints.latest(run))
-        self.attempt: str = self._agree(uuid.uuid4().hex[:8])
+        self.resumed: Checkpoint | None = agree(checkpoints.latest(run))
+        self.attempt: str = agree(uuid.uuid4().hex[:8])
 
         model_config, context_before = extended_config(self.config, self.base, self.manifest)
-        self.shape = ModelShape.of(model_config)
-        self.steps = steps_of(self.config, self.table, self.shape, context_before)
+        self.shape = ModelShape.of(model_config, frozen_by(self.config, model_config))
+        self.steps = steps_of(
+            self.config, self.table, self.shape, context_before, settings["identity"]
+        )
         self.own_pack_from = own_pack_from(self.config, context_before)
         way = prove_exact_here(self.config, model_config)
-        self.way = replace(way, packed=all(self._gather(way.packed)))
+        self.way = replace(way, packed=all(gather(way.packed)))
         if self.rank == 0 and way.notice:
             print(way.notice)
         local = context.get_local_world_size()
@@ -121,6 +122,7 @@ class _Worker:
                 world_size=self.world_size,
                 bf16=compute_dtype(self.config.dtype) == torch.bfloat16,
                 attention=self.way.attention,
+                cuda=torch.cuda.is_available(),
             ),
             device_memory() or psutil.virtual_memory().total // local,
             self.world_size,
@@ -148,17 +150,39 @@ class _Worker:
         with self.metrics:
             known = Evaluation(**self.resumed.eval_before) if self.resumed else None
             before = known or self._evaluate(0)
+            losses = [before.loss]
+            if self.resumed:  # those of the first worker's file
+                first = schedule_from(self.settings["identity"])
+                own = read_metrics(self.run) if self.rank == 0 else []
+                losses = agree(held_out_losses(own, first, done))
+            sampler = Sampler(
+                self.settings["sample_prompts"],
+                self.engine.next_ids,
+                self.tokenizer,
+                self.config,
+                packed=self.way.packed,
+                run=self.run if self.rank == 0 else None,
+                metrics=self.metrics,
+            )
+            if not self.resumed:
+                sampler.write(0)
             for step in self.steps.after(done, self.world_size):
+                if is_over(losses, self.config.early_stopping):
+                    break
                 self.place.text, self.place.step = f"in step {step.number}", step.number
                 self.metrics.write(self._step(step))
-                conversations += len(step.conversations)
-                evaluation = self._evaluate(step.number) if step.evaluates else None
+                done, conversations = step.number, conversations + len(step.conversations)
+                evaluation = self._evaluate(done) if step.evaluates else None
+                if evaluation is not None:
+                    losses.append(evaluation.loss)
                 if step.saves:
                     self._save(step, conversations, before, evaluation)
+                sampler.after(done)
             if evaluation is None:  # resumed from the last step
-                evaluation = self._evaluate(len(self.steps))
+                evaluation = self._evaluate(done)
+            sampler.write(done)
         self.place.text = "in the export"
-        self._export(before, evaluation)
+        self._export(before, evaluation, done)
         ray.train.report({"eval_loss": evaluation.loss})
 
     def _prepare_base(self) -> str:
@@ -196,7 +220,14 @@ class _Worker:
         if self.rank == 0:
             self._check_held()
             checkpoints.prune(self.run, config.keep_checkpoints)
-        with self._local_copy(resumed, convert) as directory:
+        with local_copy(
+            config.output,
+            resumed,
+            staging=self.settings["staging"],
+            node_rank=self.node_rank,
+            converts=convert,
+            leads=self.local_rank == 0,
+        ) as directory:
             engine.load(directory)
             distributed.barrier()
         return engine
@@ -216,13 +247,9 @@ class _Worker:
             [0.0 if position is None else scales[position] for _, position in passes],
             rate=step.rate,
         )
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            ids = ", ".join(self.table.id(i) for i in indices[:8])
-            raise NonFiniteLossError(
-                f"step {step.number}: loss {result.loss}, gradient norm {result.grad_norm}; "
-                f"conversations {ids}{', …' if len(indices) > 8 else ''}; look at them, or lower "
-                "--learning-rate"
-            )
+        check_finite(
+            step.number, result.loss, result.grad_norm, [self.table.id(i) for i in indices]
+        )
         seconds = time.monotonic() - started
         lengths = self.table.lengths[indices]
         predicted = sum(int(np.count_nonzero(w[1:])) for w in loss_weights.values())
@@ -260,18 +287,15 @@ class _Worker:
         return result
 
     def _held_out_packs(self) -> Iterator[Batch]:
-        config, table = self.config, self.held_out
-        chosen = table.sample(config.eval_tokens, config.seed)
-        lengths = room_taken(table.lengths[chosen], config.max_tokens, self.own_pack_from)
-        for step in packing.steps(
-            lengths,
+        return held_out_packs(
+            self.config,
+            self.held_out,
+            rank=self.rank,
             world_size=self.world_size,
-            max_tokens=config.max_tokens,
-            seed=config.seed,
-            epoch=0,
-        ):
-            for pack, _ in forward_passes(step, self.rank, packed=self.way.packed):
-                yield table.batch([int(chosen[i]) for i in pack]).to(self.engine.device)
+            own_pack_from=self.own_pack_from,
+            packed=self.way.packed,
+            device=self.engine.device,
+        )
 
     def _save(
         self, step: Step, conversations: int, before: Evaluation, evaluation: Evaluation | None
@@ -281,7 +305,7 @@ class _Worker:
         loss = evaluation.loss if evaluation else None
         with self._scratch("checkpoint-") as directory:
             self.engine.save(directory)
-            files = self._joined(checkpoints.sizes(directory))
+            files = join(checkpoints.sizes(directory))
             if self.rank == 0:
                 self._check_held()
                 checkpoints.record(self.run, name, files)
@@ -315,7 +339,7 @@ class _Worker:
         with self.run.writing(PLOT) as stream:
             stream.write(plot(read_metrics(self.run)))
 
-    def _export(self, before: Evaluation, after: Evaluation) -> None:
+    def _export(self, before: Evaluation, after: Evaluation, done: int) -> None:
         with self._scratch("export-") as directory:
             export(self.engine, self.tokenizer, directory, self.manifest["model_type"])
             pack = self.held_out.batch([choose_conversation(self.held_out)])
@@ -328,6 +352,7 @@ class _Worker:
                 publish(directory, self.run)
         if self.rank == 0:
             self._plot()
+            best = checkpoints.best(checkpoints.whole(self.run))
             self._check_held()
             self.run.write_json(
                 MODEL_MANIFEST,
@@ -338,7 +363,9 @@ class _Worker:
                     "data_digest": self.manifest["digest"],
                     "tokenizer": self.manifest["tokenizer"],
                     "conversations": len(self.table.lengths),
-                    "step": len(self.steps),
+                    "step": done,
+                    "stopped_early": done < len(self.steps),
+                    "best": best and {"step": best.step, "eval_loss": best.eval_loss},
                     "world_size": self.world_size,
                     "zero_stage": self.config.zero_stage,
                     "dtype": str(self.engine.dtype).removeprefix("torch."),
@@ -360,47 +387,9 @@ class _Worker:
         with tempfile.TemporaryDirectory(dir=self.settings["staging"], prefix=prefix) as directory:
             yield Path(directory)
 
-    @contextlib.contextmanager
-    def _local_copy(self, checkpoint: Checkpoint, convert: bool) -> Iterator[Path]:
-        """The checkpoint's directory on this host, as a universal one if asked.
-
-        One worker a host makes it for all of its host; all must enter together.
-        """
-        fs, root = open_location(self.config.output)
-        source = ray.train.Checkpoint(f"{root}/{checkpoint.folder}", filesystem=fs)
-        with source.as_directory() as directory:
-            if not convert:
-                yield Path(directory)
-                return
-            os.makedirs(self.settings["staging"], exist_ok=True)
-            converted = Path(self.settings["staging"], f"universal-{self.node_rank}")
-            if self.local_rank == 0:
-                shutil.rmtree(converted, ignore_errors=True)
-                make_universal(Path(directory), converted)
-            distributed.barrier()
-            yield converted
-            if self.local_rank == 0:
-                shutil.rmtree(converted, ignore_errors=True)
-
-    def _joined(self, own_files: dict[str, int]) -> dict[str, int]:
-        """All workers' files."""
-        return dict(sorted(item for files in self._gather(own_files) for item in files.items()))
-
-    def _gather(self, value: Any) -> list[Any]:
-        """Every worker's value."""
-        found: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(found, value)
-        return found
-
     def _check_held(self) -> None:
         """Stop before a write, where another run has taken the output directory over."""
         check_held(self.run, self.settings["token"])
-
-    def _agree(self, value: Any) -> Any:
-        """The first worker's value, on all workers."""
-        values = [value]
-        distributed.broadcast_object_list(values, src=0)
-        return values[0]
 
 
 def _device_name(engine: Engine) -> str:

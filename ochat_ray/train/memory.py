@@ -9,9 +9,11 @@ was seen to keep for Llama and Qwen2 in transformers 5; GPT-NeoX keeps somewhat 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ochat_ray.errors import UserError
+from ochat_ray.train.chunked_loss import CHUNK_LOGITS, chunk_rows
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape
 
@@ -26,13 +28,18 @@ USABLE = 0.92
 """Share of a device's memory that a plan may take: CUDA, NCCL and fragmentation need the rest."""
 
 
+LONGEST_PLANNED = 1 << 24
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
     """Bytes on one device; `host` is what offloading moves to the memory of its host, a device.
 
     `weights`, `gradients` and `optimizer` are there all the time. `communication` (parameters
     that ZeRO-3 has gathered, buckets of gradients), `activations` and `logits` are those of a
-    forward and backward pass, `update` those of the optimizer's step after it.
+    forward and backward pass, `update` those of the optimizer's step after it. `keeps` is whether
+    the process keeps memory that the passes have freed: so it is on a CPU, where glibc gives back
+    no blocks of less than 32 MB, such as activations and most gathered parameters.
     """
 
     weights: int
@@ -43,17 +50,37 @@ class MemoryPlan:
     logits: int
     update: int
     host: int
+    keeps: bool = False
 
     @property
     def total(self) -> int:
         """The peak on the device."""
-        passing = self.communication + self.activations + self.logits
-        return self.weights + self.gradients + self.optimizer + max(passing, self.update)
+        held = self.weights + self.gradients + self.optimizer
+        if self.keeps:
+            return held + self.communication + self.activations + max(self.logits, self.update)
+        return held + max(self.communication + self.activations + self.logits, self.update)
 
 
 def fits(plan: MemoryPlan, device_bytes: int) -> bool:
     """Whether the plan leaves a device the room that it needs for itself."""
     return plan.total <= USABLE * device_bytes
+
+
+def longest_pack(plan_of: Callable[[int], MemoryPlan], device_bytes: int) -> int:
+    """Return the most tokens of a pack, or of a single conversation, whose plan fits a device.
+
+    `plan_of` gives the plan of a number of tokens. 0 where not even one fits.
+    """
+    fitting, too_many = 0, 1
+    while fits(plan_of(too_many), device_bytes) and too_many < LONGEST_PLANNED:
+        fitting, too_many = too_many, 2 * too_many
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        if fits(plan_of(middle), device_bytes):
+            fitting = middle
+        else:
+            too_many = middle
+    return fitting
 
 
 def estimate(
@@ -69,31 +96,41 @@ def estimate(
     attention: str = "sdpa",
     supervised_tokens: int | None = None,
     reduce_bucket: int = REDUCE_BUCKET,
+    cuda: bool = True,
 ) -> MemoryPlan:
     """The memory of one of `world_size` devices.
 
     `max_tokens` are those of a pack; `supervised_tokens` those of them for which logits are
     computed, all of them when None; `reduce_bucket` is DeepSpeed's reduce_bucket_size in elements.
     """
-    parameters = shape.parameters
-    share = -(-parameters // world_size)
+    trained = shape.parameters - shape.frozen_parameters
+    share = -(-trained // world_size)
+    frozen = -(-shape.frozen_parameters // (world_size if zero_stage == 3 else 1))
     width = 2 if bf16 else 4
-    whole_bucket = 4 * reduce_bucket  # communication_data_type is fp32
+    # torch.empty takes memory at once on a GPU, on a CPU as it is written to.
+    bucket = reduce_bucket if cuda else min(reduce_bucket, trained)
+    # AdamW computes all at a time, with one temporary tensor; on a CPU it has two.
+    temporary = 4 if cuda else 8
     if zero_stage == 3:
-        weights, gradients = width * share, 4 * share
+        weights, gradients = width * (share + frozen), 4 * share
         # In float32 the optimizer works on the parameters themselves, where they are on its device.
         master = bf16 or offload_optimizer != offload_parameters
-        communication = width * min(parameters, LIVE_PARAMETERS) + whole_bucket
-        # A sub-group at a time: a copy of its gradient, and AdamW's square root.
-        update = 8 * min(share, LIVE_PARAMETERS)
+        # Gathered parameters; the bucket in float32 and its copy in the order of the ranks.
+        communication = width * min(shape.parameters, LIVE_PARAMETERS) + 8 * bucket
+        # A sub-group at a time, with a copy of its gradient.
+        update = (4 + temporary) * min(share, LIVE_PARAMETERS)
     elif zero_stage == 2:
-        weights, gradients, master = width * parameters, 4 * share, True
-        communication = 2 * whole_bucket  # two that take turns
-        update = 8 * share
+        weights, gradients, master = width * (trained + frozen), 4 * share, True
+        # Two buckets that take turns where communication overlaps; in bfloat16 a float32 copy.
+        communication = (2 if cuda else 1) * width * bucket + (4 * bucket if bf16 else 0)
+        if not bf16:  # the gradients of a pack, before they are added to those of the step
+            communication += 4 * share
+        update = (4 if bf16 else 0) * share + temporary * share
     else:
         # In bfloat16 the passes leave gradients of their own beside the float32 ones.
-        weights, gradients, master = width * parameters, (6 if bf16 else 4) * parameters, True
-        communication = min(whole_bucket, 4 * parameters) if bf16 else 2 * whole_bucket
+        weights, master = width * (trained + frozen), True
+        gradients = (6 if bf16 else 4) * trained
+        communication = min(4 * bucket, 4 * trained) if bf16 else 8 * bucket
         update = (4 if bf16 else 8) * share
     optimizer = (12 if master else 8) * share
 
@@ -108,7 +145,6 @@ def estimate(
         host += weights
         weights = 0
 
-    logits_of = max_tokens if supervised_tokens is None else supervised_tokens
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
@@ -116,12 +152,24 @@ def estimate(
         communication=communication,
         activations=max_tokens
         * _activations_per_token(shape, width, max_tokens, attention, gradient_checkpointing),
-        # The float32 log-probabilities, and two gradients of their size in the backward pass;
-        # in the forward pass no more than that.
-        logits=12 * shape.vocabulary * logits_of,
+        logits=_loss(shape, width, max_tokens if supervised_tokens is None else supervised_tokens),
         update=update,
         host=host,
+        keeps=not cuda,
     )
+
+
+def _loss(shape: ModelShape, width: int, tokens: int) -> int:
+    """Bytes of the logits of so many tokens, and of the gradient of the head's weight."""
+    head = shape.vocabulary * shape.hidden
+    if tokens <= chunk_rows(shape.vocabulary):
+        # The float32 log-probabilities, and two gradients of their size in the backward pass;
+        # in the forward pass no more than that.
+        return 12 * shape.vocabulary * tokens + width * head
+    # A chunk's logits twice in float32, once more in bfloat16; the weight's gradient is summed in
+    # float32, of parts in bfloat16.
+    narrow = 2 if width == 2 else 0
+    return (8 + narrow) * CHUNK_LOGITS + (4 + 2 * narrow) * head
 
 
 def layer_activations(shape: ModelShape, width: int, tokens: int, attention: str) -> int:
@@ -162,7 +210,13 @@ def _scores(shape: ModelShape, width: int, tokens: int, attention: str) -> int:
 
 
 def estimate_run(
-    config: TrainConfig, shape: ModelShape, *, world_size: int, bf16: bool, attention: str
+    config: TrainConfig,
+    shape: ModelShape,
+    *,
+    world_size: int,
+    bf16: bool,
+    attention: str,
+    cuda: bool = True,
 ) -> MemoryPlan:
     """`estimate` for a training configuration, with its "auto" values resolved."""
     return estimate(
@@ -175,6 +229,7 @@ def estimate_run(
         offload_optimizer=config.offload_optimizer,
         offload_parameters=config.offload_parameters,
         attention=attention,
+        cuda=cuda,
     )
 
 

@@ -102,6 +102,12 @@ class Metrics:
         for sink in self._sinks:
             sink.write(int(line["step"]), values)
 
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Write a text to TensorBoard, as Markdown."""
+        for sink in self._sinks:
+            if isinstance(sink, _TensorBoard):
+                sink.write_text(step, name, text)
+
     def flush(self) -> None:
         """Make the lines so far outlast this process; call it before a checkpoint counts."""
         if self._file is not None:
@@ -188,6 +194,9 @@ class _TensorBoard:
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def write_text(self, step: int, name: str, text: str) -> None:
+        self._writer.add_text(name, text, step)
 
     def flush(self) -> None:
         self._writer.flush()

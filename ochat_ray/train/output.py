@@ -13,15 +13,16 @@ from ochat_ray.run_dir import RunDir
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.metrics import METRICS, TENSORBOARD
+from ochat_ray.train.samples import SAMPLES
 from ochat_ray.train.trackers import TRACKED
 
 MODEL_MANIFEST = "ochat.json"
 PLOT = "loss.png"
 
-_OF_THE_RUN = (METRICS, PLOT, TRACKED, *checkpoints.RAYS_OWN)
+_OF_THE_RUN = (METRICS, PLOT, SAMPLES, TRACKED, *checkpoints.RAYS_OWN)
 """Files that are written from the start; those of the model are recorded as it is exported."""
 
-_KEPT_ON_RESUME = (METRICS, TRACKED)
+_KEPT_ON_RESUME = (METRICS, SAMPLES, TRACKED)
 _FOLDERS = (checkpoints.FOLDER, TENSORBOARD, TRACKED.split("/")[0])
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model")
 _MODEL_NAMES = ("merges.txt", "vocab.txt")

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
+from ochat_ray.run_dir import RunDir
 from ochat_ray.tokenizer import load_tokenizer
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.continuation import schedule_from, start_of
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.dry_run import coloured_pack, dry_run
 from ochat_ray.train.engine import device_memory
+from ochat_ray.train.fingerprint import fingerprint
 from ochat_ray.train.flops import ModelShape
-from ochat_ray.train.memory import estimate_run
+from ochat_ray.train.memory import MemoryPlan, estimate_run, longest_pack
+from ochat_ray.train.optimizer import frozen_by
 from ochat_ray.train.preflight import (
     check_inputs,
+    check_steps,
     extended_config,
+    identity_of,
     prove_exact,
     steps_of,
     to_go_on_from,
     with_step_size,
 )
+from ochat_ray.train.samples import prompts_of
 from ochat_ray.train.tokens import TokenTable
 
 
@@ -35,32 +43,44 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     config.check()
     manifest = check_inputs(config)
     config = with_step_size(config, to_go_on_from(config))
+    start = start_of(
+        config, identity_of(config, manifest, fingerprint(config.model)), RunDir.open(config.output)
+    )
+    check_steps(config, manifest, start)
+    prompts_of(config, manifest)
     table = TokenTable(config.data, "train", config.max_length)
     model_config, context_before = extended_config(config, config.model, manifest)
     way = prove_exact(config, model_config)
-    shape = ModelShape.of(model_config)
-    steps = steps_of(config, table, shape, context_before)
+    shape = ModelShape.of(model_config, frozen_by(config, model_config))
+    steps = steps_of(config, table, shape, context_before, start.identity)
     bf16 = config.dtype != "float32"
     epoch = [
         step.packs
         for step in takewhile(lambda step: step.epoch == 0, steps.after(0, config.num_workers))
     ]
     given = config.gpu_memory_gib
+    device_bytes = device_memory() if given is None else int(given * 2**30)
+
+    def memory(max_tokens: int) -> MemoryPlan:
+        return estimate_run(
+            replace(config, max_tokens=max_tokens),
+            shape,
+            world_size=config.num_workers,
+            bf16=bf16,
+            attention=way.attention,
+        )
+
     result = dry_run(
         config,
         lengths=table.lengths,
         epoch=epoch,
         steps_per_epoch=steps.per_epoch,
         world_size=config.num_workers,
+        schedule_from=schedule_from(start.identity),
         shape=shape,
-        memory=estimate_run(
-            config,
-            shape,
-            world_size=config.num_workers,
-            bf16=bf16,
-            attention=way.attention,
-        ),
-        device_bytes=device_memory() if given is None else int(given * 2**30),
+        memory=memory(config.max_tokens),
+        device_bytes=device_bytes,
+        longest_pack=None if device_bytes is None else longest_pack(memory, device_bytes),
         deepspeed=deepspeed_config(config, world_size=config.num_workers, bf16=bf16, cuda=True),
         way=way,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +25,12 @@ from ochat_ray.train.base_model import (
 )
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.continuation import Start, schedule_from
 from ochat_ray.train.deepspeed_check import check_with_deepspeed
 from ochat_ray.train.deepspeed_config import decisive_override, deepspeed_config
 from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.forward import PACKED_SDPA
+from ochat_ray.train.optimizer import frozen_by
 from ochat_ray.train.output import MODEL_MANIFEST, check_way, read_model_manifest
 from ochat_ray.train.probe import Way, candidates_of, choose_way
 from ochat_ray.train.round_trip import check_exportable
@@ -90,7 +93,9 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
             file=sys.stderr,
         )
-    check_exportable(extended_config(config, config.model, manifest)[0])
+    trained = extended_config(config, config.model, manifest)[0]
+    frozen_by(config, trained)
+    check_exportable(trained)
     verify_tables(config.data, manifest)
     for split in splits:
         table = TokenTable(config.data, split, config.max_length)
@@ -141,7 +146,11 @@ def prove_exact(config: TrainConfig, model_config: Any) -> Way:
 
 
 def steps_of(
-    config: TrainConfig, table: TokenTable, shape: ModelShape, context_before: int | None
+    config: TrainConfig,
+    table: TokenTable,
+    shape: ModelShape,
+    context_before: int | None,
+    identity: Mapping[str, Any],
 ) -> Steps:
     """All steps of a run over a table; `context_before` is what `extended_config` gave."""
     return Steps(
@@ -149,7 +158,26 @@ def steps_of(
         table.lengths,
         attention_tokens=attention_tokens(shape),
         own_pack_from=own_pack_from(config, context_before),
+        schedule_from=schedule_from(identity),
     )
+
+
+def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> None:
+    """Check that a run that continues from a checkpoint does not end before it.
+
+    Raises:
+        UserError: it does.
+    """
+    if not start.continues or start.checkpoint is None:
+        return
+    model_config, before = extended_config(config, config.model, manifest)
+    table = TokenTable(config.data, "train", config.max_length)
+    steps = steps_of(config, table, ModelShape.of(model_config), before, start.identity)
+    if len(steps) < start.checkpoint.step:
+        raise UserError(
+            f"--from-checkpoint {config.from_checkpoint} is step {start.checkpoint.step:,}, but "
+            f"the run has {len(steps):,} steps; give more --epochs or --max-steps"
+        )
 
 
 def own_pack_from(config: TrainConfig, context_before: int | None) -> int | None:
@@ -189,7 +217,7 @@ def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> di
 
 
 def completed_already(
-    config: TrainConfig, output: Ownership, identity: dict[str, Any]
+    config: TrainConfig, output: Ownership, start: Start
 ) -> dict[str, Any] | None:
     """Return the content of ochat.json, if this very training is complete.
 
@@ -200,19 +228,19 @@ def completed_already(
     check_way(output)
     if read_model_manifest(output) is None:
         return None
-    return completed(output.run, MODEL_MANIFEST, identity, overwrite=config.overwrite)
+    gives_up = config.overwrite or start.continues
+    return completed(output.run, MODEL_MANIFEST, start.identity, overwrite=gives_up)
 
 
-def announce_start(
-    config: TrainConfig, resumed: Checkpoint | None, identity: dict[str, Any]
-) -> None:
+def announce_start(config: TrainConfig, start: Start) -> None:
     """Print where training starts.
 
     Raises:
         UserError: there are checkpoints of another run, which --overwrite does not give up.
     """
+    resumed = start.checkpoint
     if resumed is not None:
-        checkpoints.check_same_run(resumed, identity, config.output)
+        checkpoints.check_same_run(resumed, start.expected, config.output)
         print(f"going on from step {resumed.step}; --overwrite starts anew", file=sys.stderr)
     elif config.resume:
         print(f"{config.output} has no checkpoint yet; starting anew", file=sys.stderr)

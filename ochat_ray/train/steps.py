@@ -11,10 +11,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 
 from ochat_ray.train import packing, schedule
+from ochat_ray.train.batch import Batch
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.packing import Pack
+from ochat_ray.train.tokens import TokenTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +69,8 @@ class Steps:
     """All steps of a run over conversations of these lengths (tokens).
 
     `attention_tokens` is the length at which attention costs as much as everything else;
-    `own_pack_from` the length from which a conversation must not share its pack.
+    `own_pack_from` the length from which a conversation must not share its pack. The learning
+    rate's schedule covers the steps after `schedule_from`.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class Steps:
         *,
         attention_tokens: float | None = None,
         own_pack_from: int | None = None,
+        schedule_from: int = 0,
     ) -> None:
         self._config = config
+        self._schedule_from = schedule_from
         self._lengths = room_taken(lengths, config.max_tokens, own_pack_from)
         self._costs = {} if attention_tokens is None else {"attention_tokens": attention_tokens}
         self._per_epoch: list[int] = []
@@ -98,7 +104,7 @@ class Steps:
 
     def after(self, done: int, world_size: int) -> Iterator[Step]:
         """The steps that follow `done` steps, dealt out to `world_size` workers."""
-        config, total = self._config, len(self)
+        config = self._config
         first = 1
         for epoch, count in enumerate(self._per_epoch):
             if done < first + count - 1:
@@ -108,20 +114,31 @@ class Steps:
                     number = first + position
                     ends = position == count - 1
                     every = config.eval_every
+                    evaluates = ends or (every is not None and number % every == 0)
                     yield Step(
                         number=number,
                         epoch=epoch,
                         packs=packs,
-                        rate=schedule.rate(
-                            number,
-                            total_steps=total,
-                            warmup_ratio=config.warmup_ratio,
-                            from_zero=config.loss == "openchat-2023",
-                        ),
-                        evaluates=ends or (every is not None and number % every == 0),
-                        saves=ends or number % config.checkpoint_every == 0,
+                        rate=self._rate(number),
+                        evaluates=evaluates,
+                        # With early stopping each evaluated model may be the best.
+                        saves=(evaluates and config.early_stopping is not None)
+                        or ends
+                        or number % config.checkpoint_every == 0,
                     )
             first += count
+
+    def _rate(self, number: int) -> float:
+        config = self._config
+        return schedule.rate(
+            number - self._schedule_from,
+            total_steps=len(self) - self._schedule_from,
+            warmup_ratio=config.warmup_ratio,
+            from_zero=config.loss == "openchat-2023",
+            schedule=config.schedule,
+            min_ratio=config.min_rate_ratio,
+            decay_ratio=config.wsd_decay_ratio or schedule.WSD_DECAY_RATIO,
+        )
 
     def _arguments(self, epoch: int, world_size: int) -> dict[str, Any]:
         return {
@@ -132,3 +149,32 @@ class Steps:
             **self._config.step_size,
             **self._costs,
         }
+
+
+def held_out_packs(
+    config: TrainConfig,
+    table: TokenTable,
+    *,
+    rank: int,
+    world_size: int,
+    own_pack_from: int | None,
+    packed: bool,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Yield one worker's packs of the held-out conversations that a run evaluates on.
+
+    Args:
+        config: Options of the run.
+        table: Held-out split.
+        rank: Of this worker, among `world_size`.
+        own_pack_from: Length in tokens from which a conversation has a pack of its own.
+        packed: Whether conversations share a forward pass.
+        device: Where the packs are put.
+    """
+    chosen = table.sample(config.eval_tokens, config.seed)
+    lengths = room_taken(table.lengths[chosen], config.max_tokens, own_pack_from)
+    for step in packing.steps(
+        lengths, world_size=world_size, max_tokens=config.max_tokens, seed=config.seed, epoch=0
+    ):
+        for pack, _ in forward_passes(step, rank, packed=packed):
+            yield table.batch([int(chosen[i]) for i in pack]).to(device)

@@ -30,6 +30,7 @@ from torch import distributed  # noqa: E402
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", rank=rank, world_size=world_size)
 
+from ochat_ray.train import chunked_loss  # noqa: E402
 from ochat_ray.train.batch import make_batch, trained_weight  # noqa: E402
 from ochat_ray.train.config import TrainConfig  # noqa: E402
 from ochat_ray.train.engine import Engine, make_universal  # noqa: E402
@@ -80,6 +81,7 @@ results = {}
 for name, case in task["cases"].items():
     config = TrainConfig(**task["config"] | case.get("config", {}))
     convert = "universal" in case
+    chunked_loss.CHUNK_LOGITS = case.get("chunk_logits", 1 << 26)
     engine = Engine(config, task["model"], vocabulary=case.get("vocabulary"), universal=convert)
     if convert:
         target = Path(case["universal"])
@@ -94,6 +96,7 @@ for name, case in task["cases"].items():
     own = [make_batch([conversations[i] for i in pack]) for pack in packs[rank]]
     evaluation = engine.evaluate(own, task["end_of_turn"])
     outcome["eval_loss"] = evaluation.loss
+    outcome["in_chunks"] = any(map(engine._in_chunks, own))
     for number in range(1, case.get("steps", 1) + 1):
         result = step(engine, packs, config.loss)
         outcome["losses"].append(result.loss)

@@ -31,6 +31,18 @@ from ochat_ray.train.config import OPERATIONAL, TrainConfig
         ({"tokens_per_step": 16384, "sequences_per_step": 64}, "exclude each other"),
         ({"tokens_per_step": 10_000}, "must be a multiple of --max-tokens 8192"),
         ({"gpu_memory_gib": 80.0}, "no effect without --dry-run"),
+        ({"min_rate_ratio": 1.0}, r"--min-rate-ratio must be in \[0, 1\)"),
+        ({"min_rate_ratio": float("nan")}, r"--min-rate-ratio must be in \[0, 1\)"),
+        ({"min_rate_ratio": 0.1, "schedule": "constant"}, "no effect with --schedule constant"),
+        ({"wsd_decay_ratio": 0.1}, "no effect without --schedule wsd"),
+        ({"wsd_decay_ratio": 0.0, "schedule": "wsd"}, r"must be in \(0, 1\]"),
+        ({"wsd_decay_ratio": 0.9, "schedule": "wsd", "warmup_ratio": 0.2}, "at most 1"),
+        ({"freeze": ("(",)}, "is no regular expression"),
+        ({"early_stopping": 0}, "--early-stopping must be at least 1"),
+        ({"from_checkpoint": "0"}, "a checkpoint's step, latest or best"),
+        ({"from_checkpoint": "latest", "overwrite": True}, "--overwrite exclude each other"),
+        ({"sample_tokens": 64}, "--sample-tokens has no effect without --sample-every"),
+        ({"sample_prompts": "x"}, "--sample-prompts has no effect without --sample-every"),
     ],
 )
 def test_wrong_use_is_one_clear_line(changes, line):
@@ -57,4 +69,7 @@ def test_the_identity_has_what_decides_the_result_and_nothing_else():
     )
     assert same.identity() == config.identity()
     assert replace(config, seed=1).identity() != config.identity()
+    assert replace(config, eval_every=5).identity() == config.identity()
+    stops = replace(config, early_stopping=2)
+    assert replace(stops, eval_every=5).identity() != stops.identity()
     assert set(TrainConfig.__dataclass_fields__) >= OPERATIONAL

@@ -103,6 +103,10 @@ DTYPES = ("float32", "bfloat16")
 STAGES = (2, 3)
 
 
+CHUNKS_2 = GRADIENT | {"zero_stage": 2}
+FROZEN = ADAM | {"freeze": ["embed_tokens", r"layers\.0\."], "weight_decay": 0.5}
+
+
 def other_rates(zero_stage):
     return ADAM | {"zero_stage": zero_stage, "embedding_learning_rate": 3e-2}
 
@@ -146,12 +150,16 @@ def two(start, saved):
             for stage in (1, 2)
         },
         **of_stages((1, 2), saved),
+        "chunks, stage 2": {"max_tokens": 100, "chunk_logits": 900, "config": CHUNKS_2},
+        "frozen 2, whole": whole_run(saved / "frozen 2", FROZEN | {"zero_stage": 2}),
         **PACKINGS,
         # The second worker has the conversation without weight, then nothing.
         "none on one": {"packs": [[REST[:3], REST[3:]], [[3], []]], "config": GRADIENT},
         "none at all": {"packs": [[[3]], [[]]], "config": GRADIENT},
         "2023": {"packs": PACKS_OF_2023, "config": GRADIENT | {"loss": "openchat-2023"}},
         **of_stages((3,), saved),
+        "chunks": {"max_tokens": 100, "chunk_logits": 900, "config": GRADIENT},
+        "frozen 3, whole": whole_run(saved / "frozen 3", FROZEN | {"zero_stage": 3}),
         **{f"{d}, whole": whole_run(saved / d, ADAM | {"dtype": d}) for d in DTYPES},
     }
     return start(2, cases)
@@ -172,12 +180,14 @@ def three(start, saved, one):
 
 def from_two(saved):
     return {
-        f"stage {stage}, rest": rest_of_run(
-            saved / f"stage {stage}",
-            other_rates(stage),
-            universal=str(saved / f"universal-{stage}"),
+        f"{name}, rest": rest_of_run(
+            saved / name, config, universal=str(saved / f"universal-{name}")
         )
-        for stage in STAGES
+        for name, config in (
+            (name_of("float32", 2), other_rates(2)),
+            (name_of("float32", 3), other_rates(3)),
+            ("frozen 3", FROZEN | {"zero_stage": 3}),
+        )
     }
 
 
@@ -240,12 +250,13 @@ def test_ids_beyond_the_vocabulary_are_left_out_of_the_loss(one, model_directory
 
 def test_a_restored_run_is_the_same_bit_for_bit(start, saved, two):
     cases = {dtype: rest_of_run(saved / dtype, ADAM | {"dtype": dtype}) for dtype in DTYPES}
-    for dtype, restored in start(2, cases).items():
-        undisturbed = two[f"{dtype}, whole"]
+    cases["frozen 3"] = rest_of_run(saved / "frozen 3", FROZEN | {"zero_stage": 3})
+    for name, restored in start(2, cases).items():
+        undisturbed = two[f"{name}, whole"]
         assert restored["losses"] == undisturbed["losses"][2:]
         assert restored["grad_norms"] == undisturbed["grad_norms"][2:]
-        for name, tensor in undisturbed["after"].items():
-            assert torch.equal(restored["after"][name], tensor), name
+        for parameter, tensor in undisturbed["after"].items():
+            assert torch.equal(restored["after"][parameter], tensor), parameter
 
 
 OTHER_STAGES = [
@@ -285,11 +296,32 @@ def test_a_run_goes_on_under_another_zero_stage(two, other_stages, dtype, before
 
 
 @pytest.mark.parametrize("world_size", ["one", "three"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_run_goes_on_with_another_number_of_workers(request, two, stage, world_size):
-    restored = request.getfixturevalue(world_size)[f"stage {stage}, rest"]
-    undisturbed = two[f"stage {stage}, whole"]
+@pytest.mark.parametrize("name", [name_of("float32", 2), name_of("float32", 3), "frozen 3"])
+def test_a_run_goes_on_with_another_number_of_workers(request, two, name, world_size):
+    """With learning rates and weight decays that are not the same in all groups of parameters."""
+    restored = request.getfixturevalue(world_size)[f"{name}, rest"]
+    undisturbed = two[f"{name}, whole"]
     assert restored["losses"] == pytest.approx(undisturbed["losses"][2:], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["chunks", "chunks, stage 2"])
+def test_the_loss_in_chunks_has_the_same_gradient(two, reference, name):
+    loss, gradients, norm = reference
+    outcome = two[name]
+    assert outcome["in_chunks"]
+    assert outcome["losses"] == [pytest.approx(loss, rel=1e-5)]
+    assert outcome["eval_loss"] == pytest.approx(loss, rel=1e-5)
+    for parameter, computed in gradient(outcome).items():
+        assert torch.allclose(computed, gradients[parameter], atol=2e-4 * norm), parameter
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_frozen_parameters_stay_and_the_others_learn(two, stage):
+    outcome = two[f"frozen {stage}, whole"]
+    assert outcome["losses"][-1] < outcome["losses"][0]
+    for name, before in outcome["before"].items():
+        frozen = "embed_tokens" in name or "layers.0." in name
+        assert torch.equal(outcome["after"][name], before) is frozen, name
 
 
 def test_scales_by_hand():

@@ -1,9 +1,11 @@
 """Bytes that were worked out by hand, and activations as autograd keeps them."""
 
+from dataclasses import replace
+
 import pytest
 
 from ochat_ray.train.flops import ModelShape
-from ochat_ray.train.memory import estimate, fits, layer_activations
+from ochat_ray.train.memory import estimate, fits, layer_activations, longest_pack
 
 P = 13_015_864_320
 SHARE = P // 8
@@ -31,23 +33,25 @@ def plan(**changes):
         "gradient_checkpointing": True,
         "attention": "flash_attention_2",
     }
-    return estimate(LLAMA_13B, **(settings | changes))
+    settings |= changes
+    return estimate(settings.pop("shape", LLAMA_13B), **settings)
 
 
 def test_llama_13b_at_zero_3_on_eight_devices():
     p = plan()
     assert (p.weights, p.gradients, p.optimizer) == (2 * SHARE, 4 * SHARE, 12 * SHARE)
-    # A billion gathered parameters of 2 bytes, and a bucket of a tenth of that of 4.
-    assert p.communication == 2 * 10**9 + 4 * 10**8
+    # A billion gathered parameters of 2 bytes, and a bucket of a tenth of that of 4, twice.
+    assert p.communication == 2 * 10**9 + 8 * 10**8
     # 40 layers' inputs, one layer computed again and its gradients, for 8,192 tokens in bfloat16:
     # per token 40 x 2 x 5120, and 8 x 5120 + 2 x (6 x 5120 + 2 x 5120 + 4 x 13824), and
     # 2 x 3 x 13824.
     assert p.activations == 8192 * (409_600 + 40_960 + 192_512 + 82_944)
-    assert p.logits == 12 * 32000 * 8192
+    # 2**26 logits at a time, of 4 + 4 + 2 bytes; the head's gradient of 4, parts of it of 2 + 2.
+    assert p.logits == 10 * 2**26 + 8 * 32000 * 5120
     assert p.update == 8 * 10**9
     assert p.host == 0
-    # 18 x 1.627e9 + 4e9 + 5.95e9 + 3.15e9
-    assert p.total == pytest.approx(40.8e9, rel=0.01)
+    # 18 x 1.627e9 + 2.8e9 + 5.95e9 + 1.98e9
+    assert p.total == pytest.approx(40.0e9, rel=0.01)
     assert fits(p, 80 * 10**9)
     assert not fits(p, 40 * 10**9)
 
@@ -74,7 +78,7 @@ def test_offloading_moves_to_the_host():
 
 
 def test_logits_are_of_supervised_tokens():
-    assert plan(supervised_tokens=1000).logits == 12 * 32000 * 1000
+    assert plan(supervised_tokens=1000).logits == 12 * 32000 * 1000 + 2 * 32000 * 5120
 
 
 def test_without_checkpointing_every_layer_is_kept():
@@ -85,6 +89,33 @@ def test_without_checkpointing_every_layer_is_kept():
 def test_the_peak_is_of_the_pass_or_of_the_update():
     p = plan(max_tokens=1, reduce_bucket=1)
     assert p.total == p.weights + p.gradients + p.optimizer + p.update
+
+
+def test_on_a_cpu_buckets_take_what_is_written_and_phases_add_up():
+    small = replace(LLAMA_13B, parameters=50_000_000)
+    p = plan(shape=small, cuda=False, bf16=False, max_tokens=1)
+    share = 50_000_000 // 8
+    # All parameters gathered, and all gradients in the bucket and in its copy.
+    assert p.communication == (4 + 8) * 50_000_000
+    assert p.update == (4 + 8) * share
+    held = (4 + 4 + 8) * share
+    assert p.total == held + p.communication + p.activations + max(p.logits, p.update)
+
+
+def test_frozen_parameters_have_neither_gradients_nor_optimizer():
+    half = replace(LLAMA_13B, frozen_parameters=P // 2)
+    p = plan(shape=half)
+    assert p.weights == pytest.approx(2 * SHARE, rel=1e-6)
+    assert (p.gradients, p.optimizer) == (4 * (SHARE // 2), 12 * (SHARE // 2))
+    assert plan(shape=half, zero_stage=2).weights == 2 * P
+
+
+def test_the_longest_pack_is_the_last_that_fits():
+    longest = longest_pack(lambda tokens: plan(max_tokens=tokens), 80 * 10**9)
+    assert longest > 8192
+    assert fits(plan(max_tokens=longest), 80 * 10**9)
+    assert not fits(plan(max_tokens=longest + 1), 80 * 10**9)
+    assert longest_pack(lambda tokens: plan(max_tokens=tokens), 10**9) == 0
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def test_whether_it_fits_is_said_of_a_given_gpu(data, model_directory, tmp_path)
     small = config(data, model_directory, tmp_path, gpu_memory_gib=0.001)
     large = config(data, model_directory, tmp_path, gpu_memory_gib=80.0)
     assert planned(small, colour=False)["memory"]["fits"] is False
-    assert planned(large, colour=False)["memory"]["fits"] is True
+    memory = planned(large, colour=False)["memory"]
+    assert memory["fits"] is True
+    assert memory["longest_pack"] > 128
 
 
 def test_a_conversation_longer_than_a_pack_is_one_clear_line(data, model_directory, tmp_path):

@@ -85,3 +85,11 @@ def test_a_forward_pass_per_pack_or_per_conversation():
     # As many as the other worker has, or ZeRO-3 would wait for ever.
     assert forward_passes(packs, 1, packed=False) == [([1], 0), ([], None), ([], None)]
     assert forward_passes([[[]], [[]]], 0, packed=False) == [([], None)]
+
+
+def test_a_schedule_may_start_in_the_middle_of_a_run():
+    """As if the remaining steps were a run of their own."""
+    linear = {"schedule": "linear", "warmup_ratio": 0.3}
+    rates = [s.rate for s in Steps(config(**linear), LENGTHS, schedule_from=4).after(4, 1)]
+    # Ten of fourteen remain: three of warm-up, then seven of eighths.
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, *(1 - n / 8 for n in range(1, 8))])

@@ -1,0 +1,55 @@
+"""A checkpoint of the output directory on the disk of a worker's host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray.train
+from torch import distributed
+
+from ochat_ray.run_dir import open_location
+from ochat_ray.train.checkpoint import Checkpoint
+from ochat_ray.train.engine import make_universal
+
+
+@contextlib.contextmanager
+def local_copy(
+    output: str,
+    checkpoint: Checkpoint,
+    *,
+    staging: str,
+    node_rank: int,
+    converts: bool,
+    leads: bool,
+) -> Iterator[Path]:
+    """A context in which the checkpoint's directory is on this host.
+
+    All workers must enter it together.
+
+    Args:
+        output: the run's directory.
+        checkpoint: one of its checkpoints.
+        staging: a directory that all workers can write.
+        node_rank: of this host, among those of the run.
+        converts: whether a universal checkpoint is needed.
+        leads: whether this worker makes that, for all of its host.
+    """
+    fs, root = open_location(output)
+    source = ray.train.Checkpoint(f"{root}/{checkpoint.folder}", filesystem=fs)
+    with source.as_directory() as directory:
+        if not converts:
+            yield Path(directory)
+            return
+        os.makedirs(staging, exist_ok=True)
+        converted = Path(staging, f"universal-{node_rank}")
+        if leads:
+            shutil.rmtree(converted, ignore_errors=True)
+            make_universal(Path(directory), converted)
+        distributed.barrier()
+        yield converted
+        if leads:
+            shutil.rmtree(converted, ignore_errors=True)

@@ -1,0 +1,241 @@
+"""Answers of the model to a few prompts while it trains, in samples.jsonl.
+
+They are greedy, so that what changes from one step to the next is the model. All prompts share
+one pack, and each new token is a forward pass of all workers: there is no cache, as in training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ochat_ray.errors import UserError
+from ochat_ray.run_dir import RunDir
+from ochat_ray.template import encode
+from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
+from ochat_ray.train.batch import Batch, make_batch
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.metrics import Metrics
+from ochat_ray.train.tokens import TokenTable
+
+SAMPLES = "samples.jsonl"
+
+HELD_OUT_PROMPTS = 4
+"""Prompts that are taken from the held-out split where no file gives others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """A prompt, and the model's answer after a step.
+
+    `ended` is whether the model chose its end-of-turn token before the limit.
+    """
+
+    step: int
+    prompt: str
+    answer: str
+    ended: bool
+
+
+def read_prompts(path: str, model_type: str, tokenizer: Any) -> list[list[int]]:
+    """Return the token ids of a file's prompts, a line each, as a server would encode them.
+
+    Raises:
+        UserError: the file cannot be read or has no prompt.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--sample-prompts: cannot read {path}: {error}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise UserError(f"--sample-prompts: {path} has no prompt; give one per line")
+    turns = [[{"role": "user", "text": text}] for text in texts]
+    return [
+        [int(i) for i in encode(turn, model_type, tokenizer, add_generation_prompt=True)[0]]
+        for turn in turns
+    ]
+
+
+def held_out_prompts(table: TokenTable, seed: int, most: int) -> list[list[int]]:
+    """Return the beginnings of held-out conversations, up to their first supervised token.
+
+    Those of more than `most` tokens are passed over.
+    """
+    prompts = []
+    for index in np.random.default_rng(seed).permutation(table.lengths.size):
+        ids, weights = table.row(int(index))
+        start = int(np.flatnonzero(weights)[0]) if weights.any() else len(ids)
+        if 0 < start <= most:
+            prompts.append([int(i) for i in ids[:start]])
+        if len(prompts) == HELD_OUT_PROMPTS:
+            break
+    return prompts
+
+
+def prompts_of(config: TrainConfig, manifest: Mapping[str, Any]) -> list[list[int]] | None:
+    """Return the token ids of a run's sample prompts; None where it makes no samples.
+
+    Raises:
+        UserError: they cannot be read, or do not fit a pack.
+    """
+    if config.sample_every is None:
+        return None
+    if config.sample_prompts is None:
+        held_out = TokenTable(config.data, "eval", config.max_length)
+        most = config.max_tokens // HELD_OUT_PROMPTS - config.sample_tokens - 1
+        prompts = held_out_prompts(held_out, config.seed, most)
+    else:
+        tokenizer = load_tokenizer(config.model)
+        prompts = read_prompts(config.sample_prompts, manifest["model_type"], tokenizer)
+    check_prompts(prompts, config.sample_tokens, config.max_tokens)
+    return prompts
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], tokens: int, max_tokens: int) -> None:
+    """Check that prompts and their answers fit one pack.
+
+    Raises:
+        UserError: they do not, or there are none.
+    """
+    if not prompts:
+        raise UserError(
+            "--sample-every: no held-out conversation begins with a prompt short enough; give "
+            "--sample-prompts FILE"
+        )
+    room = sum(len(prompt) + tokens + 1 for prompt in prompts)
+    if room > max_tokens:
+        raise UserError(
+            f"{len(prompts)} sample prompts with answers of {tokens} tokens take {room:,} tokens, "
+            f"a pack holds {max_tokens:,}; give fewer or shorter prompts, or a smaller "
+            "--sample-tokens"
+        )
+
+
+def generate(
+    next_ids: Callable[[Batch], list[int]],
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokens: int,
+    end_of_turn_id: int,
+    packed: bool = True,
+) -> list[list[int]]:
+    """Return greedy answers, each up to its end-of-turn token or to `tokens` tokens.
+
+    `next_ids` gives the likeliest next token of each conversation of a pack; where several workers
+    compute it, it must be the same on all of them. Without `packed` each conversation is a pack.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    for _ in range(tokens):
+        open_ = [n for n, answer in enumerate(answers) if end_of_turn_id not in answer[-1:]]
+        if not open_:
+            break
+        rows = [[*prompts[n], *answers[n]] for n in open_]
+        packs = [rows] if packed else [[row] for row in rows]
+        ids = [id for pack in packs for id in next_ids(_last_positions(pack))]
+        for n, id in zip(open_, ids, strict=True):
+            answers[n].append(id)
+    return answers
+
+
+def _last_positions(conversations: Sequence[Sequence[int]]) -> Batch:
+    """A pack whose predicting positions are the last of each conversation.
+
+    A conversation has one token more, which is predicted and has no effect on those before it.
+    """
+    rows = []
+    for ids in conversations:
+        weights = np.zeros(len(ids) + 1, np.float32)
+        weights[-1] = 1.0
+        rows.append((np.array([*ids, ids[-1]], np.int64), weights))
+    return make_batch(rows)
+
+
+class Sampler:
+    """Writes samples to samples.jsonl and TensorBoard; all workers call it at the same steps.
+
+    Args:
+        prompts: token ids; None makes no samples.
+        next_ids: gives the likeliest next token of each conversation of a pack.
+        config: has the steps between samples, and the tokens of an answer.
+        packed: whether conversations may share a pack.
+        run: the output directory, on the first worker alone.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]] | None,
+        next_ids: Callable[[Batch], list[int]],
+        tokenizer: Any,
+        config: TrainConfig,
+        *,
+        packed: bool,
+        run: RunDir | None,
+        metrics: Metrics,
+    ) -> None:
+        self._prompts = prompts
+        self._next_ids = next_ids
+        self._tokenizer = tokenizer
+        self._every = config.sample_every
+        self._tokens = config.sample_tokens
+        self._packed = packed
+        self._run = run
+        self._metrics = metrics
+        self._last: int | None = None
+
+    def after(self, step: int) -> None:
+        """Write samples if they are due after this step."""
+        if self._every is not None and step % self._every == 0:
+            self.write(step)
+
+    def write(self, step: int) -> None:
+        """Write samples of the model after this step, once."""
+        if self._prompts is None or step == self._last:
+            return
+        self._last = step
+        end = end_of_turn_id(self._tokenizer)
+        answers = generate(
+            self._next_ids,
+            self._prompts,
+            tokens=self._tokens,
+            end_of_turn_id=end,
+            packed=self._packed,
+        )
+        if self._run is None:
+            return
+        samples = [
+            Sample(
+                step=step,
+                prompt=self._tokenizer.decode(list(prompt)),
+                answer=self._tokenizer.decode([i for i in answer if i != end]),
+                ended=end in answer,
+            )
+            for prompt, answer in zip(self._prompts, answers, strict=True)
+        ]
+        _write_lines(self._run, samples)
+        for number, sample in enumerate(samples, 1):
+            self._metrics.write_text(step, f"sample {number}", _as_markdown(sample))
+
+
+def _as_markdown(sample: Sample) -> str:
+    """A code block, which a page shows as it is."""
+    end = "" if sample.ended else " …"
+    lines = f"{sample.prompt}{sample.answer}{end}".splitlines()
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _write_lines(run: RunDir, samples: Sequence[Sample]) -> None:
+    """Write a step's samples after those of earlier steps; later ones are replaced."""
+    kept = []
+    if run.exists(SAMPLES):
+        with run.fs.open_input_stream(run.path(SAMPLES), compression=None) as stream:
+            kept = stream.read().decode().splitlines()
+    step = samples[0].step
+    kept = [line for line in kept if json.loads(line)["step"] < step]
+    new = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
+    run.write_text(SAMPLES, "".join(f"{line}\n" for line in [*kept, *new]))

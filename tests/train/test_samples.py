@@ -1,0 +1,123 @@
+"""Greedy answers during training, and the prompts that they answer."""
+
+import json
+
+import pytest
+import torch
+
+from ochat_ray.errors import UserError
+from ochat_ray.run_dir import RunDir
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.forward import logits
+from ochat_ray.train.metrics import Metrics
+from ochat_ray.train.samples import Sampler, generate, prompts_of
+
+
+@pytest.fixture(scope="module")
+def model(model_directory):
+    from transformers import AutoModelForCausalLM
+
+    made = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    made.config.use_cache = False
+    return made.eval()
+
+
+def greedy(model):
+    def next_ids(batch):
+        with torch.no_grad():
+            return logits(model, batch).argmax(-1).tolist()
+
+    return next_ids
+
+
+PROMPTS = [[0, 5, 6, 7], [0, 9], [0, 8, 8, 1, 2, 3]]
+
+
+def test_answers_are_those_of_transformers_generate(model):
+    """All prompts in one pack, without a cache, against one at a time with it."""
+    ours = generate(greedy(model), PROMPTS, tokens=12, end_of_turn_id=299)
+    apart = generate(greedy(model), PROMPTS, tokens=12, end_of_turn_id=299, packed=False)
+    assert apart == ours
+    for prompt, answer in zip(PROMPTS, ours, strict=True):
+        ids = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, use_cache=True,
+            eos_token_id=299, pad_token_id=299,
+        )  # fmt: skip
+        assert answer == ids[0, len(prompt) :].tolist()
+
+
+def test_an_answer_ends_with_its_end_of_turn_token():
+    script = iter([[4, 299], [299], [1]])
+    answers = generate(lambda _: next(script), PROMPTS[:2], tokens=9, end_of_turn_id=299)
+    assert answers == [[4, 299], [299]]
+
+
+def config(data, model_directory, **changes):
+    options = {"sample_every": 2, "sample_tokens": 5, "max_tokens": 256}
+    return TrainConfig(data=data, model=str(model_directory), **options | changes)
+
+
+def test_prompts_are_first_turns_of_held_out_conversations(data, model_directory, tokenizer):
+    prompts = prompts_of(config(data, model_directory), {"model_type": "openchat"})
+    texts = [tokenizer.decode(ids) for ids in prompts]
+    assert len(texts) == 4
+    for text in texts:
+        assert text.startswith("<s>Human: eval ")
+        assert text.endswith("well?<|end_of_turn|>Assistant: ")
+    assert prompts_of(config(data, model_directory, sample_every=None), {}) is None
+
+
+def test_prompts_of_a_file_are_encoded_as_a_server_would(
+    data, model_directory, tokenizer, tmp_path
+):
+    (tmp_path / "p.txt").write_text("hello there\n\n<s>\n")
+    chosen = config(data, model_directory, sample_prompts=str(tmp_path / "p.txt"))
+    prompts = prompts_of(chosen, {"model_type": "openchat"})
+    assert [tokenizer.decode(ids) for ids in prompts] == [
+        "<s>Human: hello there<|end_of_turn|>Assistant: ",
+        "<s>Human: <s><|end_of_turn|>Assistant: ",
+    ]
+    assert prompts[1].count(0) == 1  # what somebody typed is text
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "line"),
+    [
+        (None, {}, "--sample-prompts: cannot read"),
+        ("\n", {}, "has no prompt; give one per line"),
+        ("a\nb\n", {"max_tokens": 64, "sample_tokens": 32}, "a pack holds 64; give fewer"),
+    ],
+)
+def test_prompts_that_cannot_be_are_one_clear_line(
+    data, model_directory, tmp_path, content, changes, line
+):
+    path = tmp_path / "p.txt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=line):
+        prompts_of(
+            config(data, model_directory, sample_prompts=str(path), **changes),
+            {"model_type": "openchat"},
+        )
+
+
+def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
+    run = RunDir.open(str(tmp_path))
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 9}) + "\n")  # of an earlier attempt
+
+    with Metrics(run) as metrics:
+        sampler = Sampler(
+            [[0, 5], [0, 5, 6, 7, 8, 9]], lambda batch: [70] * (len(batch.borders) - 1), tokenizer,
+            TrainConfig(sample_every=3, sample_tokens=2), packed=True, run=run, metrics=metrics,
+        )  # fmt: skip
+        sampler.write(0)
+        for step in range(1, 5):
+            sampler.after(step)
+        sampler.write(4)
+        sampler.write(4)
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 0, 3, 3, 4, 4]
+    assert lines[0] == {
+        "step": 0, "prompt": tokenizer.decode([0, 5]), "answer": tokenizer.decode([70, 70]),
+        "ended": False,
+    }  # fmt: skip
