@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from pyarrow import fs as pafs
 
@@ -27,6 +28,9 @@ RECORD = f"{RUN_FOLDER}/written.json"
 
 KEPT_NAMES = 100
 """Names of earlier work folders that stay recorded, since a late task may create one again."""
+
+TORN_READS = 3
+"""Times that a record on an object store is read again before it counts as damaged."""
 
 _UNFINISHED = re.compile(r"\.tmp-[0-9a-f]{32}-")
 _WORK = re.compile(r"\.work-[0-9a-f]{32}")
@@ -119,7 +123,7 @@ class Ownership:
         return any(self.run.exists(name) for name in self._record()["work"])
 
     def _record(self) -> dict[str, list[str]]:
-        record = self.run.read_json(RECORD)
+        record = self._read()
         if record is None:
             return {"files": [], "work": []}
         if not (
@@ -132,6 +136,18 @@ class Ownership:
                 f"another --output, or remove {self.run.root}"
             )
         return {"files": files, "work": [name for name in work if _WORK.fullmatch(name)]}
+
+    def _read(self) -> Any | None:
+        """Return the record's content; of an object store again, where it came torn.
+
+        A file that is replaced between the request for its size and the one for its bytes is read
+        as the new one's first bytes.
+        """
+        for _ in range(0 if isinstance(self.run.fs, pafs.LocalFileSystem) else TORN_READS):
+            with suppress(UserError):
+                return self.run.read_json(RECORD)
+            time.sleep(0.2)
+        return self.run.read_json(RECORD)
 
     def _write(self, files: list[str], work: list[str]) -> None:
         self.run.write_json(RECORD, {"files": files, "work": work})

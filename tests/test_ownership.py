@@ -1,6 +1,7 @@
 """What no run recorded is neither deleted nor written over."""
 
 import pytest
+from pyarrow import fs as pafs
 
 from ochat_ray.errors import UserError
 from ochat_ray.ownership import RECORD, Ownership, is_safe, remove_empty_parents
@@ -66,3 +67,22 @@ def test_folders_go_with_their_last_file_and_not_before(own, tmp_path):
     (tmp_path / "top/c/empty").mkdir(parents=True)
     remove_empty_parents(own.run, ["top/a/b/x", "top/c/y"], "top")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["c", "empty", "top"]
+
+
+def test_a_record_that_a_store_gives_torn_is_read_again(own, monkeypatch):
+    """pyarrow asks S3 for a file's size and then for so many bytes; it may grow in between."""
+    store = Ownership(
+        RunDir(pafs.SubTreeFileSystem(own.run.root, pafs.LocalFileSystem()), ""), "train"
+    )
+    store.record(["a"])
+    whole, calls = RunDir.read_json, []
+
+    def torn(run, name, *advice):
+        calls.append(name)
+        if len(calls) == 1:
+            raise UserError("written.json is damaged")
+        return whole(run, name, *advice)
+
+    monkeypatch.setattr(RunDir, "read_json", torn)
+    assert store.files() == {"a"}
+    assert len(calls) == 2
