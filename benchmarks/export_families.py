@@ -34,10 +34,12 @@ TOLERANCE = 3e-3
 1e-5; llama.cpp's are about 4e-4, since it computes some functions in float16."""
 
 _KNOWN_PROBLEMS = {
-    "unknown to it": "does not recognize this architecture",
+    "unknown to it": "does not recognize",
     "no converter": "SystemExit: 1",
     "needs a tokenizer.model": "tokenizer.model",
+    "needs its own vocabulary": "Cannot find Llama BPE tokenizer",
     "needs its own tokens": "KeyError: '",
+    "the converter refuses it": "AssertionError: ",
     "llama.cpp cannot load it": "Failed to init server",
 }
 """What is printed for an error that is no fault of the export."""
