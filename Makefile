@@ -5,7 +5,7 @@ BIN := .venv/bin
 # uv is used if found, since it is much faster than pip. `make UV=` uses pip.
 UV ?= $(shell command -v uv 2> /dev/null)
 
-.PHONY: help venv venv-vllm demo stop test test-slow test-demo test-vllm test-cluster test-pythons lint clean
+.PHONY: help venv venv-vllm venv-exports demo stop test test-slow test-demo test-vllm test-cluster test-pythons lint clean
 
 # uv ignores pip's configuration. Pass on its package indexes, unless uv has its own settings.
 pip_setting = $(shell $(PYTHON) -m pip config list 2> /dev/null | \
@@ -65,7 +65,7 @@ stop: venv
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not end_to_end and not gpu and not slow and not browser and not cluster"
 
-test-slow: venv
+test-slow: venv venv-exports
 	$(BIN)/python -m pytest -m "(slow or browser) and not gpu"
 
 test-demo: venv
@@ -105,6 +105,29 @@ venv-vllm: .venv-vllm/installed
 	$(if $(UV),,.venv-vllm/bin/python -m pip uninstall --quiet -y $(VLLM_EXCLUDES))
 	touch $@
 
+# What opens exports elsewhere: transformers 4, and llama.cpp with its converter to GGUF, which only
+# the source distribution of llama-cpp-python has. Where one cannot be had, its tests skip.
+EXPORT_TRANSFORMERS := 4.51.3 4.57.6
+EXPORT_PACKAGES := numpy sentencepiece protobuf xllamacpp==2026.10.11549
+LLAMA_CPP_PYTHON := llama-cpp-python==0.3.36
+
+venv-exports: $(EXPORT_TRANSFORMERS:%=.venv-exports/transformers-%/installed) .venv-exports/llama.cpp
+
+.venv-exports/transformers-%/installed:
+	mkdir -p .venv-exports
+	{ $(call make_env,$(@D)) && $(filter-out --compile-bytecode,$(call install,$(@D))) \
+		"$$(grep '^torch==' constraints.txt)" transformers==$* $(EXPORT_PACKAGES) && touch $@; } || \
+		{ echo "transformers $* cannot be had; what needs it is skipped" >&2; rm -rf $(@D); }
+
+.venv-exports/llama.cpp:
+	mkdir -p $@.source $@.files
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps \
+		--no-binary llama-cpp-python -d $@.source $(LLAMA_CPP_PYTHON) && \
+	tar xzf $@.source/*.tar.gz -C $@.files --strip-components=3 --wildcards \
+		'*/llama.cpp/convert_hf_to_gguf.py' '*/llama.cpp/conversion' '*/llama.cpp/gguf-py/gguf' && \
+	mv $@.files $@ || echo "llama.cpp's converter cannot be had; what needs it is skipped" >&2
+	rm -rf $@.source $@.files
+
 # Without uv it reports this and runs nothing.
 test-pythons: venv
 	@$(UV_SETTINGS) tests/other_pythons.sh $(UV)
@@ -115,4 +138,4 @@ lint: venv
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-vllm .venv-pythons .venv-uv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-exports .venv-vllm .venv-pythons .venv-uv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -6,11 +6,12 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ochat_ray.errors import UserError, is_store_failure
+from ochat_ray.errors import JobFailedError, UserError, is_store_failure
 
 Config = TypeVar("Config")
 
@@ -38,7 +39,7 @@ def run(
     describe: Callable[[Config, dict[str, Any]], str],
     program: str,
 ) -> int:
-    """Parse, work, print; the exit status: 0, 2 for a user's error, 130 for Ctrl-C.
+    """Parse, work, print; the exit status: 0, 2 for a user's error, 130 for Ctrl-C, 1 for a bug.
 
     `work` returns what `--json` prints; `describe` says the same to a person.
     """
@@ -50,8 +51,14 @@ def run(
             return 1
         result = work(config)
     except KeyboardInterrupt:
+        # A second Ctrl-C would print a traceback of what ends the process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted; run it again, nothing half-written counts", file=sys.stderr)
         return 130
+    except JobFailedError as error:
+        sys.stdout.flush()
+        print(f"{error.detail}{program}: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         message = user_message(error)
         if message is None:
@@ -71,12 +78,20 @@ def user_message(error: BaseException) -> str | None:
             return str(cause)
         full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or any(text in str(cause) for text in _FULL_DISK):
-            return "no space left on the device; free some, or choose another --output"
-        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS):
-            first = str(cause).splitlines()[0]
+            quota = isinstance(cause, OSError) and cause.errno == errno.EDQUOT
+            where = "within the disk quota" if quota else "on the device"
+            return f"no space left {where}; free some, or choose another --output"
+        first = (str(cause).splitlines() or [""])[0]
+        if isinstance(cause, OSError) and cause.errno == errno.EROFS:
             return f"cannot write ({first}); choose another --output"
+        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM):
+            return f"access is denied ({first}); change its permissions, or give another path"
+        if isinstance(cause, OSError) and cause.errno in _FAILED_DISK:
+            return (
+                f"the disk or network file system failed ({first}); check it, and run again: "
+                "what was finished is kept"
+            )
         if isinstance(cause, OSError) and cause.errno in (errno.ENOTDIR, errno.EISDIR):
-            first = str(cause).splitlines()[0]
             return f"a file lies where a folder belongs, or a folder in a file's place ({first})"
         if is_store_failure(cause):
             return _s3_message(str(cause).splitlines()[0])
@@ -92,6 +107,11 @@ _FULL_DISK = (
     "iostream error",
 )
 
+
+_FAILED_DISK = {
+    getattr(errno, name, errno.EIO) for name in ("EIO", "ESTALE", "EREMOTEIO", "EUCLEAN")
+}
+"""Errors of a damaged disk, or of a network file system whose server is gone; not all on macOS."""
 
 # An expired token is a 400; a HEAD request's response has no body that names it.
 _CREDENTIALS = re.compile(

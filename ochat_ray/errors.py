@@ -5,6 +5,18 @@ class UserError(ValueError):
     """Error that the user can fix; the message is one line: what is wrong and what to do."""
 
 
+class JobFailedError(RuntimeError):
+    """A job ended for a reason that no other option would mend; its text is one line.
+
+    Args:
+        detail: printed above that line, such as the traceback of a bug.
+    """
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
 def is_store_failure(error: BaseException) -> bool:
     """Return whether S3 failed or refused a request, which does not indicate a fault in the file.
 

@@ -16,11 +16,14 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.segment_marks import add_marks
 from ochat_ray.template import chat_template, encode
-from ochat_ray.tokenizer import PROBE_TEXTS
+from ochat_ray.tokenizer import END_OF_TURN, PROBE_TEXTS
 
 
 def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     """A copy with the chat template of a model type, to be written with `save_pretrained`.
+
+    Its EOS is the end-of-turn token: converters to GGUF and others take from the tokenizer where
+    an answer ends. The base's EOS stays a special token.
 
     The chat template takes messages of the roles system, user and assistant and the variable
     `condition`. A text without U+FDD0 and U+FDD1 has the ids that it had.
@@ -37,8 +40,15 @@ def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     exported.__class__ = _exported_class()
     special_tokens = [t["content"] for t in marked["added_tokens"] if t["special"]]
     exported.chat_template = chat_template(model_type, special_tokens)
+    _end_at_end_of_turn(exported)
     _check(exported, tokenizer, model_type, special_tokens)
     return exported
+
+
+def _end_at_end_of_turn(tokenizer: Any) -> None:
+    others = [*tokenizer.extra_special_tokens, tokenizer.eos_token]
+    tokenizer.eos_token = END_OF_TURN
+    tokenizer.extra_special_tokens = [t for t in others if t is not None and t != END_OF_TURN]
 
 
 @cache
@@ -46,9 +56,12 @@ def _exported_class() -> type:
     """A tokenizer whose tokenizer_config.json is read by transformers 4 and 5.
 
     Its name is what is written there: under it both take tokenizer.json as it stands. Version 4
-    knows neither the name that 5 writes nor its list of special tokens.
+    knows neither the name that 5 writes nor its list of special tokens. It wrote the added tokens
+    there, too; converters to GGUF that want a SentencePiece tokenizer.model look for them.
     """
     import transformers
+
+    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
     class PreTrainedTokenizerFast(transformers.PreTrainedTokenizerFast):
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -57,6 +70,10 @@ def _exported_class() -> type:
             config = json.loads(path.read_bytes())
             if special_tokens := config.pop("extra_special_tokens", None):
                 config["additional_special_tokens"] = special_tokens
+            config["added_tokens_decoder"] = {
+                str(id): {"content": token.content} | {name: getattr(token, name) for name in flags}
+                for id, token in sorted(self.added_tokens_decoder.items())
+            }
             text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
             path.write_text(text + "\n", encoding="utf-8")
             return saved

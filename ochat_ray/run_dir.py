@@ -158,11 +158,13 @@ class RunDir:
             text = json.dumps(value, indent=2)
         self.write_text(name, text + "\n")
 
-    def read_json(self, name: str) -> Any | None:
+    def read_json(
+        self, name: str, advice: str = "run again without --resume, or remove it"
+    ) -> Any | None:
         """The JSON file's value, or None where there is no such file.
 
         Raises:
-            UserError: it is not JSON; a crash of the host may have cut it off.
+            UserError: it is not JSON; a crash of the host may have cut it off. Ends in `advice`.
         """
         if not self.exists(name):
             return None
@@ -171,9 +173,7 @@ class RunDir:
         try:
             return json.loads(data)
         except ValueError as error:
-            raise UserError(
-                f"{self.path(name)} is damaged ({error}); run again without --resume, or remove it"
-            ) from error
+            raise UserError(f"{self.path(name)} is damaged ({error}); {advice}") from error
 
     def load_json(self, name: str) -> Any:
         """The JSON file's value.
@@ -231,7 +231,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
     Raises:
         UserError: there is none.
     """
-    manifest = RunDir.open(uri).read_json(MANIFEST)
+    manifest = RunDir.open(uri).read_json(MANIFEST, "prepare the data again")
     if manifest is None:
         raise UserError(
             f"no complete data at {uri}: {MANIFEST} is missing; run jobs/prepare.py --output {uri}"
@@ -251,7 +251,13 @@ def open_tokens(uri: str, split: Split) -> pa.Table:
             source: Any = pa.memory_map(run.path(name))
         else:
             source = run.fs.open_input_file(run.path(name))
-        tables.append(pa.ipc.open_file(source).read_all())
+        try:
+            tables.append(pa.ipc.open_file(source).read_all())
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{run.path(name)} is damaged ({str(error).splitlines()[0]}); prepare the data "
+                "again"
+            ) from error
     if not tables:
         raise UserError(f"the {split} split at {uri} is empty; prepare more data or another split")
     return pa.concat_tables(tables)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from pyarrow import fs as pafs
 
@@ -28,8 +29,10 @@ from ochat_ray.run_dir import RunDir
 class RunLock:
     """A lock that this process holds until `hold` ends, unless another run takes it over."""
 
-    def __init__(self, run: RunDir, claims: Claims, beat_s: float) -> None:
+    def __init__(self, run: RunDir, claims: Claims, beat_s: float, token: str) -> None:
         self._run, self._claims, self._beat_s = run, claims, beat_s
+        self.token = token
+        """Name of this claim, by which other processes of the run find it (`check_held`)."""
         self._lost, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
 
@@ -46,10 +49,7 @@ class RunLock:
         """
         if self.is_lost or not self._claims.is_held():
             self._lost.set()
-            raise UserError(
-                f"another run has taken over {self._run.root}, or its folder {LOCK_FOLDER} was "
-                "deleted; this run stops without a result: run it again when the other has ended"
-            )
+            raise _taken_over(self._run)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_s):
@@ -92,7 +92,7 @@ def hold(run: RunDir, stage: str, timing: Timing | None = None) -> Iterator[RunL
             f"{run.root} cannot be an output directory: {error.filename or run.root} is in the way "
             f"({error.strerror or error}); choose another --output, or remove it"
         ) from error
-    lock = RunLock(run, claims, timing.beat_s)
+    lock = RunLock(run, claims, timing.beat_s, owner.token)
     lock._thread.start()
     try:
         yield lock
@@ -102,3 +102,30 @@ def hold(run: RunDir, stage: str, timing: Timing | None = None) -> Iterator[RunL
         raise
     finally:
         lock._end()
+
+
+def check_held(run: RunDir, token: str) -> None:
+    """Ask the disk or store whether the claim of this token still holds the lock.
+
+    For processes of a run on other hosts, which may outlive the process that holds it.
+
+    Raises:
+        UserError: another run has taken the lock over, or the run that held it has ended.
+    """
+    if not isinstance(run.fs, pafs.LocalFileSystem):
+        if run.exists(f"{LOCK_FOLDER}/{token}.json"):
+            return
+        raise _taken_over(run)
+    claims = run.files(LOCK_FOLDER, ".json")  # numbered: the highest holds the lock
+    with suppress(FileNotFoundError):
+        owner = Owner.parse(Path(run.path(claims[-1])).read_bytes()) if claims else None
+        if owner is not None and owner.token == token:
+            return
+    raise _taken_over(run)
+
+
+def _taken_over(run: RunDir) -> UserError:
+    return UserError(
+        f"another run has taken over {run.root}, or its folder {LOCK_FOLDER} was "
+        "deleted; this run stops without a result: run it again when the other has ended"
+    )

@@ -1,14 +1,15 @@
 """How the jobs end: what a person reads, and the exit status."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ochat_ray.command_line import user_message
-from ochat_ray.errors import UserError
+from ochat_ray.command_line import run, user_message
+from ochat_ray.errors import JobFailedError, UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -136,3 +137,40 @@ def test_bad_input_is_one_line_and_status_2(arguments, line):
 
 def test_an_unknown_flag_is_status_2():
     assert job("jobs/prepare.py", "--no-such-flag", "1").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (errno.EIO, "the disk or network file system failed"),
+        (errno.ESTALE, "the disk or network file system failed"),
+        (errno.EDQUOT, "no space left within the disk quota"),
+        (errno.ENOSPC, "no space left on the device"),
+        (errno.EROFS, "cannot write"),
+        (errno.EACCES, "access is denied"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_that_names_the_file(code, line):
+    message = user_message(OSError(code, os.strerror(code), "/data/x"))
+    assert message.startswith(line)
+    assert "/data/x" in message or "no space" in line
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "printed"),
+    [
+        (UserError("give another"), 2, "job: give another\n"),
+        (JobFailedError("TypeError in step 3: x", "Traceback\n"), 1,
+         "Traceback\njob: TypeError in step 3: x\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run it again, nothing half-written counts\n"),
+    ],
+)  # fmt: skip
+def test_the_last_line_is_the_message(monkeypatch, capsys, error, status, printed):
+    def work(config):
+        raise error
+
+    monkeypatch.setattr("ochat_ray.command_line.parse", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert run(None, work, None, "job") == status
+    assert capsys.readouterr().err == printed

@@ -257,6 +257,21 @@ def test_the_tokenizer_that_is_exported_is_left_as_it_was(tokenizer):
     assert tokenizer.chat_template == template
 
 
+def test_an_answer_ends_at_the_end_of_turn_token(opened, directory):
+    """In the tokenizer too: converters to GGUF ask no other file."""
+    config = json.loads(Path(directory, "tokenizer_config.json").read_bytes())
+    assert opened.eos_token == config["eos_token"] == END_OF_TURN
+
+
+def test_the_base_s_eos_stays_a_special_token(tokenizer, tmp_path):
+    base = copy.deepcopy(tokenizer)
+    base.add_special_tokens({"eos_token": "</s>"})
+    export_tokenizer(base, "openchat").save_pretrained(tmp_path)
+    opened = AutoTokenizer.from_pretrained(tmp_path)
+    assert opened.all_special_tokens == ["<s>", END_OF_TURN, "</s>"]
+    assert opened("a", add_special_tokens=True)["input_ids"] == base("a")["input_ids"]
+
+
 def test_transformers_4_can_read_the_configuration(directory):
     """It knows no class TokenizersBackend, and `extra_special_tokens` as a mapping only."""
     config = json.loads(Path(directory, "tokenizer_config.json").read_bytes())

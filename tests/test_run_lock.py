@@ -19,7 +19,7 @@ from ochat_ray import lock_claims, run_lock
 from ochat_ray.errors import UserError
 from ochat_ray.lock_claims import LOCK_FOLDER, Owner, Timing
 from ochat_ray.run_dir import RunDir
-from ochat_ray.run_lock import hold
+from ochat_ray.run_lock import check_held, hold
 
 QUICK = Timing(beat_s=0.02, stale_s=0.6, settle_s=0.2)
 
@@ -317,3 +317,38 @@ def test_the_lock_on_s3(s3):
         run.remove(LOCK_FOLDER)
         with pytest.raises(UserError, match="taken over"):
             lock.check()
+
+
+def test_another_process_of_a_run_finds_out_that_its_lock_is_gone(run):
+    """As a worker does that outlives its driver: before every write it asks for the run's claim."""
+    with hold(run, "train", QUICK) as lock:
+        check_held(run, lock.token)
+        with pytest.raises(UserError, match="another run has taken over"):
+            check_held(run, "0" * 32)
+    with pytest.raises(UserError, match="another run has taken over"):
+        check_held(run, lock.token)
+    with hold(run, "train", QUICK) as other:
+        check_held(run, other.token)
+        with pytest.raises(UserError, match="another run has taken over"):
+            check_held(run, lock.token)
+    with pytest.raises(UserError, match="another run has taken over"):
+        check_held(RunDir(run.fs, run.path("empty")), lock.token)
+
+
+def test_a_worker_whose_driver_was_killed_may_go_on_until_another_run_starts(run):
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+
+    def driver():
+        with hold(run, "train", QUICK) as lock:
+            found.put(lock.token)
+            time.sleep(60)
+
+    process = context.Process(target=driver)
+    process.start()
+    token = found.get()
+    process.kill()
+    process.join()
+    check_held(run, token)
+    with hold(run, "train", QUICK), pytest.raises(UserError, match="taken over"):
+        check_held(run, token)

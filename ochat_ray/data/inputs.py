@@ -30,6 +30,7 @@ from ochat_ray.data.kinds import (
 )
 from ochat_ray.data.output import REPORT, TABLES
 from ochat_ray.errors import UserError
+from ochat_ray.locations import real_location
 from ochat_ray.lock_claims import RUN_FOLDER
 from ochat_ray.run_dir import MANIFEST, open_location
 from ochat_ray.schema import PassedOver
@@ -168,11 +169,9 @@ def _normal(uri: str) -> str:
 
 def _real(uri: str) -> str:
     """Return a path or URI with links resolved, so that two names of one location are equal."""
-    uri = uri.removeprefix("file://")
-    if "://" in uri:
-        return uri.rstrip("/")
-    base = _base(_normal(uri))
-    return os.path.realpath(base) + _normal(uri).removeprefix(base)
+    full = _normal(uri.removeprefix("file://"))
+    base = _base(full)
+    return real_location(base) + full.removeprefix(base)
 
 
 def _base(uri: str) -> str:

@@ -1,25 +1,19 @@
-"""Ownership of what lies in an output directory: nothing is deleted that no run wrote.
+"""Output directory of prepare: its tables, its work folders, and what of it no run wrote.
 
-`.run/written.json` names the files and work folders that runs wrote, each before it is there. A
-folder `.work-TOKEN` belongs to one run: its tasks write nowhere else, so a task that outlives its
-run (a worker cut off from a cluster, say) cannot reach the tables of another.
+A run's tasks write in its work folder alone, so a task that outlives its run (a worker cut off from
+a cluster, say) cannot reach the tables of another.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
-from pyarrow import fs as pafs
-
-from ochat_ray.errors import UserError
-from ochat_ray.lock_claims import RUN_FOLDER
+from ochat_ray.ownership import Ownership, files_below, final_name, top_entries
 from ochat_ray.run_dir import MANIFEST, RunDir
 
-RECORD = f"{RUN_FOLDER}/written.json"
 REPORT = "report.html"
 TABLES = ("conversations", "dropped", "tokens")
 """Folders of the contract's tables."""
@@ -33,12 +27,6 @@ FINISHED = "tables"
 MOVERS = 16
 """Files that are moved at a time: on an object store a move is a copy."""
 
-KEPT_NAMES = 100
-"""Names of earlier work folders that stay recorded, since a late task may create one again."""
-
-_UNFINISHED = re.compile(r"\.tmp-[0-9a-f]{32}-")
-_WORK = re.compile(r"\.work-[0-9a-f]{32}")
-
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -46,20 +34,21 @@ class Output:
 
     run: RunDir
 
+    @property
+    def _ownership(self) -> Ownership:
+        return Ownership(self.run, "prepare")
+
     def work(self, token: str) -> RunDir:
         """Return the work folder of a run."""
-        return RunDir(self.run.fs, self.run.path(_work(token)))
+        return self._ownership.work(token)
 
     def start_work(self, token: str) -> RunDir:
         """Record a work folder as ours; it is created with its first file."""
-        record = self._record()
-        self._write_record(record["files"], [*record["work"][-KEPT_NAMES:], _work(token)])
-        return self.work(token)
+        return self._ownership.start_work(token)
 
     def unfinished(self) -> tuple[str, dict[str, Any]] | None:
         """Token and plan of the run that was killed here last, if it has a plan."""
-        for name in reversed(self._record()["work"]):
-            token = name.removeprefix(_work(""))
+        for token in reversed(self._ownership.work_tokens()):
             plan = self.work(token).read_json(PLAN)
             if plan is not None:
                 return token, plan
@@ -67,42 +56,29 @@ class Output:
 
     def is_recorded(self) -> bool:
         """Return whether there is a record of what runs wrote here."""
-        return self.run.exists(RECORD)
+        return self._ownership.is_recorded()
 
     def check_ownership(self) -> None:
         """Raise a UserError if a file that no run wrote lies where tables are to be written."""
-        ours = {*self._record()["files"]}
-        for name in self._present():
-            if _UNFINISHED.sub("", name, count=1) not in ours:
-                raise UserError(
-                    f"{self.run.path(name)} was not written by a run of prepare, which writes "
-                    f"files of such names; choose another --output, or remove it"
-                )
+        self._ownership.check(self._present())
 
     def clear(self) -> None:
         """Delete what runs wrote: the manifest first, so that what is left is not complete."""
-        ours = {*self._record()["files"]}
-        if MANIFEST in ours:
-            self.run.remove(MANIFEST)
-        for name in self._present():
-            if _UNFINISHED.sub("", name, count=1) in ours:
-                self.run.remove(name)
+        self._ownership.remove([MANIFEST, *self._present()])
         self.clear_work()
 
     def clear_work(self) -> None:
         """Delete work folders, those that a late task has created again included."""
-        for name in self._record()["work"]:
-            self.run.remove(name)
+        self._ownership.clear_work()
 
     def has_work(self) -> bool:
         """Return whether a work folder is left."""
-        return any(self.run.exists(name) for name in self._record()["work"])
+        return self._ownership.has_work()
 
     def publish(self, work: RunDir, names: Iterable[str]) -> None:
         """Move files of a work folder's `tables/` to their places, except those that are there."""
         names = list(names)
-        record = self._record()
-        self._write_record([*names, REPORT, MANIFEST], record["work"])
+        self._ownership.record([*names, REPORT, MANIFEST], instead_of=_is_place)
         folder = work.root.rstrip("/").rsplit("/", 1)[-1]
 
         def place(name: str) -> None:
@@ -115,40 +91,13 @@ class Output:
 
     def _present(self) -> Iterator[str]:
         """Names of files in the places of the contract's, unfinished ones included."""
-        fs, root = self.run.fs, self.run.root
-        for info in fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
-            if info.type == pafs.FileType.File:
-                name = info.base_name
-                if _UNFINISHED.sub("", name, count=1) in (MANIFEST, REPORT):
-                    yield name
+        for name, is_folder in top_entries(self.run):
+            if not is_folder and _is_place(final_name(name)):
+                yield name
         for folder in TABLES:
-            selector = pafs.FileSelector(self.run.path(folder), True, recursive=True)
-            for info in fs.get_file_info(selector):
-                if info.type == pafs.FileType.File:
-                    yield info.path.removeprefix(root).lstrip("/")
-
-    def _record(self) -> dict[str, list[str]]:
-        record = self.run.read_json(RECORD)
-        if record is None:
-            return {"files": [], "work": []}
-        if not (
-            isinstance(record, dict)
-            and _is_names(files := record.get("files"))
-            and _is_names(work := record.get("work"))
-        ):
-            raise UserError(
-                f"{self.run.path(RECORD)}, which lists what runs wrote here, is damaged; choose "
-                f"another --output, or remove {self.run.root}"
-            )
-        return {"files": files, "work": [name for name in work if _WORK.fullmatch(name)]}
-
-    def _write_record(self, files: list[str], work: list[str]) -> None:
-        self.run.write_json(RECORD, {"files": files, "work": work})
+            yield from files_below(self.run, folder)
 
 
-def _is_names(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _work(token: str) -> str:
-    return f".work-{token}"
+def _is_place(name: str) -> bool:
+    """Return whether a file of prepare's lies under this name."""
+    return name in (MANIFEST, REPORT) or name.split("/")[0] in TABLES

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -95,34 +93,6 @@ def check_weights(path: str, *, allow_pickle: bool) -> None:
             f"{path} has pickled weights (*.bin) and no safetensors; a pickle can run code: "
             "convert it, or trust it with --allow-pickle"
         )
-
-
-def fingerprint(path: str) -> str:
-    """A digest that tells one base model from another without reading its weights.
-
-    Of the configuration and the names and sizes of the weights' files; a hub's name stands for
-    itself.
-    """
-    found = files_of(path)
-    if found is None:
-        return path
-    fs, files = found
-    config = ""
-    for file in files:
-        if file.base_name == "config.json":
-            with fs.open_input_stream(file.path) as stream:
-                config = stream.read().decode()
-    content = json.dumps(
-        [
-            config,
-            sorted(
-                (file.base_name, file.size)
-                for file in files
-                if file.base_name.endswith((".safetensors", ".bin"))
-            ),
-        ]
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def extend_context(
@@ -221,15 +191,12 @@ def vocabulary_size(tokenizer: Any) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def configure_generation(model: Any, tokenizer: Any) -> None:
-    """Make the end-of-turn token the model's EOS, and drop sampling settings of the base."""
+def generation_config(tokenizer: Any) -> Any:
+    """A transformers GenerationConfig that ends at the end-of-turn token; none of the base's."""
     from transformers import GenerationConfig
 
     eos = end_of_turn_id(tokenizer)
-    model.config.eos_token_id = eos
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=eos
-    )
+    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=eos)
 
 
 def prepare_base(path: str, directory: Path, *, allow_pickle: bool = False) -> Path:

@@ -4,13 +4,16 @@
                                            /state.json      written last: the checkpoint is whole
 
 A name is never used twice, since Ray Train merges what is written under one name; the part after
-the step is the attempt's. What an attempt left behind without `state.json` does not count.
+the step is the attempt's. What an attempt left behind without `state.json` does not count, nor does
+a folder whose `state.json` no run recorded as its own (`ochat_ray.ownership`).
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,17 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from ochat_ray.errors import UserError
+from ochat_ray.ownership import Ownership, files_below, remove_empty_parents
 from ochat_ray.run_dir import RunDir
 
 FOLDER = "checkpoints"
+RAYS_OWN = (
+    f"{FOLDER}/checkpoint_manager_snapshot.json",
+    f"{FOLDER}/.validate_storage_marker",
+)
+"""Files of Ray Train 2.60 beside the checkpoints; from the first it would restore a run."""
+
 _STATE = "state.json"
-_RAYS_OWN = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,19 +90,47 @@ def sizes(directory: Path) -> dict[str, int]:
     }
 
 
+def record(run: RunDir, name: str, files: Iterable[str]) -> None:
+    """Record the files of a checkpoint as this run's, before the first of them is written."""
+    own = [f"{FOLDER}/{name}/{file}" for file in [*files, _STATE]]
+    Ownership(run, "train").record(own)
+
+
 def complete(run: RunDir, checkpoint: Checkpoint) -> None:
     """Declare a checkpoint whole, once all of its shards lie in the run directory."""
     run.write_json(f"{checkpoint.folder}/{_STATE}", asdict(checkpoint))
 
 
 def whole(run: RunDir) -> list[Checkpoint]:
-    """The whole checkpoints, in the order of their steps."""
+    """The whole checkpoints, in the order of their steps.
+
+    Raises:
+        UserError: a state.json is damaged.
+    """
     found = []
     for name in _folders(run):
-        state = run.read_json(f"{FOLDER}/{name}/{_STATE}")
-        if state is not None and shards(run, name) == state["files"]:
-            found.append(Checkpoint(**state))
+        checkpoint = _read_state(run, name)
+        if checkpoint is not None and checkpoint.files.items() <= shards(run, name).items():
+            found.append(checkpoint)
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
+
+
+def _read_state(run: RunDir, name: str) -> Checkpoint | None:
+    state = f"{FOLDER}/{name}/{_STATE}"
+    if not run.exists(state):
+        return None
+    with run.fs.open_input_stream(run.path(state), compression=None) as stream:
+        data = stream.read()
+    try:
+        checkpoint = Checkpoint(**json.loads(data))
+        if not (isinstance(checkpoint.files, dict) and isinstance(checkpoint.identity, dict)):
+            raise TypeError("files or identity is not an object")
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{run.path(state)} is damaged ({error}); remove that checkpoint's folder to resume "
+            "from an earlier one, or give the run up with --overwrite"
+        ) from error
+    return checkpoint
 
 
 def latest(run: RunDir) -> Checkpoint | None:
@@ -117,16 +154,25 @@ def to_keep(checkpoints: list[Checkpoint], count: int) -> list[Checkpoint]:
 def prune(run: RunDir, count: int) -> None:
     """Remove what is not to be kept, and what no attempt finished; only while none is writing."""
     kept = {checkpoint.name for checkpoint in to_keep(whole(run), count)}
-    for name in _folders(run):
-        if name not in kept:
-            # First what makes it whole: a removal that breaks off leaves nothing that looks so.
-            run.remove(f"{FOLDER}/{name}/{_STATE}")
-            run.remove(f"{FOLDER}/{name}")
+    remove(run, [name for name in _folders(run) if name not in kept])
 
 
-def forget_ray_train(run: RunDir) -> None:
-    """Remove Ray Train's own list of checkpoints, from which it would restore a run by itself."""
-    run.remove(f"{FOLDER}/{_RAYS_OWN}")
+def remove_all(run: RunDir) -> None:
+    """Remove every checkpoint that runs wrote here."""
+    remove(run, _folders(run))
+
+
+def remove(run: RunDir, names: Iterable[str]) -> None:
+    """Remove checkpoints' files, and their folders unless other files lie in them."""
+    ownership, gone = Ownership(run, "train"), list[str]()
+    for name in names:
+        folder = f"{FOLDER}/{name}"
+        # First what makes it whole: a removal that breaks off leaves nothing that looks so.
+        ownership.remove([f"{folder}/{_STATE}"])
+        ownership.remove(files_below(run, folder))
+        gone += [file for file in ownership.files() if file.startswith(f"{folder}/")]
+    remove_empty_parents(run, gone, FOLDER)
+    ownership.forget(gone)
 
 
 def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], where: str) -> None:
@@ -150,14 +196,13 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], where: str)
 _NAMED = {
     "model": "another base model",
     "data_digest": "other data",
+    "deepspeed": "another --deepspeed file",
     "step": "another size of a step (--sequences-per-step, --tokens-per-step)",
 }
 
 
 def _folders(run: RunDir) -> list[str]:
-    selector = pafs.FileSelector(run.path(FOLDER), allow_not_found=True)
-    return sorted(
-        info.base_name
-        for info in run.fs.get_file_info(selector)
-        if info.type == pafs.FileType.Directory and info.base_name.startswith("step-")
-    )
+    """Names of the checkpoints that runs recorded, whole or not."""
+    recorded = Ownership(run, "train").files()
+    states = (re.fullmatch(rf"{FOLDER}/(step-[^/]+)/{_STATE}", file) for file in recorded)
+    return sorted(match.group(1) for match in states if match)

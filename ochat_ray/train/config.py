@@ -147,13 +147,17 @@ class TrainConfig:
         """Raise a UserError for a value that no run can have, or that would have no effect."""
         if self.zero_stage not in (1, 2, 3):
             raise UserError(f"--zero-stage must be 1, 2 or 3, not {self.zero_stage}")
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
+                raise UserError(f"{_flag(name)} must be a finite number, not {value}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{_flag(name)} must be at least {least}, not {value}")
-        for name in ("learning_rate", "embedding_learning_rate", "eps", "max_grad_norm"):
+        for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+            if value is not None and value <= 0:
                 raise UserError(f"{_flag(name)} must be a positive number, not {value}")
         if not 0.0 <= self.warmup_ratio <= 1.0:
             raise UserError(f"--warmup-ratio must be in [0, 1], not {self.warmup_ratio}")
@@ -235,6 +239,8 @@ _LEAST = {
     "weight_decay": 0,
     "seed": 0,
 }
+
+_POSITIVE = ("learning_rate", "embedding_learning_rate", "eps", "max_grad_norm", "gpu_memory_gib")
 
 
 def _flag(name: str) -> str:

@@ -6,6 +6,7 @@ Keys are those of https://www.deepspeed.ai/docs/config-json/.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,34 @@ _OWNED = {
     "data_types.grad_accum_dtype": "nothing: gradients are accumulated in float32",
 }
 """Keys that an option of ours decides, and that option."""
+
+_OPERATIONAL = re.compile(
+    r"(steps_per_print|wall_clock_breakdown|memory_breakdown|dump_state|log_level|timers|aio"
+    r"|disable_python_gc|flops_profiler|comms_logger|tensorboard|wandb|comet|csv_monitor|compile"
+    r"|checkpoint|activation_checkpointing|zero_allow_untested_optimizer"
+    r"|zero_force_ds_cpu_optimizer)(\..*)?"
+    r"|zero_optimization\.(.*bucket_size|stage3_.*|overlap_.*|contiguous_gradients|reduce_scatter"
+    r"|sub_group_size|offload_.*|cpu_offload.*|round_robin_gradients|allgather_.*|use_.*"
+    r"|prefetch_.*|param_persistence_.*|model_persistence_.*|max_live_.*|max_reuse_.*"
+    r"|gather_16bit_.*|module_granularity_.*|memory_efficient_.*|pipeline_loading_checkpoint"
+    r"|load_from_fp32_weights|legacy_stage1|zero_hpz_.*|mics_.*|log_trace_.*)"
+)
+"""Keys that decide how DeepSpeed computes and reports, and not what comes out."""
+
+
+def decisive_override(path: str | None) -> dict[str, Any]:
+    """Return what of a user's JSON the result may depend on, by key ("a.b"), for the identity.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
+    if path is None:
+        return {}
+    return {
+        key: value
+        for key, value in sorted(_leaves(_read(path)))
+        if value != "auto" and _owner(key) is None and not _OPERATIONAL.fullmatch(key)
+    }
 
 
 def deepspeed_config(
@@ -81,15 +110,10 @@ def read_override(path: str, ours: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it is not a JSON object, or gives a key that an option decides another value.
     """
-    try:
-        override = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--deepspeed: cannot read {path}: {error}") from error
-    if not isinstance(override, dict):
-        raise UserError(f"--deepspeed: {path} must hold one JSON object")
+    override = _read(path)
     decided = dict(_leaves(ours))
     for key, value in _leaves(override):
-        option = next((o for k, o in _OWNED.items() if key == k or key.startswith(f"{k}.")), None)
+        option = _owner(key)
         # transformers' "auto" leaves a key to the trainer.
         if option is None or value in ("auto", decided.get(key, False)):
             continue
@@ -98,6 +122,21 @@ def read_override(path: str, ours: dict[str, Any]) -> dict[str, Any]:
             f"{option}; leave the key out"
         )
     return override
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        override = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--deepspeed: cannot read {path}: {error}") from error
+    if not isinstance(override, dict):
+        raise UserError(f"--deepspeed: {path} must hold one JSON object")
+    return override
+
+
+def _owner(key: str) -> str | None:
+    """Return the option that decides a key."""
+    return next((o for k, o in _OWNED.items() if key == k or key.startswith(f"{k}.")), None)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,8 +8,9 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 from ochat_ray.train.optimizer import freeze, make_optimizer, parameter_groups
 from ochat_ray.train.probe import Way, candidates_of, choose_way
 from ochat_ray.train.shared_memory_op import load_shared_memory_op
+from ochat_ray.train.universal import complete_for_all_stages
 
 _TAG = "deepspeed"
+
+_PROBE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,14 +77,14 @@ def attention_implementation(name: str) -> str:
 
 
 def worker_device() -> torch.device:
-    """This worker's GPU, or its CPU."""
+    """Return this worker's GPU, or its CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def prove_exact_here(config: TrainConfig, model_config: Any) -> Way:
-    """How conversations go through the model: proved on this worker's device, in its dtype.
+    """Prove how conversations go through the model, on this worker's device and in its dtype.
 
     Called before an Engine is made, within which new models are partitioned.
 
@@ -255,7 +259,7 @@ class Engine:
         except RuntimeError as error:
             # torch's writer does not say why the system refused to write.
             if "failed writing" in str(error) or "unexpected pos" in str(error):
-                raise OSError(errno.ENOSPC, f"cannot write a checkpoint: {error}") from error
+                raise _write_error(directory) from error
             raise
         state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -264,10 +268,14 @@ class Engine:
 
     def load(self, directory: Path) -> None:
         """Go on from a checkpoint: all workers' shards, or a universal one; all call it."""
+        ours = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(
             str(directory), tag=_TAG, load_lr_scheduler_states=False
         )
         assert path is not None, f"DeepSpeed finds no checkpoint in {directory}"
+        # DeepSpeed 0.19.8 gives all groups the options of a universal checkpoint's first one.
+        for group, options in zip(self._optimizer.param_groups, ours, strict=True):
+            group.update(options)
         # DeepSpeed 0.19.8 gives all sub-groups of a universal checkpoint one tensor that counts
         # AdamW's steps, which each of them would then increment.
         for state in self._optimizer.state.values():
@@ -283,13 +291,44 @@ class Engine:
             if "cuda" in state and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"])
 
-    def whole(self, parameter: torch.nn.Parameter) -> contextlib.AbstractContextManager[Any]:
-        """A context in which the parameter is whole; every worker must enter it."""
+    @torch.no_grad()
+    def predict(self, pack: Batch) -> torch.Tensor:
+        """Logits at the pack's predicting positions, float32 on the CPU; all workers call it.
+
+        Every worker gives the same pack, and has the same result.
+        """
+        self._engine.eval()
+        return logits(self._engine, pack, vocabulary=self._vocabulary).float().cpu()
+
+    def whole(
+        self, parameter: torch.nn.Parameter, *, changes: bool = False
+    ) -> contextlib.AbstractContextManager[Any]:
+        """A context in which the parameter is whole; every worker must enter it.
+
+        With `changes`, what is done to it there stays; all workers must do the same.
+        """
         if not hasattr(parameter, "ds_id"):
             return contextlib.nullcontext()
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters([parameter])
+        rank = 0 if changes else None
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=rank)
+
+    @contextlib.contextmanager
+    def opens_whole_models(self) -> Iterator[None]:
+        """A context in which transformers opens other models unpartitioned, in this worker alone.
+
+        transformers 5.19 partitions every model that it opens as long as ZeRO-3 is configured,
+        with collective operations in which all workers take part.
+        """
+        from transformers.integrations import deepspeed as integration
+
+        integration.unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            if self._partition_on_load is not None:
+                integration.set_hf_deepspeed_config(self._partition_on_load)
 
     def _nll(self, pack: Batch) -> torch.Tensor:
         if self._in_chunks(pack):
@@ -301,7 +340,7 @@ class Engine:
 
 
 def make_universal(checkpoint: Path, directory: Path) -> None:
-    """Convert a checkpoint of all workers' shards into one for any number of workers.
+    """Convert a checkpoint of all workers' shards into one for any workers and ZeRO stage.
 
     The format is DeepSpeed's universal checkpoint (Lian et al., 2024). One process calls it; it
     runs in another, since DeepSpeed forks and prints.
@@ -316,6 +355,22 @@ def make_universal(checkpoint: Path, directory: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"cannot convert {checkpoint}: {done.stderr.strip()[-2000:]}")
+    complete_for_all_stages(directory / _TAG, version("deepspeed"))
+
+
+def _write_error(directory: Path) -> OSError:
+    """Return the system's reason for not writing a checkpoint, by writing again there."""
+    probe = directory / "probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return OSError(error.errno, f"cannot write a checkpoint: {error.strerror}")
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return OSError(errno.ENOSPC, "cannot write a checkpoint: the disk was full")
 
 
 def _unlink_shared_memory() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import re
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed
 
+from ochat_ray.errors import UserError
 from ochat_ray.exported_tokenizer import export_tokenizer
 from ochat_ray.run_dir import RunDir
-from ochat_ray.train.base_model import configure_generation, embeddings, vocabulary_size
+from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.train.base_model import generation_config, vocabulary_size
 from ochat_ray.train.engine import Engine
+from ochat_ray.train.hub_config import write_config
+from ochat_ray.train.hub_format import HubFormat
 
 SHARD_BYTES = 4 << 30
 
@@ -23,40 +31,147 @@ SHARD_BYTES = 4 << 30
 def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> None:
     """Write bfloat16 safetensors, configuration and tokenizer; all workers call it together.
 
-    One parameter at a time is gathered and only the first worker keeps it, so memory stays at one
-    shard of the model. Each is gathered again and compared with what was written. Rows of the
-    embeddings that belong to no token are cut off.
+    Names and layouts are those of the hub. One group of parameters at a time is gathered and only
+    the first worker keeps it, so memory stays at one shard of the model. Each is gathered again
+    and compared with what was written. Rows of the vocabulary that belong to no token are cut off.
+    The engine's weights are rounded to what is written, so that it computes what the export does.
     """
     first = distributed.get_rank() == 0
-    model, rows = engine.model, vocabulary_size(tokenizer)
-    cut = {id(weight) for weight in embeddings(model)}
-
-    def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
-        weight = parameter.detach()
-        return (weight[:rows] if id(parameter) in cut else weight).to("cpu", torch.bfloat16)
+    config = exported_config(engine.model, tokenizer)
+    state = ExportedState(engine.model, config)
+    hub = HubFormat(engine.model)
+    groups = hub.groups(state.names)
 
     writer = _ShardWriter(directory)
-    for name, parameter in model.named_parameters():
-        with engine.whole(parameter):
+    for group in groups:
+        with _gathered(engine, state, group, changes=True):
+            state.round(group)
             if first:
-                writer.add(name, whole(parameter).clone())
+                for name, tensor in hub.to_file(state.take(group)).items():
+                    writer.add(name, tensor.to("cpu", copy=True))
     if first:
         writer.finish()
-        _check_complete(model, writer.where)
-    for name, parameter in model.named_parameters():
-        with engine.whole(parameter):
+    for group in groups:
+        with _gathered(engine, state, group):
             if first:
-                written = _read(directory / writer.where[name], name)
-                assert torch.equal(written, whole(parameter)), f"{name} was not written as it is"
+                for name, tensor in hub.to_file(state.take(group)).items():
+                    written = _read(directory / writer.where[name], name)
+                    assert torch.equal(written, tensor.cpu()), f"{name} was not written as it is"
     if first:
-        model.config.dtype = torch.bfloat16
-        model.config.use_cache = True
-        model.config.vocab_size = rows
-        configure_generation(model, tokenizer)
-        model.config.save_pretrained(directory)
-        model.generation_config.save_pretrained(directory)
+        write_config(config, directory)
+        generation_config(tokenizer).save_pretrained(directory)
         export_tokenizer(tokenizer, model_type).save_pretrained(directory)
     distributed.barrier()
+
+
+def exported_config(model: Any, tokenizer: Any) -> Any:
+    """The configuration of an export: of its dtype, its vocabulary and its end-of-turn token."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = torch.bfloat16
+    config.use_cache = True
+    config.eos_token_id = end_of_turn_id(tokenizer)
+    config.get_text_config().vocab_size = vocabulary_size(tokenizer)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for target, source in model.all_tied_weights_keys.items():
+        if named.get(target) is not named.get(source):
+            config.tie_word_embeddings = False  # whatever the base's says
+    return config
+
+
+def meta_model(model_class: Any, config: Any) -> Any:
+    """A model without weights, on torch's meta device."""
+    with torch.device("meta"):
+        model = model_class(copy.deepcopy(config))
+    model.tie_weights()
+    return model
+
+
+class ExportedState:
+    """The tensors of a model that go into its files, by their names at run time.
+
+    Of tensors that are tied, the one is taken that transformers keeps. Persistent buffers (the
+    bias of DeepSeek-V3's experts) are tensors like others.
+
+    Args:
+        model: of the engine; under ZeRO-3 its parameters are partitioned.
+        config: of the model that is exported; its shapes are those of the files.
+
+    Raises:
+        UserError: a model of that configuration has other tensors.
+    """
+
+    def __init__(self, model: Any, config: Any) -> None:
+        meta = meta_model(type(model), config)
+        dropped = {*meta.all_tied_weights_keys, *(meta._keys_to_ignore_on_save or ())}
+        self._shapes = {n: t.shape for n, t in meta.state_dict().items() if n not in dropped}
+        self._rows = (_vocabulary(model.config), _vocabulary(config))
+        self.parameters = dict(model.named_parameters(remove_duplicate=False))
+        tensors = self.parameters | dict(model.named_buffers(remove_duplicate=False))
+        for name, shape in self._shapes.items():
+            found = tensors.get(name)
+            if found is None or not self._fits(getattr(found, "ds_shape", found.shape), shape):
+                raise UserError(
+                    f"a model of type {model.config.model_type} cannot be exported with a new "
+                    f"token: the shape of {name} is not that of a vocabulary of {self._rows[1]}"
+                )
+        self._tensors = {name: tensors[name] for name in self._shapes}
+        self._in_float32 = [
+            re.compile(pattern.replace("*", ".*"))
+            for pattern in meta._keep_in_fp32_modules_strict or ()
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        """All names, in the model's order."""
+        return list(self._tensors)
+
+    @torch.no_grad()
+    def round(self, group: Iterable[str]) -> None:
+        """Round gathered parameters in place to the dtype in which they are written."""
+        for name in group:
+            if self.rounds(name):
+                tensor = self._tensors[name]
+                tensor.copy_(tensor.to(self._dtype(name)))
+
+    def rounds(self, name: str) -> bool:
+        """Whether a tensor is written in another dtype than it has."""
+        return self._dtype(name) != self._tensors[name].dtype
+
+    def take(self, group: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Gathered tensors as they are written, without the padding of the vocabulary."""
+        return {name: self._take(name) for name in group}
+
+    def _take(self, name: str) -> torch.Tensor:
+        tensor, shape = self._tensors[name].detach(), self._shapes[name]
+        return tensor[tuple(slice(size) for size in shape)].to(self._dtype(name))
+
+    def _fits(self, found: Sequence[int], expected: Sequence[int]) -> bool:
+        """Whether two shapes are equal, but for the padding of the vocabulary."""
+        if len(found) != len(expected):
+            return False
+        pairs = zip(found, expected, strict=True)
+        return all(pair[0] == pair[1] or pair == self._rows for pair in pairs)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        kept = name not in self.parameters or any(p.search(name) for p in self._in_float32)
+        return self._tensors[name].dtype if kept else torch.bfloat16
+
+
+def _vocabulary(config: Any) -> int:
+    return int(config.get_text_config().vocab_size)
+
+
+@contextlib.contextmanager
+def _gathered(
+    engine: Engine, state: ExportedState, group: Iterable[str], *, changes: bool = False
+) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name in group:
+            if (parameter := state.parameters.get(name)) is not None:
+                rounded = changes and state.rounds(name)
+                stack.enter_context(engine.whole(parameter, changes=rounded))
+        yield
 
 
 def publish(directory: Path, run: RunDir) -> None:
@@ -111,10 +226,3 @@ def _read(path: Path, name: str) -> torch.Tensor:
     with safe_open(path, framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
         return tensor
-
-
-def _check_complete(model: Any, written: dict[str, str]) -> None:
-    """Every tensor of the model's own state is there, tied ones aside."""
-    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
-    missing = set(model.state_dict()) - set(written) - tied
-    assert not missing, f"not exported: {sorted(missing)[:5]}"

@@ -31,7 +31,7 @@ class PackMask(NamedTuple):
 
 
 def logits(model: Any, batch: Batch, *, vocabulary: int | None = None) -> torch.Tensor:
-    """Logits at the pack's predicting positions, of shape (predicted, vocabulary).
+    """Return the logits at the pack's predicting positions, of shape (predicted, vocabulary).
 
     `model` is a causal language model or an engine around one, whose `config.use_cache` is False.
     Whether a model keeps the conversations of a pack apart is for `probe.choose_way` to find out.
@@ -69,7 +69,7 @@ def logits(model: Any, batch: Batch, *, vocabulary: int | None = None) -> torch.
 
 
 def register_packed_sdpa() -> None:
-    """Teach transformers `PACKED_SDPA`: PyTorch's attention, one conversation after the other.
+    """Register `PACKED_SDPA` with transformers: PyTorch's attention per conversation.
 
     Its own "sdpa" takes a packed sequence with a mask of tokens x tokens, and computes all of it.
     """
@@ -87,7 +87,7 @@ def _pack_mask(
     use_vmap: bool = False,
     **_: Any,
 ) -> PackMask:
-    """transformers' mask function (`masking_utils.create_causal_mask` and its kind, 5.19).
+    """Return the mask of a pack, as a mask function of transformers (`masking_utils`, 5.19).
 
     `mask_function` holds all that one kind of layer has: causality, a sliding window or chunks
     (both of `local_size` tokens), the borders of conversations. It is asked about positions of the
@@ -136,7 +136,9 @@ def _packed_sdpa(
     s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function; queries, keys, values are (1, heads, tokens, head size).
+    """Compute attention, as an attention function of transformers.
+
+    Queries, keys and values are of shape (1, heads, tokens, head size).
 
     `softcap` bounds the scores by a tanh (Gemma 2); `s_aux` of shape (heads,) are scores of
     attention sinks, which take probability and give nothing (GPT-OSS).
@@ -180,7 +182,7 @@ def _scored_attention(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attention of one conversation through its scores, which PyTorch's kernels do not give out.
+    """Compute attention of one conversation through its scores, which kernels do not give out.
 
     The result has the shape (1, tokens, heads, head size). The softmax is in float32.
     """

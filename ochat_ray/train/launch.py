@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from ochat_ray import ray_session
 from ochat_ray.cluster_resources import most
-from ochat_ray.errors import UserError
-from ochat_ray.run_dir import RunDir, absolute, completed
+from ochat_ray.command_line import user_message
+from ochat_ray.errors import JobFailedError, UserError
+from ochat_ray.ownership import Ownership
+from ochat_ray.run_dir import RunDir, absolute
+from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.train import checkpoint as checkpoints
+from ochat_ray.train import failures
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.continuation import discard, start_of
+from ochat_ray.train.continuation import Start, discard, start_of
+from ochat_ray.train.fingerprint import fingerprint
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
+from ochat_ray.train.output import clear, output_of, read_model_manifest, start
 from ochat_ray.train.preflight import (
-    FAILURE,
-    MODEL_MANIFEST,
+    announce_start,
     check_inputs,
     check_steps,
+    completed_already,
     extended_config,
     identity_of,
-    make_way,
     prove_exact,
     to_go_on_from,
     with_step_size,
@@ -45,25 +52,72 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         UserError: data, model or output are not usable, or do not fit each other or the cluster.
+        JobFailedError: workers were lost too often, or there is a bug.
     """
     config.check()
     manifest = check_inputs(config)
-    run = RunDir.open(config.output)
-    config = with_step_size(config, to_go_on_from(config))
-    start = start_of(config, identity_of(config, manifest), run)
-    resumed, identity = start.checkpoint, start.identity
-    check_steps(config, manifest, start)
+    output, model = output_of(config.output), fingerprint(config.model)
     prompts = prompts_of(config, manifest)
-    gives_up = config.overwrite or start.continues
-    if done := completed(run, MODEL_MANIFEST, identity, overwrite=gives_up):
-        return done
+    if isinstance(task := _settle(config, manifest, output, model), dict):
+        if output.has_work():  # it was killed while it cleaned up
+            with hold(output.run, "train"):
+                output.clear_work()
+        return task
     prove_exact(config, extended_config(config, config.model, manifest)[0])
     ray_session.join_or_start()
     use_gpu = _use_gpu(config)
-    make_way(config, run, resumed, start.expected)
-    discard(run, start)
-    with _staging_directory(config) as staging, follow_metrics(run):
-        least = config.num_workers_min
+    with hold(output.run, "train") as lock:
+        # Another run may have written there since the first look.
+        if isinstance(task := _settle(config, manifest, output, model), dict):
+            return task
+        announce_start(task.config, task.begins.checkpoint, task.begins.expected)
+        lock.check()
+        clear(output, task.begins.checkpoint)
+        discard(output.run, task.begins)
+        try:
+            _run(task, output, lock, prompts, use_gpu=use_gpu)
+        finally:
+            if not lock.is_lost:
+                with suppress(OSError):  # a dying worker still writes; the next run clears it
+                    output.clear_work()
+    result = read_model_manifest(output)
+    assert result is not None, "training ended without a result"
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Task:
+    """A training as it starts: its options, and where it begins."""
+
+    config: TrainConfig
+    begins: Start
+
+
+def _settle(
+    config: TrainConfig, manifest: dict[str, Any], output: Ownership, model: str
+) -> _Task | dict[str, Any]:
+    """Return what is to be done, or the content of ochat.json where it is complete already."""
+    config = with_step_size(config, to_go_on_from(config))
+    begins = start_of(config, identity_of(config, manifest, model), output)
+    check_steps(config, manifest, begins)
+    done = completed_already(config, output, begins)
+    return done or _Task(config=config, begins=begins)
+
+
+def _run(
+    task: _Task,
+    output: Ownership,
+    lock: RunLock,
+    prompts: list[list[int]] | None,
+    *,
+    use_gpu: bool,
+) -> None:
+    """Start the workers and follow them to their end."""
+    config, run = task.config, output.run
+    trackers = config.wandb is not None or config.mlflow is not None
+    work = start(output, lock.token, trackers=trackers, samples=prompts is not None)
+    least = config.num_workers_min
+    with _staging_directory(config, work) as staging, follow_metrics(run):
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
@@ -81,7 +135,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     )
                 ),
                 "staging": staging,
-                "identity": identity,
+                "token": lock.token,
+                "identity": task.begins.identity,
                 "sample_prompts": prompts,
             },
             torch_config=OwnNetworkConfig(backend="nccl" if use_gpu else "gloo"),
@@ -97,28 +152,76 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 storage_path=run.root,
                 storage_filesystem=run.fs,
                 failure_config=FailureConfig(max_failures=config.max_failures),
+                callbacks=[_EndOnFailure(work)],  # type: ignore[list-item]
                 worker_runtime_env={
                     "env_vars": {} if use_gpu else {"DS_ACCELERATOR": "cpu"},
                 },
             ),
         )
-        try:
-            trainer.fit()
-        finally:
-            _raise_failure(run)
-    result = run.read_json(MODEL_MANIFEST)
-    assert result is not None, "training ended without a result"
-    return result
+        error = _fit(trainer)
+        if failure := failures.read(work):
+            raise failure.error()
+        if error is not None:
+            raise _as_one_line(error, config) from None
 
 
-def _raise_failure(run: RunDir) -> None:
-    """Raise what a worker said that no further attempt could mend."""
-    if not run.exists(FAILURE):
-        return
-    with run.fs.open_input_stream(run.path(FAILURE)) as stream:
-        message = stream.read().decode()
-    run.remove(FAILURE)
-    raise UserError(message or "no space left on the device; free some, or choose another --output")
+class _EndOnFailure(UserCallback):
+    """Ends the run at once, in Ray Train's controller, where another attempt would fail as well."""
+
+    def __init__(self, work: RunDir) -> None:
+        self._work = work
+
+    def after_exception(
+        self,
+        run_context: Any,  # noqa: ARG002
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
+        """Raise what the controller then does not retry."""
+        for error in worker_exceptions.values():
+            if message := user_message(error):
+                raise UserError(message)
+        if failure := failures.read(self._work):
+            raise failure.error()
+
+
+def _fit(trainer: TorchTrainer) -> Exception | None:
+    """Run the trainer until it ends; return the error that it ended with.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C. Ray Train 2.60 answers SIGINT with a handler of its own, which
+            ends the workers and then the process, with status 0 (`_register_sigint_handler` in
+            ray/train/v2/api/data_parallel_trainer.py), and leaves the handler behind.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    except Exception as error:  # noqa: BLE001 - it is returned
+        return error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+    return None
+
+
+def _as_one_line(error: Exception, config: TrainConfig) -> Exception:
+    """Return what the user reads of an error that no worker explained."""
+    failure = getattr(error, "controller_failure", error)
+    if message := user_message(failure):
+        return UserError(message)
+    lost = list(getattr(error, "worker_failures", {}).values())
+    what = (
+        f"workers failed more than --max-failures {config.max_failures} times; the last"
+        if lost
+        else "Ray Train failed"
+    )
+    cause = lost[0] if lost else failure
+    first = (str(cause).strip().splitlines() or [""])[0][:300]
+    return JobFailedError(
+        f"{what}: {type(cause).__name__}: {first}; run it again: it resumes from its last "
+        "checkpoint"
+    )
 
 
 def _use_gpu(config: TrainConfig) -> bool:
@@ -153,21 +256,14 @@ def _use_gpu(config: TrainConfig) -> bool:
 
 
 @contextmanager
-def _staging_directory(config: TrainConfig) -> Iterator[str]:
-    """A directory that all workers can write and that is gone afterwards.
+def _staging_directory(config: TrainConfig, work: RunDir) -> Iterator[str]:
+    """Make a directory that all workers can write.
 
-    It is beside a local output, which workers on other hosts must share anyway, and has a fixed
-    name: what a killed run left in it, this one removes.
+    Of a local output it is the run's work folder, which workers on other hosts must share anyway.
     """
     if "://" in config.output:
         with tempfile.TemporaryDirectory(prefix="ochat-ray-training-") as staging:
             yield staging
         return
-    output = absolute(config.output)
-    staging = os.path.join(os.path.dirname(output), f".training-{os.path.basename(output)}")
-    shutil.rmtree(staging, ignore_errors=True)
-    os.makedirs(staging)
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    os.makedirs(work.root, exist_ok=True)
+    yield work.root

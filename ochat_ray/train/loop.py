@@ -19,12 +19,12 @@ import ray.train
 import torch
 from torch import distributed
 
-from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, not_on_this_host, read_manifest
+from ochat_ray.run_lock import check_held
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train import packing
+from ochat_ray.train import failures
 from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
@@ -39,7 +39,8 @@ from ochat_ray.train.engine import (
     prove_exact_here,
 )
 from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
-from ochat_ray.train.export import export, publish
+from ochat_ray.train.export import ExportedState, export, exported_config, publish
+from ochat_ray.train.failures import Place
 from ochat_ray.train.flops import (
     ModelShape,
     measured_peak_flops,
@@ -50,46 +51,43 @@ from ochat_ray.train.loss import NonFiniteLossError, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
 from ochat_ray.train.optimizer import frozen_by
+from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
-from ochat_ray.train.preflight import (
-    FAILURE,
-    MODEL_MANIFEST,
-    extended_config,
-    own_pack_from,
-    steps_of,
-)
+from ochat_ray.train.preflight import extended_config, own_pack_from, steps_of
 from ochat_ray.train.restore import local_copy
+from ochat_ray.train.round_trip import check_export, choose_conversation
 from ochat_ray.train.samples import Sampler
-from ochat_ray.train.steps import Step, forward_passes, room_taken
+from ochat_ray.train.steps import Step, forward_passes, held_out_steps
 from ochat_ray.train.tokens import TokenTable
-
-PLOT = "loss.png"
 
 
 def train_worker(settings: dict[str, Any]) -> None:
     """The function that Ray Train runs on every worker; `settings` holds plain values.
 
-    An error that would only come again is left in the output directory before it is raised, and
-    the next attempt ends at once.
+    An error that would only come again is left in the run's work folder before it is raised, and no
+    further attempt is made.
     """
     output, staging = settings["config"]["output"], settings["staging"]
-    if "://" not in output and not os.path.isdir(staging):  # which is beside the output
+    if "://" not in output and not os.path.isdir(staging):  # which is in the output
         raise not_on_this_host(output)
-    run = RunDir.open(output)
-    if run.exists(FAILURE):
-        return
+    run, token = RunDir.open(output), settings["token"]
+    work = output_of(output).work(token)
+    place, rank = Place(), ray.train.get_context().get_world_rank()
     try:
-        _Worker(settings, run).train()
+        check_held(run, token)
+        if failures.read(work) is None:
+            _Worker(settings, run, place).train()
     except Exception as error:
-        if message := user_message(error):
-            _leave_failure(run, message)
+        if failure := failures.final_failure(error, place, work, rank):
+            failures.leave(work, failure)
         raise
 
 
 class _Worker:
     """One worker's part of one attempt."""
 
-    def __init__(self, settings: dict[str, Any], run: RunDir) -> None:
+    def __init__(self, settings: dict[str, Any], run: RunDir, place: Place) -> None:
+        self.place = place
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.local_rank, self.node_rank = context.get_local_rank(), context.get_node_rank()
@@ -97,6 +95,8 @@ class _Worker:
         self.config = TrainConfig(**settings["config"])
         self.run = run
         self.manifest = read_manifest(self.config.data)
+        if self.manifest["digest"] != settings["identity"]["data_digest"]:
+            raise UserError(f"{self.config.data} was prepared again meanwhile; run training again")
         self.base = self._prepare_base()
         self.tokenizer = load_tokenizer(self.base)
         self.table = TokenTable(self.config.data, "train", self.config.max_length)
@@ -128,54 +128,51 @@ class _Worker:
             self.world_size,
         )
         self.engine = self._engine(model_config)
+        # Now, and not after training, if it cannot be exported.
+        ExportedState(self.engine.model, exported_config(self.engine.model, self.tokenizer))
         self.bandwidth = bus_bandwidth(self.engine.device)
 
     def train(self) -> None:
         """Everything from the last checkpoint, or from the start, to the exported model."""
-        done = self.resumed.step if self.resumed else 0
-        conversations = self.resumed.conversations if self.resumed else 0
+        resumed = self.resumed
+        done, conversations = (resumed.step, resumed.conversations) if resumed else (0, 0)
         evaluation: Evaluation | None = None
         self.metrics = Metrics(
             self.run if self.rank == 0 else None,
             resume_step=done if self.resumed else None,
+            token=self.settings["token"],
+            check=self._check_held,
             constants={"total_steps": len(self.steps)},
             wandb=self.config.wandb,
             mlflow=self.config.mlflow,
             config=self.settings["identity"],
         )
         with self.metrics:
-            known = Evaluation(**self.resumed.eval_before) if self.resumed else None
-            before = known or self._evaluate(0)
-            losses = [before.loss]
-            if self.resumed:  # those of the first worker's file
-                first = schedule_from(self.settings["identity"])
-                own = read_metrics(self.run) if self.rank == 0 else []
-                losses = self._agree(held_out_losses(own, first, done))
+            before = Evaluation(**resumed.eval_before) if resumed else self._evaluate(0)
+            lines = read_metrics(self.run) if self.rank == 0 and resumed else []
+            since = schedule_from(self.settings["identity"])
+            losses = self._agree(held_out_losses(lines, since, done)) or [before.loss]
             sampler = Sampler(
-                self.settings["sample_prompts"],
-                self.engine.next_ids,
-                self.tokenizer,
-                self.config,
-                packed=self.way.packed,
-                run=self.run if self.rank == 0 else None,
-                metrics=self.metrics,
-            )
+                self.settings["sample_prompts"], self.engine.next_ids, self.tokenizer, self.config,
+                packed=self.way.packed, run=self.run if self.rank == 0 else None,
+                metrics=self.metrics, check=self._check_held,
+            )  # fmt: skip
             if not self.resumed:
                 sampler.write(0)
             for step in self.steps.after(done, self.world_size):
                 if is_over(losses, self.config.early_stopping):
                     break
+                self.place.text, self.place.step = f"in step {step.number}", step.number
                 self.metrics.write(self._step(step))
                 done, conversations = step.number, conversations + len(step.conversations)
                 evaluation = self._evaluate(done) if step.evaluates else None
-                if evaluation is not None:
-                    losses.append(evaluation.loss)
+                losses += [evaluation.loss] if evaluation else []
                 if step.saves:
                     self._save(step, conversations, before, evaluation)
                 sampler.after(done)
-            if evaluation is None:  # resumed from the last step
-                evaluation = self._evaluate(done)
+            evaluation = evaluation or self._evaluate(done)  # resumed from the last step
             sampler.write(done)
+        self.place.text = "in the export"
         self._export(before, evaluation, done)
         ray.train.report({"eval_loss": evaluation.loss})
 
@@ -212,15 +209,12 @@ class _Worker:
         if resumed is None:
             return engine
         if self.rank == 0:
+            self._check_held()
             checkpoints.prune(self.run, config.keep_checkpoints)
         with local_copy(
-            config.output,
-            resumed,
-            staging=self.settings["staging"],
-            node_rank=self.node_rank,
-            converts=convert,
-            leads=self.local_rank == 0,
-        ) as directory:
+            config.output, resumed, staging=self.settings["staging"], node_rank=self.node_rank,
+            converts=convert, leads=self.local_rank == 0,
+        ) as directory:  # fmt: skip
             engine.load(directory)
             distributed.barrier()
         return engine
@@ -276,6 +270,7 @@ class _Worker:
         )
 
     def _evaluate(self, step: int) -> Evaluation:
+        self.place.text = f"in the evaluation at step {step}"
         result = self.engine.evaluate(self._held_out_packs(), end_of_turn_id(self.tokenizer))
         self.metrics.write(
             {"step": step, "eval_loss": result.loss, "eval_end_of_turn": result.end_of_turn}
@@ -285,33 +280,32 @@ class _Worker:
     def _held_out_packs(self) -> Iterator[Batch]:
         config, table = self.config, self.held_out
         chosen = table.sample(config.eval_tokens, config.seed)
-        lengths = room_taken(table.lengths[chosen], config.max_tokens, self.own_pack_from)
-        for step in packing.steps(
-            lengths,
-            world_size=self.world_size,
-            max_tokens=config.max_tokens,
-            seed=config.seed,
-            epoch=0,
-        ):
+        steps = held_out_steps(config, table.lengths[chosen], self.world_size, self.own_pack_from)
+        for step in steps:
             for pack, _ in forward_passes(step, self.rank, packed=self.way.packed):
                 yield table.batch([int(chosen[i]) for i in pack]).to(self.engine.device)
 
     def _save(
         self, step: Step, conversations: int, before: Evaluation, evaluation: Evaluation | None
     ) -> None:
+        self.place.text = f"in the checkpoint of step {step.number}"
         name = checkpoints.directory_name(step.number, self.attempt)
         loss = evaluation.loss if evaluation else None
         with self._scratch("checkpoint-") as directory:
             self.engine.save(directory)
-            own_files = checkpoints.sizes(directory)
+            files = self._joined(checkpoints.sizes(directory))
+            if self.rank == 0:
+                self._check_held()
+                checkpoints.record(self.run, name, files)
+            distributed.barrier()
             ray.train.report(
                 {"step": step.number, "eval_loss": loss},
                 checkpoint=ray.train.Checkpoint.from_directory(str(directory)),
                 checkpoint_dir_name=name,
             )
-        # It also waits for them: report() does so before it sends, not until they have sent.
-        files = self._joined(own_files)
+        distributed.barrier()  # report() waits for all before it sends, not until they have sent
         if self.rank == 0:
+            self._check_held()
             record = Checkpoint(
                 name=name,
                 step=step.number,
@@ -336,10 +330,17 @@ class _Worker:
     def _export(self, before: Evaluation, after: Evaluation, done: int) -> None:
         with self._scratch("export-") as directory:
             export(self.engine, self.tokenizer, directory, self.manifest["model_type"])
+            pack = self.held_out.batch([choose_conversation(self.held_out)])
+            expected = self.engine.predict(pack.to(self.engine.device))
             if self.rank == 0:
+                with self.engine.opens_whole_models():
+                    difference = check_export(directory, pack, expected, self.engine.dtype)
+                self._check_held()
+                record_model(output_of(self.config.output), [p.name for p in directory.iterdir()])
                 publish(directory, self.run)
         if self.rank == 0:
             self._plot()
+            self._check_held()
             best = checkpoints.best(checkpoints.whole(self.run))
             self.run.write_json(
                 MODEL_MANIFEST,
@@ -361,6 +362,7 @@ class _Worker:
                     "attention": asdict(self.way),
                     "eval_before": asdict(before),
                     "eval_after": asdict(after),
+                    "export_difference": difference,
                     "config": asdict(self.config),
                     "identity": self.settings["identity"],
                 },
@@ -374,7 +376,7 @@ class _Worker:
             yield Path(directory)
 
     def _joined(self, own_files: dict[str, int]) -> dict[str, int]:
-        """All workers' files, once all of them are here."""
+        """All workers' files."""
         return dict(sorted(item for files in self._gather(own_files) for item in files.items()))
 
     def _gather(self, value: Any) -> list[Any]:
@@ -382,6 +384,10 @@ class _Worker:
         found: list[Any] = [None] * self.world_size
         distributed.all_gather_object(found, value)
         return found
+
+    def _check_held(self) -> None:
+        """Stop before a write, where another run has taken the output directory over."""
+        check_held(self.run, self.settings["token"])
 
     def _agree(self, value: Any) -> Any:
         """The first worker's value, on all workers."""
@@ -392,9 +398,3 @@ class _Worker:
 
 def _device_name(engine: Engine) -> str:
     return torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu"
-
-
-def _leave_failure(run: RunDir, message: str) -> None:
-    # A full disk may still make the file, and its name is enough.
-    with contextlib.suppress(OSError), run.fs.open_output_stream(run.path(FAILURE)) as stream:
-        stream.write(message.encode())

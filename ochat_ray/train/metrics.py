@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from pyarrow import fs as pafs
 
+from ochat_ray.ownership import Ownership, files_below
 from ochat_ray.run_dir import RunDir
 from ochat_ray.train.trackers import check_trackers, trackers
 
@@ -31,8 +33,11 @@ Line = dict[str, Any]
 
 
 def read_metrics(run: RunDir) -> list[Line]:
-    """The whole lines of metrics.jsonl; one that is just being written is not there yet."""
-    return [json.loads(line) for line in _whole_lines(run)]
+    """The whole lines of metrics.jsonl; one that is just being written is not there yet.
+
+    Lines that are not what training writes, as after a crash of the host, are left out.
+    """
+    return [parsed for line in _whole_lines(run) if (parsed := _parse(line)) is not None]
 
 
 class Metrics:
@@ -42,6 +47,9 @@ class Metrics:
         run: the output directory.
         resume_step: the checkpoint's step, of which and before which lines are kept; None starts
             anew.
+        token: the run's, in which the names of TensorBoard's files end, so that they are known as
+            its own.
+        check: called before metrics.jsonl is written; raises where the directory is another run's.
         constants: is added to every line of metrics.jsonl.
         wandb: project at Weights & Biases.
         mlflow: experiment of MLflow.
@@ -56,6 +64,8 @@ class Metrics:
         run: RunDir | None,
         *,
         resume_step: int | None = None,
+        token: str = "",
+        check: Callable[[], None] = lambda: None,
         constants: Mapping[str, Any] | None = None,
         wandb: str | None = None,
         mlflow: str | None = None,
@@ -70,9 +80,9 @@ class Metrics:
         check_trackers(wandb=wandb, mlflow=mlflow)
         kept = [] if resume_step is None else _lines_up_to(run, resume_step)
         self._written = {_key(json.loads(line)) for line in kept}
-        self._file = _JsonLines(run, kept)
+        self._file = _JsonLines(run, kept, check)
         self._sinks = [
-            _TensorBoard(run, resume_step),
+            _TensorBoard(run, resume_step, token),
             *trackers(
                 run,
                 wandb=wandb,
@@ -133,8 +143,9 @@ class _Sink(Protocol):
 class _JsonLines:
     """metrics.jsonl: a local file grows by whole lines, another is rewritten now and then."""
 
-    def __init__(self, run: RunDir, kept: list[str]) -> None:
+    def __init__(self, run: RunDir, kept: list[str], check: Callable[[], None]) -> None:
         self._run = run
+        self._check = check
         self._lines = kept
         self._appends = isinstance(run.fs, pafs.LocalFileSystem)
         self._rewrite()
@@ -142,6 +153,7 @@ class _JsonLines:
     def write(self, line: Line) -> None:
         text = json.dumps(line)
         if self._appends:
+            self._check()
             # Opened for each line: on a shared file system closing is what others see.
             with open(self._run.path(METRICS), "ab", buffering=0) as file:
                 file.write(f"{text}\n".encode())
@@ -155,6 +167,7 @@ class _JsonLines:
             self._rewrite()
 
     def _rewrite(self) -> None:
+        self._check()
         self._run.write_text(METRICS, "".join(f"{line}\n" for line in self._lines))
         self._written = time.monotonic()
 
@@ -162,16 +175,21 @@ class _JsonLines:
 class _TensorBoard:
     """Event files in the output directory; behind a URI they arrive there at the end."""
 
-    def __init__(self, run: RunDir, resume_step: int | None) -> None:
+    def __init__(self, run: RunDir, resume_step: int | None, token: str) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         if resume_step is None:
-            run.remove(TENSORBOARD)
+            Ownership(run, "train").remove(files_below(run, TENSORBOARD))
         self._run = run
         self._local = isinstance(run.fs, pafs.LocalFileSystem)
         self._directory = run.path(TENSORBOARD) if self._local else tempfile.mkdtemp()
         purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(self._directory, purge_step=purge_step, flush_secs=10)
+        self._writer = SummaryWriter(
+            self._directory,
+            purge_step=purge_step,
+            flush_secs=10,
+            filename_suffix=f".{token}" if token else "",
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -201,7 +219,19 @@ def _whole_lines(run: RunDir) -> list[str]:
 
 
 def _lines_up_to(run: RunDir, step: int) -> list[str]:
-    return [line for line in _whole_lines(run) if json.loads(line)["step"] <= step]
+    lines = [(line, _parse(line)) for line in _whole_lines(run)]
+    if damaged := sum(parsed is None for _, parsed in lines):
+        print(f"{run.path(METRICS)}: {damaged} damaged lines are left out", file=sys.stderr)
+    return [line for line, parsed in lines if parsed is not None and parsed["step"] <= step]
+
+
+def _parse(line: str) -> Line | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(value, dict) and isinstance(value.get("step"), int)
+    return value if whole else None
 
 
 def _key(line: Mapping[str, Any]) -> tuple[int, bool]:

@@ -7,38 +7,37 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ochat_ray.data.verify import verify_tables
+from ochat_ray.data.verify import check_shape, verify_tables
 from ochat_ray.errors import UserError
 from ochat_ray.exported_tokenizer import export_tokenizer
+from ochat_ray.locations import check_output_apart
+from ochat_ray.ownership import Ownership
 from ochat_ray.recipes import recipe
-from ochat_ray.run_dir import RunDir, Split, read_manifest
+from ochat_ray.run_dir import RunDir, Split, completed, read_manifest
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer, tokenizer_digest
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.base_model import (
     check_weights,
     extend_context,
-    fingerprint,
     load_config,
+    vocabulary_size,
     without_dropout,
 )
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.continuation import MODEL_MANIFEST, Start, schedule_from
-from ochat_ray.train.deepspeed_config import deepspeed_config
+from ochat_ray.train.continuation import Start, schedule_from
+from ochat_ray.train.deepspeed_check import check_with_deepspeed
+from ochat_ray.train.deepspeed_config import decisive_override, deepspeed_config
 from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.forward import PACKED_SDPA
-from ochat_ray.train.metrics import METRICS
 from ochat_ray.train.optimizer import frozen_by
+from ochat_ray.train.output import MODEL_MANIFEST, check_way, read_model_manifest
 from ochat_ray.train.probe import Way, candidates_of, choose_way
+from ochat_ray.train.round_trip import check_exportable
 from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
 from ochat_ray.train.trackers import check_trackers
 from ochat_ray.train.weights import check_config, check_files, check_tensors, check_vocabulary
-
-FAILURE = ".failed"
-"""Why training must not start again; Ray Train would try `max_failures` times more."""
-
-_MODEL_FILES = (".safetensors", ".json", ".jinja", ".jsonl", ".png")
 
 
 def check_inputs(config: TrainConfig) -> dict[str, Any]:
@@ -47,7 +46,9 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: they do not.
     """
+    check_output_apart(config.output, data=config.data, model=config.model)
     manifest = read_manifest(config.data)
+    check_shape(config.data, manifest)
     chosen = recipe(config.recipe)
     if manifest["model_type"] != chosen.model_type:
         raise UserError(
@@ -64,9 +65,11 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             )
     check_trackers(wandb=config.wandb, mlflow=config.mlflow)
     # Only for its check of a user's own JSON; what the hardware is, the workers know.
-    deepspeed_config(
+    settings = deepspeed_config(
         config, world_size=config.num_workers, bf16=config.dtype != "float32", cuda=True
     )
+    if config.deepspeed is not None:
+        check_with_deepspeed(config.deepspeed, settings | {"train_batch_size": 1})
     check_weights(config.model, allow_pickle=config.allow_pickle)
     tensors = check_files(config.model)
     model_config = load_config(config.model)
@@ -90,10 +93,14 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
             file=sys.stderr,
         )
-    frozen_by(config, extended_config(config, config.model, manifest)[0])
+    model_config, _ = extended_config(config, config.model, manifest)
+    frozen_by(config, model_config)
+    check_exportable(model_config)
     verify_tables(config.data, manifest)
     for split in splits:
-        longest = int(TokenTable(config.data, split, config.max_length).lengths.max())
+        table = TokenTable(config.data, split, config.max_length)
+        table.check(vocabulary_size(tokenizer))
+        longest = int(table.lengths.max())
         if longest > config.max_tokens:
             raise UserError(
                 f"a conversation of the {split} split has {longest:,} tokens but a pack holds "
@@ -122,7 +129,7 @@ def extended_config(
 
 
 def prove_exact(config: TrainConfig, model_config: Any) -> Way:
-    """How conversations go through the model, proved on a tiny one (`probe.py`), in float32 on CPU.
+    """Prove on a tiny model, in float32 on the CPU, how conversations go through this one.
 
     The workers prove it again on their own device, in their dtype and with their attention, which
     may be flash-attn's; here PyTorch's stands for it.
@@ -195,41 +202,46 @@ def with_step_size(config: TrainConfig, resumed: Checkpoint | None) -> TrainConf
     return replace(config, tokens_per_step=packs * config.max_tokens)
 
 
-def identity_of(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the result depends on, in the form in which ochat.json gives it back."""
+def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> dict[str, Any]:
+    """What the result depends on, in the form in which ochat.json gives it back.
+
+    `model` is the base model's fingerprint.
+    """
     identity = config.identity()
     del identity["data"]
     return identity | {
-        "model": fingerprint(config.model),
+        "model": model,
         "data_digest": manifest["digest"],
+        "deepspeed": decisive_override(config.deepspeed),
     }
 
 
-def make_way(
-    config: TrainConfig, run: RunDir, resumed: Checkpoint | None, identity: dict[str, Any]
-) -> None:
-    """Clear the output directory of all that this run will not go on from.
+def completed_already(
+    config: TrainConfig, output: Ownership, begins: Start
+) -> dict[str, Any] | None:
+    """Return the content of ochat.json, if this very training is complete.
 
     Raises:
-        UserError: there are checkpoints of another run, which nobody gave up, or a model that is
-            none of ours.
+        UserError: files that no training wrote are in the way, or another training is complete
+            there, and --overwrite is not given.
     """
-    model_files = [name for suffix in _MODEL_FILES for name in run.files("", suffix)]
-    if model_files and not any(run.exists(name) for name in (METRICS, checkpoints.FOLDER)):
-        raise UserError(
-            f"{config.output} holds files that no training wrote; choose another --output"
-        )
+    check_way(output)
+    if read_model_manifest(output) is None:
+        return None
+    replaces = config.overwrite or begins.continues
+    return completed(output.run, MODEL_MANIFEST, begins.identity, overwrite=replaces)
+
+
+def announce_start(
+    config: TrainConfig, resumed: Checkpoint | None, identity: dict[str, Any]
+) -> None:
+    """Print where training starts.
+
+    Raises:
+        UserError: there are checkpoints of another run, which --overwrite does not give up.
+    """
     if resumed is not None:
         checkpoints.check_same_run(resumed, identity, config.output)
         print(f"going on from step {resumed.step}; --overwrite starts anew", file=sys.stderr)
     elif config.resume:
         print(f"{config.output} has no checkpoint yet; starting anew", file=sys.stderr)
-    run.remove(FAILURE)
-    run.remove(MODEL_MANIFEST)
-    for name in model_files:
-        if name not in (MODEL_MANIFEST, METRICS):
-            run.remove(name)
-    if resumed is None:
-        run.remove(METRICS)  # last but one: as long as it is there, the rest is known as ours
-        run.remove(checkpoints.FOLDER)
-    checkpoints.forget_ray_train(run)

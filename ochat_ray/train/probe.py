@@ -1,5 +1,5 @@
-"""A proof, at the start of a run, that a model is trained as itself: conversations that share a
-pack do not see each other, and attention is the model's own.
+"""Proof, at the start of a run, that a model is trained exactly: conversations that share a pack do
+not see each other, and attention is the model's own.
 
 A tiny random model of the same class and the same kinds of layers (`tiny.py`) computes logits and
 gradients of two conversations twice: as training does (`forward.logits`, gradient checkpointing,
@@ -37,7 +37,7 @@ which are 1e-2 in bfloat16, but 1e-1 with a state space."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Way:
-    """How conversations go through a model, as the probe found it exact.
+    """A way of passing conversations through a model that the probe found exact.
 
     `attention` is transformers' name of the implementation. Conversations of a pack share a forward
     pass if `packed`; otherwise each has its own. `because` is why this is not the first way that
@@ -127,7 +127,7 @@ def choose_way(
 
 
 def candidates_of(attention: str, implementation: str) -> list[tuple[str, bool]]:
-    """The ways to try for a TrainConfig's `attention`, whose first is `implementation`.
+    """Return the ways to try for a TrainConfig's `attention`; the first is `implementation`.
 
     transformers' own "sdpa" takes a pack under a mask of tokens x tokens; a forward pass per
     conversation costs small matrix products and, under ZeRO-3, an all-gather more each.
@@ -171,7 +171,7 @@ class _Probe:
         self._noise: tuple[float, float] | None = None
 
     def errors(self, attention: str, *, packed: bool) -> tuple[float, float]:
-        """The relative errors of logits and gradients, in the run's dtype.
+        """Return the relative errors of logits and gradients, in the run's dtype.
 
         In float32, too, where that is another one and the attention has it: there rounding hides
         nothing.
@@ -212,7 +212,7 @@ class _Probe:
         return model.to(self._device)
 
     def _each_alone(self, model: Any) -> torch.Tensor:
-        """Logits of plain calls, at all positions but each conversation's last."""
+        """Return the logits of plain calls, at all positions but each conversation's last."""
         return torch.cat([self._alone(model, ids)[:-1] for ids in self._ids])
 
     def _alone(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -272,7 +272,7 @@ class _Probe:
 
     @torch.no_grad()
     def _leaks(self, model: Any, tolerance: float) -> bool:
-        """Whether the second conversation's logits depend on the first one."""
+        """Return True if the second conversation's logits depend on the first one."""
         other = (self._ids[0] - 3 + 1) % (int(self._ids[0].max()) - 3 + 1) + 3
         after = _LENGTHS[0] - 1
         one, two = (
@@ -283,7 +283,7 @@ class _Probe:
 
     @torch.no_grad()
     def _first_layer(self, model: Any, packed: bool, tolerance: float) -> str | None:
-        """The kind of the first layer whose output is not the reference's."""
+        """Return the kind of the first layer whose output is not the reference's."""
         with layer_outputs(self._reference) as expected:
             self._each_alone(self._reference)
         with layer_outputs(model) as found:

@@ -40,7 +40,7 @@ class Step:
 def forward_passes(
     packs: list[list[Pack]], rank: int, *, packed: bool
 ) -> list[tuple[Pack, int | None]]:
-    """A worker's forward passes of a step, each with the pack of `packs[rank]` that it is of.
+    """Return a worker's forward passes of a step, each with its pack's position in `packs[rank]`.
 
     One per pack if `packed`. Otherwise one per conversation, for models that cannot keep the
     conversations of a pack apart; under ZeRO-3 all workers need the same number, so the others end
@@ -60,6 +60,19 @@ def room_taken(lengths: np.ndarray, max_tokens: int, own_pack_from: int | None) 
     if own_pack_from is None:
         return lengths
     return np.where(lengths >= own_pack_from, np.maximum(lengths, max_tokens), lengths)
+
+
+def held_out_steps(
+    config: TrainConfig, lengths: np.ndarray, world_size: int, own_pack_from: int | None
+) -> Iterator[packing.Step]:
+    """Yield the packs of an evaluation on conversations of these lengths (tokens)."""
+    return packing.steps(
+        room_taken(lengths, config.max_tokens, own_pack_from),
+        world_size=world_size,
+        max_tokens=config.max_tokens,
+        seed=config.seed,
+        epoch=0,
+    )
 
 
 class Steps:

@@ -1,4 +1,4 @@
-"""A configuration of the same family and the same kinds of layers, small enough to try in no time.
+"""A configuration of the same family and the same kinds of layers, small enough to try quickly.
 
 What is exact or not (masks, state, positions, caps, sinks) depends on the class of a model and on
 the switches of its configuration, not on its sizes.
@@ -82,7 +82,7 @@ _PERIODS = """attn_layer_period expert_layer_period decoder_sparse_step interlea
 
 
 def tiny_config(config: Any, *, of_each: int = 1) -> Any:
-    """A small copy of a transformers configuration: few layers, but `of_each` of each kind.
+    """Return a small copy of a transformers configuration: `of_each` layers of each kind.
 
     Sizes shrink, and all experts are asked, so that rounding cannot choose among them; switches,
     factors and kinds of layers stay.
@@ -102,7 +102,7 @@ def tiny_config(config: Any, *, of_each: int = 1) -> Any:
 
 
 def layer_kinds(config: Any) -> list[str]:
-    """The kinds of token-mixing layers that a configuration names, one per layer; maybe none."""
+    """Return the kinds of token-mixing layers in a configuration, one per layer, or none."""
     text = config.get_text_config(decoder=True)
     for name in ("layer_types", "layers_block_type", "attention_layers"):
         kinds = getattr(text, name, None)
@@ -112,13 +112,13 @@ def layer_kinds(config: Any) -> list[str]:
 
 
 def _parts(config: Any) -> list[Any]:
-    """The configuration and those within it."""
+    """Return the configuration and those within it."""
     inner = [v for v in vars(config).values() if hasattr(v, "to_dict") and hasattr(v, "model_type")]
     return [config, *(part for one in inner for part in _parts(one))]
 
 
 def _own_layers(config: Any) -> dict[int, dict[str, Any]]:
-    """What single layers have in place of the configuration's (Gemma 4), which is taken away."""
+    """Remove and return the values that single layers have of their own (Gemma 4)."""
     if not getattr(config, "is_heterogeneous", False):
         return {}
     own = {int(layer): dict(v) for layer, v in config.to_dict()["per_layer_config"].items()}
@@ -133,7 +133,7 @@ def _small(name: str, value: Any) -> Any:
 
 
 def _keep_layers(config: Any, own: dict[int, dict[str, Any]], of_each: int) -> list[int]:
-    """Take away layers of which there are others of the same kind; the numbers of those kept."""
+    """Remove layers of which there are others of the same kind; return the numbers of the rest."""
     values = vars(config)
     name = next((n for n in _LAYERS if isinstance(values.get(n), int)), None)
     if name is None:
@@ -213,7 +213,7 @@ def _shrink(config: Any) -> None:
 
 
 def _shrink_state_space(config: Any, values: dict[str, Any]) -> None:
-    """Sizes of Mamba layers, which depend on one another."""
+    """Shrink the sizes of Mamba layers, which depend on one another."""
     expand = values.get("mamba_expand", values.get("expand"))
     if not isinstance(expand, (int, float)):
         expand = 2
@@ -238,7 +238,7 @@ def _shrink_state_space(config: Any, values: dict[str, Any]) -> None:
 
 
 def _shrink_rotary(config: Any) -> None:
-    """Factors per frequency, of which there are half as many as rotated dimensions."""
+    """Shrink lists of factors per frequency, half as many as there are rotated dimensions."""
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict):
         return

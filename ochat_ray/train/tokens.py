@@ -21,6 +21,7 @@ class TokenTable:
     """
 
     def __init__(self, data: str, split: Split, max_length: int | None = None) -> None:
+        self._data, self._split = data, split
         table = open_tokens(data, split)
         if max_length is not None:
             table = table.filter(pc.less_equal(table["length"], max_length))
@@ -35,6 +36,35 @@ class TokenTable:
         self._order = order.to_numpy()
         self._table = table
         self.lengths = table["length"].to_numpy().astype(np.int64)[self._order]
+
+    def check(self, vocabulary: int) -> None:
+        """Hold ids and weights against what a model of so many tokens can be trained on.
+
+        Raises:
+            UserError: an id is not below `vocabulary`, a weight is negative or not finite, or no
+                token that a model would predict weighs anything.
+        """
+        weighted = 0
+        ids, weights = self._table["input_ids"].chunks, self._table["loss_weights"].chunks
+        for id_chunk, weight_chunk in zip(ids, weights, strict=True):
+            found = pc.min_max(id_chunk.flatten())
+            low, high = found["min"].as_py(), found["max"].as_py()
+            if low is not None and not 0 <= low <= high < vocabulary:
+                raise self._damaged(
+                    f"has the token id {low if low < 0 else high}, and the tokenizer has "
+                    f"{vocabulary:,} tokens"
+                )
+            values = weight_chunk.flatten().to_numpy()
+            if not (np.isfinite(values).all() and (values >= 0).all()):
+                raise self._damaged("has a loss weight that is negative or not finite")
+            offsets = weight_chunk.offsets.to_numpy()
+            firsts = (offsets[:-1] - offsets[0])[np.diff(offsets) > 0]
+            weighted += int(np.count_nonzero(values)) - int(np.count_nonzero(values[firsts]))
+        if not weighted:
+            raise self._damaged("has no token with a loss weight")
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"the {self._split} split of {self._data} {what}; prepare the data again")
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Input ids (int32) and loss weights (float32) of one conversation."""

@@ -17,6 +17,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from ochat_ray.errors import UserError
+from ochat_ray.ownership import Ownership
 from ochat_ray.run_dir import RunDir
 
 TRACKED = "trackers/runs.json"
@@ -51,7 +52,7 @@ def trackers(
 ) -> list[Tracker]:
     """The trackers that are asked for, by project and experiment; their packages are there."""
     if not resumed:
-        run.remove(TRACKED)
+        Ownership(run, "train").remove([TRACKED])
     found = []
     if wandb is not None:
         found.append(Tracker("wandb", lambda: _wandb(wandb, run, config)))

@@ -11,6 +11,7 @@ import torch
 
 
 def build(config: Any, attention: str, dtype: torch.dtype) -> Any:
+    """Return a random model of the configuration, in evaluation mode and without a cache."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(
@@ -41,7 +42,7 @@ def widen(model: Any) -> None:
 
 @contextlib.contextmanager
 def layer_outputs(model: Any) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """A dictionary that collects what each layer gives, by the layer's name."""
+    """Collect the outputs of each layer in a dictionary, by the layer's name."""
     layers = next(
         (
             (name, module)
@@ -72,7 +73,7 @@ def layer_outputs(model: Any) -> Iterator[dict[str, list[torch.Tensor]]]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """A fixed random state inside, the old one after; no warnings about a model for trial.
+    """Fix the random state inside and restore it after; silence warnings about a trial model.
 
     One thread, since the operations are too small to share.
     """

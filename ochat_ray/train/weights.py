@@ -33,19 +33,19 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _QUANTISED = (".qweight", ".qzeros", ".weight_packed", ".absmax", ".weight_scale", "_scale_inv")
-"""How names of GPTQ's and AWQ's, compressed-tensors', bitsandbytes' and fp8's tensors end."""
+"""Endings of the names of tensors of GPTQ, AWQ, compressed-tensors, bitsandbytes and fp8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """What a header holds of one tensor; `dtype` is safetensors' name, such as "BF16"."""
+    """Entry of a header for one tensor; `dtype` is safetensors' name, such as "BF16"."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def check_files(path: str) -> dict[str, Tensor] | None:
-    """The tensors that transformers would load from a directory or URI.
+    """Return the tensors that transformers would load from a directory or URI.
 
     None where that cannot be known from headers: for a hub's name, and for pickled weights.
 
@@ -82,7 +82,7 @@ def check_files(path: str) -> dict[str, Tensor] | None:
 
 
 def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[str]:
-    """Hold tensors against the model that `config` describes; names of those that it leaves out.
+    """Check tensors against the model of `config`; return the names of those that it leaves out.
 
     transformers itself matches them, as when it loads, but with tensors that hold nothing.
 
@@ -90,7 +90,6 @@ def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[st
         UserError: the model has parameters that are not there, or that have another shape.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -98,7 +97,7 @@ def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[st
     logging.disable_progress_bar()
     try:
         with torch.device("meta"):
-            kind = type(AutoModelForCausalLM.from_config(config))
+            kind = _class_of(path, config)
         _, info = kind.from_pretrained(
             None,
             config=config,
@@ -122,8 +121,20 @@ def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[st
     return sorted(info["unexpected_keys"])
 
 
+def _class_of(path: str, config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return type(AutoModelForCausalLM.from_config(config))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no causal language model that transformers knows (model_type "
+            f"{config.model_type}): {str(error).splitlines()[0][:200]}"
+        ) from error
+
+
 def check_loaded(path: str, info: dict[str, Any]) -> None:
-    """Hold transformers' report of what it loaded against the model.
+    """Check transformers' report of what it loaded.
 
     Raises:
         UserError: parameters were missing, or had another shape; it would train them from random
@@ -152,7 +163,7 @@ def check_config(path: str, config: Any) -> None:
 
 
 def check_vocabulary(path: str, rows: int, ids: Collection[int], end_of_turn: int) -> None:
-    """Hold a tokenizer's ids against a model of `rows` embeddings, which may get one more.
+    """Check a tokenizer's ids against a model of `rows` embeddings, which may get one more.
 
     Raises:
         UserError: the tokenizer has ids without an embedding, other than the new end-of-turn's.

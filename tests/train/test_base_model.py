@@ -20,7 +20,6 @@ from ochat_ray.train.base_model import (
     add_end_of_turn,
     check_weights,
     extend_context,
-    fingerprint,
     load_config,
     load_model,
     prepare_base,
@@ -184,14 +183,3 @@ def test_code_in_a_model_directory_is_not_run(tmp_path):
     )
     with pytest.raises(UserError, match="cannot open a model"):
         load_config(str(tmp_path))
-
-
-def test_a_fingerprint_tells_models_apart_and_survives_a_move(tokenizer, tmp_path):
-    base(tokenizer, tied=True).save_pretrained(tmp_path / "one")
-    base(tokenizer, tied=False).save_pretrained(tmp_path / "other")
-    one = fingerprint(str(tmp_path / "one"))
-    assert fingerprint(str(tmp_path / "other")) != one
-    (tmp_path / "one").rename(tmp_path / "moved")
-    assert fingerprint(str(tmp_path / "moved")) == one
-    assert fingerprint((tmp_path / "moved").as_uri()) == one
-    assert fingerprint("hub/name") == "hub/name"

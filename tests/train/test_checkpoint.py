@@ -18,6 +18,7 @@ def made(step, eval_loss=None, attempt="a", files=None, **changes):
 
 
 def write(run, checkpoint, shard="12345", finished=True):
+    checkpoints.record(run, checkpoint.name, ["deepspeed/shard.pt"])
     run.write_text(f"{checkpoint.folder}/deepspeed/shard.pt", shard)
     if finished:
         complete(run, checkpoint)
@@ -36,6 +37,21 @@ def test_the_last_whole_one_is_gone_on_from(run):
     write(run, made(300), shard="1234")  # a byte is missing
     assert checkpoints.latest(run) == made(100)
     assert [c.step for c in whole(run)] == [5, 20, 100]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"name": 3}', '"x"'])
+def test_a_damaged_state_is_one_line_and_loses_nothing(run, tmp_path, text):
+    write(run, made(5))
+    write(run, made(9))
+    (tmp_path / made(9).folder / "state.json").write_text(text)
+    for call in (checkpoints.latest, lambda run: prune(run, 1)):
+        with pytest.raises(
+            UserError, match=r"step-00000009-a/state\.json is damaged .*--overwrite"
+        ):
+            call(run)
+    assert len(list((tmp_path / "checkpoints").rglob("shard.pt"))) == 2
+    checkpoints.remove_all(run)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_of_two_attempts_at_a_step_one_counts(run):

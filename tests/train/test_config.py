@@ -14,7 +14,15 @@ from ochat_ray.train.config import OPERATIONAL, TrainConfig
         ({"zero_stage": 4}, "--zero-stage must be 1, 2 or 3"),
         ({"num_workers": 0}, "--num-workers must be at least 1"),
         ({"max_failures": -1}, "--max-failures must be at least 0"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
+        ({"learning_rate": 0.0}, "--learning-rate must be a positive number"),
+        *(
+            ({name: float(value)}, f"--{name.replace('_', '-')} must be a finite number")
+            for name, kind in TrainConfig.__annotations__.items()
+            if kind.startswith("float")
+            for value in ("nan", "inf", "-inf")
+        ),
+        ({"betas": (0.9, float("nan"))}, "--betas must be a finite number"),
+        ({"gpu_memory_gib": -1.0, "dry_run": True}, "--gpu-memory-gib must be a positive number"),
         ({"betas": (0.9, 1.0)}, "--betas must be in"),
         ({"warmup_ratio": 1.5}, "--warmup-ratio must be in"),
         ({"num_workers_min": 8}, "--num-workers-min 8 has no effect"),

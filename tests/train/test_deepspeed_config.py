@@ -1,12 +1,14 @@
 """DeepSpeed's configuration from ours, and a user's own over it."""
 
 import json
+import re
 
 import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.deepspeed_config import deepspeed_config
+from ochat_ray.train.deepspeed_check import problem_of
+from ochat_ray.train.deepspeed_config import decisive_override, deepspeed_config
 
 
 def made(override=None, tmp_path=None, **options):
@@ -65,3 +67,47 @@ def test_a_contradiction_is_one_clear_line(tmp_path, override, line):
 
 def test_what_agrees_with_an_option_may_be_said_twice(tmp_path):
     assert made({"gradient_clipping": 1.0, "bf16": {"enabled": True}}, tmp_path) == made()
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ({}, None),
+        ({"zero_optimization": {"stage3_prefetch_bucket_size": 10, "overlap_comm": True}}, None),
+        ({"activation_checkpointing": {"partition_activations": True}}, None),
+        ({"steps_per_prnt": 5}, "steps_per_prnt, which .* did you mean steps_per_print?"),
+        ({"aio": {"blok_size": 1}}, r"aio\.blok_size, which .* did you mean block_size?"),
+        ({"flops_profiler": {"enable": True}}, r"flops_profiler\.enable, .* did you mean enabled?"),
+        ({"zero_optimization": {"sub_grup_size": 5}}, "sub_grup_size, .* did you mean sub_group_"),
+        ({"zero_optimization": {"sub_group_size": "x"}}, 'sub_group_size "x": Input should be'),
+        ({"zero_optimization": 3}, "refused by DeepSpeed: TypeError"),
+        ({"sparse_gradients": True}, "refused by DeepSpeed: DeepSpeedConfigError"),
+    ],
+)
+def test_a_key_or_value_that_deepspeed_does_not_know_is_named(override, line):
+    ours = deepspeed_config(TrainConfig(), world_size=1, bf16=True, cuda=True)
+    zero = override.get("zero_optimization")
+    if isinstance(zero, dict):
+        override = {"zero_optimization": ours["zero_optimization"] | zero}
+    problem = problem_of(ours | override)
+    assert problem is None if line is None else re.search(line, problem)
+
+
+def test_the_identity_has_what_of_a_users_json_changes_the_result(tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text(
+        json.dumps(
+            {
+                "steps_per_print": 1,
+                "gradient_clipping": 1.0,
+                "train_batch_size": "auto",
+                "gradient_predivide_factor": 2.0,
+                "zero_optimization": {"sub_group_size": 5, "zero_quantized_gradients": True},
+            }
+        )
+    )
+    assert decisive_override(None) == {}
+    assert decisive_override(str(file)) == {
+        "gradient_predivide_factor": 2.0,
+        "zero_optimization.zero_quantized_gradients": True,
+    }

@@ -121,6 +121,21 @@ def whole_run(folder, config):
     return {"max_tokens": 31, "steps": 5, "save_after": 2, "save": str(folder), "config": config}
 
 
+def name_of(dtype, stage):
+    return f"stage {stage}" if dtype == "float32" else f"stage {stage} in {dtype}"
+
+
+def of_stages(stages, saved):
+    """Whole runs under each ZeRO stage in both dtypes, which save a checkpoint."""
+    return {
+        f"{name_of(dtype, stage)}, whole": whole_run(
+            saved / name_of(dtype, stage), other_rates(stage) | {"dtype": dtype}
+        )
+        for stage in stages
+        for dtype in DTYPES
+    }
+
+
 def rest_of_run(folder, config, **changes):
     return {"max_tokens": 31, "steps": 3, "load": str(folder), "config": config, **changes}
 
@@ -134,17 +149,17 @@ def two(start, saved):
             f"stage {stage}": {"max_tokens": 20, "config": GRADIENT | {"zero_stage": stage}}
             for stage in (1, 2)
         },
-        "stage 2, whole": whole_run(saved / "stage 2", other_rates(2)),
         "chunks, stage 2": {"max_tokens": 100, "chunk_logits": 900, "config": CHUNKS_2},
         "frozen 2, whole": whole_run(saved / "frozen 2", FROZEN | {"zero_stage": 2}),
+        **of_stages((1, 2), saved),
         **PACKINGS,
         # The second worker has the conversation without weight, then nothing.
         "none on one": {"packs": [[REST[:3], REST[3:]], [[3], []]], "config": GRADIENT},
         "none at all": {"packs": [[[3]], [[]]], "config": GRADIENT},
         "2023": {"packs": PACKS_OF_2023, "config": GRADIENT | {"loss": "openchat-2023"}},
         "chunks": {"max_tokens": 100, "chunk_logits": 900, "config": GRADIENT},
-        "stage 3, whole": whole_run(saved / "stage 3", other_rates(3)),
         "frozen 3, whole": whole_run(saved / "frozen 3", FROZEN | {"zero_stage": 3}),
+        **of_stages((3,), saved),
         **{f"{d}, whole": whole_run(saved / d, ADAM | {"dtype": d}) for d in DTYPES},
     }
     return start(2, cases)
@@ -242,6 +257,38 @@ def test_a_restored_run_is_the_same_bit_for_bit(start, saved, two):
         assert restored["grad_norms"] == undisturbed["grad_norms"][2:]
         for parameter, tensor in undisturbed["after"].items():
             assert torch.equal(restored["after"][parameter], tensor), parameter
+
+
+OTHER_STAGES = [
+    *(("float32", *stages) for stages in ((3, 2), (3, 1), (2, 3), (1, 3), (1, 2))),
+    # ZeRO-1 in bfloat16 is another optimizer of DeepSpeed's, with a layout of its own.
+    *(("bfloat16", *stages) for stages in ((3, 1), (1, 3), (2, 1))),
+]
+
+
+@pytest.fixture(scope="module")
+def other_stages(start, saved, two):
+    """Outcomes of two processes that resume a checkpoint of two under another ZeRO stage."""
+    cases = {
+        f"{dtype}, {before} to {after}": rest_of_run(
+            saved / name_of(dtype, before),
+            other_rates(after) | {"dtype": dtype},
+            universal=str(saved / f"universal {dtype} {before}"),
+        )
+        for dtype, before, after in OTHER_STAGES
+    }
+    # ZeRO-3 last, since DeepSpeed then changes how modules are made.
+    return start(2, dict(sorted(cases.items(), key=lambda case: case[0].endswith("3"))))
+
+
+@pytest.mark.parametrize(("dtype", "before", "after"), OTHER_STAGES)
+def test_a_run_goes_on_under_another_zero_stage(two, other_stages, dtype, before, after):
+    undisturbed = two[f"{name_of(dtype, before)}, whole"]
+    restored = other_stages[f"{dtype}, {before} to {after}"]
+    tolerance = 1e-4 if dtype == "float32" else 1e-2
+    assert restored["losses"] == pytest.approx(undisturbed["losses"][2:], rel=tolerance)
+    for name, tensor in undisturbed["after"].items():
+        assert torch.allclose(restored["after"][name], tensor, atol=10 * tolerance), name
 
 
 @pytest.mark.parametrize("world_size", ["one", "three"])

@@ -1,13 +1,151 @@
-"""Shards of a model's tensors, as transformers names and reads them."""
+"""Exports of tiny models: what transformers opens, and what is refused before it is published."""
 
 import json
+import shutil
 
+import numpy as np
+import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.export_families import export_tiny, one_process_group, tiny_config
+from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
-from ochat_ray.train import export
+from ochat_ray.train import export, round_trip
+from ochat_ray.train.batch import make_batch
 from ochat_ray.train.export import publish
+from ochat_ray.train.round_trip import check_export, relative_difference
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory):
+    with one_process_group(tmp_path_factory.mktemp("store")):
+        yield
+
+
+def exported(family, directory, **changes):
+    """Names, shapes and dtypes of the tensors in the files of a family's tiny model."""
+    config = tiny_config(family)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    directory.mkdir()
+    export_tiny(config, directory)
+    with safe_open(directory / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def reference(directory):
+    """The conversation and the logits of the model that was exported."""
+    saved = np.load(directory / "reference.npz")
+    ids = saved["ids"][0]
+    pack = make_batch([(ids, np.ones(len(ids), np.float32))])
+    return pack, torch.from_numpy(saved["logits"])[pack.predicting]
+
+
+@pytest.mark.parametrize(
+    ("family", "hub"),
+    [
+        ("Phi", {"lm_head.bias": (287,), "lm_head.weight": (287, 64)}),
+        ("GPT-J", {"lm_head.bias": (287,), "transformer.wte.weight": (287, 64)}),
+        ("DeepSeek V3", {"model.layers.1.mlp.gate.e_score_correction_bias": (4,),
+                         "model.layers.1.mlp.experts.3.up_proj.weight": (32, 64)}),
+        ("Mixtral", {"model.layers.1.block_sparse_moe.experts.3.w1.weight": (96, 64)}),
+        ("GPT-NeoX", {"embed_out.weight": (287, 64)}),
+        ("Llama", {"lm_head.weight": (287, 64), "model.embed_tokens.weight": (287, 64)}),
+        ("Llama, dynamic", {}),
+        ("Llama, YaRN", {}),
+    ],
+)  # fmt: skip
+def test_an_export_has_the_hub_s_names_and_the_same_logits(family, hub, tmp_path):
+    """287 tokens: the model that is exported has 320 rows of a vocabulary."""
+    written = exported(family, tmp_path / "m")
+    assert hub == {name: tuple(written[name].shape) for name in hub}
+    pack, expected = reference(tmp_path / "m")
+    difference = check_export(tmp_path / "m", pack, expected, torch.float32)
+    assert difference < 1e-4
+
+
+def test_tied_embeddings_are_written_once(tmp_path):
+    assert "lm_head.weight" not in exported("Llama, tied", tmp_path / "m")
+
+
+def test_what_transformers_keeps_in_float32_is_written_in_float32(tmp_path):
+    written = exported("DeepSeek V3", tmp_path / "m")
+    in_float32 = {name for name, tensor in written.items() if tensor.dtype == torch.float32}
+    assert in_float32 == {"model.layers.1.mlp.gate.e_score_correction_bias"}
+
+
+def test_another_computation_is_refused(tmp_path):
+    """A rotary base of 10,000 where the model was trained with 50,000."""
+    exported("Llama", tmp_path / "m")
+    path = tmp_path / "m/config.json"
+    config = json.loads(path.read_text())
+    config["rope_parameters"]["rope_theta"] = 10_000.0
+    path.write_text(json.dumps(config))
+    pack, expected = reference(tmp_path / "m")
+    with pytest.raises(UserError, match=r"logits differ by \d+\.\d% .* not published"):
+        check_export(tmp_path / "m", pack, expected, torch.float32)
+
+
+@pytest.mark.parametrize("memory", [1 << 40, 0])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), r"missing keys: model\.norm\.weight"),
+        (lambda tensors: tensors.update(x=torch.ones(1)), "unexpected keys: x"),
+        (lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}), "norm.weight|size"),
+    ],
+)
+def test_an_export_that_does_not_open_is_refused(change, problem, memory, tmp_path, monkeypatch):
+    """With weights, and, where memory is too small for them, by names and shapes."""
+    exported("Llama", tmp_path / "m")
+    tensors = load_file(tmp_path / "m/model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "m/model.safetensors", metadata={"format": "pt"})
+    available = type("Memory", (), {"available": memory})
+    monkeypatch.setattr(round_trip.psutil, "virtual_memory", lambda: available)
+    pack, expected = reference(tmp_path / "m")
+    with pytest.raises(UserError, match=rf"cannot be opened, and is not published.*{problem}"):
+        check_export(tmp_path / "m", pack, expected, torch.float32)
+
+
+def test_without_memory_an_export_is_checked_by_names_and_shapes(tmp_path, monkeypatch):
+    exported("Llama", tmp_path / "m")
+    none = type("Memory", (), {"available": 0})
+    monkeypatch.setattr(round_trip.psutil, "virtual_memory", lambda: none)
+    assert check_export(tmp_path / "m", *reference(tmp_path / "m"), torch.float32) is None
+
+
+def test_a_constant_added_to_all_logits_is_no_difference():
+    expected = torch.tensor([[1.0, 2.0, 3.0]])
+    assert relative_difference(expected + 5, expected) == pytest.approx(0, abs=1e-6)
+    # (1, 0, -1) against (-1, 0, 1): the difference is twice as long.
+    assert relative_difference(expected.flip(1), expected) == pytest.approx(2)
+    assert relative_difference(torch.ones(1, 2), expected) == float("inf")
+
+
+def test_embeddings_that_the_base_ties_only_by_name_are_both_written(tmp_path):
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(40, 32))
+    tokenizer = type("T", (), {"get_vocab": lambda _: {"x": 39}})
+    tokenizer.get_added_vocab = lambda _: {"<|end_of_turn|>": 39}
+    result = export.exported_config(model, tokenizer())
+    assert result.tie_word_embeddings is False
+    assert "lm_head.weight" in export.ExportedState(model, result).names
+
+
+def test_a_tensor_of_the_vocabulary_s_size_that_was_not_resized_is_refused(tmp_path):
+    original = model()
+    config = original.config
+    original.model.layers[0].self_attn.q_proj = torch.nn.Linear(32, 40, bias=False)
+    with pytest.raises(UserError, match=r"type llama cannot .*q_proj\.weight is not that of .* 40"):
+        export.ExportedState(original, config)
 
 
 def model():
@@ -27,7 +165,6 @@ def write(directory):
     for name, parameter in original.named_parameters():
         writer.add(name, parameter.detach())
     writer.finish()
-    export._check_complete(original, writer.where)
     return original
 
 
@@ -58,3 +195,10 @@ def test_publishing_twice_leaves_the_files_once(tmp_path):
         "config.json",
         "model.safetensors",
     ]
+
+
+def test_the_published_model_opens(tmp_path):
+    exported("Mixtral", tmp_path / "m")
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    publish(tmp_path / "m", RunDir.open(str(tmp_path / "out")))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16

@@ -1,12 +1,16 @@
 """Training that is disturbed: killed workers, other numbers of workers, full disks."""
 
 import json
+import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+import ray
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import JobFailedError, UserError
 from ochat_ray.run_dir import RunDir
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.launch import train
@@ -117,3 +121,45 @@ def test_a_full_disk_is_one_clear_line_and_one_worker_goes_on_from_the_last_chec
     output = tmp_path / "model"
     result = train(configured(output, num_workers=1, resume=True))
     check_is_as_undisturbed(output, result, undisturbed, after=good.step, world_size=1)
+
+
+def break_the_second_step():
+    """Have a worker's second step fail as a bug does, and count the workers' attempts."""
+    from ochat_ray.train.engine import Engine
+
+    step, calls = Engine.step, []
+
+    def broken(engine, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            Path(os.environ["ATTEMPTS"], str(os.getpid())).touch()
+            return len(3)
+        return step(engine, *args, **kwargs)
+
+    Engine.step = broken
+
+
+@pytest.fixture
+def attempts(shared_ray):
+    """Folder with a file for each worker process whose second step failed."""
+    ray.shutdown()
+    with tempfile.TemporaryDirectory() as folder:
+        shared_ray(
+            runtime_env={
+                "worker_process_setup_hook": break_the_second_step,
+                "env_vars": {"ATTEMPTS": folder},
+            }
+        )
+        yield Path(folder)
+        ray.shutdown()
+
+
+def test_a_bug_is_not_tried_again_and_its_traceback_is_shown_once(configured, attempts, tmp_path):
+    with pytest.raises(JobFailedError) as ended:
+        train(configured(tmp_path / "model"))
+    assert str(ended.value).startswith("TypeError in step 2: object of type 'int' has no len()")
+    assert "\n" not in str(ended.value)
+    assert ended.value.detail.count("Traceback") == 1
+    assert "site-packages/ray/" not in ended.value.detail
+    assert len(list(attempts.iterdir())) <= 2  # one of each worker
+    assert not list((tmp_path / "model").glob(".work-*"))

@@ -3,12 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, read_manifest
+from ochat_ray.run_lock import hold
 from ochat_ray.template import encode
 from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id, load_tokenizer, tokenizer_digest
 from ochat_ray.train.batch import make_batch, weighted_nll
@@ -52,6 +54,7 @@ def test_the_exported_model_is_the_one_that_was_evaluated(undisturbed, data):
     exported = held_out_loss(config.output, data)
     # bfloat16 weights: three digits.
     assert exported == pytest.approx(result["eval_after"]["loss"], rel=2e-2)
+    assert result["export_difference"] < 1e-4  # in float32, of the rounded weights
 
 
 def test_the_output_is_a_plain_hugging_face_directory(undisturbed, data):
@@ -61,6 +64,10 @@ def test_the_output_is_a_plain_hugging_face_directory(undisturbed, data):
     model = AutoModelForCausalLM.from_pretrained(config.output)
     tokenizer = AutoTokenizer.from_pretrained(config.output)
     assert model.dtype == torch.bfloat16
+    assert tokenizer.eos_token == END_OF_TURN
+    written = json.loads(Path(config.output, "config.json").read_text())
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
+    assert written["torch_dtype"] == "bfloat16"
     assert model.generation_config.eos_token_id == end_of_turn_id(tokenizer)
     assert "Human: " in tokenizer.chat_template
     assert RunDir.open(config.output).read_json("ochat.json") == result
@@ -91,14 +98,30 @@ def test_a_contradicting_deepspeed_file_is_refused_before_anything_starts(config
     assert not (tmp_path / "m").exists()
 
 
-def test_files_that_no_training_wrote_are_not_cleared_away(configured, model_directory, tmp_path):
-    base = tmp_path / "base"
+def test_neither_the_base_nor_files_that_no_training_wrote_are_deleted(
+    configured, model_directory, tmp_path
+):
+    base, other = tmp_path / "base", tmp_path / "other"
     shutil.copytree(model_directory, base)
-    before = sorted(path.name for path in base.iterdir())
+    shutil.copytree(model_directory, other)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in base.iterdir())
+    (tmp_path / "link").symlink_to(base)
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="that no training wrote; choose another --output"):
-            train(configured(base, model=str(base), overwrite=overwrite))
-    assert sorted(path.name for path in base.iterdir()) == before
+        for output in (base, tmp_path / "link", base / "tuned", tmp_path):
+            with pytest.raises(UserError, match="the same place, or one lies in the other"):
+                train(configured(output, model=str(base), overwrite=overwrite))
+        with pytest.raises(UserError, match="was not written by a run of train"):
+            train(configured(base, model=str(other), overwrite=overwrite))
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in base.iterdir()) == before
+
+
+def test_a_second_training_into_one_output_is_refused_in_one_line(configured, undisturbed):
+    config, result = undisturbed
+    with hold(RunDir.open(config.output), "train"):
+        assert train(config) == result  # complete: nothing to write
+        with pytest.raises(UserError, match=r"in use by train on .* choose another --output"):
+            train(replace(config, seed=1, overwrite=True))
+    assert RunDir.open(config.output).read_json("ochat.json") == result
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(configured, tmp_path):

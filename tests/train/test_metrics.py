@@ -3,9 +3,13 @@
 import pytest
 from pyarrow import fs as pafs
 
+from ochat_ray.errors import UserError
+from ochat_ray.ownership import Ownership
 from ochat_ray.run_dir import RunDir
 from ochat_ray.train import metrics as module
 from ochat_ray.train.metrics import METRICS, Metrics, read_metrics
+
+TOKEN = "1" * 32
 
 
 def local(path):
@@ -76,10 +80,13 @@ def test_a_resumed_run_counts_nothing_twice(open_run, tmp_path):
 
 
 def test_a_new_run_begins_with_nothing(tmp_path):
-    with Metrics(local(tmp_path)) as metrics:
+    Ownership(local(tmp_path), "train").start_work(TOKEN)
+    with Metrics(local(tmp_path), token=TOKEN) as metrics:
         metrics.write(step(1, loss=9.0))
-    with Metrics(local(tmp_path)) as metrics:
+    (tmp_path / "tensorboard/mine").write_text("mine")
+    with Metrics(local(tmp_path), token=TOKEN) as metrics:
         metrics.write(step(1))
+    assert (tmp_path / "tensorboard/mine").read_text() == "mine"
     assert read_metrics(local(tmp_path)) == [step(1)]
     assert curves(tmp_path / "tensorboard")["train/loss"] == [(1, 1.0)]
 
@@ -95,6 +102,25 @@ def test_half_a_line_is_no_line(tmp_path):
     with Metrics(run, resume_step=5) as metrics:
         metrics.write(step(2))
     assert read_metrics(run) == [step(1), step(2)]
+
+
+def test_a_damaged_line_is_left_out_and_counted(tmp_path, capsys):
+    (tmp_path / METRICS).write_bytes(b'{"step": 1, "loss": 1.0}\n\0\0\0\n[]\n{"step": 2}\n')
+    with Metrics(local(tmp_path), resume_step=1):
+        pass
+    assert read_metrics(local(tmp_path)) == [{"step": 1, "loss": 1.0}]
+    assert f"{METRICS}: 2 damaged lines are left out" in capsys.readouterr().err
+
+
+def test_a_worker_of_another_run_writes_no_line(tmp_path):
+    def taken_over():
+        raise UserError("another run has taken over")
+
+    with Metrics(local(tmp_path)) as metrics:
+        metrics.write(step(1))
+    with pytest.raises(UserError, match="taken over"):
+        Metrics(local(tmp_path), resume_step=0, check=taken_over)
+    assert read_metrics(local(tmp_path)) == [step(1)]
 
 
 def test_behind_a_uri_the_file_is_rewritten_now_and_then_and_when_flushed(tmp_path, monkeypatch):

@@ -1,14 +1,17 @@
 """`jobs/train.py --dry-run`."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from ochat_ray.errors import UserError
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.dry_run import describe
 from ochat_ray.train.planned import planned
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +53,39 @@ def test_whether_it_fits_is_said_of_a_given_gpu(data, model_directory, tmp_path)
 def test_a_conversation_longer_than_a_pack_is_one_clear_line(data, model_directory, tmp_path):
     with pytest.raises(UserError, match=r"has \d+ tokens but a pack holds 8; give --max-tokens"):
         planned(config(data, model_directory, tmp_path, max_tokens=8), colour=False)
+
+
+def test_a_base_that_takes_no_packs_is_planned_and_said(data, tokenizer, tmp_path, capsys):
+    bloom = BloomConfig(
+        vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4, eos_token_id=299
+    )
+    AutoModelForCausalLM.from_config(bloom).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    result = planned(config(data, tmp_path / "base", tmp_path), colour=False)
+    assert "the attention of a Bloom model takes no packs; each" in capsys.readouterr().err
+    attention = result["attention"]
+    assert (attention["attention"], attention["packed"]) == ("eager", False)
+    # 8, 8 and 4 conversations a step, which two workers share.
+    assert 10 <= attention["forward_passes"] <= 20
+    assert "per worker, one per conversation" in describe(result)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "is quantised"),
+        ({"num_hidden_layers": 3}, "lack model.layers.2."),
+        ({"vocab_size": 100}, "100 embeddings but its tokenizer's ids reach"),
+        ({"model_type": "t5"}, "no causal language model"),
+    ],
+)
+def test_a_base_that_cannot_train_is_one_clear_line(data, model_directory, tmp_path, changes, line):
+    base = tmp_path / "base"
+    shutil.copytree(model_directory, base)
+    written = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(written | changes))
+    with pytest.raises(UserError, match=line):
+        planned(config(data, base, tmp_path), colour=False)
 
 
 def test_the_job_prints_a_page_and_json_and_starts_no_ray(data, model_directory, tmp_path):

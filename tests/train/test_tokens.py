@@ -69,3 +69,47 @@ def test_a_pack_is_its_rows(tmp_path):
     batch = table.batch([1, 2])
     assert batch.input_ids.tolist() == [[0, 1, 0, 1, 2]]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2]]
+
+
+def table(directory, rows):
+    """A split of rows (ids, weights)."""
+    run = RunDir.open(str(directory))
+    made = pa.Table.from_pylist(
+        [
+            {"id": str(n), "input_ids": ids, "loss_weights": weights, "length": len(ids)}
+            for n, (ids, weights) in enumerate(rows)
+        ],
+        TOKENS,
+    )
+    with run.writing("tokens/train/0.arrow") as stream, pa.ipc.new_file(stream, TOKENS) as writer:
+        writer.write_table(made)
+    return TokenTable(str(directory), "train")
+
+
+def test_a_table_that_a_model_can_be_trained_on_is_accepted(tmp_path):
+    table(tmp_path, [([0, 9], [0.0, 0.5]), ([3], [0.0])]).check(10)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ([([0, 1], [0.0, 1.0]), ([10, 2], [0.0, 1.0])], "has the token id 10, .* has 10 tokens"),
+        ([([0, -1], [0.0, 1.0])], "has the token id -1"),
+        ([([0, 1], [0.0, -1.0])], "negative or not finite"),
+        ([([0, 1], [0.0, float("nan")])], "negative or not finite"),
+        ([([0, 1], [0.0, float("inf")])], "negative or not finite"),
+        ([([0, 1], [0.0, 0.0])], "has no token with a loss weight"),
+        ([([0, 1], [1.0, 0.0])], "has no token with a loss weight"),  # the first is not predicted
+    ],
+)
+def test_a_table_that_it_cannot_is_one_line(tmp_path, rows, line):
+    with pytest.raises(UserError, match=line):
+        table(tmp_path, rows).check(10)
+
+
+def test_a_damaged_table_is_one_line(tmp_path):
+    write(tmp_path, [ROWS])
+    file = tmp_path / "tokens/train/0.arrow"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"tokens/train/0\.arrow is damaged .*prepare the data"):
+        TokenTable(str(tmp_path), "train")

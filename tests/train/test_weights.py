@@ -1,11 +1,11 @@
-"""What is found out of a base's weights from their headers, wherever they lie."""
+"""Checks of a base's weights that read headers only, in directories and behind URIs."""
 
 import json
 import struct
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, T5Config
 
 from ochat_ray.errors import UserError
 from ochat_ray.train.base_model import load_config, load_model
@@ -52,6 +52,11 @@ def test_whole_models_pass(tmp_path, config, shards):
     assert (tmp_path / "m/model.safetensors.index.json").exists() == shards
     assert checked(path) == []
     assert checked((tmp_path / "m").as_uri()) == []
+
+
+def test_a_model_that_is_not_causal_is_one_clear_line():
+    with pytest.raises(UserError, match=r"no causal language model .*model_type t5"):
+        check_tensors("base", {}, T5Config())
 
 
 def test_a_hub_name_and_a_pickle_have_no_headers_to_read(tmp_path):

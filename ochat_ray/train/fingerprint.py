@@ -1,0 +1,120 @@
+"""Identity of a base model by its content, so that another one is never taken for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from ochat_ray.errors import UserError
+from ochat_ray.model_directory import files_of
+
+WHOLE_BYTES = 64 * 2**20
+"""Files of up to this size are hashed entirely; of larger ones as many bytes, evenly spread."""
+
+BLOCK_BYTES = 2**20
+
+_WEIGHTS = (".safetensors", ".bin")
+_VOLATILE = ("transformers_version", "_name_or_path")
+"""Keys of config.json that do not describe the model."""
+
+_READERS = 8
+
+
+def fingerprint(path: str) -> str:
+    """Return a digest of a base model's configuration and weights.
+
+    Of weights: each file's name, size and bytes; of a large file the header (safetensors: names,
+    types and shapes), the first and last block, and blocks evenly spread between. Of a hub's name:
+    the commit that this host has in its cache, which names the content, or else the name.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    found = files_of(path)
+    if found is None:
+        return _commit(path) or path
+    fs, files = found
+    config = next((file for file in files if file.base_name == "config.json"), None)
+    weights = sorted(
+        (file for file in files if file.base_name.endswith(_WEIGHTS)), key=lambda f: f.base_name
+    )
+    try:
+        with ThreadPoolExecutor(_READERS) as pool:
+            digests = list(pool.map(lambda file: content_digest(fs, file), weights))
+        content = [
+            _described(_read(fs, config.path)) if config else None,
+            [(f.base_name, f.size, digest) for f, digest in zip(weights, digests, strict=True)],
+        ]
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def content_digest(fs: pafs.FileSystem, file: pafs.FileInfo) -> str:
+    """Return SHA-256 of a file's bytes, or of the header and blocks of a large one."""
+    state = hashlib.sha256()
+    with fs.open_input_file(file.path) as stream:
+        for start, length in blocks(file.size, _header_bytes(stream, file)):
+            left, position = length, start
+            while left:
+                chunk = stream.read_at(min(left, BLOCK_BYTES), position)
+                if not chunk:
+                    raise OSError(f"{file.path} ends before its {file.size:,} bytes")
+                state.update(chunk)
+                left, position = left - len(chunk), position + len(chunk)
+    return state.hexdigest()
+
+
+def blocks(size: int, header: int = 0) -> list[tuple[int, int]]:
+    """Return start and length in bytes of what is hashed of a file, in ascending order."""
+    if size <= WHOLE_BYTES:
+        return [(0, size)]
+    count = WHOLE_BYTES // BLOCK_BYTES
+    last = size - BLOCK_BYTES
+    spread = [(last * number // (count - 1), BLOCK_BYTES) for number in range(count)]
+    return [(0, min(header, size)), *spread] if header else spread
+
+
+def _header_bytes(stream: pa.NativeFile, file: pafs.FileInfo) -> int:
+    """Return the length of a safetensors header with its own length before it; 0 of others."""
+    if not file.base_name.endswith(".safetensors") or file.size < 8:
+        return 0
+    length = 8 + int.from_bytes(stream.read_at(8, 0), "little")
+    return length if length <= file.size else 0
+
+
+def _described(config: bytes) -> Any:
+    """Return config.json as it describes the model; as text where it is none."""
+    try:
+        found = json.loads(config)
+    except ValueError:
+        return config.decode(errors="replace")
+    if isinstance(found, dict):
+        return {key: value for key, value in found.items() if key not in _VOLATILE}
+    return found
+
+
+def _read(fs: pafs.FileSystem, path: str) -> bytes:
+    with fs.open_input_stream(path, compression=None) as stream:
+        data: bytes = stream.read()
+        return data
+
+
+def _commit(name: str) -> str | None:
+    """Return the commit of the hub's repository whose config.json the cache has."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    if not isinstance(found, str):
+        return None
+    # .../snapshots/COMMIT/config.json
+    return found.replace("\\", "/").rsplit("/", 2)[-2]
