@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ochat_ray.errors import UserError
+from ochat_ray.ownership import Ownership
 from ochat_ray.run_dir import RunDir
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.checkpoint import Checkpoint, check_same_run
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.output import MODEL_MANIFEST
+from ochat_ray.train.output import read_model_manifest
 
 CONTINUES = "continues"
 
@@ -58,7 +59,7 @@ def schedule_from(identity: Mapping[str, Any]) -> int:
     return int(continues["step"]) if continues else 0
 
 
-def start_of(config: TrainConfig, identity: dict[str, Any], run: RunDir) -> Start:
+def start_of(config: TrainConfig, identity: dict[str, Any], output: Ownership) -> Start:
     """Return where a run into this output directory starts; `identity` is of its options alone.
 
     Raises:
@@ -66,11 +67,11 @@ def start_of(config: TrainConfig, identity: dict[str, Any], run: RunDir) -> Star
     """
     if config.overwrite:
         return Start(checkpoint=None, identity=identity)
-    complete = run.read_json(MODEL_MANIFEST)
+    complete = read_model_manifest(output)
     return choose_start(
         config.from_checkpoint,
         identity,
-        checkpoints.whole(run),
+        checkpoints.whole(output.run),
         None if complete is None else complete.get("identity"),
         config.output,
     )

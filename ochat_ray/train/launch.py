@@ -57,6 +57,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config.check()
     manifest = check_inputs(config)
     output, model = output_of(config.output), fingerprint(config.model)
+    prompts = prompts_of(config, manifest)
     if isinstance(task := _settle(config, manifest, output, model), dict):
         if output.has_work():  # it was killed while it cleaned up
             with hold(output.run, "train"):
@@ -69,12 +70,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         # Another run may have written there since the first look.
         if isinstance(task := _settle(config, manifest, output, model), dict):
             return task
-        announce_start(task.config, task.start)
+        announce_start(task.config, task.begins.checkpoint, task.begins.expected)
         lock.check()
-        clear(output, task.start.checkpoint)
-        discard(output.run, task.start)
+        clear(output, task.begins.checkpoint)
+        discard(output.run, task.begins)
         try:
-            _run(task, output, lock, use_gpu=use_gpu)
+            _run(task, output, lock, prompts, use_gpu=use_gpu)
         finally:
             if not lock.is_lost:
                 with suppress(OSError):  # a dying worker still writes; the next run clears it
@@ -86,11 +87,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Task:
-    """A training as it starts: its options, where it starts, and the prompts of its samples."""
+    """A training as it starts: its options, and where it begins."""
 
     config: TrainConfig
-    start: Start
-    prompts: list[list[int]] | None
+    begins: Start
 
 
 def _settle(
@@ -98,18 +98,24 @@ def _settle(
 ) -> _Task | dict[str, Any]:
     """Return what is to be done, or the content of ochat.json where it is complete already."""
     config = with_step_size(config, to_go_on_from(config))
-    start = start_of(config, identity_of(config, manifest, model), output.run)
-    check_steps(config, manifest, start)
-    prompts = prompts_of(config, manifest)
-    done = completed_already(config, output, start)
-    return done or _Task(config=config, start=start, prompts=prompts)
+    begins = start_of(config, identity_of(config, manifest, model), output)
+    check_steps(config, manifest, begins)
+    done = completed_already(config, output, begins)
+    return done or _Task(config=config, begins=begins)
 
 
-def _run(task: _Task, output: Ownership, lock: RunLock, *, use_gpu: bool) -> None:
+def _run(
+    task: _Task,
+    output: Ownership,
+    lock: RunLock,
+    prompts: list[list[int]] | None,
+    *,
+    use_gpu: bool,
+) -> None:
     """Start the workers and follow them to their end."""
     config, run = task.config, output.run
     trackers = config.wandb is not None or config.mlflow is not None
-    work = start(output, lock.token, trackers=trackers)
+    work = start(output, lock.token, trackers=trackers, samples=prompts is not None)
     least = config.num_workers_min
     with _staging_directory(config, work) as staging, follow_metrics(run):
         trainer = TorchTrainer(
@@ -130,8 +136,8 @@ def _run(task: _Task, output: Ownership, lock: RunLock, *, use_gpu: bool) -> Non
                 ),
                 "staging": staging,
                 "token": lock.token,
-                "identity": task.start.identity,
-                "sample_prompts": task.prompts,
+                "identity": task.begins.identity,
+                "sample_prompts": prompts,
             },
             torch_config=OwnNetworkConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(

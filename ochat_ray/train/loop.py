@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 import time
@@ -27,7 +28,6 @@ from ochat_ray.train import failures
 from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
-from ochat_ray.train.collectives import agree, gather, join
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from
 from ochat_ray.train.early_stopping import held_out_losses, is_over
@@ -47,7 +47,7 @@ from ochat_ray.train.flops import (
     peak_flops,
     training_flops,
 )
-from ochat_ray.train.loss import check_finite, pack_scales
+from ochat_ray.train.loss import NonFiniteLossError, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
 from ochat_ray.train.optimizer import frozen_by
@@ -57,7 +57,7 @@ from ochat_ray.train.preflight import extended_config, own_pack_from, steps_of
 from ochat_ray.train.restore import local_copy
 from ochat_ray.train.round_trip import check_export, choose_conversation
 from ochat_ray.train.samples import Sampler
-from ochat_ray.train.steps import Step, forward_passes, held_out_packs
+from ochat_ray.train.steps import Step, forward_passes, held_out_steps
 from ochat_ray.train.tokens import TokenTable
 
 
@@ -101,8 +101,8 @@ class _Worker:
         self.tokenizer = load_tokenizer(self.base)
         self.table = TokenTable(self.config.data, "train", self.config.max_length)
         self.held_out = TokenTable(self.config.data, "eval", self.config.max_length)
-        self.resumed: Checkpoint | None = agree(checkpoints.latest(run))
-        self.attempt: str = agree(uuid.uuid4().hex[:8])
+        self.resumed: Checkpoint | None = self._agree(checkpoints.latest(run))
+        self.attempt: str = self._agree(uuid.uuid4().hex[:8])
 
         model_config, context_before = extended_config(self.config, self.base, self.manifest)
         self.shape = ModelShape.of(model_config, frozen_by(self.config, model_config))
@@ -111,7 +111,7 @@ class _Worker:
         )
         self.own_pack_from = own_pack_from(self.config, context_before)
         way = prove_exact_here(self.config, model_config)
-        self.way = replace(way, packed=all(gather(way.packed)))
+        self.way = replace(way, packed=all(self._gather(way.packed)))
         if self.rank == 0 and way.notice:
             print(way.notice)
         local = context.get_local_world_size()
@@ -134,8 +134,8 @@ class _Worker:
 
     def train(self) -> None:
         """Everything from the last checkpoint, or from the start, to the exported model."""
-        done = self.resumed.step if self.resumed else 0
-        conversations = self.resumed.conversations if self.resumed else 0
+        resumed = self.resumed
+        done, conversations = (resumed.step, resumed.conversations) if resumed else (0, 0)
         evaluation: Evaluation | None = None
         self.metrics = Metrics(
             self.run if self.rank == 0 else None,
@@ -148,22 +148,15 @@ class _Worker:
             config=self.settings["identity"],
         )
         with self.metrics:
-            known = Evaluation(**self.resumed.eval_before) if self.resumed else None
-            before = known or self._evaluate(0)
-            losses = [before.loss]
-            if self.resumed:  # those of the first worker's file
-                first = schedule_from(self.settings["identity"])
-                own = read_metrics(self.run) if self.rank == 0 else []
-                losses = agree(held_out_losses(own, first, done))
+            before = Evaluation(**resumed.eval_before) if resumed else self._evaluate(0)
+            lines = read_metrics(self.run) if self.rank == 0 and resumed else []
+            since = schedule_from(self.settings["identity"])
+            losses = self._agree(held_out_losses(lines, since, done)) or [before.loss]
             sampler = Sampler(
-                self.settings["sample_prompts"],
-                self.engine.next_ids,
-                self.tokenizer,
-                self.config,
-                packed=self.way.packed,
-                run=self.run if self.rank == 0 else None,
-                metrics=self.metrics,
-            )
+                self.settings["sample_prompts"], self.engine.next_ids, self.tokenizer, self.config,
+                packed=self.way.packed, run=self.run if self.rank == 0 else None,
+                metrics=self.metrics, check=self._check_held,
+            )  # fmt: skip
             if not self.resumed:
                 sampler.write(0)
             for step in self.steps.after(done, self.world_size):
@@ -173,13 +166,11 @@ class _Worker:
                 self.metrics.write(self._step(step))
                 done, conversations = step.number, conversations + len(step.conversations)
                 evaluation = self._evaluate(done) if step.evaluates else None
-                if evaluation is not None:
-                    losses.append(evaluation.loss)
+                losses += [evaluation.loss] if evaluation else []
                 if step.saves:
                     self._save(step, conversations, before, evaluation)
                 sampler.after(done)
-            if evaluation is None:  # resumed from the last step
-                evaluation = self._evaluate(done)
+            evaluation = evaluation or self._evaluate(done)  # resumed from the last step
             sampler.write(done)
         self.place.text = "in the export"
         self._export(before, evaluation, done)
@@ -221,13 +212,9 @@ class _Worker:
             self._check_held()
             checkpoints.prune(self.run, config.keep_checkpoints)
         with local_copy(
-            config.output,
-            resumed,
-            staging=self.settings["staging"],
-            node_rank=self.node_rank,
-            converts=convert,
-            leads=self.local_rank == 0,
-        ) as directory:
+            config.output, resumed, staging=self.settings["staging"], node_rank=self.node_rank,
+            converts=convert, leads=self.local_rank == 0,
+        ) as directory:  # fmt: skip
             engine.load(directory)
             distributed.barrier()
         return engine
@@ -247,9 +234,13 @@ class _Worker:
             [0.0 if position is None else scales[position] for _, position in passes],
             rate=step.rate,
         )
-        check_finite(
-            step.number, result.loss, result.grad_norm, [self.table.id(i) for i in indices]
-        )
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            ids = ", ".join(self.table.id(i) for i in indices[:8])
+            raise NonFiniteLossError(
+                f"step {step.number}: loss {result.loss}, gradient norm {result.grad_norm}; "
+                f"conversations {ids}{', …' if len(indices) > 8 else ''}; look at them, or lower "
+                "--learning-rate"
+            )
         seconds = time.monotonic() - started
         lengths = self.table.lengths[indices]
         predicted = sum(int(np.count_nonzero(w[1:])) for w in loss_weights.values())
@@ -287,15 +278,12 @@ class _Worker:
         return result
 
     def _held_out_packs(self) -> Iterator[Batch]:
-        return held_out_packs(
-            self.config,
-            self.held_out,
-            rank=self.rank,
-            world_size=self.world_size,
-            own_pack_from=self.own_pack_from,
-            packed=self.way.packed,
-            device=self.engine.device,
-        )
+        config, table = self.config, self.held_out
+        chosen = table.sample(config.eval_tokens, config.seed)
+        steps = held_out_steps(config, table.lengths[chosen], self.world_size, self.own_pack_from)
+        for step in steps:
+            for pack, _ in forward_passes(step, self.rank, packed=self.way.packed):
+                yield table.batch([int(chosen[i]) for i in pack]).to(self.engine.device)
 
     def _save(
         self, step: Step, conversations: int, before: Evaluation, evaluation: Evaluation | None
@@ -305,7 +293,7 @@ class _Worker:
         loss = evaluation.loss if evaluation else None
         with self._scratch("checkpoint-") as directory:
             self.engine.save(directory)
-            files = join(checkpoints.sizes(directory))
+            files = self._joined(checkpoints.sizes(directory))
             if self.rank == 0:
                 self._check_held()
                 checkpoints.record(self.run, name, files)
@@ -352,8 +340,8 @@ class _Worker:
                 publish(directory, self.run)
         if self.rank == 0:
             self._plot()
-            best = checkpoints.best(checkpoints.whole(self.run))
             self._check_held()
+            best = checkpoints.best(checkpoints.whole(self.run))
             self.run.write_json(
                 MODEL_MANIFEST,
                 {
@@ -387,9 +375,25 @@ class _Worker:
         with tempfile.TemporaryDirectory(dir=self.settings["staging"], prefix=prefix) as directory:
             yield Path(directory)
 
+    def _joined(self, own_files: dict[str, int]) -> dict[str, int]:
+        """All workers' files."""
+        return dict(sorted(item for files in self._gather(own_files) for item in files.items()))
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Every worker's value."""
+        found: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(found, value)
+        return found
+
     def _check_held(self) -> None:
         """Stop before a write, where another run has taken the output directory over."""
         check_held(self.run, self.settings["token"])
+
+    def _agree(self, value: Any) -> Any:
+        """The first worker's value, on all workers."""
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
 
 def _device_name(engine: Engine) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Literal
 
 from ochat_ray.errors import UserError
@@ -13,21 +11,6 @@ Loss = Literal["exact", "openchat-2023"]
 
 class NonFiniteLossError(UserError):
     """The loss or the gradient's norm is not a number; names the step and its conversations."""
-
-
-def check_finite(step: int, loss: float, grad_norm: float, ids: Sequence[str]) -> None:
-    """Check the loss and the gradient's norm of a step; `ids` are its conversations'.
-
-    Raises:
-        NonFiniteLossError: One of them is infinite or not a number.
-    """
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    named = ", ".join(ids[:8])
-    raise NonFiniteLossError(
-        f"step {step}: loss {loss}, gradient norm {grad_norm}; conversations {named}"
-        f"{', …' if len(ids) > 8 else ''}; look at them, or lower --learning-rate"
-    )
 
 
 def pack_scales(weights: list[list[float]], kind: Loss = "exact") -> list[list[float]]:

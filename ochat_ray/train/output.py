@@ -73,9 +73,10 @@ def clear(output: Ownership, resumed: Checkpoint | None) -> None:
     output.clear_work()
 
 
-def start(output: Ownership, token: str, *, trackers: bool) -> RunDir:
+def start(output: Ownership, token: str, *, trackers: bool, samples: bool = False) -> RunDir:
     """Record what a run writes from its start; return its work folder."""
-    output.record(name for name in _OF_THE_RUN if trackers or name != TRACKED)
+    unused = {TRACKED: not trackers, SAMPLES: not samples}
+    output.record(name for name in _OF_THE_RUN if not unused.get(name))
     return output.start_work(token)
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from ochat_ray.run_dir import RunDir
 from ochat_ray.tokenizer import load_tokenizer
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from, start_of
@@ -17,6 +16,7 @@ from ochat_ray.train.fingerprint import fingerprint
 from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.memory import MemoryPlan, estimate_run, longest_pack
 from ochat_ray.train.optimizer import frozen_by
+from ochat_ray.train.output import output_of
 from ochat_ray.train.preflight import (
     check_inputs,
     check_steps,
@@ -43,9 +43,8 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     config.check()
     manifest = check_inputs(config)
     config = with_step_size(config, to_go_on_from(config))
-    start = start_of(
-        config, identity_of(config, manifest, fingerprint(config.model)), RunDir.open(config.output)
-    )
+    identity = identity_of(config, manifest, fingerprint(config.model))
+    start = start_of(config, identity, output_of(config.output))
     check_steps(config, manifest, start)
     prompts_of(config, manifest)
     table = TokenTable(config.data, "train", config.max_length)

@@ -93,9 +93,9 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
             file=sys.stderr,
         )
-    trained = extended_config(config, config.model, manifest)[0]
-    frozen_by(config, trained)
-    check_exportable(trained)
+    model_config, _ = extended_config(config, config.model, manifest)
+    frozen_by(config, model_config)
+    check_exportable(model_config)
     verify_tables(config.data, manifest)
     for split in splits:
         table = TokenTable(config.data, split, config.max_length)
@@ -217,7 +217,7 @@ def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> di
 
 
 def completed_already(
-    config: TrainConfig, output: Ownership, start: Start
+    config: TrainConfig, output: Ownership, begins: Start
 ) -> dict[str, Any] | None:
     """Return the content of ochat.json, if this very training is complete.
 
@@ -228,19 +228,20 @@ def completed_already(
     check_way(output)
     if read_model_manifest(output) is None:
         return None
-    gives_up = config.overwrite or start.continues
-    return completed(output.run, MODEL_MANIFEST, start.identity, overwrite=gives_up)
+    replaces = config.overwrite or begins.continues
+    return completed(output.run, MODEL_MANIFEST, begins.identity, overwrite=replaces)
 
 
-def announce_start(config: TrainConfig, start: Start) -> None:
+def announce_start(
+    config: TrainConfig, resumed: Checkpoint | None, identity: dict[str, Any]
+) -> None:
     """Print where training starts.
 
     Raises:
         UserError: there are checkpoints of another run, which --overwrite does not give up.
     """
-    resumed = start.checkpoint
     if resumed is not None:
-        checkpoints.check_same_run(resumed, start.expected, config.output)
+        checkpoints.check_same_run(resumed, identity, config.output)
         print(f"going on from step {resumed.step}; --overwrite starts anew", file=sys.stderr)
     elif config.resume:
         print(f"{config.output} has no checkpoint yet; starting anew", file=sys.stderr)

@@ -165,6 +165,7 @@ class Sampler:
         config: has the steps between samples, and the tokens of an answer.
         packed: whether conversations may share a pack.
         run: the output directory, on the first worker alone.
+        check: called before samples.jsonl is written; raises where the directory is another run's.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class Sampler:
         packed: bool,
         run: RunDir | None,
         metrics: Metrics,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._prompts = prompts
         self._next_ids = next_ids
@@ -186,6 +188,7 @@ class Sampler:
         self._packed = packed
         self._run = run
         self._metrics = metrics
+        self._check = check
         self._last: int | None = None
 
     def after(self, step: int) -> None:
@@ -217,6 +220,7 @@ class Sampler:
             )
             for prompt, answer in zip(self._prompts, answers, strict=True)
         ]
+        self._check()
         _write_lines(self._run, samples)
         for number, sample in enumerate(samples, 1):
             self._metrics.write_text(step, f"sample {number}", _as_markdown(sample))

@@ -11,13 +11,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 
 from ochat_ray.train import packing, schedule
-from ochat_ray.train.batch import Batch
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.packing import Pack
-from ochat_ray.train.tokens import TokenTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +60,19 @@ def room_taken(lengths: np.ndarray, max_tokens: int, own_pack_from: int | None) 
     if own_pack_from is None:
         return lengths
     return np.where(lengths >= own_pack_from, np.maximum(lengths, max_tokens), lengths)
+
+
+def held_out_steps(
+    config: TrainConfig, lengths: np.ndarray, world_size: int, own_pack_from: int | None
+) -> Iterator[packing.Step]:
+    """Yield the packs of an evaluation on conversations of these lengths (tokens)."""
+    return packing.steps(
+        room_taken(lengths, config.max_tokens, own_pack_from),
+        world_size=world_size,
+        max_tokens=config.max_tokens,
+        seed=config.seed,
+        epoch=0,
+    )
 
 
 class Steps:
@@ -149,32 +159,3 @@ class Steps:
             **self._config.step_size,
             **self._costs,
         }
-
-
-def held_out_packs(
-    config: TrainConfig,
-    table: TokenTable,
-    *,
-    rank: int,
-    world_size: int,
-    own_pack_from: int | None,
-    packed: bool,
-    device: torch.device,
-) -> Iterator[Batch]:
-    """Yield one worker's packs of the held-out conversations that a run evaluates on.
-
-    Args:
-        config: Options of the run.
-        table: Held-out split.
-        rank: Of this worker, among `world_size`.
-        own_pack_from: Length in tokens from which a conversation has a pack of its own.
-        packed: Whether conversations share a forward pass.
-        device: Where the packs are put.
-    """
-    chosen = table.sample(config.eval_tokens, config.seed)
-    lengths = room_taken(table.lengths[chosen], config.max_tokens, own_pack_from)
-    for step in packing.steps(
-        lengths, world_size=world_size, max_tokens=config.max_tokens, seed=config.seed, epoch=0
-    ):
-        for pack, _ in forward_passes(step, rank, packed=packed):
-            yield table.batch([int(chosen[i]) for i in pack]).to(device)
