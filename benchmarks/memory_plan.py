@@ -7,7 +7,7 @@
 Random models of several shapes train for a few steps, in fresh processes, with `Engine` alone: no
 Ray. Every pack is full and every token is supervised, as the plan assumes.
 
-On CPU a worker's memory is its anonymous memory (RssAnon in /proc), sampled every 2 ms from
+On CPU, memory is the anonymous memory of a worker (RssAnon in /proc), sampled every 2 ms from
 outside, less what it has before it builds its engine: Python, its libraries, the process group. On
 GPU it is `torch.cuda.max_memory_allocated`. Only the steps count, not the loading of the model.
 """

@@ -37,7 +37,8 @@ def test_a_finished_run_gets_another_epoch_with_a_schedule_of_its_own(undisturbe
     rates = [line["learning_rate"] for line in lines[STEPS:]]
     assert rates == pytest.approx([1e-3 * (1 - n / 8) for n in range(1, 8)])
     samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
-    assert [s["step"] for s in samples] == [44] * 4 + [48] * 4 + [49] * 4
+    # Two of the four held-out prompts are short enough for a pack of 128 tokens.
+    assert [s["step"] for s in samples] == [44, 44, 48, 48, 49, 49]
     assert train(longer) == result  # complete already
 
 
