@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class JobFailedError(RuntimeError):
-    """A job ended for a reason that no other option would mend; its text is one line.
+    """Error that no other option would avoid, such as a bug; the message is one line.
 
     Args:
         detail: printed above that line, such as the traceback of a bug.

@@ -30,7 +30,7 @@ def follow_metrics(run: RunDir) -> Iterator[None]:
             lines = read_metrics(run)
             if len(lines) < printed:  # an attempt went back to its checkpoint
                 printed = len(lines)
-                print(f"{'train':>10}  workers were lost; going on", file=sys.stderr, flush=True)
+                print(f"{'train':>10}  workers were lost; resuming", file=sys.stderr, flush=True)
             for number, line in enumerate(lines[printed:], printed):
                 print(progress_line(line, lines[:number]), file=sys.stderr, flush=True)
             printed = len(lines)

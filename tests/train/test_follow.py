@@ -60,6 +60,6 @@ def test_steps_that_are_done_again_are_shown_again(tmp_path, capsys, monkeypatch
                 metrics.write(line | {"step": step})
         seen("step 3 of 4")
         with Metrics(run, resume_step=1, constants={"total_steps": 4}) as metrics:
-            seen("workers were lost; going on")
+            seen("workers were lost; resuming")
             metrics.write(line | {"step": 2})
         assert "step 3" not in seen("step 2 of 4")
