@@ -64,9 +64,9 @@ from ochat_ray.train.tokens import TokenTable
 def train_worker(settings: dict[str, Any]) -> None:
     """The function that Ray Train runs on every worker; `settings` holds plain values.
 
-    An error that would only come again is left in the run's work folder before it is raised, and no
-    further attempt is made.
+    An error that would come again is left in the run's work folder; no further attempt is made.
     """
+    torch.set_num_threads(1)  # Ray's OMP_NUM_THREADS is too late if torch is imported before
     output, staging = settings["config"]["output"], settings["staging"]
     if "://" not in output and not os.path.isdir(staging):  # which is in the output
         raise not_on_this_host(output)

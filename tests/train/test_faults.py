@@ -78,10 +78,12 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(configured, st
     output = tmp_path / "model"
     shutil.copytree(stopped, output)
     before = checkpoints.whole(RunDir.open(str(output)))
-    with pytest.raises(UserError, match=r"checkpoint at step .* give it up with --overwrite"):
+    with pytest.raises(UserError, match=r"--learning-rate; continue it with --from-checkpoint"):
         train(configured(output, learning_rate=2e-3))
-    with pytest.raises(UserError, match=r"--learning-rate 0\.001, not 0.002"):
-        train(configured(output, learning_rate=2e-3, resume=True))
+    with pytest.raises(UserError, match=r"checkpoint at step .* give it up with --overwrite"):
+        train(configured(output, weight_decay=0.1))
+    with pytest.raises(UserError, match=r"--weight-decay 0\.0, not 0.1"):
+        train(configured(output, weight_decay=0.1, resume=True))
     with pytest.raises(UserError, match="another size of a step"):
         train(configured(output, sequences_per_step=4, resume=True))
     assert checkpoints.whole(RunDir.open(str(output))) == before
