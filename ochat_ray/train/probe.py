@@ -166,7 +166,10 @@ class _Probe:
                 "--no-gradient-checkpointing"
             )
         widen(self._reference)
-        self._reference.to(dtype).to(device, torch.float32)  # the dtype's weights, exactly
+        with torch.no_grad():
+            for parameter in self._reference.parameters():  # the dtype's weights, exactly
+                parameter.copy_(parameter.to(dtype))
+        self._reference.to(device)
         self._kinds = layer_kinds(self._config)
         vocabulary = self._reference.get_input_embeddings().weight.shape[0]
         self._ids = [torch.randint(3, vocabulary, (1, n)).to(device) for n in _LENGTHS]
