@@ -16,10 +16,6 @@ from typing import Any
 Neutral = Mapping[str, Callable[[Any], bool]]
 """Tests by field name for whether a value is neutral."""
 
-IGNORED_MESSAGE_FIELDS = ("name",)
-"""Fields of a message that the template cannot represent; removed and named in a response
-header."""
-
 
 def one_of(*values: Any) -> Callable[[Any], bool]:
     """Return a test for exactly these values: `True` is not 1."""

@@ -1,8 +1,8 @@
-"""Errors of workers: which another attempt may mend, and what the user reads of the others.
+"""Errors of workers: classification into retryable and final ones, and their messages.
 
-Ray Train starts the workers again after any error. That mends lost processes, hosts and
-connections. An error that would only come again is left in the run's work folder instead, and ends
-the run.
+Ray Train restarts the workers after any error, which helps after lost processes, hosts and
+connections. An error that would recur is written to the run's work folder instead, and ends the
+run.
 """
 
 from __future__ import annotations
