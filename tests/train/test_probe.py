@@ -213,3 +213,15 @@ def test_a_tiny_model_has_dense_and_sparse_layers():
 
 def built(config):
     return AutoModelForCausalLM.from_config(config)
+
+
+def test_a_reference_of_bfloat16_weights_is_exact_in_float32():
+    """Its weights are rounded to bfloat16, but not the frequencies of its rotary embeddings."""
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_attention_heads=4, num_hidden_layers=2
+    )
+    register_packed_sdpa()
+    tried = probe._Probe(config, torch.device("cpu"), torch.bfloat16, True)
+    logits_error, gradient_error = tried._errors("eager", False, torch.float32)
+    assert logits_error < 1e-5
+    assert gradient_error < 1e-4
