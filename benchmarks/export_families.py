@@ -42,7 +42,7 @@ _KNOWN_PROBLEMS = {
     "the converter refuses it": "AssertionError: ",
     "llama.cpp cannot load it": "Failed to init server",
 }
-"""What is printed for an error that is no fault of the export."""
+"""Lines printed for an error that is no fault of the export."""
 
 _COMMON = {
     "hidden_size": 64,
@@ -208,7 +208,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalEngine:
-    """What `export` needs of an engine, around a model that is whole in this process."""
+    """Substitute for the engine that `export` takes, around an unpartitioned model."""
 
     model: Any
 

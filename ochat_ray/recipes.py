@@ -50,7 +50,7 @@ class Recipe:
     context_length: int
     keep_model: str = "GPT-4"
     extends_context: bool = False
-    """Whether to train beyond the base model's context length.
+    """True to train beyond the base model's context length.
 
     This extrapolates its rotary embeddings without scaling.
     """

@@ -66,7 +66,7 @@ class _Block:
     marker: str = ""
     """For a list: the character that separates it from a list before it."""
     interrupts: bool = True
-    """Whether the block can follow a paragraph's text on the next line."""
+    """True if the block can follow a paragraph's text on the next line."""
 
 
 def html_to_markdown(html: str) -> str:

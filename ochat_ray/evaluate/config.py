@@ -171,7 +171,7 @@ class EvaluateConfig:
 
     @property
     def is_demo(self) -> bool:
-        """Whether the options name nothing to evaluate, so that the demo's model is evaluated."""
+        """True if the options name nothing to evaluate, so that the demo's model is evaluated."""
         here = (self.url, self.judge_url) == (SERVED_URL, OPENAI_URL)
         return self.suite == "vicuna" and here and not self._named
 
@@ -185,7 +185,7 @@ class EvaluateConfig:
 
     @property
     def compares(self) -> bool:
-        """Whether answers are compared with a baseline's."""
+        """True if answers are compared with a baseline's."""
         return self.suite != "mt_bench" or self.pairwise
 
     def answering(self, model: str, temperature: float) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class SamplingRequest(Strict):
 
     @property
     def usage_in_chunks(self) -> bool:
-        """Whether every chunk of a stream holds the usage so far, as vLLM does it."""
+        """True if every chunk of a stream holds the usage so far, as in vLLM."""
         return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property

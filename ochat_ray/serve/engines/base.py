@@ -90,7 +90,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely remaining token is always chosen."""
+        """True if the most likely remaining token is always chosen."""
         return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
 
 
