@@ -66,7 +66,7 @@ test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not end_to_end and not gpu and not slow and not browser and not cluster"
 
 test-slow: venv venv-exports
-	$(BIN)/python -m pytest -m "(slow or browser) and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu"
 
 test-demo: venv
 	$(BIN)/python -m pytest -m end_to_end

@@ -1,4 +1,4 @@
-"""Training that is disturbed: killed workers, other numbers of workers, full disks."""
+"""Training that is disturbed: killed workers, another number of workers, full disks."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def stopped(shared_ray, configured, tmp_path_factory):
     shared_ray()
     output = tmp_path_factory.mktemp("stopped") / "model"
     killer = kill_a_worker(lambda: any(m["step"] >= 16 for m in metrics_of(output)))
-    with pytest.raises(Exception, match="worker"):
+    with pytest.raises(JobFailedError, match=r"--max-failures 0 times.* run it again"):
         train(configured(output, max_failures=0))
     assert not killer.is_alive()
     assert 16 <= max(m["step"] for m in metrics_of(output)) < STEPS
@@ -50,15 +50,6 @@ def check_is_as_undisturbed(output, result, undisturbed, *, after, world_size):
     assert result["eval_after"]["loss"] == pytest.approx(
         expected["eval_after"]["loss"], abs=tolerance
     )
-
-
-def test_a_stopped_run_goes_on_with_more_workers(configured, undisturbed, stopped, tmp_path):
-    output = tmp_path / "model"
-    shutil.copytree(stopped, output)
-    last = checkpoints.latest(RunDir.open(str(output)))
-    assert last.world_size == 2
-    result = train(configured(output, num_workers=3, resume=True))
-    check_is_as_undisturbed(output, result, undisturbed, after=last.step, world_size=3)
 
 
 def test_the_same_command_passes_over_a_checkpoint_that_lost_a_file(

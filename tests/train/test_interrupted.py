@@ -15,7 +15,8 @@ import pytest
 from ochat_ray.run_dir import RunDir
 from ochat_ray.run_lock import hold
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+# A job and a Ray of its own each.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 LINE = "interrupted; run it again, nothing half-written counts"
@@ -37,11 +38,11 @@ def _session(process):
     ("moment", "delay_s", "times"),
     [
         ("starting workers", 5.0, 1),
-        pytest.param(None, 2.0, 1, marks=pytest.mark.slow),
-        pytest.param(None, 6.0, 1, marks=pytest.mark.slow),
-        pytest.param("starting workers", 0.0, 3, marks=pytest.mark.slow),
-        pytest.param("step 0 ", 0.0, 1, marks=pytest.mark.slow),
-        pytest.param("step 7 ", 0.3, 2, marks=pytest.mark.slow),
+        (None, 2.0, 1),
+        (None, 6.0, 1),
+        ("starting workers", 0.0, 3),
+        ("step 0 ", 0.0, 1),
+        ("step 7 ", 0.3, 2),
     ],
 )
 def test_ctrl_c_ends_with_130_and_one_line(data, model_directory, tmp_path, moment, delay_s, times):

@@ -197,7 +197,7 @@ def test_big_code_gets_its_token_trains_and_opens(configured, tmp_path, tokenize
     result = train(
         configured(
             tmp_path / "model", recipe="opencoder", data=data, model=str(base), max_steps=2,
-            learning_rate=1e-12, deepspeed="ds.json",
+            learning_rate=1e-12, deepspeed="ds.json", num_workers=1,
         )
     )  # fmt: skip
     assert result["deepspeed"]["zero_optimization"]["sub_group_size"] == 12345

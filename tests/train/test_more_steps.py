@@ -50,7 +50,11 @@ def test_a_run_whose_held_out_loss_falls_no_more_ends_early_and_whole(
 
     result = train(
         configured(
-            tmp_path / "m", learning_rate=1e-15, early_stopping=1, freeze=("embed", "layers.0")
+            tmp_path / "m",
+            learning_rate=1e-15,
+            early_stopping=1,
+            freeze=("embed", "layers.0"),
+            num_workers=1,
         )
     )
     assert (result["step"], result["stopped_early"]) == (7, True)
