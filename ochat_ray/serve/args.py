@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +238,7 @@ def resolve(args: ServeArgs) -> Settings:
             keys=keys,
             keys_path=keys_path,
             insecure_open=args.insecure_open,
-            cors_origins=tuple(filter(None, (args.cors_origins or "").split(","))),
+            cors_origins=tuple(filter(None, re.split(r"[,\s]+", args.cors_origins or ""))),
             strict=args.strict,
             ui=_ui(args),
             max_body_bytes=args.max_body_bytes,

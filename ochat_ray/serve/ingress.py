@@ -123,13 +123,14 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # SDKs for browsers add headers of their own
             expose_headers=["x-request-id", IGNORED_HEADER],
         )
     chat_request: Any = ChatRequest if settings.strict else LenientChatRequest
     completion_request: Any = CompletionRequest if settings.strict else LenientCompletionRequest
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"model": Health}})
     async def health() -> Response:
         """Return 200 once a model replica can answer, 503 until then."""
@@ -150,11 +151,13 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             media_type="text/plain; version=0.0.4",
         )
 
+    @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models")
     async def models() -> ModelList:
         """List the one model that is served."""
         return ModelList(data=[card])
 
+    @app.head("/v1/models/{name:path}", include_in_schema=False)
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Model:
         """Return the model with this name."""
@@ -336,6 +339,11 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        if isinstance(error.body, bytes):  # FastAPI parses what is sent as JSON
+            sent = request.headers.get("content-type")
+            found = f"not {sent!r}" if sent else "which is missing"
+            text = f"the request needs the header `Content-Type: application/json`, {found}"
+            return told(request, ApiError(415, text, code="unsupported_media_type"))
         return told(request, validation_error(error.errors()))
 
     async def http(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,10 @@ request_log = logging.getLogger("ochat_ray.serve.requests")
 
 It contains no keys, and prompts and answers only if `log_text` is set.
 """
+
+# What JSON leaves as it is, but terminals and log readers act on: DEL and C1, line and paragraph
+# separators, marks that reverse or hide text.
+_CONTROLS = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
@@ -150,4 +155,4 @@ def _line(record: Record) -> str:
         for name, value in values.items()
         if value not in (None, "", [])
     }
-    return json.dumps(kept, ensure_ascii=False)
+    return _CONTROLS.sub(lambda c: f"\\u{ord(c[0]):04x}", json.dumps(kept, ensure_ascii=False))

@@ -138,11 +138,9 @@ class SamplingRequest(Strict):
         """
         room = context_length - prompt_tokens
         if room < (self.limit or 1):
-            asked = f" and {self.limit} are asked for the answer" if self.limit else ""
             raise ApiError(
                 400,
-                f"this model's context is {context_length} tokens; the prompt has "
-                f"{prompt_tokens}{asked}",
+                _context_exceeded(context_length, prompt_tokens, self.limit, self.prompt_field),
                 code="context_length_exceeded",
                 param=self.prompt_field if room < 1 else "max_tokens",
             )
@@ -354,6 +352,17 @@ def check_logprobs(request: SamplingRequest, answers: Collection[Sampling]) -> N
             code="too_many_logprobs",
             param="logprobs",
         )
+
+
+def _context_exceeded(context_length: int, prompt: int, limit: int | None, field: str) -> str:
+    """Return the message in OpenAI's words, by which clients such as LiteLLM recognise it."""
+    asked = (
+        f"you requested {prompt + limit} tokens ({prompt} in the {field}, {limit} in the "
+        f"completion). Please reduce the length of the {field} or completion."
+        if limit
+        else f"your {field} resulted in {prompt} tokens. Please reduce the length of the {field}."
+    )
+    return f"This model's maximum context length is {context_length} tokens. However, {asked}"
 
 
 def _given(value: float | None, default: float) -> float:

@@ -34,6 +34,13 @@ def test_the_recipe_names_the_model_its_template_and_its_context(copy):
     assert settings.ingress.context_length == settings.engine.context_length == 1024
 
 
+def test_origins_may_be_written_with_blanks(model_directory):
+    args = ServeArgs(
+        model=str(model_directory), cors_origins="https://a.example, https://b.example,"
+    )
+    assert resolve(args).ingress.cors_origins == ("https://a.example", "https://b.example")
+
+
 def test_a_relative_directory_is_made_absolute(copy, monkeypatch):
     monkeypatch.chdir(copy.parent)
     assert resolve(ServeArgs(model="copy")).engine.directory == str(copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from openai.types import Completion
@@ -75,8 +76,35 @@ def test_a_long_prompt_is_refused_with_the_numbers(tokenizer):
     message = {"role": "user", "content": "0" * 500}
     error = error_of(ask(app_for(tokenizer, script), json=ASK | {"messages": [message]}), 400)
     assert error["code"] == "context_length_exceeded"
-    assert "64" in error["message"]
+    # OpenAI's words, by which LiteLLM and others recognise it.
+    assert re.fullmatch(
+        r"This model's maximum context length is 64 tokens\. However, your messages resulted in "
+        r"\d{3} tokens\. Please reduce the length of the messages\.",
+        error["message"],
+    )
+    app = app_for(tokenizer, script)
+    error = error_of(ask(app, json=ASK | {"max_tokens": 64}), 400)
+    assert "However, you requested " in error["message"]
+    assert " 64 in the completion). Please reduce" in error["message"]
+    assert error["param"] == "max_tokens"
     assert script.seen == []
+
+
+@pytest.mark.parametrize("sent", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_not_sent_as_json_is_told_so(tokenizer, sent):
+    headers = {"content-type": sent} if sent else {}
+    answer = ask(app_for(tokenizer, Script(tokenizer)), content=json.dumps(ASK), headers=headers)
+    error = error_of(answer, 415)
+    assert "needs the header `Content-Type: application/json`" in error["message"]
+    assert (sent or "missing") in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/tiny"])
+def test_head_is_get_without_a_body(tokenizer, path):
+    app = app_for(tokenizer, Script(tokenizer))
+    head, get = ask(app, "HEAD", path), ask(app, "GET", path)
+    assert head.status_code == get.status_code == 200
+    assert head.headers["content-type"] == get.headers["content-type"]
 
 
 def test_completions_go_on_with_text_and_ids_without_the_template(tokenizer):
@@ -213,6 +241,20 @@ def test_the_request_log_holds_text_only_if_asked(tokenizer, caplog):
     assert talkative["prompt"]["messages"][0]["content"] == "hi"
 
 
+def test_no_text_of_a_request_acts_on_the_terminal_that_shows_the_log(tokenizer, caplog):
+    """C0 is escaped by JSON; C1 (a CSI in one character), DEL and marks that turn text are not."""
+    text = "a\x1b[2J\x9b2J\x85\x7f\u202eb\u2028é"
+    with caplog.at_level("INFO", logger="ochat_ray.serve.requests"):
+        message = {"role": "user", "content": text}
+        ask(
+            app_for(tokenizer, Script(tokenizer), log_text=True), json=ASK | {"messages": [message]}
+        )
+    (line,) = (record.message for record in caplog.records)
+    assert json.loads(line)["prompt"]["messages"][0]["content"] == text
+    assert all(character.isprintable() for character in line)
+    assert "é" in line
+
+
 def test_cors_is_off_unless_origins_are_given(tokenizer):
     headers = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     closed = ask(app_for(tokenizer, Script(tokenizer)), "OPTIONS", headers=headers)
@@ -220,6 +262,13 @@ def test_cors_is_off_unless_origins_are_given(tokenizer):
     app = app_for(tokenizer, Script(tokenizer), cors_origins=("https://a.example",))
     opened = ask(app, "OPTIONS", headers=headers)
     assert opened.headers["access-control-allow-origin"] == "https://a.example"
+    # OpenAI's SDK for JavaScript adds headers of its own.
+    asked = "authorization, content-type, x-stainless-os, x-stainless-retry-count"
+    sdk = ask(app, "OPTIONS", headers=headers | {"Access-Control-Request-Headers": asked})
+    assert sdk.status_code == 200
+    assert set(asked.split(", ")) <= set(sdk.headers["access-control-allow-headers"].split(", "))
+    other = ask(app, "OPTIONS", headers=headers | {"Origin": "https://b.example"})
+    assert "access-control-allow-origin" not in other.headers
 
 
 def test_a_model_card_says_where_the_model_comes_from(tokenizer):
