@@ -109,7 +109,7 @@ def test_a_few_dozen_mutated_files(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_thousands_of_mutated_files(tmp_path, name):
+def test_a_thousand_mutated_files(tmp_path, name):
     rng = random.Random(name)
-    for _ in range(5000):
+    for _ in range(1000):
         check(tmp_path / name, mutated(FILES[name], rng))
