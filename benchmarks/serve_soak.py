@@ -50,7 +50,7 @@ def main() -> None:
         shut_down()
 
 
-def deploy(model: str) -> str:
+def deploy(model: str, replicas: int = 2) -> str:
     """Start the application on a local Ray, and return its address."""
     import ray
     from ray import serve
@@ -63,8 +63,8 @@ def deploy(model: str) -> str:
         keys.write(f"soak:{KEY}\n")
     fields = {
         "model": model, "served_model_name": "soak", "engine": "transformers", "num_cpus": 0.5,
-        "min_replicas": 2, "max_replicas": 2, "max_ongoing": 8, "max_queued": 8, "keys": keys.name,
-        "context_length": 1024, "ui": False, "request_timeout_s": 120,
+        "min_replicas": replicas, "max_replicas": replicas, "max_ongoing": 8, "max_queued": 8,
+        "keys": keys.name, "context_length": 1024, "ui": False, "request_timeout_s": 120,
     }  # fmt: skip
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
