@@ -147,6 +147,8 @@ def frozen_work(
 
 def attention_layers(text_config: Any) -> list[int]:
     """Indices of the layers that have softmax attention; hybrid models name their layers' kinds."""
+    if not getattr(text_config, "num_attention_heads", None):  # Mamba, RWKV
+        return []
     kinds = getattr(text_config, "layer_types", None) or getattr(
         text_config, "layers_block_type", None
     )
