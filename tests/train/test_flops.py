@@ -209,3 +209,13 @@ def test_models_without_attention_have_none_to_count(model_type):
     shape = ModelShape.of(AutoConfig.for_model(model_type, num_hidden_layers=2))
     assert shape.attention_work == 0
     assert training_flops(shape, [2, 2]) == training_flops(shape, [4]) > 0
+
+
+def test_what_sees_images_does_not_count():
+    from transformers import Gemma3Config, Gemma3TextConfig
+
+    sizes = {"num_hidden_layers": 2}
+    text = ModelShape.of(Gemma3TextConfig(vocab_size=300, **sizes))
+    both = ModelShape.of(Gemma3Config(text_config={"vocab_size": 300, **sizes}))
+    assert both.parameters > text.parameters
+    assert both.matmul_parameters == text.matmul_parameters
