@@ -104,12 +104,12 @@ class _Worker:
         self.resumed: Checkpoint | None = self._agree(checkpoints.latest(run))
         self.attempt: str = self._agree(uuid.uuid4().hex[:8])
 
-        model_config, context_before = extended_config(self.config, self.base, self.manifest)
+        model_config = extended_config(self.config, self.base, self.manifest)
         self.shape = ModelShape.of(model_config, frozen_by(self.config, model_config))
+        self.own_pack_from = own_pack_from(model_config)
         self.steps = steps_of(
-            self.config, self.table, self.shape, context_before, settings["identity"]
+            self.config, self.table, self.shape, self.own_pack_from, settings["identity"]
         )
-        self.own_pack_from = own_pack_from(self.config, context_before)
         way = prove_exact_here(self.config, model_config)
         self.way = replace(way, packed=all(self._gather(way.packed)))
         if self.rank == 0 and way.notice:
