@@ -79,7 +79,7 @@ def check_weights(path: str, *, allow_pickle: bool) -> None:
     """Hold the weights of a directory or URI against the --allow-pickle flag.
 
     Raises:
-        UserError: there are only pickled weights and no flag, or the flag has no effect.
+        UserError: there are no weights, or only pickled ones without the flag, or it has no effect.
     """
     found = files_of(path)
     if found is None:
@@ -87,6 +87,8 @@ def check_weights(path: str, *, allow_pickle: bool) -> None:
     names = [file.base_name for file in found[1]]
     safe = any(name.endswith(".safetensors") for name in names)
     pickled = any(name.endswith(".bin") for name in names)
+    if not safe and not pickled:
+        raise UserError(f"{path} has no weights; expected *.safetensors beside its config.json")
     if allow_pickle and safe:
         raise UserError(f"--allow-pickle has no effect: {path} has safetensors; leave it out")
     if pickled and not safe and not allow_pickle:

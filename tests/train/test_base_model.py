@@ -227,6 +227,13 @@ def test_pickled_weights_are_read_only_when_asked_for(tokenizer, tmp_path):
         check_weights(str(made), allow_pickle=True)
 
 
+def test_a_directory_without_weights_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "training_args.json").write_text("{}")
+    with pytest.raises(UserError, match="has no weights"):
+        check_weights(str(tmp_path), allow_pickle=False)
+
+
 def test_code_in_a_model_directory_is_not_run(tmp_path):
     (tmp_path / "modeling.py").write_text("raise SystemExit('ran')")
     (tmp_path / "config.json").write_text(
