@@ -20,7 +20,7 @@ from ochat_ray.template import encode
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train.batch import Batch, make_batch
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.metrics import Metrics
+from ochat_ray.train.metrics import Metrics, lines_up_to
 from ochat_ray.train.tokens import TokenTable
 
 SAMPLES = "samples.jsonl"
@@ -235,11 +235,6 @@ def _as_markdown(sample: Sample) -> str:
 
 def _write_lines(run: RunDir, samples: Sequence[Sample]) -> None:
     """Write a step's samples after those of earlier steps; later ones are replaced."""
-    kept = []
-    if run.exists(SAMPLES):
-        with run.fs.open_input_stream(run.path(SAMPLES), compression=None) as stream:
-            kept = stream.read().decode().splitlines()
-    step = samples[0].step
-    kept = [line for line in kept if json.loads(line)["step"] < step]
+    kept = lines_up_to(run, SAMPLES, samples[0].step - 1)
     new = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
     run.write_text(SAMPLES, "".join(f"{line}\n" for line in [*kept, *new]))
