@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import os
 import pickle
 import socket
 import struct
@@ -51,6 +52,15 @@ def test_json_comes_back(tmp_path):
     assert run.read_json("a.json") is None
     run.write_json("a.json", {"é": [1]})
     assert run.read_json("a.json") == {"é": [1]}
+
+
+def test_what_is_no_file_is_not_read_as_json(tmp_path):
+    run = RunDir.open(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("pipe.json", "folder.json"):
+        with pytest.raises(UserError, match=f"{name} is not a file; remove it"):
+            run.read_json(name, "remove it")
 
 
 def test_files_lists_whole_files_in_order(tmp_path):
