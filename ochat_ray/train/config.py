@@ -60,7 +60,7 @@ class TrainConfig:
     learning rates and --early-stopping may differ from before; the schedule starts again at that
     step and covers the remaining ones. Later checkpoints are removed."""
     overwrite: Annotated[bool, Off] = False
-    """Give up a finished or unfinished run in the output directory."""
+    """Give up another finished run, or an unfinished one, in the output directory."""
     dry_run: Annotated[bool, Off] = False
     """Print steps, packing, memory a device and one pack; start nothing and load no weights."""
     gpu_memory_gib: float | None = None
@@ -147,6 +147,9 @@ class TrainConfig:
         """Raise a UserError for a value that no run can have, or that would have no effect."""
         if self.zero_stage not in (1, 2, 3):
             raise UserError(f"--zero-stage must be 1, 2 or 3, not {self.zero_stage}")
+        for name in ("data", "output", "wandb", "mlflow"):
+            if getattr(self, name) == "":  # the current directory, or a service's own default
+                raise UserError(f"{_flag(name)} is empty; give a value, or leave it out")
         for name, value in vars(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
