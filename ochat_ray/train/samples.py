@@ -105,8 +105,9 @@ def check_prompts(prompts: Sequence[Sequence[int]], tokens: int, max_tokens: int
     """
     if not prompts:
         raise UserError(
-            "--sample-every: no held-out conversation begins with a prompt short enough; give "
-            "--sample-prompts FILE"
+            f"--sample-every: no held-out conversation begins with a prompt so short that "
+            f"{HELD_OUT_PROMPTS} of them with answers of {tokens:,} tokens fit a pack of "
+            f"{max_tokens:,}; give a smaller --sample-tokens, or --sample-prompts FILE"
         )
     room = sum(len(prompt) + tokens + 1 for prompt in prompts)
     if room > max_tokens:
@@ -224,6 +225,12 @@ class Sampler:
         _write_lines(self._run, samples)
         for number, sample in enumerate(samples, 1):
             self._metrics.write_text(step, f"sample {number}", _as_markdown(sample))
+
+
+def drop_later_samples(run: RunDir, step: int) -> None:
+    """Remove the samples after a step from samples.jsonl: they are of weights that are given up."""
+    if run.exists(SAMPLES):
+        run.write_text(SAMPLES, "".join(f"{line}\n" for line in lines_up_to(run, SAMPLES, step)))
 
 
 def _as_markdown(sample: Sample) -> str:
