@@ -233,6 +233,7 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], where: str)
 _NAMED = {
     "model": "another base model",
     "data_digest": "other data",
+    "context_length": "data prepared with another --max-length",
     "deepspeed": "another --deepspeed file",
     "step": "another size of a step (--sequences-per-step, --tokens-per-step)",
 }

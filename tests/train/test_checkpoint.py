@@ -59,7 +59,13 @@ def test_a_damaged_state_is_one_line_and_loses_nothing(run, tmp_path, text):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("step", "7"), ("conversations", None), ("eval_before", []), ("eval_loss", "x"), ("name", "b")],
+    [
+        ("step", "7"),
+        ("conversations", None),
+        ("eval_before", []),
+        ("eval_loss", "x"),
+        ("name", "b"),
+    ],
 )
 def test_a_state_with_a_value_of_another_type_is_damaged(run, tmp_path, key, value):
     write(run, made(5))
