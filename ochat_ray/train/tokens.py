@@ -41,8 +41,8 @@ class TokenTable:
         """Hold ids and weights against what a model of so many tokens can be trained on.
 
         Raises:
-            UserError: a conversation is empty, an id is not below `vocabulary`, a weight is negative
-                or not finite, or no token that a model would predict weighs anything.
+            UserError: a conversation is empty, an id is not below `vocabulary`, a weight is
+                negative or not finite, or no token that a model would predict weighs anything.
         """
         if not self.lengths.all():
             raise self._damaged("has a conversation without tokens")
