@@ -166,9 +166,9 @@ class _Worker:
                 done, conversations = step.number, conversations + len(step.conversations)
                 evaluation = self._evaluate(done) if step.evaluates else None
                 losses += [evaluation.loss] if evaluation else []
+                sampler.after(done)  # before the checkpoint, from which a killed run resumes
                 if step.saves:
                     self._save(step, conversations, before, evaluation)
-                sampler.after(done)
             evaluation = evaluation or self._evaluate(done)  # resumed from the last step
             sampler.write(done)
         self.place.text = "in the export"
