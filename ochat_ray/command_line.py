@@ -86,6 +86,8 @@ def user_message(error: BaseException) -> str | None:
             return f"cannot write ({first}); choose another --output"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM):
             return f"access is denied ({first}); change its permissions, or give another path"
+        if isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return f"a path cannot be used ({first}); give another one"
         if isinstance(cause, OSError) and cause.errno in _FAILED_DISK:
             return (
                 f"the disk or network file system failed ({first}); check it, and run again: "

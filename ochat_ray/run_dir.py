@@ -89,7 +89,13 @@ class RunDir:
 
     @classmethod
     def open(cls, uri: str) -> RunDir:
-        """The run directory at a local path or URI; nothing is created yet."""
+        """The run directory at a local path or URI; nothing is created yet.
+
+        Raises:
+            UserError: no file system has such a place.
+        """
+        if _SURROGATE.search(uri):
+            raise UserError(f"{uri!r} is not UTF-8, as pyarrow requires it; give another directory")
         return cls(*open_location(uri))
 
     def path(self, name: str) -> str:

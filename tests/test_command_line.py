@@ -147,6 +147,7 @@ def test_an_unknown_flag_is_status_2():
         (errno.EDQUOT, "no space left within the disk quota"),
         (errno.ENOSPC, "no space left on the device"),
         (errno.EROFS, "cannot write"),
+        (errno.ENAMETOOLONG, "a path cannot be used"),
         (errno.EACCES, "access is denied"),
     ],
 )

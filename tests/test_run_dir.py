@@ -106,6 +106,11 @@ def test_an_unknown_scheme_is_one_clear_line():
         open_location("nope://x")
 
 
+def test_a_directory_whose_name_is_not_utf8_is_one_clear_line():
+    with pytest.raises(UserError, match="is not UTF-8, as pyarrow requires it"):
+        RunDir.open("/x/\udce9")
+
+
 def test_a_moved_file_replaces_the_one_that_is_there(tmp_path):
     run = RunDir.open(str(tmp_path))
     run.write_text("a/x.txt", "new")
