@@ -147,9 +147,6 @@ class TrainConfig:
         """Raise a UserError for a value that no run can have, or that would have no effect."""
         if self.zero_stage not in (1, 2, 3):
             raise UserError(f"--zero-stage must be 1, 2 or 3, not {self.zero_stage}")
-        for name in ("data", "output", "wandb", "mlflow"):
-            if getattr(self, name) == "":  # the current directory, or a service's own default
-                raise UserError(f"{_flag(name)} is empty; give a value, or leave it out")
         for name, value in vars(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
@@ -188,6 +185,9 @@ class TrainConfig:
                 f"--tokens-per-step {self.tokens_per_step} must be a multiple of --max-tokens "
                 f"{self.max_tokens}, the tokens of a pack"
             )
+        for name in ("data", "output", "wandb", "mlflow"):
+            if getattr(self, name) == "":  # the current directory, or a service's own default
+                raise UserError(f"{_flag(name)} is empty; give a value, or leave it out")
         check_options(self)
 
     @property
