@@ -218,6 +218,9 @@ def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> di
     """
     identity = config.identity()
     del identity["data"]
+    if config.rope_scaling is not None or recipe(config.recipe).extends_context:
+        # The digest is that of the rows alone, and the embeddings are extended to this context.
+        identity["context_length"] = manifest["context_length"]
     return identity | {
         "model": model,
         "data_digest": manifest["digest"],
