@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
-import math
 import os
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from ochat_ray.train.chunked_loss import (
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
-from ochat_ray.train.loss import NonFiniteLossError
 from ochat_ray.train.optimizer import freeze, make_optimizer, parameter_groups
 from ochat_ray.train.probe import Way, candidates_of, choose_way
 from ochat_ray.train.shared_memory_op import load_shared_memory_op
@@ -210,11 +208,7 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, packs: Iterable[Batch], end_of_turn_id: int) -> Evaluation:
-        """Exact figures over all packs of all workers, which have the same number of packs.
-
-        Raises:
-            NonFiniteLossError: the model's weights, or sums of them in its dtype, are not finite.
-        """
+        """Exact figures over all packs of all workers, which have the same number of packs."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self._engine.eval()
         for pack in packs:
@@ -236,11 +230,6 @@ class Engine:
             )
         distributed.all_reduce(sums)
         nll, weight, chosen_ends, all_ends = sums.tolist()
-        if weight and not math.isfinite(nll):
-            raise NonFiniteLossError(
-                f"the held-out loss is {nll}: weights of the model, or their sums in {self.dtype}, "
-                "are not finite; check the base's files, or use --dtype float32"
-            )
         return Evaluation(
             loss=nll / weight if weight else float("nan"),
             end_of_turn=chosen_ends / all_ends if all_ends else float("nan"),

@@ -43,7 +43,12 @@ def check_held_out(step: int, loss: float, weight: float) -> None:
             "give more --eval-tokens"
         )
     if not math.isfinite(loss):
-        advice = "lower --learning-rate" if step else "give another base model or --dtype"
+        advice = (
+            "lower --learning-rate"
+            if step
+            else "weights of the base model, or their sums, are not; check its files, or give "
+            "--dtype float32"
+        )
         raise NonFiniteLossError(f"the held-out loss after step {step} is {loss}; {advice}")
 
 

@@ -21,7 +21,7 @@ def test_a_step_that_is_not_finite_names_its_first_conversations(loss, norm):
     ("step", "loss", "weight", "line"),
     [
         (7, NAN, 2.0, "held-out loss after step 7 is nan; lower --learning-rate"),
-        (0, INF, 2.0, "held-out loss after step 0 is inf; give another base model"),
+        (0, INF, 2.0, "held-out loss after step 0 is inf; weights of the base model"),
         (0, NAN, 0.0, "no token of the held-out conversations .* give more --eval-tokens"),
     ],
 )
