@@ -15,7 +15,7 @@ from ochat_ray.serve.keys import KeyRing
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Metrics, Record
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/ping"})
 """Paths without authentication and logging: load balancers poll them often and without a key."""
 
 BODY_TIMEOUT_S = 60.0

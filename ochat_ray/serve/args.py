@@ -8,7 +8,8 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -153,7 +154,10 @@ class EngineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class IngressSettings:
-    """Settings of an ingress replica. `created` is in seconds since the epoch."""
+    """Settings of an ingress replica.
+
+    `created` is in seconds since the epoch; `fingerprint` identifies the model and engine settings.
+    """
 
     directory: str
     engine: str
@@ -162,6 +166,7 @@ class IngressSettings:
     context_length: int
     vocabulary: int
     created: int
+    fingerprint: str = ""
     training: Training | None = None
     keys: tuple[ApiKey, ...] = ()
     keys_path: str | None = None
@@ -213,27 +218,29 @@ def resolve(args: ServeArgs) -> Settings:
         raise UserError(f"max_replicas={max_replicas} is below min_replicas={args.min_replicas}")
     context_length = _context_length(args, card, config)
     keys, keys_path = _keys(args)
+    engine = EngineSettings(
+        directory=place,
+        engine=_engine(args.engine),
+        dtype=args.dtype,
+        context_length=context_length,
+        num_cpus=args.num_cpus,
+        num_gpus=args.num_gpus,
+        max_ongoing=args.max_ongoing,
+        max_batch_tokens=args.max_batch_tokens,
+        vocabulary=config["vocab_size"],
+        kv_cache_gib=args.kv_cache_gib,
+    )
     return Settings(
-        engine=EngineSettings(
-            directory=place,
-            engine=_engine(args.engine),
-            dtype=args.dtype,
-            context_length=context_length,
-            num_cpus=args.num_cpus,
-            num_gpus=args.num_gpus,
-            max_ongoing=args.max_ongoing,
-            max_batch_tokens=args.max_batch_tokens,
-            vocabulary=config["vocab_size"],
-            kv_cache_gib=args.kv_cache_gib,
-        ),
+        engine=engine,
         ingress=IngressSettings(
             directory=place,
-            engine=_engine(args.engine),
+            engine=engine.engine,
             served_model_name=args.served_model_name or card.get("recipe") or Path(place).name,
             model_type=model_type,
             context_length=context_length,
             vocabulary=config["vocab_size"],
             created=int((directory / "config.json").stat().st_mtime),
+            fingerprint=fingerprint(directory, engine),
             training=_training(card),
             keys=keys,
             keys_path=keys_path,
@@ -287,6 +294,23 @@ def check_model_directory(directory: Path) -> dict[str, Any]:
     if not isinstance(config.get("vocab_size"), int):
         raise UserError(f"config.json in {directory} has no vocab_size; is it a language model?")
     return config
+
+
+def fingerprint(directory: Path, engine: EngineSettings) -> str:
+    """Return a digest of the model's files and the engine's settings, for `system_fingerprint`.
+
+    Weights, which may be large, count with their names and sizes; ochat.json, which a training
+    writes, differs for other weights. The path does not matter.
+    """
+    settings = asdict(replace(engine, directory=""))
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(version("ochat-ray").encode())
+    for name in ("config.json", "tokenizer.json", "ochat.json"):
+        path = directory / name
+        digest.update(path.read_bytes() if path.exists() else b"")
+    weights = sorted((path.name, path.stat().st_size) for path in directory.glob("*.safetensors"))
+    digest.update(json.dumps(weights).encode())
+    return f"fp_{digest.hexdigest()[:16]}"
 
 
 def _engine(name: str) -> str:

@@ -73,4 +73,6 @@ def _joined(deltas: list[Delta]) -> Delta:
         token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
         finish_reason=deltas[-1].finish_reason,
         logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+        prompt_logprobs=deltas[0].prompt_logprobs,
+        cached_tokens=deltas[0].cached_tokens,
     )

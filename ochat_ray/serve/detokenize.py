@@ -23,6 +23,10 @@ class Vocabulary:
     strip_first_blank: bool
     special_names: Mapping[int, bytes] = field(default_factory=dict)
 
+    def text_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token; empty for a special token and an unused id."""
+        return self.token_bytes.get(token_id, b"")
+
     def spelling(self, token_id: int) -> bytes:
         """Return the bytes of a token or a special token's name; empty for an unused id."""
         return self.token_bytes.get(token_id) or self.special_names.get(token_id, b"")
@@ -33,17 +37,23 @@ class Detokenizer:
 
     The pieces together are the decoded bytes of all ids, with U+FFFD only for bytes that are not
     valid UTF-8. An incomplete character at the end is held back.
+
+    Args:
+        vocabulary: Bytes of the token ids.
+        special_tokens: Whether the names of special tokens are text.
+        continues: Whether the text continues other text, so that its first space is part of it.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(
+        self, vocabulary: Vocabulary, *, special_tokens: bool = False, continues: bool = False
+    ) -> None:
+        self._bytes = vocabulary.spelling if special_tokens else vocabulary.text_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = vocabulary.strip_first_blank
+        self._strip = vocabulary.strip_first_blank and not continues
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text that these ids add, possibly empty."""
-        known = self._vocabulary.token_bytes
-        data = b"".join(known.get(token_id, b"") for token_id in token_ids)
+        data = b"".join(map(self._bytes, token_ids))
         if self._strip and data:
             data, self._strip = data.removeprefix(b" "), False
         return self._decoder.decode(data)
@@ -52,21 +62,24 @@ class Detokenizer:
 class StopStrings:
     """Matcher that finds the stop string completed first, and holds back possible beginnings.
 
-    The result does not depend on how the text is split into pieces.
+    The result does not depend on how the text is split into pieces. If `keep` is true, the text
+    includes the stop string that ends it.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, keep: bool = False) -> None:
         assert all(stops), "an empty stop string is everywhere"
         self._stops = tuple(stops)
+        self._keep = keep
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Return text that is safe to emit, and whether a stop string follows it."""
+        """Return text that is safe to emit, and whether a stop string ends it."""
         text = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)[1]], True
+            end, begin = min(found)
+            return text[: end if self._keep else begin], True
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
@@ -83,6 +96,18 @@ def _overlap(text: str, stop: str) -> int:
         if stop.startswith(text[-length:]):
             return length
     return 0
+
+
+def text_offsets(
+    vocabulary: Vocabulary, token_ids: Sequence[int], *, special_tokens: bool = False
+) -> tuple[int, ...]:
+    """Return the character offset in the text of these ids at which each token's text begins."""
+    detokenizer = Detokenizer(vocabulary, special_tokens=special_tokens)
+    offsets, length = [], 0
+    for token_id in token_ids:
+        offsets.append(length)
+        length += len(detokenizer.push((token_id,)))
+    return tuple(offsets)
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:

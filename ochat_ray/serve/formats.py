@@ -7,12 +7,15 @@ from typing import Any, Protocol
 
 from ochat_ray.serve.answers import Event, Piece
 from ochat_ray.serve.detokenize import Vocabulary
+from ochat_ray.serve.engines.base import TokenLogprobs
 from ochat_ray.serve.responses import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
     ChoiceLogprobs,
     ContentLogprob,
+    PromptLogprob,
+    PromptLogprobs,
     TextChoice,
     TextCompletion,
     TextLogprobs,
@@ -51,9 +54,12 @@ class ChatFormat:
     id_prefix = "chatcmpl-"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, vocabulary: Vocabulary, *, logprobs: bool) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, *, logprobs: bool, prompt_logprobs: int | None = None
+    ) -> None:
         self._vocabulary = vocabulary
         self._logprobs = logprobs
+        self._prompt_logprobs = prompt_logprobs
 
     def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> ChatCompletion:
         """Return the complete response; see `Format.whole`."""
@@ -68,7 +74,8 @@ class ChatFormat:
                     finish_reason=answer.finish_reason,
                 )
             )
-        return ChatCompletion(choices=choices, usage=usage, **head)
+        prompt = _prompt_logprobs(self._vocabulary, answers[0], self._prompt_logprobs)
+        return ChatCompletion(choices=choices, usage=usage, prompt_logprobs=prompt, **head)
 
     def opening(self, head: Mapping[str, Any], choices: int) -> list[dict[str, Any]]:
         """Return the events before any text; see `Format.opening`."""
@@ -106,19 +113,26 @@ class ChatFormat:
                 ],
             )
             for _, entry in piece.logprobs
+            if entry.logprob is not None
         ]
         return ChoiceLogprobs(content=content)
 
 
 class TextFormat:
-    """Format of text_completion, whose chunks have the same type as the complete response."""
+    """Format of text_completion, whose chunks have the same type as the complete response.
+
+    `logprobs` and `prompt_logprobs` are the numbers of most likely tokens to report.
+    """
 
     id_prefix = "cmpl-"
     chunk_object = "text_completion"
 
-    def __init__(self, vocabulary: Vocabulary, *, logprobs: bool) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, *, logprobs: int | None, prompt_logprobs: int | None = None
+    ) -> None:
         self._vocabulary = vocabulary
         self._logprobs = logprobs
+        self._prompt_logprobs = prompt_logprobs
 
     def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> TextCompletion:
         """Return the complete response; see `Format.whole`."""
@@ -131,6 +145,9 @@ class TextFormat:
                     text=answer.text,
                     logprobs=self._texts(answer),
                     finish_reason=answer.finish_reason,
+                    prompt_logprobs=_prompt_logprobs(
+                        self._vocabulary, answer, self._prompt_logprobs
+                    ),
                 )
             )
         return TextCompletion(choices=choices, usage=usage, **head)
@@ -153,21 +170,53 @@ class TextFormat:
         ]
 
     def _texts(self, piece: Piece) -> TextLogprobs | None:
-        if not self._logprobs:
+        if self._logprobs is None:
             return None
-        entries = [entry for _, entry in piece.logprobs]
+        logprobs = list(piece.logprobs)
+        if piece.prompt_logprobs is not None and piece.prompt_offsets:
+            prompt = piece.prompt_logprobs.entries()
+            logprobs = [*zip(piece.prompt_offsets, prompt, strict=True), *logprobs]
+        entries = [entry for _, entry in logprobs]
         return TextLogprobs(
             tokens=[self._text(entry.token_id) for entry in entries],
             token_logprobs=[entry.logprob for entry in entries],
-            top_logprobs=[
-                {self._text(token_id): logprob for token_id, logprob in entry.top}
-                for entry in entries
-            ],
-            text_offset=[offset for offset, _ in piece.logprobs],
+            top_logprobs=[self._top(entry, self._logprobs) for entry in entries],
+            text_offset=[offset for offset, _ in logprobs],
         )
+
+    def _top(self, entry: TokenLogprobs, count: int) -> dict[str, float] | None:
+        if entry.logprob is None:
+            return None
+        by_text: dict[str, float] = {}
+        # Most likely first: of tokens with the same text, that one is kept.
+        for token_id, logprob in (*entry.top[:count], (entry.token_id, entry.logprob)):
+            by_text.setdefault(self._text(token_id), logprob)
+        return by_text
 
     def _text(self, token_id: int) -> str:
         return _shown(self._vocabulary.spelling(token_id))
+
+
+def _prompt_logprobs(
+    vocabulary: Vocabulary, answer: Piece, count: int | None
+) -> PromptLogprobs | None:
+    """Return vLLM's `prompt_logprobs`, with the token itself and the `count` most likely ones."""
+    if count is None or answer.prompt_logprobs is None:
+        return None
+    return [
+        None
+        if entry.logprob is None
+        else {
+            str(token_id): PromptLogprob(
+                logprob=logprob, rank=rank, decoded_token=_shown(vocabulary.spelling(token_id))
+            )
+            for token_id, logprob, rank in (
+                (entry.token_id, entry.logprob, entry.rank),
+                *((i, value, rank) for rank, (i, value) in enumerate(entry.top[:count], 1)),
+            )
+        }
+        for entry in answer.prompt_logprobs.entries()
+    ]
 
 
 def _named(vocabulary: Vocabulary, token_id: int) -> dict[str, Any]:

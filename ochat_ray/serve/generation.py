@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -15,7 +16,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ochat_ray.serve.answers import Event, Piece, merge, pieces
+from ochat_ray.serve.answers import Echo, Event, Piece, TextRules, merge, pieces
 from ochat_ray.serve.backend import Accepted, Backend
 from ochat_ray.serve.detokenize import Vocabulary
 from ochat_ray.serve.engines.base import Delta, Sampling
@@ -32,10 +33,15 @@ _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Prompt token ids and sampling parameters; within a request only their lengths differ."""
+    """Prompt token ids and sampling parameters; within a request only their lengths differ.
+
+    `offsets` are those of the ids in the text, if that begins with the prompt and its
+    log-probabilities are reported.
+    """
 
     ids: list[int]
     sampling: Sampling
+    offsets: Sequence[int] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +53,11 @@ class Generation:
     limits: Limits
     format: Format
     model: str
+    fingerprint: str
     prompts: Sequence[Prompt]
     choices: int
     at_once: int
-    stops: tuple[str, ...]
+    text: TextRules
     session: str
     keep_alive_s: float
     timeout_s: float
@@ -84,6 +91,7 @@ class _Answering:
             "id": id,
             "created": int(time.time()),
             "model": generation.model,
+            "system_fingerprint": generation.fingerprint,
         }
         prompts = [
             (prompt, number)
@@ -92,6 +100,7 @@ class _Answering:
         ]
         self._count = len(prompts)
         self._tokens = [0] * self._count
+        self._cached: int | None = None
         record.choices = self._count
         record.prompt_tokens = sum(len(prompt.ids) for prompt in generation.prompts)
         generation.limits.take_tokens(record.key, record.prompt_tokens)
@@ -119,6 +128,8 @@ class _Answering:
                 tokens=found[-1].tokens,
                 finish_reason=found[-1].finish_reason,
                 logprobs=tuple(entry for piece in found for entry in piece.logprobs),
+                prompt_logprobs=found[0].prompt_logprobs,
+                prompt_offsets=found[0].prompt_offsets,
             )
             for found in gathered
         ]
@@ -130,8 +141,8 @@ class _Answering:
             return str(body.model_dump_json())
 
         # Log-probabilities are thousands of objects.
-        many = any(answer.logprobs for answer in answers)
-        content = await asyncio.to_thread(written) if many else written()
+        many = any(answer.logprobs or answer.prompt_logprobs for answer in answers)
+        content = await _thread_if(many, written)
         return Response(content, media_type="application/json")
 
     async def first(self) -> Event | None:
@@ -154,7 +165,10 @@ class _Answering:
                     yield b": waiting\n\n"
                 else:
                     self._note(event)
-                    chunks = written.events(head, event)
+                    chunks = await _thread_if(
+                        event.piece.prompt_logprobs is not None,
+                        partial(written.events, head, event),
+                    )
                     if usage_in_chunks:
                         usage = self._usage().model_dump()
                         chunks = [{**chunk, "usage": usage} for chunk in chunks]
@@ -175,6 +189,7 @@ class _Answering:
 
     async def _pieces(self, id: str, prompt: Prompt, number: int) -> AsyncGenerator[Piece, None]:
         g = self._g
+        echo = Echo(ids=prompt.ids, offsets=prompt.offsets) if g.text.echo else None
         # aclosing: after a stop string, an error or a disconnect the engine's slot must be freed
         # immediately, not when the generator is garbage-collected.
         async with (
@@ -184,7 +199,7 @@ class _Answering:
                 )
             ) as items,
             aclosing(self._deltas(items)) as deltas,
-            aclosing(pieces(deltas, g.vocabulary, g.stops, prompt.sampling.stop_ids)) as found,
+            aclosing(pieces(deltas, g.vocabulary, g.text, echo)) as found,
         ):
             async for piece in found:
                 yield piece
@@ -207,11 +222,20 @@ class _Answering:
         self._tokens[event.index] = event.piece.tokens
         self._record.completion_tokens += new
         self._g.limits.take_tokens(self._record.key, new)
+        cached = event.piece.cached_tokens
+        if cached is not None and event.index % self._g.choices == 0:  # once per prompt
+            self._cached = (self._cached or 0) + cached
         if event.piece.finish_reason is not None:
             self._record.finish_reasons.append(event.piece.finish_reason)
 
     def _usage(self) -> Usage:
-        return Usage.of(self._record.prompt_tokens, self._record.completion_tokens)
+        record = self._record
+        return Usage.of(record.prompt_tokens, record.completion_tokens, self._cached)
+
+
+async def _thread_if(slow: bool, work: Callable[[], T]) -> T:
+    """Return the result of `work`, which runs on a thread if it is slow."""
+    return await asyncio.to_thread(work) if slow else work()
 
 
 def _seeded(sampling: Sampling, number: int) -> Sampling:

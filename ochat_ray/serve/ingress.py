@@ -2,9 +2,8 @@
 
 # No `from __future__ import annotations` here: FastAPI reads the routes' annotations as classes.
 
-import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -16,12 +15,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from ochat_ray.errors import UserError
-from ochat_ray.schema import Turn
 from ochat_ray.serve.admission import Admission
 from ochat_ray.serve.args import IngressSettings
 from ochat_ray.serve.backend import Backend
-from ochat_ray.serve.detokenize import vocabulary_of
-from ochat_ray.serve.engines.base import EngineError
+from ochat_ray.serve.checks import check_logprobs, check_size, check_supported
+from ochat_ray.serve.engines.base import EngineError, RequestRefusedError
+from ochat_ray.serve.engines.schema_trial import PARAM as CONSTRAINT
 from ochat_ray.serve.errors import (
     ApiError,
     ErrorBody,
@@ -39,26 +38,26 @@ from ochat_ray.serve.lenient import (
 )
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Metrics, Record
+from ochat_ray.serve.prompts import Prompts
 from ochat_ray.serve.protocol import (
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     SamplingRequest,
     TokenizeRequest,
-    check_logprobs,
-    check_size,
-    check_supported,
 )
 from ochat_ray.serve.responses import (
     ChatCompletion,
+    Detokenized,
     Health,
     Model,
     ModelList,
+    ServerLoad,
     TextCompletion,
     Tokens,
     Version,
 )
-from ochat_ray.template import encode, template_for
-from ochat_ray.tokenizer import encode_texts, end_of_turn_id
+from ochat_ray.tokenizer import end_of_turn_id
 
 IGNORED_HEADER = "x-ochat-ray-ignored"
 """Response header that lists the fields a lenient server removed from the request."""
@@ -66,12 +65,9 @@ IGNORED_HEADER = "x-ochat-ray-ignored"
 NAMES, NAME_CHARACTERS = 32, 64
 """Names in that header, and characters of each."""
 
-LONG_TEXT = 4096
-"""Characters from which text is tokenized on a thread, to keep other streams responsive."""
-
 ROUTES = (
-    "/v1/chat/completions", "/v1/completions", "/tokenize", "/v1/models", "/version", "/metrics",
-    "/openapi.json",
+    "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/models", "/version",
+    "/metrics", "/load", "/openapi.json",
 )  # fmt: skip
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -85,9 +81,8 @@ _STREAM = {"text/event-stream": {"schema": _EVENT}}
 
 def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> FastAPI:
     """Build the ASGI application of one ingress replica."""
-    vocabulary = vocabulary_of(tokenizer)
+    encoder = Prompts(tokenizer, settings.model_type, settings.vocabulary)
     stop_ids = (end_of_turn_id(tokenizer),)
-    bos = [tokenizer.bos_token_id] if template_for(settings.model_type).bos else []
     card = Model(
         id=settings.served_model_name,
         created=settings.created,
@@ -138,6 +133,17 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready"}, status_code=503, headers={"Retry-After": "2"})
 
+    @app.post("/ping", response_class=Response, responses={503: {}})
+    @app.get("/ping", response_class=Response, responses={503: {}})
+    async def ping() -> Response:
+        """Return the status of /health without a body, as vLLM and SageMaker do."""
+        return Response(status_code=200 if await backend.ready() else 503)
+
+    @app.get("/load")
+    async def load() -> ServerLoad:
+        """Return the number of other requests in progress in this ingress replica."""
+        return ServerLoad(server_load=metrics.in_flight - 1)  # without this one
+
     @app.get("/version")
     async def version_() -> Version:
         """Return the version of this package and the engine's name."""
@@ -172,10 +178,19 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         if request.messages is not None:
             check_size(request.messages, settings.max_messages)
             turns = [message.turn() for message in request.messages]
-            ids = await encoded(turns, request.condition, request.add_generation_prompt)
+            ids = await encoder.conversation(
+                turns, request.condition, add_generation_prompt=request.add_generation_prompt
+            )
         else:
-            ids = await text_ids(request.prompt or "")
+            ids = await encoder.text(request.prompt or "")
         return Tokens(count=len(ids), max_model_len=settings.context_length, tokens=ids)
+
+    @app.post("/detokenize")
+    async def detokenize(request: Annotated[DetokenizeRequest, Body()]) -> Detokenized:
+        """Return the text of token ids, with the names of special tokens."""
+        if request.model is not None:
+            check_model(request.model)
+        return Detokenized(prompt=await encoder.decoded(encoder.checked(request.tokens, "tokens")))
 
     @app.post(
         "/v1/chat/completions", response_model=ChatCompletion, responses={200: {"content": _STREAM}}
@@ -189,12 +204,22 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         check_model(request.model)
         check_size(request.messages, settings.max_messages)
         turns = [message.turn() for message in request.messages]
-        ids = await encoded(turns, request.condition, True)
-        form = ChatFormat(vocabulary, logprobs=bool(request.logprobs))
+        continued = bool(request.continue_final_message)
+        ids = await encoder.conversation(
+            turns,
+            request.condition,
+            add_generation_prompt=not continued and request.add_generation_prompt is not False,
+            continue_final=continued,
+        )
+        form = ChatFormat(
+            encoder.vocabulary,
+            logprobs=bool(request.logprobs),
+            prompt_logprobs=request.prompt_logprobs,
+        )
         # Turns of a conversation share their beginning, so they reach the replica that cached it.
         opening = next((n for n, turn in enumerate(turns, 1) if turn.role == "user"), len(turns))
         session = "\n".join(turn.text for turn in turns[:opening])
-        return await respond(http, request, [ids], form, session)
+        return await respond(http, request, [ids], form, session, continues=continued)
 
     @app.post(
         "/v1/completions", response_model=TextCompletion, responses={200: {"content": _STREAM}}
@@ -207,11 +232,14 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         assert isinstance(request, CompletionRequest)
         check_model(request.model)
         prompts = [
-            await text_ids(prompt) if isinstance(prompt, str) else checked(prompt)
+            await encoder.text(prompt) if isinstance(prompt, str) else encoder.checked(prompt)
             for prompt in request.prompts
         ]
-        form = TextFormat(vocabulary, logprobs=request.logprobs is not None)
-        return await respond(http, request, prompts, form, str(prompts[0][:256]))
+        form = TextFormat(
+            encoder.vocabulary, logprobs=request.logprobs, prompt_logprobs=request.prompt_logprobs
+        )
+        session = str(prompts[0][:256])
+        return await respond(http, request, prompts, form, session, continues=not request.echo)
 
     async def respond(
         http: Request,
@@ -219,6 +247,8 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         prompts: Sequence[list[int]],
         form: Format,
         session: str,
+        *,
+        continues: bool,
     ) -> Response:
         check_supported(request, settings.engine)
         record: Record = http.state.record
@@ -227,72 +257,61 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         record.ignored = ignored_fields(request)
         if settings.log_text:
             record.prompt = request.model_dump(include={request.prompt_field})
-        answers = [
-            Prompt(
-                ids=ids,
-                sampling=request.sampling(
-                    prompt_tokens=len(ids),
-                    context_length=settings.context_length,
-                    vocabulary=settings.vocabulary,
-                    stop_ids=stop_ids,
-                ),
+        room = settings.context_length - (request.limit or 1)
+        prompts = [request.truncated(ids, room) for ids in prompts]
+        bad_words = await encoder.words(request.bad_words or ())
+        rules = [
+            request.sampling(
+                prompt_tokens=len(ids),
+                context_length=settings.context_length,
+                vocabulary=settings.vocabulary,
+                stop_ids=stop_ids,
+                bad_words=bad_words,
             )
             for ids in prompts
         ]
-        check_logprobs(request, [answer.sampling for answer in answers])
+        check_logprobs(request, rules, sum(map(len, prompts)))
+        text = request.text_rules(rules[0], continues=continues)
+        answers = [
+            Prompt(
+                ids=ids,
+                sampling=sampling,
+                offsets=await encoder.offsets(ids, special_tokens=text.special_tokens)
+                if text.echo and request.wanted_logprobs is not None
+                else (),
+            )
+            for ids, sampling in zip(prompts, rules, strict=True)
+        ]
         generation = Generation(
             backend=backend,
-            vocabulary=vocabulary,
+            vocabulary=encoder.vocabulary,
             limits=limits,
             format=form,
             model=settings.served_model_name,
+            fingerprint=settings.fingerprint,
             prompts=answers,
             choices=request.choices,
             at_once=settings.choices_at_once,
-            stops=request.stops,
+            text=text,
             session=http.headers.get("x-session-id") or _digest(session),
             keep_alive_s=settings.keep_alive_s,
             timeout_s=settings.request_timeout_s,
             log_text=settings.log_text,
         )
-        response = await generation.respond(
-            http,
-            stream=record.stream,
-            include_usage=request.include_usage,
-            usage_in_chunks=request.usage_in_chunks,
-        )
+        try:
+            response = await generation.respond(
+                http,
+                stream=record.stream,
+                include_usage=request.include_usage,
+                usage_in_chunks=request.usage_in_chunks,
+            )
+        except RequestRefusedError as error:
+            if error.param == CONSTRAINT:
+                error.param = request.constraint_field
+            raise
         if record.ignored:
             response.headers[IGNORED_HEADER] = _header(record.ignored)
         return response
-
-    async def encoded(
-        turns: list[Turn], condition: str | None, add_generation_prompt: bool
-    ) -> list[int]:
-        def work() -> list[int]:
-            return encode(
-                turns,
-                settings.model_type,
-                tokenizer,
-                condition=condition or "",
-                add_generation_prompt=add_generation_prompt,
-            )[0]
-
-        return await _run_off_event_loop(work, sum(len(turn.text) for turn in turns))
-
-    async def text_ids(text: str) -> list[int]:
-        return await _run_off_event_loop(
-            lambda: bos + encode_texts([text], tokenizer)[0], len(text)
-        )
-
-    def checked(ids: list[int]) -> list[int]:
-        if max(ids) >= settings.vocabulary:
-            raise ApiError(
-                400,
-                f"prompt: this model's token ids are below {settings.vocabulary}",
-                code="invalid_value",
-                param="prompt",
-            )
-        return ids
 
     def check_model(name: str) -> None:
         if name != settings.served_model_name:
@@ -324,10 +343,6 @@ def _header(names: Sequence[str]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-async def _run_off_event_loop(work: Callable[[], list[int]], characters: int) -> list[int]:
-    return work() if characters < LONG_TEXT else await asyncio.to_thread(work)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -75,10 +75,15 @@ class Record:
 
 
 class Metrics:
-    """Metrics of one ingress replica, in a separate registry."""
+    """Metrics of one ingress replica, in a separate registry.
+
+    Attributes:
+        in_flight: Number of requests in progress.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.in_flight = 0
         by = ("model", "replica")
         self._requests = Counter(
             "ochat_ray_requests", "Requests ended", ("model", "route", "status", "code"),
@@ -113,12 +118,14 @@ class Metrics:
 
     def begin(self) -> None:
         """Count an arrived request."""
-        self._in_flight.inc()
+        self.in_flight += 1
+        self._in_flight.set(self.in_flight)
 
     def end(self, record: Record) -> None:
         """Count a finished request and write its log line."""
         record.seconds = record.elapsed_s()
-        self._in_flight.dec()
+        self.in_flight -= 1
+        self._in_flight.set(self.in_flight)
         self._requests.labels(
             record.model, record.route, str(record.status), record.code or ""
         ).inc()

@@ -60,21 +60,16 @@ REQUEST: Neutral = {
     # vLLM and llama.cpp
     "best_of": number(1),
     "suffix": one_of(""),
-    "echo": one_of(False),
-    "use_beam_search": one_of(False),
-    "length_penalty": number(1),
-    "min_tokens": number(0),
-    "stop_token_ids": one_of([]),
-    "bad_words": one_of([]),
-    "allowed_token_ids": one_of([]),
-    "logits_processors": one_of([]),
-    "include_stop_str_in_output": one_of(False),
-    "skip_special_tokens": one_of(True),
-    "spaces_between_special_tokens": _is_flag,  # special tokens are left out
-    "return_token_ids": one_of(False),
-    "return_tokens_as_token_ids": one_of(False),
+    "echo": one_of(False),  # of completions, and the next two of chat
     "add_generation_prompt": one_of(True),
     "continue_final_message": one_of(False),
+    "use_beam_search": one_of(False),
+    "length_penalty": number(1),
+    "allowed_token_ids": one_of([]),
+    "logits_processors": one_of([]),
+    "spaces_between_special_tokens": _is_flag,  # of tokenizers without a tokenizer.json
+    "return_token_ids": one_of(False),
+    "return_tokens_as_token_ids": one_of(False),
     "chat_template_kwargs": one_of({}),
     "mm_processor_kwargs": one_of({}),
     "documents": one_of([]),
@@ -86,6 +81,13 @@ REQUEST: Neutral = {
     "mirostat": number(0),
     "cache_prompt": _is_flag,
     "think": one_of(False),
+}
+
+STRUCTURED_OUTPUTS: Neutral = {
+    "json_object": one_of(False),
+    "disable_fallback": _is_flag,  # there is no other compiler to fall back on
+    "disable_any_whitespace": one_of(False),
+    "disable_additional_properties": one_of(False),
 }
 
 STREAM_OPTIONS: Neutral = {"include_obfuscation": one_of(False)}

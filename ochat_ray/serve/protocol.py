@@ -11,23 +11,17 @@ Source: OpenAI's API reference for chat/completions and completions; `top_k`, `m
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
-import orjson
 from pydantic import BeforeValidator, Field, model_validator
 
-from ochat_ray.serve.engines.base import UNSUPPORTED, Sampling
+from ochat_ray.serve.answers import TextRules
+from ochat_ray.serve.decoding import DecodingFields, check_ids
+from ochat_ray.serve.engines.base import Sampling
 from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.fields import (
-    JsonObjectFormat,
-    JsonSchemaFormat,
-    Message,
-    StreamOptions,
-    Strict,
-    Text,
-    TextFormat,
-)
+from ochat_ray.serve.fields import Message, StreamOptions, Strict, Text
 from ochat_ray.serve.neutral import REQUEST
 
 MAX_CHOICES = 128
@@ -40,9 +34,7 @@ MAX_BIASES = 1024
 """Maximum entries of logit_bias."""
 
 MAX_LOGPROBS = 200_000
-"""Maximum log-probabilities per request, over all of its answers; each is an object."""
-
-JSON_OBJECT = '{"type":"object"}'
+"""Maximum log-probabilities per request, over all of its answers and prompts; each is an object."""
 
 
 def _few(value: Any) -> Any:
@@ -51,7 +43,7 @@ def _few(value: Any) -> Any:
     return value
 
 
-class SamplingRequest(Strict):
+class SamplingRequest(DecodingFields):
     """Fields shared by chat and text completions. null means that a field is not given."""
 
     NEUTRAL = REQUEST
@@ -84,8 +76,10 @@ class SamplingRequest(Strict):
             raise ValueError("stream_options: only with stream=true")
         if not all(1 <= len(stop) <= 256 for stop in self.stops) or len(self.stops) > MAX_STOPS:
             raise ValueError(f"stop: up to {MAX_STOPS} strings of 1 to 256 characters")
-        if self.ignore_eos and self.grammar is not None:
-            raise ValueError("ignore_eos: not with a response_format, whose answers have an end")
+        if self.ignore_eos and self.constraint_field is not None:
+            raise ValueError(f"ignore_eos: not with {self.constraint_field}, which has an end")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs: not with stream=true")
         keys = self.logit_bias or ()
         if not all(key.isascii() and key.isdecimal() and len(key) <= 10 for key in keys):
             raise ValueError("logit_bias: keys are token ids, such as '42'")
@@ -121,17 +115,19 @@ class SamplingRequest(Strict):
     def wanted_logprobs(self) -> int | None:
         """Number of most likely tokens to report per position; None reports nothing."""
 
-    @property
-    def grammar(self) -> str | None:
-        """JSON Schema that the answer must match."""
-        return None
-
     def sampling(
-        self, *, prompt_tokens: int, context_length: int, vocabulary: int, stop_ids: tuple[int, ...]
+        self,
+        *,
+        prompt_tokens: int,
+        context_length: int,
+        vocabulary: int,
+        stop_ids: tuple[int, ...],
+        bad_words: Sequence[Sequence[int]] = (),
     ) -> Sampling:
         """Return the engine parameters for a prompt of this length.
 
-        Without a limit the answer may fill the context.
+        Without a limit the answer may fill the context. With a limit of 0 the engine generates one
+        token, which is dropped. `bad_words` are the token ids of the field's words.
 
         Raises:
             ApiError: Prompt and answer do not fit the context, or an id is not in the vocabulary.
@@ -145,16 +141,20 @@ class SamplingRequest(Strict):
                 param=self.prompt_field if room < 1 else "max_tokens",
             )
         bias = tuple((int(key), value) for key, value in (self.logit_bias or {}).items())
-        if any(token_id >= vocabulary for token_id, _ in bias):
+        check_ids("logit_bias", [token_id for token_id, _ in bias], vocabulary)
+        own_stops = tuple(dict.fromkeys(self.stop_token_ids or ()))
+        check_ids("stop_token_ids", own_stops, vocabulary)
+        max_tokens = room if self.limit is None else self.limit
+        if (self.min_tokens or 0) > max_tokens:
             raise ApiError(
                 400,
-                f"logit_bias: this model's token ids are below {vocabulary}",
+                f"min_tokens: is {self.min_tokens}, above the limit of {max_tokens} tokens",
                 code="invalid_value",
-                param="logit_bias",
+                param="min_tokens",
             )
         top_k = max(self.top_k or 0, 0)
         return Sampling(
-            max_tokens=self.limit or room,
+            max_tokens=max(max_tokens, 1),
             temperature=_given(self.temperature, 1.0),
             top_p=_given(self.top_p, 1.0),
             # The k most likely of all tokens are all tokens; engines fail on a larger k.
@@ -164,10 +164,13 @@ class SamplingRequest(Strict):
             presence_penalty=_given(self.presence_penalty, 0.0),
             frequency_penalty=_given(self.frequency_penalty, 0.0),
             logit_bias=bias,
-            json_schema=self.grammar,
             top_logprobs=self.wanted_logprobs,
+            prompt_logprobs=self.wanted_prompt_logprobs,
             seed=self.seed,
-            stop_ids=() if self.ignore_eos else stop_ids,
+            stop_ids=own_stops if self.ignore_eos else (*stop_ids, *own_stops),
+            min_tokens=self.min_tokens or 0,
+            bad_words=tuple(map(tuple, bad_words)),
+            **self.constraint,
         )
 
     @property
@@ -183,10 +186,8 @@ class ChatRequest(SamplingRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: (
-        Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
-        | None
-    ) = None
+    add_generation_prompt: bool | None = Field(None, description="false: no assistant's prefix")
+    continue_final_message: bool | None = Field(None, description="continue the last message")
     condition: Text | None = Field(None, max_length=64, description="C-RLFT's class of answer")
 
     @model_validator(mode="before")
@@ -217,6 +218,11 @@ class ChatRequest(SamplingRequest):
             raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs=true")
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise ValueError("continue_final_message: not with add_generation_prompt=true")
+            if self.messages[-1].role != "assistant":
+                raise ValueError("continue_final_message: the last message is not an assistant's")
         return self
 
     @property
@@ -228,13 +234,6 @@ class ChatRequest(SamplingRequest):
     def wanted_logprobs(self) -> int | None:
         """Number of most likely tokens to report; see `SamplingRequest.wanted_logprobs`."""
         return (self.top_logprobs or 0) if self.logprobs else None
-
-    @property
-    def grammar(self) -> str | None:
-        """JSON Schema that the answer must match; see `SamplingRequest.grammar`."""
-        if isinstance(self.response_format, JsonSchemaFormat):
-            return orjson.dumps(self.response_format.json_schema.schema_).decode()
-        return JSON_OBJECT if isinstance(self.response_format, JsonObjectFormat) else None
 
     @property
     def prompt_field(self) -> str:
@@ -255,10 +254,14 @@ class CompletionRequest(SamplingRequest):
         | _Ids
         | Annotated[list[Text | _Ids], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
     )
+    max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool | None = Field(None, description="begin the text with the prompt")
 
     @model_validator(mode="after")
     def _not_too_many(self) -> CompletionRequest:
+        if self.score_only and not (self.echo or self.prompt_logprobs is not None):
+            raise ValueError("max_tokens: 0 only with echo or prompt_logprobs")
         if len(self.prompts) * self.choices > MAX_CHOICES:
             raise ValueError(f"n: above {MAX_CHOICES} answers over all prompts")
         return self
@@ -273,7 +276,17 @@ class CompletionRequest(SamplingRequest):
     @property
     def limit(self) -> int | None:
         """Maximum tokens per answer; 16 by default, as in OpenAI's API."""
-        return self.max_tokens or 16
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def score_only(self) -> bool:
+        """True if no token is generated: only the prompt is echoed or scored."""
+        return self.max_tokens == 0
+
+    def text_rules(self, sampling: Sampling, *, continues: bool) -> TextRules:
+        """Return the rules by which an answer's tokens become its text."""
+        rules = super().text_rules(sampling, continues=continues)
+        return replace(rules, echo=bool(self.echo), score_only=self.score_only)
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -281,9 +294,22 @@ class CompletionRequest(SamplingRequest):
         return self.logprobs
 
     @property
+    def wanted_prompt_logprobs(self) -> int | None:
+        """Number of most likely tokens to report; see `DecodingFields.wanted_prompt_logprobs`."""
+        wanted = (self.logprobs if self.echo else None, self.prompt_logprobs)
+        return max((count for count in wanted if count is not None), default=None)
+
+    @property
     def prompt_field(self) -> str:
         """Name of the prompt's field; see `SamplingRequest.prompt_field`."""
         return "prompt"
+
+
+class DetokenizeRequest(Strict):
+    """Body of POST /detokenize."""
+
+    model: Text | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
 class TokenizeRequest(Strict):
@@ -302,56 +328,8 @@ class TokenizeRequest(Strict):
         return self
 
 
-def check_supported(request: SamplingRequest, engine: str) -> None:
-    """Reject fields that this engine does not support.
-
-    Raises:
-        ApiError: 400 that names the field and the engines that support it.
-    """
-    for field in sorted(UNSUPPORTED[engine] & request.model_fields_set):
-        if getattr(request, field, None) is not None:
-            able = [name for name, fields in UNSUPPORTED.items() if field not in fields]
-            raise ApiError(
-                400,
-                f"the {engine} engine of this server cannot do {field!r}; {_and(able)} can",
-                code="unsupported_parameter",
-                param=field,
-            )
-
-
-def check_size(messages: Collection[Message], max_messages: int) -> None:
-    """Reject a conversation with more messages than the server's limit.
-
-    Raises:
-        ApiError: 400 with the numbers.
-    """
-    if len(messages) > max_messages:
-        raise ApiError(
-            400,
-            f"{len(messages)} messages are above this server's limit of {max_messages}",
-            code="too_many_messages",
-            param="messages",
-        )
-
-
-def check_logprobs(request: SamplingRequest, answers: Collection[Sampling]) -> None:
-    """Reject more log-probabilities than `MAX_LOGPROBS` over all of a request's answers.
-
-    Raises:
-        ApiError: 400 with the numbers.
-    """
-    if request.wanted_logprobs is None:
-        return
-    tokens = request.choices * sum(sampling.max_tokens for sampling in answers)
-    if (count := tokens * (1 + request.wanted_logprobs)) > MAX_LOGPROBS:
-        raise ApiError(
-            400,
-            f"logprobs of up to {tokens} tokens with {request.wanted_logprobs} alternatives are "
-            f"{count} values, of at most {MAX_LOGPROBS}; ask for fewer answers, tokens "
-            "(max_tokens) or alternatives",
-            code="too_many_logprobs",
-            param="logprobs",
-        )
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _context_exceeded(context_length: int, prompt: int, limit: int | None, field: str) -> str:
@@ -363,11 +341,3 @@ def _context_exceeded(context_length: int, prompt: int, limit: int | None, field
         else f"your {field} resulted in {prompt} tokens. Please reduce the length of the {field}."
     )
     return f"This model's maximum context length is {context_length} tokens. However, {asked}"
-
-
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join(names) if names else "none"

@@ -5,26 +5,58 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ochat_ray.serve.engines.base import FinishReason
 
 
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+class PromptTokensDetails(BaseModel):
+    """Prompt tokens that were in the engine's cache and not computed again."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
-    """Prompt tokens and generated tokens; the end-of-turn token counts as generated."""
+    """Prompt tokens and generated tokens; the end-of-turn token counts as generated.
+
+    `prompt_tokens_details` is left out if the engine does not report it.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = Field(None, exclude_if=_is_none)
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+    def of(
+        cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None
+    ) -> Usage:
         """Return the usage with its total."""
+        details = None
+        if cached_tokens is not None:
+            details = PromptTokensDetails(cached_tokens=cached_tokens)
         return cls(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=details,
         )
+
+
+class PromptLogprob(BaseModel):
+    """Log-probability of a token at a position of the prompt; rank 1 is the most likely token."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""One entry per token of the prompt, by token id; null for the first token, as in vLLM."""
 
 
 class TopLogprob(BaseModel):
@@ -72,16 +104,22 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | None = Field(None, exclude_if=_is_none)
 
 
 class TextLogprobs(BaseModel):
-    """Log-probabilities in the older format; `text_offset` counts characters from the start."""
+    """Log-probabilities in the older format; `text_offset` counts characters from the start.
+
+    `top_logprobs` has the token itself in addition to the most likely ones. The first token of an
+    echoed prompt has null in both lists.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -92,6 +130,7 @@ class TextChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
+    prompt_logprobs: PromptLogprobs | None = Field(None, exclude_if=_is_none)
 
 
 class TextCompletion(BaseModel):
@@ -101,6 +140,7 @@ class TextCompletion(BaseModel):
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[TextChoice]
     usage: Usage
 
@@ -111,6 +151,18 @@ class Tokens(BaseModel):
     count: int
     max_model_len: int
     tokens: list[int]
+
+
+class Detokenized(BaseModel):
+    """Response of /detokenize."""
+
+    prompt: str
+
+
+class ServerLoad(BaseModel):
+    """Response of /load: the number of other requests in progress in this ingress replica."""
+
+    server_load: int
 
 
 class Training(BaseModel):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ochat_ray.serve.answers import Piece, merge, pieces
+from ochat_ray.serve.answers import Piece, TextRules, merge, pieces
 from ochat_ray.serve.detokenize import Vocabulary
 from ochat_ray.serve.engines.base import Delta, EngineError, TokenLogprobs
 
@@ -34,12 +34,14 @@ def deltas_of(ids, cuts, *, logprobs, reason):
     return found
 
 
-async def collect(deltas, stops=()):
+async def collect(deltas, stops=(), **rules):
+    rules = TextRules(**{"stops": tuple(stops), "stop_ids": (STOP_ID,), **rules})
+
     async def source():
         for delta in deltas:
             yield delta
 
-    return [piece async for piece in pieces(source(), BYTES, stops, (STOP_ID,))]
+    return [piece async for piece in pieces(source(), BYTES, rules)]
 
 
 @given(

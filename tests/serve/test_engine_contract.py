@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import json
+import re
 from dataclasses import dataclass
+from functools import partial
 
 import jsonschema
 import pytest
@@ -225,6 +228,11 @@ def test_more_requests_than_slots_all_end(engine, run):
         ([0], {"max_tokens": 0}),
         ([0], {"max_tokens": 1, "logit_bias": ((VOCABULARY, 1.0),)}),
         ([0], {"max_tokens": 1, "logit_bias": ((-1, 1.0),)}),
+        ([0], {"max_tokens": 1, "stop_ids": (VOCABULARY,)}),
+        ([0], {"max_tokens": 1, "bad_words": ((5, VOCABULARY),)}),
+        ([0], {"max_tokens": 1, "bad_words": ((),)}),
+        ([0], {"max_tokens": 1, "grammar": 'start: "a"'}),
+        ([0], {"max_tokens": 1, "grammar": "start: /(/", "stop_ids": (END_OF_TURN,)}),
     ],
 )
 def test_what_would_end_the_loop_is_refused_and_it_goes_on(engine, run, prompt, sampling):
@@ -345,6 +353,91 @@ def test_log_probabilities_are_the_models_before_any_filter(engine, run, model, 
         assert [value for _, value in entry.top] == pytest.approx(values.tolist(), abs=1e-3)
 
 
+async def score(engine, prompt, name="r", **sampling):
+    rules = Sampling(**{"max_tokens": 1, "temperature": 0, "prompt_logprobs": 3, **sampling})
+    deltas = [delta async for delta in engine.submit(name, prompt, rules)]
+    assert all(delta.prompt_logprobs is None for delta in deltas[1:])
+    return deltas[0]
+
+
+def check_scores(model, prompt, delta, name, top=3):
+    """Against a plain forward pass; vLLM's kernels round otherwise."""
+    import torch
+
+    near = partial(pytest.approx, abs=1e-3 if name == "vllm" else 1e-4)
+    first, *entries = delta.prompt_logprobs.entries()
+    assert (first.token_id, first.logprob, first.top) == (prompt[0], None, ())
+    assert [entry.token_id for entry in entries] == prompt[1:]
+    rows = logits(model, prompt)[:-1].log_softmax(-1)
+    for row, token_id, entry in zip(rows, prompt[1:], entries, strict=True):
+        assert entry.logprob == near(float(row[token_id]))
+        assert entry.rank == int((row > row[token_id]).sum()) + 1
+        values, ids = torch.topk(row, top)
+        assert [i for i, _ in entry.top] == ids.tolist()
+        assert [value for _, value in entry.top] == near(values.tolist())
+
+
+LONG = [0, *[(7 * i) % 250 + 30 for i in range(300)]]
+
+
+def test_a_prompt_is_scored_as_by_a_plain_forward_pass(engine, run, model, needs, name):
+    needs("prompt_logprobs")
+
+    async def all_at_once():
+        others = [ask(engine, PROMPTS[1], "plain", max_tokens=24, temperature=0)]
+        scored = [score(engine, p, f"s{i}") for i, p in enumerate([*PROMPTS, LONG])]
+        return await asyncio.gather(*others, *scored)
+
+    alone = run(ask(engine, PROMPTS[1], max_tokens=24, temperature=0))
+    plain, *scored = run(all_at_once())
+    assert plain == alone
+    for prompt, delta in zip([*PROMPTS, LONG], scored, strict=True):
+        check_scores(model, prompt, delta, name)
+    none = run(score(engine, LONG, prompt_logprobs=0))
+    assert all(entry.top == () for entry in none.prompt_logprobs.entries())
+    assert run(ask(engine, [5], max_tokens=2, prompt_logprobs=0, temperature=0)).ids
+
+
+def test_a_prompt_in_the_cache_is_scored_completely(engine, run, model, needs, name):
+    needs("prompt_logprobs")
+    prompt = [0, *[(11 * i) % 250 + 30 for i in range(400)]]
+    answer = run(ask(engine, prompt, max_tokens=4, temperature=0)).ids
+    for _ in range(2):
+        check_scores(model, prompt, run(score(engine, prompt)), name)
+    assert run(ask(engine, prompt, max_tokens=4, temperature=0)).ids == answer
+
+
+def test_cached_tokens_are_counted(engine, run, name):
+    async def cached(prompt):
+        rules = Sampling(max_tokens=2, temperature=0)
+        deltas = [delta async for delta in engine.submit("r", prompt, rules)]
+        return [delta.cached_tokens for delta in deltas]
+
+    prompt = [0, *[(13 * i) % 250 + 30 for i in range(400)]]
+    first, again = run(cached(prompt)), run(cached(prompt))
+    if name == "scripted":
+        assert first[0] is again[0] is None
+    else:
+        assert first[0] == 0
+        assert 256 <= again[0] < len(prompt)
+    assert not any(again[1:])
+
+
+def test_a_prompt_with_no_room_for_its_scores_is_none_of_others_business(engine, run, needs):
+    """Scored and plain requests that leave, among others that stay."""
+    needs("prompt_logprobs")
+
+    async def leave():
+        stays = asyncio.create_task(ask(engine, PROMPTS[1], "stays", max_tokens=60, temperature=0))
+        for i in range(4):
+            scored = engine.submit(f"gone{i}", LONG, Sampling(max_tokens=50, prompt_logprobs=20))
+            await anext(scored)
+            await scored.aclose()
+        return await stays
+
+    assert len(run(leave()).ids) == 60
+
+
 def test_logit_bias_forces_and_bans(engine, run, needs):
     needs("logit_bias")
     plain = run(ask(engine, PROMPTS[0], max_tokens=6, temperature=0)).ids
@@ -406,6 +499,66 @@ def test_penalties_change_the_answer_as_worked_out(engine, run, model, needs, sa
         )
     )
     assert got.ids == wanted
+
+
+def test_no_stop_id_comes_before_min_tokens(engine, run):
+    ids = run(ask(engine, PROMPTS[0], max_tokens=12, temperature=0)).ids
+    stops = tuple(set(ids))
+    got = run(ask(engine, PROMPTS[0], max_tokens=12, temperature=0, stop_ids=stops))
+    assert (len(got.ids), got.reason) == (1, "stop")
+    stops = (*stops, END_OF_TURN)
+    got = run(ask(engine, PROMPTS[0], max_tokens=12, temperature=0, stop_ids=stops, min_tokens=5))
+    assert 5 <= len(got.ids) <= 12
+    assert not set(got.ids[:5]) & set(stops) or got.ids[:5] == ids[:5]
+
+
+def test_min_tokens_bans_stop_ids_until_then(engine, run, needs):
+    needs("logit_bias")
+    wants = {"temperature": 0, "logit_bias": ((END_OF_TURN, 100),), "stop_ids": (END_OF_TURN,)}
+    got = run(ask(engine, PROMPTS[0], max_tokens=12, min_tokens=5, **wants))
+    assert (len(got.ids), got.reason) == (6, "stop")
+    assert END_OF_TURN not in got.ids[:5]
+
+
+def test_bad_words_do_not_occur(engine, run, model, needs):
+    needs("bad_words")
+    plain = greedy(model, PROMPTS[0], 12)
+    single, pair = plain[:1], plain[4:6]
+    words = (tuple(single), tuple(pair))
+    got = run(ask(engine, PROMPTS[0], max_tokens=40, temperature=0, bad_words=words)).ids
+    assert single[0] not in got
+    assert tuple(pair) not in set(itertools.pairwise(got))
+
+    def banned(row, answer):
+        for *before, last in words:
+            if answer[len(answer) - len(before) :] == before:
+                row[last] = -float("inf")
+        return row
+
+    assert got == greedy(model, PROMPTS[0], 40, banned)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "pattern"),
+    [
+        ("start: /[0-9]{30} [ab]+c/", "[0-9]{30} [ab]+c"),
+        ('start: "yes" | "né🙂"', "yes|né🙂"),
+        ('root ::= "SELECT " col\ncol ::= "a" | "b" ', "SELECT [ab]"),
+    ],
+)
+def test_a_grammar_holds_and_only_a_whole_answer_stops(
+    engine, run, needs, tokenizer, grammar, pattern
+):
+    needs("guided_grammar")
+    bias = ((END_OF_TURN, 60),)
+    got = run(
+        ask(
+            engine, PROMPTS[0], max_tokens=200, seed=1, grammar=grammar, stop_ids=(END_OF_TURN,),
+            logit_bias=bias,
+        )
+    )  # fmt: skip
+    assert got.reason == "stop"
+    assert re.fullmatch(pattern, tokenizer.decode(got.ids[:-1]))
 
 
 SCHEMA = {

@@ -11,15 +11,22 @@ import pytest
 
 from ochat_ray.serve.engines import grammar as grammar_module
 from ochat_ray.serve.engines.base import RequestRefusedError
-from ochat_ray.serve.engines.grammar import Grammars
+from ochat_ray.serve.engines.grammar import Grammars, Source
 
 YES_OR_NO = json.dumps({"enum": ["yes", "no"]})
+
+
+class Schemas(Grammars):
+    """Takes a JSON Schema as text."""
+
+    def grammar(self, source):
+        return super().grammar(Source("json_schema", source) if isinstance(source, str) else source)
 
 
 @pytest.fixture
 def grammars(tokenizer, tokenizer_directory):
     """For a model that has 11 ids more than its tokenizer."""
-    grammars = Grammars(tokenizer_directory, len(tokenizer) + 11)
+    grammars = Schemas(tokenizer_directory, len(tokenizer) + 11)
     yield grammars
     grammars.close()
 
@@ -86,7 +93,7 @@ def test_compiled_schemas_are_kept_and_bounded(grammars, monkeypatch):
     compiled = []
     compile_ = grammars._compile
     monkeypatch.setattr(grammar_module, "COMPILED", 2)
-    monkeypatch.setattr(grammars, "_compile", lambda s: compiled.append(s) or compile_(s))
+    monkeypatch.setattr(grammars, "_compile", lambda s: compiled.append(s.text) or compile_(s))
     a, b, c = (json.dumps({"const": i}) for i in range(3))
     for schema in (a, b, a, c, a, b):
         grammars.grammar(schema)
@@ -101,7 +108,7 @@ def test_a_token_that_was_not_allowed_is_an_error(grammars, tokenizer):
 
 def test_a_model_without_a_tokenizer_refuses(tmp_path):
     with pytest.raises(RequestRefusedError, match="tokenizer"):
-        Grammars(str(tmp_path), 300).grammar(YES_OR_NO)
+        Schemas(str(tmp_path), 300).grammar(YES_OR_NO)
 
 
 @pytest.mark.parametrize("char", list(" \n\t\r"))

@@ -6,14 +6,23 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+
 FinishReason = Literal["stop", "length"]
+
+_GRAMMARS = frozenset(
+    "guided_regex guided_choice guided_grammar structured_outputs.regex structured_outputs.choice"
+    " structured_outputs.grammar".split()
+)
 
 UNSUPPORTED: Mapping[str, frozenset[str]] = {
     "transformers": frozenset(),
-    "vllm": frozenset(),
-    "scripted": frozenset(
+    "vllm": _GRAMMARS,
+    "scripted": _GRAMMARS
+    | frozenset(
         "min_p repetition_penalty presence_penalty frequency_penalty logit_bias response_format"
-        " seed".split()
+        " seed echo prompt_logprobs bad_words guided_json structured_outputs.json"
+        " structured_outputs.json_object".split()
     ),
 }
 """Request fields that each engine does not support, by engine name; such requests are rejected."""
@@ -65,13 +74,15 @@ class Sampling:
         frequency_penalty: Same, multiplied by the token's count in the answer so far.
         logit_bias: Pairs of token id and the value added to its logit.
         json_schema: JSON Schema, as JSON, that the answer's text must match; a stop id is allowed
-            only
-            where the text is complete.
+            only where the text is complete.
+        grammar: Same, a grammar in llguidance's Lark syntax or GBNF; not both.
         top_logprobs: None reports no log-probabilities; N reports those of the chosen token and of
-            the
-            N most likely ones, from the model's distribution before any filter.
+            the N most likely ones, from the model's distribution before any filter.
+        prompt_logprobs: Same, for the tokens of the prompt.
         seed: Same seed, same noise; None seeds randomly.
         stop_ids: Token ids that end generation with reason "stop".
+        min_tokens: Tokens before which no stop id is possible.
+        bad_words: Sequences of token ids that the answer does not contain.
     """
 
     max_tokens: int
@@ -84,9 +95,13 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     json_schema: str | None = None
+    grammar: str | None = None
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     @property
     def greedy(self) -> bool:
@@ -96,14 +111,54 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprobs:
-    """Log-probability of a generated token (natural logarithm), and the most likely alternatives.
+    """Log-probability of a token (natural logarithm), and the most likely alternatives.
 
-    `top` holds (token id, logprob) in descending order; the chosen token may be among them.
+    `logprob` is None only for the first token of a prompt. `top` holds (token id, logprob) in
+    descending order; the token itself may be among them. `rank` is 1 for the most likely token; it
+    is 0 for generated tokens, whose rank is not computed.
     """
 
     token_id: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PromptLogprobs:
+    """Log-probabilities of a prompt of T tokens, as arrays: long prompts have many.
+
+    Attributes:
+        token_ids: The prompt, [T].
+        logprobs: Those of the tokens after the first, [T - 1].
+        ranks: Their ranks, [T - 1].
+        top_ids: The N most likely token ids at their positions, [T - 1, N].
+        top: The log-probabilities of these, [T - 1, N], in descending order.
+    """
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    ranks: np.ndarray
+    top_ids: np.ndarray
+    top: np.ndarray
+
+    def entries(self) -> list[TokenLogprobs]:
+        """Return one entry per token."""
+        first, *token_ids = self.token_ids.tolist()
+        arrays = (self.logprobs, self.ranks, self.top_ids, self.top)
+        rows = zip(token_ids, *(array.tolist() for array in arrays), strict=True)
+        return [
+            TokenLogprobs(token_id=first, logprob=None),
+            *(
+                TokenLogprobs(
+                    token_id=token_id,
+                    logprob=logprob,
+                    top=tuple(zip(top_ids, top, strict=True)),
+                    rank=rank,
+                )
+                for token_id, logprob, rank, top_ids, top in rows
+            ),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,12 +166,16 @@ class Delta:
     """Tokens since the previous delta, at least one; a request's last delta has a finish reason.
 
     A stop token that ended generation is the last of `token_ids`. `logprobs` has one entry per
-    token if requested, and is empty otherwise.
+    token if requested, and is empty otherwise. The first delta of a request has the prompt's
+    log-probabilities, if requested, and the number of prompt tokens found in the engine's cache;
+    None means that the engine does not report it.
     """
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,8 +238,17 @@ def validate(
         raise RequestRefusedError(
             f"the prompt has a token id outside the model's {vocabulary} tokens"
         )
-    if any(not 0 <= token_id < vocabulary for token_id, _ in sampling.logit_bias):
-        raise RequestRefusedError(f"logit_bias has an id outside the model's {vocabulary} tokens")
+    for field, ids in (
+        ("logit_bias", [token_id for token_id, _ in sampling.logit_bias]),
+        ("stop_ids", sampling.stop_ids),
+        ("bad_words", [token_id for word in sampling.bad_words for token_id in word]),
+    ):
+        if any(not 0 <= token_id < vocabulary for token_id in ids):
+            raise RequestRefusedError(f"{field} has an id outside the model's {vocabulary} tokens")
+    if not all(sampling.bad_words):
+        raise RequestRefusedError("bad_words has an empty sequence")
+    if (sampling.json_schema or sampling.grammar) and not sampling.stop_ids:
+        raise RequestRefusedError("json_schema and grammar need a stop id, to end the answer with")
     if sampling.max_tokens < 1:
         raise RequestRefusedError("max_tokens is below 1")
     total = len(prompt_ids) + sampling.max_tokens

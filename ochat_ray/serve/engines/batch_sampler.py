@@ -15,6 +15,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from ochat_ray.serve.engines.base import Sampling, TokenLogprobs
 from ochat_ray.serve.engines.grammar import Grammar
+from ochat_ray.serve.engines.prompt_scores import PromptScores
 from ochat_ray.serve.engines.sampler import adjust, choose, log_probabilities
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ class RequestSampler:
 
     Attributes:
         logprobs: One entry per sampled token, if requested.
+        prompt_scores: Log-probabilities of the prompt, if requested.
+        cached_tokens: Prompt tokens that were in the cache.
         error: First exception; the tokens after it are meaningless.
     """
 
@@ -33,17 +36,22 @@ class RequestSampler:
     ) -> None:
         self.logprobs: list[TokenLogprobs] = []
         self.error: Exception | None = None
+        self.cached_tokens = 0
+        self.prompt_scores: PromptScores | None = None
         self._sampling = sampling
         self._seed = seed
         self._grammar = grammar
         self._position = len(prompt_ids)
         self._prompt_ids = torch.tensor(sorted(set(prompt_ids)))
         self._counts: collections.Counter[int] = collections.Counter()
+        self._answer: list[int] = []
         self._adjusts = grammar is not None or bool(
             sampling.logit_bias
             or sampling.repetition_penalty != 1
             or sampling.presence_penalty
             or sampling.frequency_penalty
+            or sampling.min_tokens
+            or sampling.bad_words
         )
 
     def __deepcopy__(self, memo: Any) -> RequestSampler:
@@ -53,6 +61,11 @@ class RequestSampler:
         answer so far as part of the prompt. For the sampling rules that is the same answer.
         """
         return self
+
+    @property
+    def begun(self) -> bool:
+        """True once the answer has a token."""
+        return bool(self._answer)
 
     def draw(self, scores: torch.Tensor) -> int:
         """Sample the next token from logits, [vocabulary], which may be modified; never raise."""
@@ -76,6 +89,7 @@ class RequestSampler:
                 prompt_ids=self._prompt_ids,
                 answer_counts=self._counts,
                 allowed=allowed,
+                banned=self._banned(),
             )
         token_id = choose(scores, sampling, seed=self._seed, position=self._position)
         if self._grammar is not None and token_id not in sampling.stop_ids:
@@ -83,8 +97,20 @@ class RequestSampler:
         if logs is not None and top is not None:
             self.logprobs.append(log_probabilities(logs, token_id, top))
         self._counts[token_id] += 1
+        self._answer.append(token_id)
         self._position += 1
         return token_id
+
+    def _banned(self) -> list[int]:
+        """Return the ids that would stop the answer too early, or complete a bad word."""
+        answer, sampling = self._answer, self._sampling
+        banned = [
+            word[-1]
+            for word in sampling.bad_words
+            if len(word) <= len(answer) + 1
+            and tuple(answer[len(answer) + 1 - len(word) :]) == word[:-1]
+        ]
+        return banned + list(sampling.stop_ids if len(answer) < sampling.min_tokens else ())
 
 
 class BatchSampler(ContinuousBatchingLogitsProcessor):

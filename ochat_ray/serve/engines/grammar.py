@@ -1,4 +1,4 @@
-"""Constrain answers to a JSON Schema."""
+"""Constrain answers to a JSON Schema or a grammar."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from llguidance.hf import from_tokenizer
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.engines.base import RequestRefusedError
+from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
 from ochat_ray.serve.engines.schema_limits import check_counts, is_costly
 from ochat_ray.serve.engines.schema_trial import PARAM, SchemaTrial
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 
 COMPILED = 64
 COMPILED_BYTES = 256 << 20
-"""Number of compiled schemas in the cache (LRU), and approximately their total size in bytes."""
+"""Number of compiled schemas and grammars in the cache (LRU), and approximately their total size in
+bytes."""
 
 BYTES_PER_CHARACTER = 100
 """Approximate memory of a compiled schema that is not costly."""
@@ -39,6 +41,22 @@ before it is valid (vLLM issue 38696). llguidance 1.7.6 has no limit: it repeats
 `whitespace_pattern` any number of times. Forbidding whitespace would be no better: a model that
 wants to write `[` and a newline would close the array instead.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Text of a JSON Schema, as JSON, or of a grammar, in llguidance's Lark syntax or GBNF."""
+
+    kind: Literal["json_schema", "grammar"]
+    text: str
+
+
+def source_of(sampling: Sampling) -> Source | None:
+    """Return what constrains the answer of a request."""
+    if sampling.json_schema is not None:
+        return Source("json_schema", sampling.json_schema)
+    return None if sampling.grammar is None else Source("grammar", sampling.grammar)
+
 
 _BLANK, _DIGIT, _OTHER = range(3)
 _KINDS = {**dict.fromkeys(b" \t\n\r", _BLANK), **dict.fromkeys(b"0123456789", _DIGIT)}
@@ -80,13 +98,13 @@ class _Run:
 
 
 class Grammar:
-    """State of one answer within its schema."""
+    """State of one answer within its schema or grammar; only JSON has a limit on runs."""
 
-    def __init__(self, matcher: Any, vocabulary: int, tokens: Tokens) -> None:
+    def __init__(self, matcher: Any, vocabulary: int, tokens: Tokens, *, is_json: bool) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._tokens = tokens
-        self._run = _Run()
+        self._run = _Run() if is_json else None
 
     def allowed(self, stop_ids: tuple[int, ...]) -> np.ndarray:
         """Return a mask of the ids that may come next: bool, [vocabulary].
@@ -96,7 +114,7 @@ class Grammar:
         allowed = np.zeros(self._vocabulary, dtype=bool)
         mask = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)[: allowed.size]
         allowed[: mask.size] = mask
-        if self._run.is_full:
+        if self._run is not None and self._run.is_full:
             within = np.flatnonzero(allowed)
             longer = within[self._tokens.kinds[within] == self._run.kind]
             if longer.size < within.size:  # otherwise the schema requires such a number
@@ -115,15 +133,16 @@ class Grammar:
         """
         self._matcher.consume_token(token_id)
         self._check()
-        self._run.extend(self._tokens.bytes[token_id])
+        if self._run is not None:
+            self._run.extend(self._tokens.bytes[token_id])
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"outside the JSON schema: {_first_line(self._matcher)}")
+            raise ValueError(f"outside the schema or grammar: {_first_line(self._matcher)}")
 
 
 class Grammars:
-    """Compiler of schemas for one model's tokenizer, which is opened on first use."""
+    """Compiler of schemas and grammars for one model's tokenizer, opened on first use."""
 
     def __init__(self, directory: str, vocabulary: int) -> None:
         self._directory = directory
@@ -131,60 +150,61 @@ class Grammars:
         self._trial = SchemaTrial(directory)
         self._lock = threading.Lock()
         self._opening = threading.Lock()
-        self._compiling: dict[str, threading.Lock] = {}
-        self._compiled: OrderedDict[str, _Compiled] = OrderedDict()
-        self._refused: OrderedDict[str, RequestRefusedError] = OrderedDict()
+        self._compiling: dict[Source, threading.Lock] = {}
+        self._compiled: OrderedDict[Source, _Compiled] = OrderedDict()
+        self._refused: OrderedDict[Source, RequestRefusedError] = OrderedDict()
         self._tokens: Tokens | None = None
 
-    def grammar(self, schema: str) -> Grammar:
-        """Return the initial state for an answer that must match `schema`, a JSON Schema as JSON.
+    def grammar(self, source: Source) -> Grammar:
+        """Return the initial state for an answer that must match `source`.
 
-        The first call takes a second, and one with a new schema milliseconds or more: not for an
-        event loop's thread. A schema that takes long keeps only those waiting who ask for it, or
+        The first call takes a second, and one with a new source milliseconds or more: not for an
+        event loop's thread. A source that takes long keeps only those waiting who ask for it, or
         for another costly one.
 
         Raises:
-            RequestRefusedError: The schema, or the model's tokenizer, cannot be compiled.
+            RequestRefusedError: The source, or the model's tokenizer, cannot be compiled.
         """
         with self._lock:
-            compiling = self._compiling.setdefault(schema, threading.Lock())
+            compiling = self._compiling.setdefault(source, threading.Lock())
         with compiling:
             try:
-                found = self._known(schema) or self._add(schema)
+                found = self._known(source) or self._add(source)
             finally:
                 with self._lock:
-                    self._compiling.pop(schema, None)
+                    self._compiling.pop(source, None)
             matcher = found.matcher.deep_copy()
         assert self._tokens is not None
-        return Grammar(matcher, self._vocabulary, self._tokens)
+        is_json = source.kind == "json_schema"
+        return Grammar(matcher, self._vocabulary, self._tokens, is_json=is_json)
 
     def close(self) -> None:
         """Stop the process that compiles costly schemas first."""
         self._trial.close()
 
-    def _known(self, schema: str) -> _Compiled | None:
+    def _known(self, source: Source) -> _Compiled | None:
         with self._lock:
-            if schema in self._refused:
-                error = self._refused[schema]
+            if source in self._refused:
+                error = self._refused[source]
                 raise RequestRefusedError(str(error), error.param)
-            if schema in self._compiled:
-                self._compiled.move_to_end(schema)
-            return self._compiled.get(schema)
+            if source in self._compiled:
+                self._compiled.move_to_end(source)
+            return self._compiled.get(source)
 
-    def _add(self, schema: str) -> _Compiled:
+    def _add(self, source: Source) -> _Compiled:
         with self._opening:
             if self._tokens is None:
                 self._tokens = open_tokens(self._directory)
         try:
-            made = self._compile(schema)
+            made = self._compile(source)
         except RequestRefusedError as error:
             with self._lock:
-                self._refused[schema] = error
+                self._refused[source] = error
                 while len(self._refused) > COMPILED:
                     self._refused.popitem(last=False)
             raise
         with self._lock:
-            self._compiled[schema] = made
+            self._compiled[source] = made
             while len(self._compiled) > COMPILED or (
                 len(self._compiled) > 1
                 and sum(kept.size for kept in self._compiled.values()) > COMPILED_BYTES
@@ -192,22 +212,22 @@ class Grammars:
                 self._compiled.popitem(last=False)
         return made
 
-    def _compile(self, schema: str) -> _Compiled:
+    def _compile(self, source: Source) -> _Compiled:
         assert self._tokens is not None
-        size = BYTES_PER_CHARACTER * len(schema)
+        size = BYTES_PER_CHARACTER * len(source.text)
         try:
-            parsed = json.loads(schema)
+            parsed = json.loads(source.text) if source.kind == "json_schema" else None
             check_counts(parsed)
         except (ValueError, RecursionError) as error:
             raise RequestRefusedError(f"json_schema: {error}", PARAM) from error
-        if is_costly(schema, parsed):
-            size += self._trial.cost(schema)
-        return _Compiled(compile_schema(self._tokens, schema), size)
+        if source.kind == "grammar" or is_costly(source.text, parsed):
+            size += self._trial.cost(source)
+        return _Compiled(compile_source(self._tokens, source), size)
 
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """Matcher of a schema at the start of an answer, and its approximate size in bytes."""
+    """Matcher of a schema or grammar at the start of an answer; its approximate size in bytes."""
 
     matcher: Any
     size: int
@@ -226,21 +246,25 @@ def open_tokens(directory: str) -> Tokens:
         raise RequestRefusedError(f"this model cannot follow a schema: {error}", PARAM) from error
 
 
-def compile_schema(tokens: Tokens, schema: str) -> Any:
-    """Compile a JSON Schema to llguidance's matcher at the start of an answer.
+def compile_source(tokens: Tokens, source: Source) -> Any:
+    """Compile a JSON Schema or a grammar to llguidance's matcher at the start of an answer.
 
     Raises:
         RequestRefusedError: It cannot be compiled, or no text matches it.
     """
+    kind = source.kind
     try:
-        source = LLMatcher.grammar_from_json_schema(schema)
-    except ValueError as error:
-        raise RequestRefusedError(f"json_schema is not JSON: {error}", PARAM) from error
-    matcher = LLMatcher(tokens.tokenizer, source, log_level=0, limits=_LIMITS)
+        if kind == "json_schema":
+            text = LLMatcher.grammar_from_json_schema(source.text)
+        else:
+            text = LLMatcher.grammar_from_lark(any_to_lark(source.text))
+    except (ValueError, RecursionError, GbnfToLarkError) as error:
+        raise RequestRefusedError(f"{kind} is not valid: {error}", PARAM) from error
+    matcher = LLMatcher(tokens.tokenizer, text, log_level=0, limits=_LIMITS)
     if not matcher.is_error():
         matcher.compute_logit_bias()  # raises some errors, as for a self-reference, only here
     if matcher.is_error():
-        problem = f"json_schema cannot be compiled: {_first_line(matcher)}"
+        problem = f"{kind} cannot be compiled: {_first_line(matcher)}"
         raise RequestRefusedError(problem, PARAM)
     return matcher
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ def adjust(
     prompt_ids: torch.Tensor,
     answer_counts: Mapping[int, int],
     allowed: np.ndarray | None = None,
+    banned: Sequence[int] = (),
 ) -> None:
-    """Apply the rules that depend on the text so far, in place: bias, grammar, penalties.
+    """Apply the rules that depend on the text so far, in place: bias, bans, grammar, penalties.
 
     Args:
         scores: Float32 logits, [vocabulary].
@@ -30,6 +31,7 @@ def adjust(
         prompt_ids: Distinct token ids of the prompt.
         answer_counts: Number of occurrences of each id in the answer so far.
         allowed: Mask of allowed ids, [vocabulary].
+        banned: Ids that are not possible.
     """
     if sampling.logit_bias:
         ids, biases = zip(*sampling.logit_bias, strict=True)
@@ -37,6 +39,8 @@ def adjust(
         scores.index_add_(0, torch.tensor(ids, device=scores.device), bias)
     if allowed is not None:
         scores.masked_fill_(torch.from_numpy(~allowed).to(scores.device), -torch.inf)
+    if banned:
+        scores[torch.tensor(banned, device=scores.device)] = -torch.inf
     answer_ids = torch.tensor(list(answer_counts), dtype=torch.long, device=scores.device)
     if sampling.repetition_penalty != 1:
         seen = torch.cat([prompt_ids.to(scores.device), answer_ids]).unique()

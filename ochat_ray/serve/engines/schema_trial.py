@@ -1,4 +1,4 @@
-"""Compile a costly JSON Schema first in a separate process, with limits on time and memory.
+"""Compile a costly JSON Schema, or a grammar, first in a separate process with limits.
 
 llguidance 1.7.6 compiles `{"multipleOf": 1000003}` for 20 seconds, and uses gigabytes for a large
 `minItems`; it has no limit for either, and cannot be interrupted. A schema that kills this process
@@ -13,17 +13,22 @@ import resource
 import subprocess
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 from ochat_ray.serve.engines.base import RequestRefusedError
 
+if TYPE_CHECKING:
+    from ochat_ray.serve.engines.grammar import Source
+
 CPU_S = 2
 MEMORY_BYTES = 1 << 30
-"""CPU time in seconds, and additional memory, that one schema may use."""
+"""CPU time in seconds, and additional memory, that one schema or grammar may use."""
 
 WALL_S = 30.0
 """Timeout in seconds after which the process is killed."""
 
 PARAM = "response_format"
+"""Field that errors name; the ingress knows which one was given."""
 
 
 class SchemaTrial:
@@ -34,17 +39,17 @@ class SchemaTrial:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def cost(self, schema: str) -> int:
-        """Return the bytes of memory that the compiled schema uses.
+    def cost(self, source: Source) -> int:
+        """Return the bytes of memory that the compiled source uses.
 
         Raises:
-            RequestRefusedError: The schema cannot be compiled, or not within the limits.
+            RequestRefusedError: The source cannot be compiled, or not within the limits.
         """
         with self._lock:
-            answer = self._ask(schema)
+            answer = self._ask(source)
         if answer is None:
             raise RequestRefusedError(
-                f"json_schema takes more than {CPU_S} s or {MEMORY_BYTES >> 20} MiB to compile; "
+                f"{source.kind} takes more than {CPU_S} s or {MEMORY_BYTES >> 20} MiB to compile; "
                 "use smaller counts, divisors or patterns",
                 PARAM,
             )
@@ -59,14 +64,14 @@ class SchemaTrial:
             process.kill()
             process.communicate()
 
-    def _ask(self, schema: str) -> dict[str, object] | None:
+    def _ask(self, source: Source) -> dict[str, object] | None:
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         timer = threading.Timer(WALL_S, process.kill)
         timer.start()
         try:
-            process.stdin.write(json.dumps(schema) + "\n")
+            process.stdin.write(json.dumps([source.kind, source.text]) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
@@ -91,13 +96,13 @@ class SchemaTrial:
 
 
 def _main(directory: str) -> None:
-    from ochat_ray.serve.engines.grammar import Tokens, compile_schema, open_tokens
+    from ochat_ray.serve.engines.grammar import Source, Tokens, compile_source, open_tokens
 
     tokens: Tokens = open_tokens(directory)
     for line in sys.stdin:
         before = _limit()
         try:
-            compile_schema(tokens, json.loads(line))
+            compile_source(tokens, Source(*json.loads(line)))
             answer: dict[str, object] = {"bytes": max(0, _resident_bytes() - before)}
         except RequestRefusedError as error:
             answer = {"error": str(error)}

@@ -54,6 +54,8 @@ class ScriptedEngine:
         )
         if request_id in self._cancelled:
             raise RequestRefusedError(f"request id {request_id} is in use")
+        if sampling.grammar is not None:
+            raise RequestRefusedError("this engine has no grammars")
         self._cancelled[request_id] = False
         try:
             for count in range(1, sampling.max_tokens + 1):
@@ -63,7 +65,7 @@ class ScriptedEngine:
                     return
                 token_id = self._token(count - 1, prompt_ids, sampling)
                 reason: FinishReason | None = None
-                if token_id in sampling.stop_ids:
+                if token_id in sampling.stop_ids and count > sampling.min_tokens:
                     reason = "stop"
                 elif count == sampling.max_tokens:
                     reason = "length"
@@ -101,7 +103,7 @@ class ScriptedEngine:
     def _token(self, index: int, prompt_ids: list[int], sampling: Sampling) -> int:
         if self._script is None:
             return prompt_ids[index % len(prompt_ids)]
-        if index < len(self._script) or not sampling.stop_ids:
+        if index < max(len(self._script), sampling.min_tokens) or not sampling.stop_ids:
             return self._script[index % len(self._script)]
         return sampling.stop_ids[0]
 

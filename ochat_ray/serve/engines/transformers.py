@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessorList,
-)
 from transformers.generation.continuous_batching.requests import GenerationOutput
 from transformers.generation.logits_process import LogitsProcessorList
 
@@ -24,14 +21,20 @@ from ochat_ray.serve.engines.base import (
     Delta,
     EngineError,
     EngineUnavailableError,
+    FinishReason,
     RequestRefusedError,
     Sampling,
     validate,
 )
 from ochat_ray.serve.engines.batch_sampler import BatchSampler, RequestSampler
-from ochat_ray.serve.engines.grammar import Grammars
+from ochat_ray.serve.engines.grammar import Grammars, source_of
 from ochat_ray.serve.engines.packed_linear import pack_linears
 from ochat_ray.serve.engines.paged_attention import PAGED_SDPA, register_paged_sdpa, suits
+from ochat_ray.serve.engines.prompt_scores import (
+    PromptScores,
+    ScoringProcessors,
+    watch_prefix_matches,
+)
 from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, default_cache_bytes
 
 logger = logging.getLogger(__name__)
@@ -66,7 +69,9 @@ class TransformersEngine:
         self._kv_tokens = pages * PAGE_TOKENS
         self._grammars = Grammars(settings.directory, self._vocabulary)
         self._queues: dict[str, asyncio.Queue[GenerationOutput | None]] = {}
+        self._samplers: dict[str, RequestSampler] = {}
         self._manager = _manager(self._model, settings, pages)
+        watch_prefix_matches(self._manager, self._samplers)
         self._manager.start()
         logger.info(
             "engine: %s on %s, %d tokens of key-value cache",
@@ -87,6 +92,7 @@ class TransformersEngine:
             sampler = await self._sampler(prompt_ids, sampling)
             if not queue.empty():
                 return  # cancelled while its schema was compiled
+            self._samplers[request_id] = sampler
             # Register the handler first: an earlier answer would land in the manager's shared
             # queue, which nothing reads.
             self._manager.register_result_handler(request_id, queue.put_nowait)
@@ -110,19 +116,16 @@ class TransformersEngine:
                 if sampler.error is not None:
                     raise EngineError(f"sampling failed: {sampler.error}")
                 token_ids = tuple(output.generated_tokens[sent:])
-                logprobs = tuple(sampler.logprobs[sent : sent + len(token_ids)])
-                sent += len(token_ids)
+                reason: FinishReason | None = None
                 if output.is_finished():
                     stopped = bool(token_ids) and token_ids[-1] in sampling.stop_ids
+                    reason = "stop" if stopped else "length"
                     self._forget(request_id)
-                    yield Delta(
-                        token_ids=token_ids,
-                        finish_reason="stop" if stopped else "length",
-                        logprobs=logprobs,
-                    )
+                if token_ids or reason is not None:
+                    yield _delta(sampler, token_ids, reason, sent)
+                if reason is not None:
                     return
-                if token_ids:
-                    yield Delta(token_ids=token_ids, logprobs=logprobs)
+                sent += len(token_ids)
         finally:
             if self._queues.get(request_id) is queue:
                 self.cancel(request_id)
@@ -130,7 +133,8 @@ class TransformersEngine:
     def cancel(self, request_id: str) -> None:
         """Cancel a request; see `Engine.cancel`."""
         if request_id in self._queues:
-            self._manager.cancel_request(request_id)
+            if request_id in self._samplers:  # the manager has it: its grammar is compiled
+                self._manager.cancel_request(request_id)
             self._queues[request_id].put_nowait(None)
             self._forget(request_id)
 
@@ -174,15 +178,17 @@ class TransformersEngine:
             context_length=self._context_length,
             vocabulary=self._vocabulary,
         )
-        if sampling.json_schema is not None and not sampling.stop_ids:
-            raise RequestRefusedError("json_schema needs a stop id, to end the answer with")
 
     async def _sampler(self, prompt_ids: list[int], sampling: Sampling) -> RequestSampler:
         grammar = None
-        if sampling.json_schema is not None:
-            grammar = await asyncio.to_thread(self._grammars.grammar, sampling.json_schema)
+        if (source := source_of(sampling)) is not None:
+            grammar = await asyncio.to_thread(self._grammars.grammar, source)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        return RequestSampler(prompt_ids, sampling, seed, grammar)
+        sampler = RequestSampler(prompt_ids, sampling, seed, grammar)
+        if sampling.prompt_logprobs is not None:
+            top = sampling.prompt_logprobs
+            sampler.prompt_scores = PromptScores(prompt_ids, top, self._vocabulary)
+        return sampler
 
     async def _next_output(
         self, queue: asyncio.Queue[GenerationOutput | None]
@@ -204,6 +210,7 @@ class TransformersEngine:
 
     def _forget(self, request_id: str) -> None:
         del self._queues[request_id]
+        self._samplers.pop(request_id, None)
         router = self._manager.output_router
         with router._lock:
             router.result_handlers.pop(request_id, None)
@@ -211,6 +218,20 @@ class TransformersEngine:
         # would keep it forever.
         while not router.output_queue.empty():
             router.output_queue.get_nowait()
+
+
+def _delta(
+    sampler: RequestSampler, token_ids: tuple[int, ...], reason: FinishReason | None, sent: int
+) -> Delta:
+    """Return the delta of tokens that follow `sent` earlier ones."""
+    scores = None if sent else sampler.prompt_scores
+    return Delta(
+        token_ids=token_ids,
+        finish_reason=reason,
+        logprobs=tuple(sampler.logprobs[sent : sent + len(token_ids)]),
+        prompt_logprobs=None if scores is None else scores.found,
+        cached_tokens=None if sent else sampler.cached_tokens,
+    )
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -283,9 +304,8 @@ def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:
     manager = model.init_continuous_batching(
         generation_config=generation, continuous_batching_config=batching
     )
-    processors = ContinuousBatchingLogitsProcessorList(
-        LogitsProcessorList([BatchSampler()]), per_request_processors=True
-    )
+    processors = ScoringProcessors(LogitsProcessorList([BatchSampler()]))
+    processors.hook(model)
     processors.tensors_required = 1  # counted only for processors that it converts itself
     manager.logit_processor = processors
     if model.device.type == "cpu" and suits(model.config.get_text_config()):

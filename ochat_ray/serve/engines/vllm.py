@@ -10,17 +10,19 @@ import multiprocessing
 import os
 import secrets
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.inputs.engine import tokens_input
 from vllm.logprobs import Logprob
-from vllm.outputs import CompletionOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -37,6 +39,7 @@ from ochat_ray.serve.engines.base import (
     Delta,
     EngineError,
     EngineUnavailableError,
+    PromptLogprobs,
     RequestRefusedError,
     Sampling,
     TokenLogprobs,
@@ -82,18 +85,25 @@ class VllmEngine:
             raise RequestRefusedError(f"request id {request_id} is in use")
         limits = {"context_length": self._context_length, "vocabulary": self._vocabulary}
         validate(prompt_ids, sampling, **limits)
+        if sampling.grammar is not None:
+            raise RequestRefusedError("this engine has no grammars", "structured_outputs")
         self.check_health()
         self._requests.add(request_id)
         try:
             params = _sampling_params(sampling, self._eos)
             outputs = self._llm.generate(tokens_input(prompt_ids), params, request_id)
             async with aclosing(outputs):
+                first: dict[str, Any] = {}
+                begun = False
                 async for output in outputs:
                     completion = output.outputs[0]
                     if completion.finish_reason == "abort":
                         return
+                    if not begun:
+                        first |= _first(output, prompt_ids, sampling)
                     if completion.token_ids:
-                        yield _delta(completion, sampling)
+                        yield _delta(completion, sampling, {} if begun else first)
+                        begun = True
         except VLLMClientError as error:
             raise RequestRefusedError(str(error)) from error
         except EngineDeadError as error:
@@ -254,7 +264,7 @@ def _sampling_params(sampling: Sampling, eos: int | None) -> SamplingParams:
         schema = StructuredOutputsParams(json=sampling.json_schema)
         if eos is not None and eos not in sampling.stop_ids:
             bias[eos] = -float("inf")  # the grammar would also allow it at the end
-    return SamplingParams(
+    params = SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=0.0 if sampling.greedy else sampling.temperature,
         top_p=sampling.top_p or 1.0,
@@ -266,15 +276,52 @@ def _sampling_params(sampling: Sampling, eos: int | None) -> SamplingParams:
         logit_bias=bias or None,
         structured_outputs=schema,
         logprobs=sampling.top_logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
         seed=None if sampling.seed is None else sampling.seed % 2**63,  # -1 is vLLM's None
         stop_token_ids=list(sampling.stop_ids),
+        min_tokens=sampling.min_tokens,
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
+    if sampling.bad_words:
+        # vLLM would tokenize words itself, with special tokens where their names are typed.
+        params._bad_words_token_ids = [list(word) for word in sampling.bad_words]
+    return params
 
 
-def _delta(completion: CompletionOutput, sampling: Sampling) -> Delta:
+def _first(output: RequestOutput, prompt_ids: list[int], sampling: Sampling) -> dict[str, Any]:
+    """Return the fields of a request's first delta."""
+    found: dict[str, Any] = {}
+    if output.num_cached_tokens is not None:
+        found["cached_tokens"] = output.num_cached_tokens
+    if sampling.prompt_logprobs is not None and output.prompt_logprobs:
+        found["prompt_logprobs"] = _prompt_logprobs(
+            prompt_ids, output.prompt_logprobs[1:], sampling.prompt_logprobs
+        )
+    return found
+
+
+def _prompt_logprobs(
+    prompt_ids: list[int], found: Sequence[dict[int, Logprob]], top: int
+) -> PromptLogprobs:
+    """Convert the entries of a prompt's tokens after the first."""
+    own = [entries[i] for i, entries in zip(prompt_ids[1:], found, strict=True)]
+    ranked = [
+        sorted(((e.rank, i, e.logprob) for i, e in entries.items()), key=itemgetter(0))[:top]
+        for entries in found
+    ]
+    shape = (len(own), min((len(row) for row in ranked), default=0))
+    return PromptLogprobs(
+        token_ids=np.array(prompt_ids),
+        logprobs=np.array([entry.logprob for entry in own], dtype=np.float32),
+        ranks=np.array([entry.rank for entry in own], dtype=np.int64),
+        top_ids=np.array([[i for _, i, _ in row] for row in ranked], dtype=np.int64).reshape(shape),
+        top=np.array([[v for *_, v in row] for row in ranked], dtype=np.float32).reshape(shape),
+    )
+
+
+def _delta(completion: CompletionOutput, sampling: Sampling, first: dict[str, Any]) -> Delta:
     if completion.finish_reason not in (None, "stop", "length"):
         raise EngineError(f"generation ended with {completion.finish_reason}")
     logprobs: tuple[TokenLogprobs, ...] = ()
@@ -282,7 +329,8 @@ def _delta(completion: CompletionOutput, sampling: Sampling) -> Delta:
         pairs = zip(completion.token_ids, completion.logprobs, strict=True)
         logprobs = tuple(_token_logprobs(i, entries, sampling.top_logprobs) for i, entries in pairs)
     token_ids = tuple(completion.token_ids)
-    return Delta(token_ids=token_ids, finish_reason=completion.finish_reason, logprobs=logprobs)
+    reason = completion.finish_reason
+    return Delta(token_ids=token_ids, finish_reason=reason, logprobs=logprobs, **first)
 
 
 def _token_logprobs(token_id: int, entries: dict[int, Logprob], count: int) -> TokenLogprobs:
