@@ -19,7 +19,8 @@ def check_supported(request: SamplingRequest, engine: str) -> None:
     given = {*request.model_fields_set, request.constraint_field}
     for field in sorted(UNSUPPORTED[engine] & given):
         first = field.partition(".")[0]
-        if getattr(request, first, None) not in (None, []):
+        value = getattr(request, first, None)
+        if value is not None and value is not False and value != []:
             able = [name for name, fields in UNSUPPORTED.items() if field not in fields]
             raise ApiError(
                 400,

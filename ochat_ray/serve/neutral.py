@@ -60,9 +60,6 @@ REQUEST: Neutral = {
     # vLLM and llama.cpp
     "best_of": number(1),
     "suffix": one_of(""),
-    "echo": one_of(False),  # of completions, and the next two of chat
-    "add_generation_prompt": one_of(True),
-    "continue_final_message": one_of(False),
     "use_beam_search": one_of(False),
     "length_penalty": number(1),
     "allowed_token_ids": one_of([]),
@@ -81,6 +78,14 @@ REQUEST: Neutral = {
     "mirostat": number(0),
     "cache_prompt": _is_flag,
     "think": one_of(False),
+}
+
+CHAT: Neutral = {**REQUEST, "echo": one_of(False)}
+
+COMPLETION: Neutral = {
+    **REQUEST,
+    "add_generation_prompt": one_of(True),
+    "continue_final_message": one_of(False),
 }
 
 STRUCTURED_OUTPUTS: Neutral = {

@@ -22,7 +22,7 @@ from ochat_ray.serve.decoding import DecodingFields, check_ids
 from ochat_ray.serve.engines.base import Sampling
 from ochat_ray.serve.errors import ApiError
 from ochat_ray.serve.fields import Message, StreamOptions, Strict, Text
-from ochat_ray.serve.neutral import REQUEST
+from ochat_ray.serve.neutral import CHAT, COMPLETION
 
 MAX_CHOICES = 128
 """Maximum answers per request, over all of its prompts; OpenAI's limit for `n`."""
@@ -45,8 +45,6 @@ def _few(value: Any) -> Any:
 
 class SamplingRequest(DecodingFields):
     """Fields shared by chat and text completions. null means that a field is not given."""
-
-    NEUTRAL = REQUEST
 
     model: Text
     temperature: float | None = Field(None, ge=0, le=2)
@@ -182,6 +180,8 @@ class SamplingRequest(DecodingFields):
 class ChatRequest(SamplingRequest):
     """Body of POST /v1/chat/completions."""
 
+    NEUTRAL = CHAT
+
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -248,6 +248,8 @@ _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fas
 
 class CompletionRequest(SamplingRequest):
     """Body of POST /v1/completions: text or token ids to continue, without a template."""
+
+    NEUTRAL = COMPLETION
 
     prompt: (
         Text

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ochat_ray.serve.answers import Piece, TextRules, merge, pieces
+from ochat_ray.serve.answers import Echo, Piece, TextRules, merge, pieces
 from ochat_ray.serve.detokenize import Vocabulary
 from ochat_ray.serve.engines.base import Delta, EngineError, TokenLogprobs
 
@@ -80,6 +80,72 @@ def test_tokens_are_counted_up_to_the_stop_string(cuts):
     deltas = deltas_of(list(b"abcdef"), cuts, logprobs=False, reason="length")
     found = asyncio.run(collect(deltas, ("cd",)))
     assert (found[-1].tokens, found[-1].finish_reason) == (4, "stop")
+
+
+STOPPED = [*b"abc", ord("d")]
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_a_stop_token_is_part_of_the_text_only_if_asked(logprobs):
+    deltas = deltas_of(STOPPED, [2], logprobs=logprobs, reason="stop")
+    for include, text in ((False, "abc"), (True, "abcd")):
+        found = asyncio.run(collect(deltas, stop_ids=(ord("d"),), include_stop=include))
+        assert "".join(piece.text for piece in found) == text
+        assert (found[-1].tokens, found[-1].finish_reason) == (4, "stop")
+        assert sum(len(piece.logprobs) for piece in found) == len(text) * logprobs
+
+
+@pytest.mark.parametrize("cuts", [range(9), (), (3,)])
+def test_a_stop_string_is_part_of_the_text_only_if_asked(cuts):
+    deltas = deltas_of(list(b"abcdef"), cuts, logprobs=False, reason="length")
+    found = asyncio.run(collect(deltas, ("cd",), include_stop=True))
+    assert "".join(piece.text for piece in found) == "abcd"
+    assert (found[-1].tokens, found[-1].finish_reason) == (4, "stop")
+
+
+@pytest.mark.parametrize("cuts", [range(9), (), (3,)])
+def test_stop_strings_before_min_tokens_are_text(cuts):
+    deltas = deltas_of(list(b"abcabcabc"), cuts, logprobs=False, reason="length")
+    found = asyncio.run(collect(deltas, ("bc",), min_tokens=3))
+    assert "".join(piece.text for piece in found) == "abca"
+    assert found[-1].tokens == 6
+
+
+def test_names_of_special_tokens_are_text_only_if_asked():
+    vocabulary = Vocabulary(
+        token_bytes=BYTES.token_bytes, strip_first_blank=False, special_names={257: b"<s>"}
+    )
+
+    async def text(**rules):
+        async def source():
+            for delta in deltas_of([97, 257, 98], [1], logprobs=False, reason="length"):
+                yield delta
+
+        stream = pieces(source(), vocabulary, rules_of(rules))
+        return "".join([piece.text async for piece in stream])
+
+    assert asyncio.run(text()) == "ab"
+    assert asyncio.run(text(special_tokens=True)) == "a<s>b"
+
+
+def test_the_first_space_is_text_only_where_other_text_comes_before():
+    vocabulary = Vocabulary(token_bytes=BYTES.token_bytes, strip_first_blank=True)
+
+    async def text(echo=None, **rules):
+        async def source():
+            for delta in deltas_of(list(b" a"), [1], logprobs=False, reason="length"):
+                yield delta
+
+        stream = pieces(source(), vocabulary, rules_of(rules), echo)
+        return "".join([piece.text async for piece in stream])
+
+    assert asyncio.run(text()) == "a"
+    assert asyncio.run(text(continues=True)) == " a"
+    assert asyncio.run(text(echo=Echo(ids=list(b" xy")))) == "xy a"
+
+
+def rules_of(rules):
+    return TextRules(**rules)
 
 
 async def said(texts, *, log, pause_s=0.0, error=None):

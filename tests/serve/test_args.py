@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -136,3 +137,18 @@ def test_importing_the_application_does_not_pay_for_torch():
         "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_fingerprint_is_of_the_model_and_the_engines_settings(model_directory, tmp_path):
+    copy = shutil.copytree(model_directory, tmp_path / "copy")
+
+    def fingerprint(directory=copy, **args):
+        args = ServeArgs(model=str(directory), engine="transformers", **args)
+        return resolve(args).ingress.fingerprint
+
+    first = fingerprint()
+    assert re.fullmatch("fp_[0-9a-f]{16}", first)
+    assert first == fingerprint(model_directory) == fingerprint(served_model_name="other")
+    assert first != fingerprint(dtype="bfloat16")
+    (copy / "ochat.json").write_text('{"step": 7}')
+    assert first != fingerprint()

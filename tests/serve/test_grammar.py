@@ -101,6 +101,57 @@ def test_compiled_schemas_are_kept_and_bounded(grammars, monkeypatch):
     assert len(grammars._compiled) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("start: /[0-9]{30}/", "1" * 30),
+        ('start: "a" | "b\\""', 'b"'),
+        ('root ::= "x" y\ny ::= "z" | "w"', "xw"),
+    ],
+)
+def test_a_grammar_is_followed_without_a_limit_on_digits(grammars, tokenizer, text, answer):
+    grammar = grammars.grammar(Source("grammar", text))
+    follow(grammar, tokenizer, answer)
+    end = tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
+    assert np.flatnonzero(grammar.allowed((end,))).tolist() == [end]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "start: /(/",
+        "start: nothing",
+        "start: start",
+        'start: %json {"type": "integer", "multipleOf": 1000003}',
+        'start: %json {"type": "array", "minItems": 1000000000}',
+        "root ::= " + "(" * 8000,
+    ],
+)
+def test_a_grammar_that_cannot_be_compiled_is_refused(grammars, text):
+    with pytest.raises(RequestRefusedError, match="grammar"):
+        grammars.grammar(Source("grammar", text))
+    grammars.grammar(YES_OR_NO)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'start: s\ns: s s s | s s | "a" | ',
+        "start: /(a|b)*a(a|b){200}/",
+        "start: " + " | ".join(f"r{i}" for i in range(300)) + "\n"
+        + "\n".join(f"r{i}: /[a-z]{{1,{i + 1}}}x/ r{i * 7 % 300}" for i in range(300)),
+    ],
+)  # fmt: skip
+def test_no_grammar_takes_long_for_a_token(grammars, tokenizer, text):
+    (a,) = tokenizer.encode("a", add_special_tokens=False)
+    grammar = grammars.grammar(Source("grammar", text))
+    for _ in range(40):
+        started = time.thread_time()
+        assert grammar.allowed(())[a]
+        grammar.advance(a)
+        assert time.thread_time() - started < 2
+
+
 def test_a_token_that_was_not_allowed_is_an_error(grammars, tokenizer):
     with pytest.raises(ValueError, match="schema"):
         grammars.grammar(YES_OR_NO).advance(tokenizer.encode("n")[0])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
+import httpx
 import pytest
 from openai.types import Completion
 from openai.types import Model as OpenAIModel
 from openai.types.chat import ChatCompletion
 
+from ochat_ray.serve.engines.base import RequestRefusedError
+from ochat_ray.serve.engines.schema_trial import PARAM as CONSTRAINT
 from ochat_ray.template import encode
 from tests.serve.asking import ASK, ask, chunks, error_of, events
 from tests.serve.script import Script, app_for
@@ -143,6 +147,117 @@ def test_tokenize_says_what_the_model_reads(tokenizer):
     answer = ask(app, path="/tokenize", json={"messages": messages, "condition": "GPT4"}).json()
     assert answer == {"count": len(wanted), "max_model_len": 64, "tokens": wanted}
     assert ask(app, path="/tokenize", json={"prompt": ""}).json()["tokens"] == [0]
+
+
+@pytest.mark.parametrize("text", ["", "héllo 🙂", "<s> typed", "x" * 5000])
+def test_detokenize_is_the_inverse_of_tokenize(tokenizer, text):
+    app = app_for(tokenizer, Script(tokenizer), max_body_bytes=10**5)
+    tokens = ask(app, path="/tokenize", json={"prompt": text}).json()["tokens"]
+    assert ask(app, path="/detokenize", json={"tokens": tokens}).json() == {"prompt": "<s>" + text}
+    bad = ask(app, path="/detokenize", json={"tokens": [5, 301]})
+    assert error_of(bad, 400)["param"] == "tokens"
+    bad = ask(app, path="/detokenize", json={"tokens": [5], "model": "other"})
+    assert error_of(bad, 404)["param"] == "model"
+
+
+def test_ping_and_load_are_vllms(tokenizer):
+    script = Script(tokenizer)
+    app = app_for(tokenizer, script)
+    for method in ("GET", "POST"):
+        assert (ask(app, method, "/ping").status_code, ask(app, method, "/ping").text) == (200, "")
+    assert ask(app, "GET", "/load").json() == {"server_load": 0}
+    script.is_ready = False
+    assert ask(app, "GET", "/ping").status_code == 503
+
+
+def test_load_counts_the_requests_in_progress(tokenizer):
+    app = app_for(tokenizer, Script(tokenizer, late_s=0.5))
+
+    async def send():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            waiting = [
+                asyncio.create_task(client.post("/v1/chat/completions", json=ASK)) for _ in range(3)
+            ]
+            await asyncio.sleep(0.2)
+            load = (await client.get("/load")).json()
+            await asyncio.gather(*waiting)
+            return load, (await client.get("/load")).json()
+
+    assert asyncio.run(send()) == ({"server_load": 3}, {"server_load": 0})
+
+
+def test_a_final_message_is_continued_and_a_prefix_left_out(tokenizer):
+    script = Script(tokenizer)
+    app = app_for(tokenizer, script)
+    turns = [{"role": "user", "text": "hi"}, {"role": "assistant", "text": "The"}]
+    messages = [{"role": turn["role"], "content": turn["text"]} for turn in turns]
+    whole, _ = encode(turns, "openchat", tokenizer)
+    assert whole[-1] == script.end_of_turn
+    ask(app, json=ASK | {"messages": messages, "continue_final_message": True})
+    assert script.seen[-1][0] == whole[:-1]
+    ask(app, json=ASK | {"messages": messages, "add_generation_prompt": False})
+    assert script.seen[-1][0] == whole
+    ask(app, json=ASK | {"messages": messages, "add_generation_prompt": True})
+    assert script.seen[-1][0] == encode(turns, "openchat", tokenizer, add_generation_prompt=True)[0]
+
+
+def test_a_truncated_prompt_is_what_counts(tokenizer):
+    script = Script(tokenizer)
+    app = app_for(tokenizer, script)
+    message = {"role": "user", "content": "0123456789" * 20}
+    body = ASK | {"messages": [message], "truncate_prompt_tokens": -1, "max_tokens": 10}
+    usage = ask(app, json=body).json()["usage"]
+    assert usage["prompt_tokens"] == len(script.seen[-1][0]) == 54
+    body = {"model": "tiny", "prompt": [5, 6, 7, 8], "truncate_prompt_tokens": 2}
+    ask(app, path="/v1/completions", json=body)
+    assert script.seen[-1][0] == [7, 8]
+
+
+def test_bad_words_are_banned_at_the_start_and_after_a_space(tokenizer):
+    script = Script(tokenizer)
+    ask(app_for(tokenizer, script), json=ASK | {"bad_words": ["sea", " red"]})
+    wanted = [tokenizer.encode(t, add_special_tokens=False) for t in ("sea", " sea", "red", " red")]
+    assert script.seen[-1][1].bad_words == tuple(map(tuple, wanted))
+
+
+def test_a_stop_string_or_token_is_included_if_asked(tokenizer):
+    app = app_for(tokenizer, Script(tokenizer, "abcdef"))
+    body = ASK | {"stop": "cd"}
+    for include, text in ((False, "ab"), (True, "abcd")):
+        answer = ask(app, json=body | {"include_stop_str_in_output": include}).json()
+        assert answer["choices"][0]["message"]["content"] == text
+    body = ASK | {"include_stop_str_in_output": True, "skip_special_tokens": False}
+    answer = ask(app, json=body).json()
+    assert answer["choices"][0]["message"]["content"] == "abcdef<|end_of_turn|>"
+    body = ASK | {"stop_token_ids": [tokenizer.encode("d", add_special_tokens=False)[0]]}
+    assert ask(app, json=body).json()["choices"][0]["message"]["content"] == "abc"
+    assert ask(app, json=body | {"min_tokens": 5}).json()["usage"]["completion_tokens"] > 5
+
+
+def test_a_fingerprint_is_in_every_response_and_chunk(tokenizer):
+    app = app_for(tokenizer, Script(tokenizer), fingerprint="fp_7")
+    assert ask(app, json=ASK).json()["system_fingerprint"] == "fp_7"
+    parts = chunks(ask(app, json=ASK | {"stream": True}))
+    assert {part.system_fingerprint for part in parts} == {"fp_7"}
+    # The scripted engine has no cache, so nothing is said of it.
+    assert "prompt_tokens_details" not in ask(app, json=ASK).json()["usage"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"structured_outputs": {"grammar": "a"}}, "structured_outputs.grammar"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engines_refusal_names_the_field_that_was_sent(tokenizer, fields, param, stream):
+    error = RequestRefusedError("cannot be compiled", CONSTRAINT)
+    app = app_for(tokenizer, Script(tokenizer, error=error))
+    answer = ask(app, json=ASK | fields | {"stream": stream})
+    assert error_of(answer, 400)["param"] == param
 
 
 def test_a_condition_is_put_before_the_roles(tokenizer):

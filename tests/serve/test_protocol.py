@@ -43,6 +43,42 @@ def refusal(**fields):
         ({"store": True}, "store"),
         ({"store": 0}, "store"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 2, "response_format": {"type": "json_object"}}, "min_tokens"),
+        ({"bad_words": ["a"], "guided_regex": "a"}, "bad_words"),
+        ({"bad_words": [""]}, "bad_words.0"),
+        ({"bad_words": ["a"] * 65}, "bad_words"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"stop_token_ids": [1] * 129}, "stop_token_ids"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        ({"echo": True}, "echo"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        (
+            {
+                "messages": [{"role": "assistant", "content": "a"}],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "continue_final_message",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"json": BILLION}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regex": "a{1000000}"}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice.0"),
+        ({"structured_outputs": {"grammar": "a" * 20_000}}, "structured_outputs.grammar"),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "guided_regex"),
+        ({"guided_choice": ["a"] * 1025}, "guided_choice"),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
+        ({"guided_decoding_backend": "outlines"}, "guided_decoding_backend"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
@@ -235,6 +271,83 @@ def test_a_schema_is_passed_on_as_it_is():
     assert sampling(ChatRequest.model_validate(body(response_format={"type": "text"}))) == (
         sampling(ChatRequest.model_validate(body()))
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "constraint"),
+    [
+        ({"structured_outputs": {"json": {"a": 1}}}, {"json_schema": '{"a":1}'}),
+        ({"structured_outputs": {"json": '{"a": 1}'}}, {"json_schema": '{"a":1}'}),
+        ({"guided_json": {"a": 1}}, {"json_schema": '{"a":1}'}),
+        ({"structured_outputs": {"json_object": True}}, {"json_schema": '{"type":"object"}'}),
+        ({"structured_outputs": {"regex": "a/b"}}, {"grammar": "start: /a\\/b/"}),
+        ({"guided_regex": "a\nb"}, {"grammar": "start: /a\\nb/"}),
+        ({"guided_choice": ["a", 'b"']}, {"grammar": 'start: "a" | "b\\""'}),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, {"grammar": 'start: "a"'}),
+        ({"guided_grammar": 'root ::= "a"'}, {"grammar": 'root ::= "a"'}),
+        ({"structured_outputs": None, "response_format": {"type": "text"}}, {}),
+    ],
+)
+def test_structured_outputs_reach_the_engine(fields, constraint):
+    for kind, prompt in ((ChatRequest, {}), (CompletionRequest, {"prompt": "a"})):
+        sent = body(**fields) | prompt
+        if prompt:
+            del sent["messages"]
+        found = sampling(kind.model_validate(sent))
+        assert (found.json_schema, found.grammar) == (
+            constraint.get("json_schema"),
+            constraint.get("grammar"),
+        )
+
+
+def test_fields_of_vllm_reach_the_engine():
+    request = ChatRequest.model_validate(
+        body(stop_token_ids=[3, 3, 9], min_tokens=4, prompt_logprobs=2, bad_words=["a"])
+    )
+    found = request.sampling(
+        prompt_tokens=10, context_length=100, vocabulary=50, stop_ids=(7,), bad_words=[[1, 2]]
+    )
+    assert (found.stop_ids, found.min_tokens) == ((7, 3, 9), 4)
+    assert (found.prompt_logprobs, found.bad_words) == (2, ((1, 2),))
+    ignoring = ChatRequest.model_validate(body(stop_token_ids=[3], ignore_eos=True))
+    assert sampling(ignoring).stop_ids == (3,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop_token_ids": [50]}, "stop_token_ids"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+        ({"min_tokens": 91}, "min_tokens"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_by_name(fields, param):
+    with pytest.raises(ApiError) as caught:
+        sampling(ChatRequest.model_validate(body(**fields)))
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(None, 5), (2, 2), (9, 5), (-1, 3)])
+def test_a_prompt_is_truncated_to_its_last_tokens(count, kept):
+    request = ChatRequest.model_validate(body(truncate_prompt_tokens=count))
+    assert request.truncated([1, 2, 3, 4, 5], 3) == [1, 2, 3, 4, 5][-kept:]
+
+
+@pytest.mark.parametrize(
+    ("fields", "engine", "param"),
+    [
+        ({"structured_outputs": {"regex": "a"}}, "vllm", "structured_outputs.regex"),
+        ({"guided_choice": ["a"]}, "vllm", "guided_choice"),
+        ({"structured_outputs": {"json": {}}}, "scripted", "structured_outputs.json"),
+        ({"bad_words": ["a"]}, "scripted", "bad_words"),
+    ],
+)
+def test_constraints_that_an_engine_cannot_do_are_refused(fields, engine, param):
+    request = ChatRequest.model_validate(body(**fields))
+    check_supported(request, "transformers")
+    with pytest.raises(ApiError) as caught:
+        check_supported(request, engine)
+    assert caught.value.param == param
 
 
 def test_a_bias_outside_the_vocabulary_is_refused():

@@ -220,3 +220,60 @@ def test_a_request_that_another_task_cancels_ends(engine):
         return [delta.finish_reason async for delta in stream]
 
     assert not any(asyncio.run(asyncio.wait_for(cancel(), 30)))
+
+
+def test_a_prompt_whose_scoring_fails_ends_alone(engine, monkeypatch):
+    from ochat_ray.serve.engines.base import EngineError
+    from ochat_ray.serve.engines.prompt_scores import PromptScores
+
+    def fail(self, logits, first):
+        raise MemoryError("no luck")
+
+    alone = answers(engine, PROMPTS[1:2], max_tokens=16, temperature=0)
+    monkeypatch.setattr(PromptScores, "fill", fail)
+
+    async def both():
+        return await asyncio.gather(
+            answer(engine, PROMPTS[0], "bad", max_tokens=16, temperature=0, prompt_logprobs=1),
+            answer(engine, PROMPTS[1], "good", max_tokens=16, temperature=0),
+            return_exceptions=True,
+        )
+
+    bad, good = asyncio.run(both())
+    assert isinstance(bad, EngineError)
+    assert "no luck" in str(bad)
+    assert good == alone[0]
+    engine.check_health()
+    assert engine._queues == engine._samplers == {}
+
+
+def test_prompts_that_are_taken_out_of_a_full_cache_are_scored(settings, model_directory):
+    """Each with an answer that fills the context, in a cache that holds six pages of 128."""
+    import dataclasses
+
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from ochat_ray.serve.engines.transformers import TransformersEngine
+
+    prompts = [[0, *range(40 + i, 240 + i)] for i in range(3)]
+    model = LlamaForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    small = TransformersEngine(dataclasses.replace(settings, kv_cache_gib=6.5 * 65536 / 2**30))
+
+    async def first(prompt, name):
+        rules = Sampling(max_tokens=280, temperature=0, prompt_logprobs=1)
+        deltas = [delta async for delta in small.submit(name, prompt, rules)]
+        assert sum(len(delta.token_ids) for delta in deltas) == 280
+        return deltas[0].prompt_logprobs.logprobs
+
+    async def gather():
+        return await asyncio.gather(*[first(p, f"r{i}") for i, p in enumerate(prompts)])
+
+    try:
+        for prompt, found in zip(prompts, asyncio.run(gather()), strict=True):
+            with torch.no_grad():
+                logs = model(torch.tensor([prompt])).logits[0, :-1].log_softmax(-1)
+            wanted = logs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+            assert found.tolist() == pytest.approx(wanted.tolist(), abs=1e-4)
+    finally:
+        small.close()
