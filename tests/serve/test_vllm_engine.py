@@ -19,7 +19,7 @@ import pytest
 from ochat_ray.errors import UserError
 from ochat_ray.local_cluster import free_port
 from ochat_ray.serve.args import ServeArgs, resolve
-from ochat_ray.serve.engines.base import EngineUnavailableError, Sampling
+from ochat_ray.serve.engines.base import EngineUnavailableError, RequestRefusedError, Sampling
 
 pytestmark = [
     pytest.mark.vllm,
@@ -101,6 +101,27 @@ def test_a_schema_ends_with_our_stop_id_and_a_killed_core_is_told(copy):
         with pytest.raises(EngineUnavailableError):
             engine.check_health()
         assert engine.capacity().running == 0
+    finally:
+        engine.close()
+
+
+def test_a_prompt_whose_logits_are_too_large_is_refused(two_headed_model, monkeypatch):
+    from ochat_ray.serve.engines import vllm
+
+    engine = open_engine(two_headed_model)
+    monkeypatch.setattr(vllm, "SCORED_BYTES", 4 * 301 * 4)
+
+    async def score(prompt):
+        rules = Sampling(max_tokens=1, prompt_logprobs=0)
+        return [delta async for delta in engine.submit("scored", prompt, rules)]
+
+    async def both():
+        with pytest.raises(RequestRefusedError, match="MiB"):
+            await score([*PROMPT, 43])
+        return await score(PROMPT)
+
+    try:
+        assert asyncio.run(both())[0].prompt_logprobs is not None
     finally:
         engine.close()
 

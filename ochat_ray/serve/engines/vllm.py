@@ -47,6 +47,9 @@ from ochat_ray.serve.engines.base import (
 )
 from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, default_cache_bytes
 
+SCORED_BYTES = 4 << 30
+"""Maximum size of a scored prompt's logits on a CPU, where all are computed at once."""
+
 
 class VllmEngine:
     """One model in vLLM's engine core. All methods must run on the event loop of the first request.
@@ -85,6 +88,14 @@ class VllmEngine:
             raise RequestRefusedError(f"request id {request_id} is in use")
         limits = {"context_length": self._context_length, "vocabulary": self._vocabulary}
         validate(prompt_ids, sampling, **limits)
+        logits_bytes = 4 * len(prompt_ids) * self._vocabulary
+        scored = sampling.prompt_logprobs is not None and current_platform.is_cpu()
+        if scored and logits_bytes > SCORED_BYTES:
+            raise RequestRefusedError(
+                f"the logits of this prompt need {logits_bytes >> 20} MiB, of at most "
+                f"{SCORED_BYTES >> 20}; score a shorter one",
+                "prompt_logprobs",
+            )
         if sampling.grammar is not None:
             raise RequestRefusedError("this engine has no grammars", "structured_outputs")
         self.check_health()
