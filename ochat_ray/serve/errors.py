@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -145,8 +146,9 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         )
     message = str(first["msg"]).removeprefix("Value error, ")
     # A rule over several fields starts its message with the field: "field: text".
-    if first["type"] == "value_error" and param is None and ": " in message:
-        param, _, message = message.partition(": ")
+    field, _, text = message.partition(": ")
+    if first["type"] == "value_error" and text and re.fullmatch(r"[a-z0-9_.]+", field):
+        param, message = ".".join(filter(None, (param, field))), text
     return ApiError(400, f"{param or 'request body'}: {message}", code="invalid_value", param=param)
 
 

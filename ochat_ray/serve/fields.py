@@ -11,9 +11,16 @@ from typing import Annotated, Any, ClassVar, Literal
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ochat_ray.schema import Turn
 from ochat_ray.serve.engines.schema_limits import check_counts
-from ochat_ray.serve.neutral import MESSAGE, PART, STREAM_OPTIONS, Neutral, without_neutral
+from ochat_ray.serve.neutral import (
+    MESSAGE,
+    PART,
+    STREAM_OPTIONS,
+    TOOL_CALL,
+    Neutral,
+    without_neutral,
+)
+from ochat_ray.serve.tools import MOST_TOOLS
 
 MOST_FIELDS = 128
 """Fields that an object of a request may have, and that are worth an error each."""
@@ -28,7 +35,8 @@ def _utf8(text: str) -> str:
     return text
 
 
-def _json(value: dict[str, Any]) -> dict[str, Any]:
+def writable(value: dict[str, Any]) -> dict[str, Any]:
+    """Check a JSON Schema: it can be written as JSON again, and its counts are not too large."""
     try:
         orjson.dumps(value)
     except TypeError as error:
@@ -68,23 +76,52 @@ class TextPart(Strict):
     text: Text
 
 
+class CalledFunction(Strict):
+    """Function of a call; `arguments` is JSON as the model wrote it, valid or not."""
+
+    name: Text
+    arguments: Text
+
+
+class ToolCall(Strict):
+    """Call in an assistant's message."""
+
+    NEUTRAL = TOOL_CALL
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(Strict):
     """Chat message. `name` is accepted, but has no place in the templates."""
 
     NEUTRAL = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] | None = None
     name: Text | None = None
+    tool_calls: (
+        Annotated[list[ToolCall], Field(min_length=1, max_length=MOST_TOOLS, fail_fast=True)] | None
+    ) = None
+    tool_call_id: Text | None = None
 
-    def turn(self) -> Turn:
-        """Return the message as a turn: parts are joined, and "developer" means "system"."""
-        text = (
-            self.content
-            if isinstance(self.content, str)
-            else "".join(part.text for part in self.content)
-        )
-        return Turn(role="system" if self.role == "developer" else self.role, text=text)
+    @model_validator(mode="after")
+    def _fields_fit_the_role(self) -> Message:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("tool_calls: only in messages of the assistant")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            raise ValueError("tool_call_id: in messages of the role tool, and only there")
+        if self.content is None and self.tool_calls is None:
+            raise ValueError("content: is required, except beside tool_calls")
+        return self
+
+    @property
+    def text(self) -> str:
+        """Text of the content: parts are joined without a separator."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
 
 
 class StreamOptions(Strict):
@@ -113,7 +150,7 @@ class JsonSchema(Strict):
 
     name: Text
     description: Text | None = None
-    schema_: Annotated[dict[str, Any], AfterValidator(_json)] = Field(alias="schema")
+    schema_: Annotated[dict[str, Any], AfterValidator(writable)] = Field(alias="schema")
     strict: bool | None = None
 
 

@@ -63,19 +63,19 @@ class ChatFormat:
 
     def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> ChatCompletion:
         """Return the complete response; see `Format.whole`."""
-        choices = []
-        for index, answer in enumerate(answers):
-            assert answer.finish_reason is not None
-            choices.append(
-                ChatChoice(
-                    index=index,
-                    message=AssistantMessage(content=answer.text),
-                    logprobs=self._content(answer),
-                    finish_reason=answer.finish_reason,
-                )
-            )
+        choices = [self.choice(index, answer) for index, answer in enumerate(answers)]
         prompt = _prompt_logprobs(self._vocabulary, answers[0], self._prompt_logprobs)
         return ChatCompletion(choices=choices, usage=usage, prompt_logprobs=prompt, **head)
+
+    def choice(self, index: int, answer: Piece) -> ChatChoice:
+        """Return one complete answer."""
+        assert answer.finish_reason is not None
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content=answer.text),
+            logprobs=self._content(answer),
+            finish_reason=answer.finish_reason,
+        )
 
     def opening(self, head: Mapping[str, Any], choices: int) -> list[dict[str, Any]]:
         """Return the events before any text; see `Format.opening`."""

@@ -57,6 +57,7 @@ from ochat_ray.serve.responses import (
     Tokens,
     Version,
 )
+from ochat_ray.serve.tool_format import ToolFormat
 from ochat_ray.tokenizer import end_of_turn_id
 
 IGNORED_HEADER = "x-ochat-ray-ignored"
@@ -177,9 +178,10 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             check_model(request.model)
         if request.messages is not None:
             check_size(request.messages, settings.max_messages)
-            turns = [message.turn() for message in request.messages]
             ids = await encoder.conversation(
-                turns, request.condition, add_generation_prompt=request.add_generation_prompt
+                request.turns,
+                request.condition,
+                add_generation_prompt=request.add_generation_prompt,
             )
         else:
             ids = await encoder.text(request.prompt or "")
@@ -203,7 +205,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         assert isinstance(request, ChatRequest)
         check_model(request.model)
         check_size(request.messages, settings.max_messages)
-        turns = [message.turn() for message in request.messages]
+        turns = request.turns
         continued = bool(request.continue_final_message)
         ids = await encoder.conversation(
             turns,
@@ -211,7 +213,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             add_generation_prompt=not continued and request.add_generation_prompt is not False,
             continue_final=continued,
         )
-        form = ChatFormat(
+        form = (ToolFormat if request.calls else ChatFormat)(
             encoder.vocabulary,
             logprobs=bool(request.logprobs),
             prompt_logprobs=request.prompt_logprobs,

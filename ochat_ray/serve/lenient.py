@@ -30,12 +30,8 @@ class LenientChatRequest(ChatRequest):
 
     @model_validator(mode="after")
     def _asks_for_no_tool(self) -> LenientChatRequest:
-        extra = self.model_extra or {}
-        for name in ("tool_choice", "function_call"):
-            if name in extra:
-                raise ValueError(
-                    f"{name}: this server cannot call tools, and the request needs one"
-                )
+        if "function_call" in (self.model_extra or {}):
+            raise ValueError("function_call: is not supported; use tools and tool_choice")
         return self
 
 

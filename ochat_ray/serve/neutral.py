@@ -47,7 +47,6 @@ REQUEST: Neutral = {
     "functions": one_of([]),
     "tool_choice": one_of("none", "auto"),
     "function_call": one_of("none", "auto"),
-    "parallel_tool_calls": _is_flag,  # of tools, which are refused unless there are none
     "store": one_of(False),
     "metadata": _is_object,  # of stored completions
     "service_tier": one_of("auto", "default"),
@@ -108,6 +107,10 @@ MESSAGE: Neutral = {
     "images": _NOTHING,
     "cache_control": _is_object,
 }
+
+TOOL: Neutral = {"cache_control": _is_object}
+
+TOOL_CALL: Neutral = {"index": number(0)}  # of a streamed delta that a client sends back
 
 PART: Neutral = {"cache_control": _is_object, "annotations": one_of([])}
 

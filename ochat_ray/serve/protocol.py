@@ -13,16 +13,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ochat_ray.schema import Turn
 from ochat_ray.serve.answers import TextRules
+from ochat_ray.serve.conversation import turns_of
 from ochat_ray.serve.decoding import DecodingFields, check_ids
 from ochat_ray.serve.engines.base import Sampling
 from ochat_ray.serve.errors import ApiError
 from ochat_ray.serve.fields import Message, StreamOptions, Strict, Text
 from ochat_ray.serve.neutral import CHAT, COMPLETION
+from ochat_ray.serve.structure import Constraint
+from ochat_ray.serve.tool_fields import ToolFields, Tools
 
 MAX_CHOICES = 128
 """Maximum answers per request, over all of its prompts; OpenAI's limit for `n`."""
@@ -177,7 +182,7 @@ class SamplingRequest(DecodingFields):
         """Name of the field that holds the prompt."""
 
 
-class ChatRequest(SamplingRequest):
+class ChatRequest(SamplingRequest, ToolFields):
     """Body of POST /v1/chat/completions."""
 
     NEUTRAL = CHAT
@@ -218,12 +223,33 @@ class ChatRequest(SamplingRequest):
             raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs=true")
+        if self.tools and self.logprobs:
+            raise ValueError("logprobs: not with tools")
+        if self.tools and (other := super().constraint_field):
+            raise ValueError(f"{other}: not with tools, which constrain the answer, too")
+        self.turns  # noqa: B018 - raises where results do not fit the calls
+        self.calls  # noqa: B018 - raises where the choice fits no tool
         if self.continue_final_message:
             if self.add_generation_prompt:
                 raise ValueError("continue_final_message: not with add_generation_prompt=true")
             if self.messages[-1].role != "assistant":
                 raise ValueError("continue_final_message: the last message is not an assistant's")
         return self
+
+    @cached_property
+    def turns(self) -> list[Turn]:
+        """Turns that the model reads."""
+        return turns_of(self.messages, [tool.tool() for tool in self.tools or ()])
+
+    @property
+    def constraint_field(self) -> str | None:
+        """Name of the field that constrains the answer; see `StructuredFields.constraint_field`."""
+        return "tools" if self.tools else super().constraint_field
+
+    @property
+    def constraint(self) -> Constraint:
+        """Arguments of `Sampling` that constrain the answer; see `StructuredFields.constraint`."""
+        return super().constraint if self.calls is None else {"calls": self.calls}
 
     @property
     def limit(self) -> int | None:
@@ -320,6 +346,7 @@ class TokenizeRequest(Strict):
     model: Text | None = None
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    tools: Tools | None = None
     condition: Text | None = Field(None, max_length=64)
     add_generation_prompt: bool = True
 
@@ -327,7 +354,16 @@ class TokenizeRequest(Strict):
     def _one_of_two(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("prompt: give either prompt or messages")
+        if self.tools and self.messages is None:
+            raise ValueError("tools: only with messages")
+        self.turns  # noqa: B018 - raises where results do not fit the calls
         return self
+
+    @cached_property
+    def turns(self) -> list[Turn]:
+        """Turns that the model reads."""
+        tools = [tool.tool() for tool in self.tools or ()]
+        return turns_of(self.messages, tools) if self.messages else []
 
 
 def _given(value: float | None, default: float) -> float:

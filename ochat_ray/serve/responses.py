@@ -80,12 +80,31 @@ class ChoiceLogprobs(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    """Function of a call; `arguments` is JSON."""
+
+    name: str
+    arguments: str
+
+
+class MadeCall(BaseModel):
+    """Call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(BaseModel):
-    """Message with the answer."""
+    """Message with the answer. `content` is null beside calls without text."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[MadeCall] | None = Field(default=None, exclude_if=_is_none)
+
+
+ChatReason = FinishReason | Literal["tool_calls"]
 
 
 class ChatChoice(BaseModel):
@@ -94,7 +113,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatReason
 
 
 class ChatCompletion(BaseModel):
@@ -211,9 +230,9 @@ def chat_chunk(
     head: Mapping[str, Any],
     index: int,
     *,
-    delta: Mapping[str, str],
+    delta: Mapping[str, Any],
     logprobs: ChoiceLogprobs | None = None,
-    finish_reason: FinishReason | None = None,
+    finish_reason: ChatReason | None = None,
 ) -> dict[str, Any]:
     """Return one event of a chat stream: a delta, or the finish reason with an empty delta."""
     choice = {

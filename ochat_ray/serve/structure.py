@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, model_validator
 from ochat_ray.serve.engines.schema_limits import check_counts
 from ochat_ray.serve.fields import JsonObjectFormat, JsonSchemaFormat, Strict, Text, TextFormat
 from ochat_ray.serve.neutral import STRUCTURED_OUTPUTS
+from ochat_ray.serve.tools import CallRules
 
 JSON_OBJECT = '{"type":"object"}'
 
@@ -32,6 +33,7 @@ class Constraint(TypedDict, total=False):
 
     json_schema: str
     grammar: str
+    calls: CallRules
 
 
 def _schema(value: Any) -> str:

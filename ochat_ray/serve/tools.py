@@ -96,26 +96,56 @@ def _call_text(name: str, arguments: str) -> str:
     return f'{OPEN}\n{{"name": {name}, "arguments": {arguments}}}\n{CLOSE}'
 
 
-def grammar(tools: Sequence[Tool], *, required: bool, parallel: bool) -> str:
-    """Return a grammar, in llguidance's Lark syntax, of answers that may call these tools.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallRules:
+    """Rules for the calls in an answer.
 
-    Args:
+    Attributes:
         tools: Those that may be called; at least one.
         required: Whether the answer consists of calls; otherwise text may surround them.
         parallel: Whether there may be several calls.
     """
-    rules = [
-        f"call_{number}: {_quoted(_head(tool.name))} %json {_schema(tool)} {_quoted(_END)}"
-        for number, tool in enumerate(tools)
-    ]
-    one = "(" + " | ".join(f"call_{number}" for number in range(len(tools))) + ")"
-    if required:
-        first = f"{_quoted(OPEN)} {one}"
-        start = f"{first} ({_quoted(chr(10) + OPEN)} {one})*" if parallel else first
-    else:
-        start = f"(open {one})* end" if parallel else f"end | open {one}"
-        rules += ["end: TEXT", f"TEXT: {_ANY_TEXT}", f"open[lazy]: TEXT {_quoted(OPEN)}"]
-    return "\n".join(["%llguidance {}", f"start: {start}", *rules])
+
+    tools: tuple[Tool, ...]
+    required: bool = False
+    parallel: bool = True
+
+    def lark(self) -> str:
+        """Return the answers as a grammar in llguidance's Lark syntax."""
+        rules = [
+            f"call_{number}: {_quoted(_head(tool.name))} %json {_schema(tool)} {_quoted(_END)}"
+            for number, tool in enumerate(self.tools)
+        ]
+        one = "(" + " | ".join(f"call_{number}" for number in range(len(self.tools))) + ")"
+        if self.required:
+            first = f"{_quoted(OPEN)} {one}"
+            start = f"{first} ({_quoted(chr(10) + OPEN)} {one})*" if self.parallel else first
+        else:
+            start = f"(open {one})* end" if self.parallel else f"end | open {one}"
+            rules += ["end: TEXT", f"TEXT: {_ANY_TEXT}", f"open[lazy]: TEXT {_quoted(OPEN)}"]
+        return "\n".join(["%llguidance {}", f"start: {start}", *rules])
+
+    def structural_tag(self) -> str:
+        """Return the answers as a structural tag of xgrammar, as JSON, for vLLM."""
+        tags = [
+            {
+                "type": "tag",
+                "begin": OPEN + _head(tool.name),
+                "content": {
+                    "type": "json_schema",
+                    "json_schema": tool.parameters,
+                    "max_whitespace_cnt": 1,
+                },
+                "end": _END,
+            }
+            for tool in self.tools
+        ]
+        form = {"tags": tags, "at_least_one": self.required, "stop_after_first": not self.parallel}
+        if self.required:
+            form |= {"type": "tags_with_separator", "separator": "\n"}
+        else:
+            form |= {"type": "triggered_tags", "triggers": [OPEN]}
+        return json.dumps({"type": "structural_tag", "format": form})
 
 
 def _head(name: str) -> str:
@@ -151,6 +181,11 @@ class CallReader:
         """Number of calls so far."""
         self._held = ""
         self._in_head = self._in_arguments = False
+
+    @property
+    def is_open(self) -> bool:
+        """True within a call."""
+        return self._in_head or self._in_arguments
 
     def push(self, text: str) -> list[Part]:
         """Return the parts that are complete with more text."""

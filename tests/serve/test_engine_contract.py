@@ -21,6 +21,7 @@ from ochat_ray.serve.engines.base import (
     RequestRefusedError,
     Sampling,
 )
+from ochat_ray.serve.tools import NO_ARGUMENTS, CallReader, CallRules, Tool
 
 PROMPTS = [[0, 40, 41, 42], [0, *range(60, 90)], [0, 7]]
 CONTEXT = 512
@@ -639,6 +640,30 @@ def test_requests_with_and_without_a_schema_share_a_batch(engine, run, needs):
     plain, schema = run(both())
     assert plain == run(ask(engine, PROMPTS[0], max_tokens=24, temperature=0))
     assert schema.reason == "stop"
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_calls_of_tools_are_of_their_schemas(engine, run, needs, tokenizer, required):
+    """A model of random weights calls only what it must, and answers with text otherwise."""
+    needs("tools")
+    tools = (Tool(name="now", parameters=NO_ARGUMENTS), Tool(name="add", parameters=SCHEMA))
+    got = run(
+        ask(
+            engine,
+            PROMPTS[0],
+            max_tokens=400,
+            temperature=0,
+            calls=CallRules(tools=tools, required=required, parallel=False),
+            stop_ids=(END_OF_TURN,),
+        )
+    )
+    reader, text = CallReader(), tokenizer.decode([i for i in got.ids if i != END_OF_TURN])
+    name, *arguments = [part.text for part in [*reader.push(text), *reader.flush()]]
+    assert reader.calls == required
+    if required:
+        assert got.reason == "stop"
+        (tool,) = [tool for tool in tools if tool.name == name]
+        jsonschema.validate(json.loads("".join(arguments)), tool.parameters)
 
 
 def test_a_dead_engine_fails_health_and_the_request_in_flight(settings, run):

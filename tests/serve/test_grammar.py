@@ -153,7 +153,7 @@ def test_no_grammar_takes_long_for_a_token(grammars, tokenizer, text):
 
 
 def test_a_token_that_was_not_allowed_is_an_error(grammars, tokenizer):
-    with pytest.raises(ValueError, match="schema"):
+    with pytest.raises(RequestRefusedError, match="schema"):
         grammars.grammar(YES_OR_NO).advance(tokenizer.encode("n")[0])
 
 

@@ -63,7 +63,7 @@ def test_health_follows_the_backend(tokenizer):
 def test_every_error_has_openais_body(tokenizer):
     app = app_for(tokenizer, Script(tokenizer))
     assert error_of(ask(app, json=ASK | {"model": "gpt-4"}), 404)["param"] == "model"
-    assert error_of(ask(app, json=ASK | {"tools": [1]}), 400)["param"] == "tools"
+    assert error_of(ask(app, json=ASK | {"store": True}), 400)["param"] == "store"
     assert error_of(ask(app, json={"model": "tiny"}), 400)["param"] == "messages"
     headers = {"content-type": "application/json"}
     assert error_of(ask(app, content=b"{", headers=headers), 400)["code"] == "invalid_json"
@@ -271,10 +271,10 @@ def test_a_condition_is_put_before_the_roles(tokenizer):
 
 
 def test_a_lenient_server_names_what_it_left_out(tokenizer):
-    body = ASK | {"tools": [1], "store": True}
+    body = ASK | {"tool_store": [1], "store": True}
     response = ask(app_for(tokenizer, Script(tokenizer), strict=False), json=body)
     assert response.status_code == 200
-    assert response.headers["x-ochat-ray-ignored"] == "store, tools"
+    assert response.headers["x-ochat-ray-ignored"] == "store, tool_store"
     assert error_of(ask(app_for(tokenizer, Script(tokenizer)), json=body), 400)
 
 

@@ -36,8 +36,16 @@ def refusal(**fields):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [TOOL]}, "tools"),
-        ({"tools": [TOOL], "tool_choice": "auto"}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [TOOL], "logprobs": True}, "logprobs"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [TOOL], "ignore_eos": True}, "ignore_eos"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice",
+        ),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"nonsense": 0}, "nonsense"),
         ({"store": True}, "store"),
@@ -126,11 +134,12 @@ def refusal(**fields):
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages.0.name"),
-        ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "messages.0.tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "messages.0.tool_calls.0"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(fields, param):
@@ -165,7 +174,7 @@ def test_a_value_that_asks_for_nothing_changes_nothing(fields):
     plain = ChatRequest.model_validate(body(stream=fields.get("stream")))
     request = ChatRequest.model_validate(body(**fields))
     assert sampling(request) == sampling(plain)
-    assert [m.turn() for m in request.messages] == [m.turn() for m in plain.messages]
+    assert request.turns == plain.turns
     assert ignored_fields(request) == []
 
 
@@ -226,7 +235,7 @@ def test_text_parts_are_joined_and_a_developer_is_the_system():
             ]
         )
     )
-    assert [message.turn() for message in request.messages] == [
+    assert request.turns == [
         Turn(role="system", text="be brief"),
         Turn(role="user", text="ab"),
         Turn(role="assistant", text="c"),
@@ -238,7 +247,7 @@ def test_an_answer_can_be_sent_back_as_the_client_holds_it():
 
     answer = ChatCompletionMessage(role="assistant", content="c").model_dump()
     request = ChatRequest.model_validate(body(messages=[answer]))
-    assert request.messages[0].turn() == Turn(role="assistant", text="c")
+    assert request.turns == [Turn(role="assistant", text="c")]
 
 
 def test_names_of_2023():
@@ -368,11 +377,11 @@ def test_what_this_engine_cannot_do_is_refused_and_says_which_can():
 def test_a_lenient_server_keeps_unknown_fields_apart_and_checks_the_rest():
     message = {"role": "user", "content": "hi", "weight": 1}
     request = LenientChatRequest.model_validate(
-        body(tools=[TOOL], nonsense=1, top_k=3, messages=[message])
+        body(store=True, nonsense=1, top_k=3, messages=[message])
     )
-    assert ignored_fields(request) == ["messages.weight", "nonsense", "tools"]
+    assert ignored_fields(request) == ["messages.weight", "nonsense", "store"]
     assert request.top_k == 3
-    for fields in ({"top_k": "3"}, {"tool_choice": "required"}, {"tool_choice": {"type": "x"}}):
+    for fields in ({"top_k": "3"}, {"tool_choice": "required"}, {"function_call": {"name": "x"}}):
         with pytest.raises(ValidationError):
             LenientChatRequest.model_validate(body(**fields))
 

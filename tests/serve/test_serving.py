@@ -123,10 +123,9 @@ def test_errors_are_the_clients_own_classes(client, url):
     with pytest.raises(openai.NotFoundError) as not_found:
         client.chat.completions.create(**ASK | {"model": "gpt-4"})
     assert not_found.value.code == "model_not_found"
-    tool = {"type": "function", "function": {"name": "f"}}
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(**ASK, tools=[tool])
-    assert bad.value.param == "tools"
+        client.chat.completions.create(**ASK, store=True)
+    assert bad.value.param == "store"
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(**ASK | {"max_tokens": 5000})
     assert long.value.code == "context_length_exceeded"

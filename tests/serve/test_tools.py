@@ -14,9 +14,9 @@ from ochat_ray.serve.tools import (
     NO_ARGUMENTS,
     Call,
     CallReader,
+    CallRules,
     Tool,
     calls_text,
-    grammar,
     results_text,
     system_text,
 )
@@ -27,10 +27,10 @@ INTEGER = {
     "required": ["x"],
     "additionalProperties": False,
 }
-TOOLS = [
+TOOLS = (
     Tool(name="add", description='Adds "x".', parameters=INTEGER),
     Tool(name="now", parameters=NO_ARGUMENTS),
-]
+)
 ADD, NOW = Call(name="add", arguments='{"x": 12}'), Call(name="now", arguments="{}")
 ONE, TWO = calls_text("", [ADD]), calls_text("", [ADD, NOW])
 
@@ -80,13 +80,13 @@ def test_the_syntax_is_that_of_hermes_and_qwen():
     ],
 )
 def test_calls_name_a_tool_and_match_its_schema(accepts, text, auto, required, one):
-    assert accepts(grammar(TOOLS, required=False, parallel=True), text) is auto
-    assert accepts(grammar(TOOLS, required=True, parallel=True), text) is required
-    assert accepts(grammar(TOOLS, required=True, parallel=False), text) is one
+    assert accepts(CallRules(tools=TOOLS, required=False, parallel=True).lark(), text) is auto
+    assert accepts(CallRules(tools=TOOLS, required=True, parallel=True).lark(), text) is required
+    assert accepts(CallRules(tools=TOOLS, required=True, parallel=False).lark(), text) is one
 
 
 def test_a_call_that_must_be_the_only_one_ends_the_answer(accepts):
-    source = grammar(TOOLS, required=False, parallel=False)
+    source = CallRules(tools=TOOLS, required=False, parallel=False).lark()
     assert accepts(source, "yes " + ONE)
     assert accepts(source, "no")
     assert not accepts(source, TWO)

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from ochat_ray.serve.tools import CallRules
+
 FinishReason = Literal["stop", "length"]
 
 _GRAMMARS = frozenset(
@@ -21,7 +23,7 @@ UNSUPPORTED: Mapping[str, frozenset[str]] = {
     "scripted": _GRAMMARS
     | frozenset(
         "min_p repetition_penalty presence_penalty frequency_penalty logit_bias response_format"
-        " seed echo prompt_logprobs bad_words guided_json structured_outputs.json"
+        " seed echo prompt_logprobs bad_words tools guided_json structured_outputs.json"
         " structured_outputs.json_object".split()
     ),
 }
@@ -75,7 +77,8 @@ class Sampling:
         logit_bias: Pairs of token id and the value added to its logit.
         json_schema: JSON Schema, as JSON, that the answer's text must match; a stop id is allowed
             only where the text is complete.
-        grammar: Same, a grammar in llguidance's Lark syntax or GBNF; not both.
+        grammar: Same, a grammar in llguidance's Lark syntax or GBNF.
+        calls: Same, calls of tools. At most one of the three is given.
         top_logprobs: None reports no log-probabilities; N reports those of the chosen token and of
             the N most likely ones, from the model's distribution before any filter.
         prompt_logprobs: Same, for the tokens of the prompt.
@@ -96,6 +99,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     json_schema: str | None = None
     grammar: str | None = None
+    calls: CallRules | None = None
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
     seed: int | None = None
@@ -247,8 +251,8 @@ def validate(
             raise RequestRefusedError(f"{field} has an id outside the model's {vocabulary} tokens")
     if not all(sampling.bad_words):
         raise RequestRefusedError("bad_words has an empty sequence")
-    if (sampling.json_schema or sampling.grammar) and not sampling.stop_ids:
-        raise RequestRefusedError("json_schema and grammar need a stop id, to end the answer with")
+    if (sampling.json_schema or sampling.grammar or sampling.calls) and not sampling.stop_ids:
+        raise RequestRefusedError("a constraint needs a stop id, to end the answer with")
     if sampling.max_tokens < 1:
         raise RequestRefusedError("max_tokens is below 1")
     total = len(prompt_ids) + sampling.max_tokens

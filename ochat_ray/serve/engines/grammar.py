@@ -55,6 +55,8 @@ def source_of(sampling: Sampling) -> Source | None:
     """Return what constrains the answer of a request."""
     if sampling.json_schema is not None:
         return Source("json_schema", sampling.json_schema)
+    if sampling.calls is not None:
+        return Source("grammar", sampling.calls.lark())
     return None if sampling.grammar is None else Source("grammar", sampling.grammar)
 
 
@@ -129,7 +131,8 @@ class Grammar:
         """Advance by an allowed token.
 
         Raises:
-            ValueError: The token was not allowed.
+            RequestRefusedError: The schema or grammar exceeds llguidance's limits here, or the
+                token was not allowed.
         """
         self._matcher.consume_token(token_id)
         self._check()
@@ -138,7 +141,8 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"outside the schema or grammar: {_first_line(self._matcher)}")
+            problem = f"the schema or grammar is too complex: {_first_line(self._matcher)}"
+            raise RequestRefusedError(problem, PARAM)
 
 
 class Grammars:

@@ -113,6 +113,8 @@ class TransformersEngine:
                     return
                 if output.error is not None:
                     raise EngineError(f"generation failed: {output.error}")
+                if isinstance(sampler.error, RequestRefusedError):
+                    raise sampler.error
                 if sampler.error is not None:
                     raise EngineError(f"sampling failed: {sampler.error}")
                 token_ids = tuple(output.generated_tokens[sent:])

@@ -273,8 +273,10 @@ def _sampling_params(sampling: Sampling, eos: int | None) -> SamplingParams:
     schema = None
     if sampling.json_schema is not None:
         schema = StructuredOutputsParams(json=sampling.json_schema)
-        if eos is not None and eos not in sampling.stop_ids:
-            bias[eos] = -float("inf")  # the grammar would also allow it at the end
+    elif sampling.calls is not None:
+        schema = StructuredOutputsParams(structural_tag=sampling.calls.structural_tag())
+    if schema is not None and eos is not None and eos not in sampling.stop_ids:
+        bias[eos] = -float("inf")  # the grammar would also allow it at the end
     params = SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=0.0 if sampling.greedy else sampling.temperature,
