@@ -7,7 +7,6 @@ temperatures, patterns and the rule that a pairwise win needs both orders to agr
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -19,11 +18,8 @@ from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call, key_of
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.verdicts import Verdict, parse_rating, parse_verdict
 
-HIGHEST = 10
-_RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
-
-Verdict = Literal["A", "B", "tie"]
 Outcome = Literal["win", "loss", "tie"]
 
 PROMPT_NAMES = frozenset(
@@ -44,27 +40,6 @@ TEMPERATURES = {
 """Temperature of the answers by category; 0.7 without a category."""
 
 CATEGORIES = frozenset(TEMPERATURES)
-
-
-def parse_rating(text: str) -> float | None:
-    """Parse a rating: the first `[[x]]`, else the first `[x]`.
-
-    None if there is no rating or it exceeds 10: such a judgment counts as missing.
-    """
-    for pattern in _RATINGS:
-        if found := pattern.search(text):
-            rating = float(found[1])
-            return rating if rating <= HIGHEST else None
-    return None
-
-
-def parse_verdict(text: str) -> Verdict | None:
-    """Parse the answer that the judge preferred, A or B; [[C]] is a tie. None if there is none.
-
-    As in FastChat, A takes precedence over B and B over C, wherever they occur.
-    """
-    verdicts: tuple[tuple[str, Verdict], ...] = (("[[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"))
-    return next((verdict for mark, verdict in verdicts if mark in text), None)
 
 
 def outcome(model_first: Verdict | None, model_second: Verdict | None) -> Outcome | None:

@@ -7,9 +7,6 @@ calibration) and sees both orders of the answers (balanced position calibration)
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -20,60 +17,12 @@ from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call, key_of
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.verdicts import parse_scores
 
 CATEGORIES = frozenset(
     {"generic", "knowledge", "roleplay", "common-sense", "fermi", "counterfactual", "coding",
      "math", "writing"}
 )  # fmt: skip
-HIGHEST = 10
-_LIST = re.compile(r"\[[^\[\]]*\]")
-
-
-def parse_scores(text: str) -> tuple[float, float] | None:
-    """Parse the scores of the first and second answer from the end of a judgment.
-
-    The last line with a pair counts: exactly two numbers separated by spaces or a comma, or a JSON
-    list of two numbers anywhere in the line; if no line has one, the last list that spans several
-    lines. None if there is no pair, or if it is outside 0 to 10: such a judgment is unreadable and
-    gives no score.
-    """
-    for line in reversed(text.splitlines()):
-        if pair := _pair(line):
-            return _in_range(pair)
-    lists = list(_lists(text))
-    return _in_range(lists[-1]) if lists else None
-
-
-def _in_range(pair: tuple[float, float]) -> tuple[float, float] | None:
-    good = all(math.isfinite(score) and 0 <= score <= HIGHEST for score in pair)
-    return pair if good else None
-
-
-def _pair(line: str) -> tuple[float, float] | None:
-    words = line.replace(",", " ").split()
-    if len(words) == 2 and (pair := _numbers(words)) is not None:
-        return pair
-    return next(_lists(line), None)
-
-
-def _lists(text: str) -> Iterator[tuple[float, float]]:
-    for found in _LIST.findall(text):
-        try:
-            # As floats: a number with hundreds of digits is out of range, not an error.
-            values = json.loads(found, parse_int=float)
-        except ValueError:
-            continue
-        if len(values) == 2 and all(isinstance(value, float) for value in values):
-            yield values[0], values[1]
-
-
-def _numbers(words: list[str]) -> tuple[float, float] | None:
-    try:
-        return float(words[0]), float(words[1])
-    except ValueError:
-        return None
-
-
 PROMPT_NAMES = frozenset({"question", "answer_1", "answer_2"})
 """Placeholders that a judge prompt may contain."""
 
