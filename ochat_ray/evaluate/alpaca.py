@@ -22,7 +22,7 @@ from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.mt_bench import parse_verdict
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
-from ochat_ray.evaluate.records import Call, key_of
+from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
 
 DRAW = 1.5
@@ -120,12 +120,11 @@ def calls(
         for first, second, about in pairs.both_orders(
             question, model, baseline, prompt, suite="alpaca_eval", judge=judge["model"]
         ):
-            messages = prompt.messages(
-                instruction=question.turns[0], output_1=first[0], output_2=second[0]
-            )
-            body = {**judge, "messages": messages}
-            key = key_of("alpaca_eval", question.id, about["model_first"], body)
-            found.append(Call(key=key, body=body, about=about))
+            values = {
+                "instruction": question.turns[0], "output_1": first[0], "output_2": second[0],
+            }  # fmt: skip
+            parts = ("alpaca_eval", question.id, about["model_first"])
+            found.append(prompt.call(values, *parts, judge=judge, about=about))
     return found
 
 

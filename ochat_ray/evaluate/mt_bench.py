@@ -16,7 +16,7 @@ from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
-from ochat_ray.evaluate.records import Call, key_of
+from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
 from ochat_ray.evaluate.verdicts import Verdict, parse_rating, parse_verdict
 
@@ -83,14 +83,13 @@ def rating_calls(
             values = _questions(question, turn) | _references(question, turn, references)
             values |= {"answer": answers[0]} | _numbered("answer", answers)
             prompt = prompts.named(_name("single", question, turn))
-            body = {**judge, "messages": prompt.messages(**values)}
             about = {
                 "suite": "mt_bench", "question_id": question.id, "category": question.category,
                 "turn": turn, "model": model.model, "judge": judge["model"],
                 "prompt": prompt.name, "prompt_digest": prompt.digest,
             }  # fmt: skip
-            key = key_of("mt_bench", question.id, turn, body)
-            found.append(Call(key=key, body=body, about=about))
+            parts = ("mt_bench", question.id, turn)
+            found.append(prompt.call(values, *parts, judge=judge, about=about))
     return found
 
 
@@ -127,9 +126,8 @@ def pair_calls(
             ):  # fmt: skip
                 values = shared | {"answer_a": a[0], "answer_b": b[0]}
                 values |= _numbered("answer_a", a) | _numbered("answer_b", b)
-                body = {**judge, "messages": prompt.messages(**values)}
-                key = key_of("mt_bench_pairs", question.id, turn, about["model_first"], body)
-                found.append(Call(key=key, body=body, about=about | {"turn": turn}))
+                parts = ("mt_bench_pairs", question.id, turn, about["model_first"])
+                found.append(prompt.call(values, *parts, judge=judge, about=about | {"turn": turn}))
     return found
 
 

@@ -74,12 +74,11 @@ def parse_verdict(text: str) -> Verdict | None:
     found = _VERDICT.fullmatch(html.unescape(_last_mark(text) or ""))
     if not found:
         return None
-    letter, left, sign, right = (group and group.upper() for group in found.groups())
-    if letter:
-        return letter if letter in ("A", "B") else "tie"
-    if left == right:
+    letter, left, sign, right = ((group or "").upper() for group in found.groups())
+    if left and left == right:
         return None
-    return "tie" if sign == "=" else left if sign[0] == ">" else right
+    preferred = letter or {"=": "tie", ">": left, "<": right}[sign[0]]
+    return "A" if preferred == "A" else "B" if preferred == "B" else "tie"
 
 
 def _last_mark(text: str) -> str | None:

@@ -15,7 +15,7 @@ from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
-from ochat_ray.evaluate.records import Call, key_of
+from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
 from ochat_ray.evaluate.verdicts import parse_scores
 
@@ -54,16 +54,13 @@ def calls(
         for first, second, about in pairs.both_orders(
             question, model, baseline, prompt, suite="vicuna", judge=judge["model"]
         ):
-            body = {
-                **judge,
-                "messages": prompt.messages(
-                    question=question.turns[0], answer_1=first[0], answer_2=second[0]
-                ),
-            }
+            values = {"question": question.turns[0], "answer_1": first[0], "answer_2": second[0]}
             for sample in range(samples):
                 # The order is part of the key: two equal answers are still judged in both.
-                key = key_of("vicuna", question.id, about["model_first"], sample, body)
-                found.append(Call(key=key, body=body, about=about | {"sample": sample}))
+                parts = ("vicuna", question.id, about["model_first"], sample)
+                found.append(
+                    prompt.call(values, *parts, judge=judge, about=about | {"sample": sample})
+                )
     return found
 
 
