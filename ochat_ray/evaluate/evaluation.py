@@ -46,6 +46,7 @@ class Evaluation:
             references=read_answers(config.references) if config.references else None,
         )
         self._check_categories()
+        self._check_turns()
         self.prices = Prices.read(config.prices)
         self._given = (
             read_answers(config.baseline_answers, model=config.baseline or None)
@@ -80,6 +81,16 @@ class Evaluation:
                     f"{question.category!r}; {self.config.suite} has "
                     f"{', '.join(sorted(self.suite.categories))}. Give one of these or none, or "
                     "--prompts with one for it"
+                )
+
+    def _check_turns(self) -> None:
+        """Check that the judge is shown all turns of each question."""
+        for question in self.questions:
+            if len(question.turns) > self.suite.turns:
+                raise UserError(
+                    f"{self.config.questions}: question {question.id!r} has {len(question.turns)} "
+                    f"turns, of which the judge of {self.config.suite} sees {self.suite.turns}; "
+                    "remove the others, or give another --suite"
                 )
 
     def __enter__(self) -> Evaluation:

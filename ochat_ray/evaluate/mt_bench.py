@@ -18,7 +18,9 @@ from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
-from ochat_ray.evaluate.verdicts import Verdict, parse_rating, parse_verdict
+from ochat_ray.evaluate.verdicts import Verdict, rating_of, verdict_of
+from ochat_ray.evaluate.verdicts import parse_rating as parse_rating
+from ochat_ray.evaluate.verdicts import parse_verdict as parse_verdict
 
 Outcome = Literal["win", "loss", "tie"]
 
@@ -87,6 +89,7 @@ def rating_calls(
                 "suite": "mt_bench", "question_id": question.id, "category": question.category,
                 "turn": turn, "model": model.model, "judge": judge["model"],
                 "prompt": prompt.name, "prompt_digest": prompt.digest,
+                "empty": [not answers[turn].strip()],
             }  # fmt: skip
             parts = ("mt_bench", question.id, turn)
             found.append(prompt.call(values, *parts, judge=judge, about=about))
@@ -142,7 +145,7 @@ def rating_parts(
     for judgment in judgments:
         ratings = sums[judgment["question_id"]]
         if turn in (None, judgment["turn"]):
-            rating = parse_rating(judgment["text"])
+            rating = rating_of(judgment)
             ratings += [] if rating is None else [rating]
     return {id: Part(sum(ratings), len(ratings)) for id, ratings in sums.items()}
 
@@ -152,7 +155,7 @@ def outcomes(judgments: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Ou
     verdicts: dict[tuple[str, int], dict[bool, Verdict | None]] = defaultdict(dict)
     for judgment in judgments:
         at = (judgment["question_id"], judgment["turn"])
-        verdicts[at][judgment["model_first"]] = parse_verdict(judgment["text"])
+        verdicts[at][judgment["model_first"]] = verdict_of(judgment)
     return {at: outcome(both.get(True), both.get(False)) for at, both in verdicts.items()}
 
 
@@ -171,7 +174,7 @@ def pair_parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
 def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
     """Yield comparisons with a verdict, for the bias statistics; the preferred one leads by 1."""
     for judgment in judgments:
-        verdict = parse_verdict(judgment["text"])
+        verdict = verdict_of(judgment)
         if verdict is not None:
             yield pairs.judged(judgment, float(verdict == "A"), float(verdict == "B"))
 
@@ -193,7 +196,7 @@ def rating_file(judgments: Iterable[Mapping[str, Any]]) -> str:
         {
             "question_id": _id(judgment["question_id"]), "model": judgment["model"],
             "judge": [judgment["judge"], judgment["prompt"]], "judgment": judgment["text"],
-            "score": -1 if (rating := parse_rating(judgment["text"])) is None else rating,
+            "score": -1 if (rating := rating_of(judgment)) is None else rating,
             "turn": judgment["turn"] + 1,
         }
         for judgment in judgments
@@ -216,8 +219,8 @@ def pair_file(judgments: Iterable[Mapping[str, Any]]) -> str:
         {
             "question_id": _id(id), "model_1": both[True]["model"],
             "model_2": both[True]["baseline"],
-            "g1_winner": names[True][parse_verdict(both[True]["text"])],
-            "g2_winner": names[False][parse_verdict(both[False]["text"])],
+            "g1_winner": names[True][verdict_of(both[True])],
+            "g2_winner": names[False][verdict_of(both[False])],
             "judge": [both[True]["judge"], both[True]["prompt"]],
             "g1_judgment": both[True]["text"], "g2_judgment": both[False]["text"],
             "turn": turn + 1,

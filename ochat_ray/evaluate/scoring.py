@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.bias import biases, control
+from ochat_ray.evaluate.counts import count_answers, count_declined, warnings_of
 from ochat_ray.evaluate.evaluation import Evaluation
 from ochat_ray.evaluate.records import CONTROL, key_of
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
@@ -44,7 +45,7 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         for name, text in _files(evaluation, model, found).items():
             _write(output, f"models/{quote(model, safe='')}/{name}", text)
     first, *others = parts
-    results = {
+    results: dict[str, Any] = {
         "suite": config.suite,
         "unit": evaluation.suite.unit,
         "baseline": evaluation.baseline or None,
@@ -64,6 +65,11 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
             }
             for other in others
         ],
+        "answers": {
+            name: count_answers(evaluation.answers_of(name), evaluation.questions)
+            for name in [*evaluation.models, evaluation.baseline]
+            if name
+        },
         "questions": len(evaluation.questions),
         "questions_digest": key_of([asdict(question) for question in evaluation.questions]),
         "prompts_digest": evaluation.material.prompts.digest,
@@ -73,6 +79,7 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         "version": version("ochat-ray"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    results["warnings"] = warnings_of(results)
     _write(output, REPORT, report_html(results, entries))
     _write(output, TABLE, markdown_table(results))
     output.write_json(RESULTS, results)
@@ -167,6 +174,7 @@ def _scored(
         **estimated(chosen),
         "judgments": len(judgments),
         "failed": failed,
+        "declined": count_declined(judgments, suite.read),
         "not_judged": sum(not part.denominator for part in rules["drop"].values()),
         "by_category": {
             category: {"questions": count, **estimated(chosen, category)}

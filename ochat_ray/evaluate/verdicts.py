@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
-HIGHEST = 10
+LOWEST, HIGHEST = 1, 10
 
 Verdict = Literal["A", "B", "tie"]
 Pair = tuple[float, float]
@@ -51,6 +51,41 @@ def without_reasoning(text: str) -> str:
             kept, inside = kept if inside else "", False
         start = tag.end()
     return kept if inside else kept + text[start:]
+
+
+def declined(judgment: Mapping[str, Any]) -> bool:
+    """Return whether a complete judgment is about an empty answer.
+
+    If it has no verdict, the judge declined to rate it: the empty answer has the lowest score.
+    """
+    # A weighted judgment has one token, and its length as the reason to finish.
+    complete = judgment.get("finish_reason", "stop") in ("stop", "") or judgment.get("logprobs")
+    text = without_reasoning(judgment["text"]).strip()
+    return any(judgment.get("empty", ())) and bool(complete and text)
+
+
+def rating_of(judgment: Mapping[str, Any]) -> float | None:
+    """Return the rating in a judgment; 1 if the judge declined to rate an empty answer."""
+    rating = parse_rating(judgment["text"])
+    return float(LOWEST) if rating is None and declined(judgment) else rating
+
+
+def verdict_of(judgment: Mapping[str, Any]) -> Verdict | None:
+    """Return the verdict in a judgment; an empty answer that was not rated loses."""
+    verdict = parse_verdict(judgment["text"])
+    if verdict is not None or not declined(judgment):
+        return verdict
+    first, second = judgment["empty"]
+    return "tie" if first and second else "B" if first else "A"
+
+
+def scores_of(judgment: Mapping[str, Any]) -> Pair | None:
+    """Return the scores in a judgment; 1 to 10 against an empty answer that was not rated."""
+    pair = parse_scores(judgment["text"])
+    if pair is not None or not declined(judgment):
+        return pair
+    first, second = (float(LOWEST if empty else HIGHEST) for empty in judgment["empty"])
+    return first, second
 
 
 def parse_rating(text: str) -> float | None:

@@ -17,7 +17,8 @@ from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
-from ochat_ray.evaluate.verdicts import parse_scores
+from ochat_ray.evaluate.verdicts import parse_scores as parse_scores
+from ochat_ray.evaluate.verdicts import scores_of
 
 CATEGORIES = frozenset(
     {"generic", "knowledge", "roleplay", "common-sense", "fermi", "counterfactual", "coding",
@@ -76,7 +77,7 @@ def parts(judgments: Iterable[Mapping[str, Any]], *, failures: Failures) -> dict
     )
     for judgment in judgments:
         by_order = scores[judgment["question_id"]]
-        pair = parse_scores(judgment["text"])
+        pair = scores_of(judgment)
         if pair is None and failures == "zero":
             pair = (0.0, 0.0)
         if pair is not None:
@@ -98,6 +99,6 @@ def _part(by_order: Mapping[bool, list[tuple[float, float]]]) -> Part:
 def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
     """Yield the readable judgments, for the bias statistics."""
     for judgment in judgments:
-        pair = parse_scores(judgment["text"])
+        pair = scores_of(judgment)
         if pair is not None:
             yield pairs.judged(judgment, *pair)

@@ -3,7 +3,7 @@
 import pytest
 
 from ochat_ray.evaluate.mt_bench import outcome, parse_rating, parse_verdict
-from ochat_ray.evaluate.verdicts import without_reasoning
+from ochat_ray.evaluate.verdicts import rating_of, scores_of, verdict_of, without_reasoning
 from ochat_ray.evaluate.vicuna import parse_scores
 
 
@@ -122,3 +122,23 @@ def test_a_win_needs_both_orders_to_agree():
     assert outcome("B", "A") == "loss"
     assert {outcome("A", "A"), outcome("B", "B"), outcome("tie", "B")} == {"tie"}
     assert outcome("A", None) is None
+
+
+@pytest.mark.parametrize(
+    ("empty", "verdict", "scores"),
+    [((True, False), "B", (1, 10)), ((False, True), "A", (10, 1)), ((True, True), "tie", (1, 1)),
+     ((False, False), None, None)],
+)  # fmt: skip
+def test_an_empty_answer_that_is_not_rated_is_the_worse_one(empty, verdict, scores):
+    judgment = {"text": "There is no answer.", "empty": empty, "finish_reason": "stop"}
+    assert (verdict_of(judgment), scores_of(judgment)) == (verdict, scores)
+    for not_complete in ({"text": ""}, {"text": "<think>so"}, {"finish_reason": "length"}):
+        assert verdict_of(judgment | not_complete) is None
+    rated = judgment | {"text": "[[A]]\n[3, 2]"}
+    assert (verdict_of(rated), scores_of(rated)) == ("A", (3, 2))
+
+
+def test_an_empty_answer_that_is_not_rated_has_the_lowest_rating():
+    assert rating_of({"text": "There is no answer.", "empty": [True]}) == 1
+    assert rating_of({"text": "[[3]]", "empty": [True]}) == 3
+    assert rating_of({"text": "No rating.", "empty": [False]}) is None
