@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.client import CallFailedError, Endpoint, Reply
+from ochat_ray.evaluate.client import CallFailedError, Endpoint
 from ochat_ray.evaluate.questions import Question
 from ochat_ray.evaluate.records import Call, Records, key_of
+from ochat_ray.evaluate.replies import Reply
 from ochat_ray.progress import Progress
 
 Item = TypeVar("Item")
@@ -178,4 +179,8 @@ def _record(reply: Reply) -> dict[str, Any]:
         "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    return record | ({"logprobs": reply.logprobs} if reply.logprobs else {})
+    more = {
+        "logprobs": reply.logprobs, "reasoning": reply.reasoning, "changed": reply.changed,
+        "attempts": reply.attempts if reply.attempts > 1 else 0,
+    }  # fmt: skip
+    return record | {name: value for name, value in more.items() if value}

@@ -41,7 +41,8 @@ CONTROL = "control"
 class Records:
     """Records of one file by their `key`, with at most one process writing.
 
-    A line truncated by a kill is ignored; of two with one key the first counts.
+    A line truncated by a kill is ignored; of two with one key the last counts, which replaced the
+    first.
 
     Raises:
         UserError: Another process has the file open.
@@ -62,7 +63,7 @@ class Records:
         content = self._file.read()
         for line in content.splitlines():
             if (record := _record(line)) is not None:
-                self._records.setdefault(record["key"], record)
+                self._records[record["key"]] = record
         self._cut_off = bool(content) and not content.endswith(b"\n")
 
     def __enter__(self) -> Self:
@@ -92,13 +93,13 @@ class Records:
     def __len__(self) -> int:
         return len(self._records)
 
-    def add(self, key: str, record: Mapping[str, Any]) -> None:
-        """Write a record, unless one with this key exists.
+    def add(self, key: str, record: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Write a record, unless one with this key exists and is not to be replaced.
 
         Raises:
             OSError: The record could not be written and is not counted.
         """
-        if key in self._records:
+        if key in self._records and not replace:
             return
         whole = {"key": key, **record}
         line = json.dumps(whole, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
@@ -114,6 +115,8 @@ class Records:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("key"), str) else None
+    # A text that is no text came from a server, by way of an earlier version.
+    good = isinstance(record, dict) and isinstance(record.get("key"), str)
+    return record if good and isinstance(record.get("text", ""), str) else None
