@@ -185,10 +185,12 @@ class Client:
                     "POST", "chat/completions", read_reply, attempts=self._attempts,
                     content=encode(sent), headers={"Content-Type": "application/json"},
                 )  # fmt: skip
-            except RefusedError:
+            except RefusedError as error:
+                self._print(f"refused because of its content: {error}")
                 raise
             except CallFailedError as error:
                 if not self._learn(error.param, sent, changes):
+                    self._print(str(error))
                     self._check_rejected(error)
                     raise
             else:
@@ -263,13 +265,12 @@ class Client:
                         return found, attempt + 1
                     failure = failure_of(response)
                     why = failure.why
-                    self._print(why)
                     self._raise_if_final(response, failure)
                     asked = _retry_after(response)
                     if response.status_code in (429, 503):
                         self.window.slower(self._pause_s(attempt, asked))
-            self._print(why)
             if attempt + 1 < attempts:
+                self._print(f"{why}; trying again")
                 await asyncio.sleep(self._pause_s(attempt, asked))
         raise CallFailedError(f"failed after {attempts} attempts: {why}")
 

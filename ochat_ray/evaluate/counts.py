@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ochat_ray.evaluate.questions import Answers, Question
+from ochat_ray.evaluate.records import FAILED
 
 
 def count_answers(answers: Answers, questions: Sequence[Question]) -> dict[str, int]:
@@ -20,6 +21,26 @@ def count_answers(answers: Answers, questions: Sequence[Question]) -> dict[str, 
         "answered": sum(bool(own) for own in texts.values()),
         "empty": sum("" in own for own in texts.values()),
         "identical": sum(any(shared[text] > 1 for text in own) for own in texts.values()),
+    }
+
+
+def count_replies(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Count the recorded replies that were refused, empty, cut off, filtered or retried.
+
+    `changed` has the fields that the model does not support, as sent; None if they are left out.
+    """
+    replies = [record for record in records if FAILED not in record]
+    ends = Counter(record.get("finish_reason") for record in replies if not record.get("logprobs"))
+    changed: dict[str, str | None] = {}
+    for record in replies:
+        changed |= record.get("changed", {})
+    return {
+        "refused": len(records) - len(replies),
+        "empty_replies": sum(not record["text"].strip() for record in replies),
+        "cut_off": ends["length"],
+        "filtered": ends["content_filter"],
+        "retried": sum(record.get("attempts", 1) > 1 for record in replies),
+        "changed": changed,
     }
 
 
@@ -44,10 +65,31 @@ def warnings_of(results: Mapping[str, Any]) -> list[str]:
             )
         if counts["empty"]:
             found.append(f"{counts['empty']} questions have an empty answer of {model}.")
+        found += _about_replies(f"answers of {model}", counts)
     for one in results["scores"]:
+        found += _about_replies(f"judgments of {one['model']}", one["replies"])
+        if one["not_judged"]:
+            found.append(
+                f"The score of {one['model']} is of {one['questions'] - one['not_judged']} of "
+                f"{one['questions']} questions; {one['not_answered']} of the others have no answer."
+            )
         if one["declined"]:
             found.append(
                 f"{one['declined']} of {one['judgments']} judgments do not rate an empty answer "
                 f"({one['model']}); it has the lowest score in them."
             )
+    return found
+
+
+def _about_replies(whose: str, counts: Mapping[str, Any]) -> list[str]:
+    texts = {
+        "refused": "were refused because of their content; --retry failed asks them again",
+        "empty_replies": "are empty",
+        "cut_off": "are cut off by their limit of tokens",
+        "filtered": "are cut off by a content filter",
+        "retried": "needed more than one request",
+    }
+    found = [f"{counts[name]} {whose} {text}." for name, text in texts.items() if counts[name]]
+    for name, new in counts["changed"].items():
+        found.append(f"The {whose} were asked for without {name}{f', as {new}' if new else ''}.")
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.asking import Prices, answer_call
+from ochat_ray.evaluate.asking import Budget, Prices, answer_call
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.prompts import read_prompts
 from ochat_ray.evaluate.questions import (
@@ -18,7 +18,7 @@ from ochat_ray.evaluate.questions import (
     read_answers,
     read_questions,
 )
-from ochat_ray.evaluate.records import CONTROL, Call, Records, key_of
+from ochat_ray.evaluate.records import CONTROL, FAILED, Call, Records, key_of
 from ochat_ray.evaluate.suites import Material, suite_of
 from ochat_ray.run_dir import RunDir
 
@@ -48,6 +48,7 @@ class Evaluation:
         self._check_categories()
         self._check_turns()
         self.prices = Prices.read(config.prices)
+        self.budget = Budget(self.prices, config.max_cost)
         self._given = (
             read_answers(config.baseline_answers, model=config.baseline or None)
             if config.baseline_answers
@@ -137,15 +138,37 @@ class Evaluation:
         return Answers(model=model, turns=turns)
 
     def _recorded(self, question: Question, model: str) -> tuple[str, ...]:
+        records = self.answer_records(question, model)
+        return tuple(record["text"] for record in records if FAILED not in record)
+
+    def answer_records(self, question: Question, model: str) -> list[dict[str, Any]]:
+        """Return the records of a model's answers to the turns of a question; a refusal is last."""
         messages: list[dict[str, str]] = []
+        found: list[dict[str, Any]] = []
         for number, turn in enumerate(question.turns):
             messages.append({"role": "user", "content": turn})
             fields = self.answering(question, model)
             key = answer_call(question, number, messages, fields, self.version("models", model)).key
             if key not in self.answers:
                 break
-            messages.append({"role": "assistant", "content": self.answers[key]["text"]})
-        return tuple(message["content"] for message in messages[1::2])
+            found.append(self.answers[key])
+            if FAILED in found[-1]:
+                break
+            messages.append({"role": "assistant", "content": found[-1]["text"]})
+        return found
+
+    def judged_questions(self, model: str) -> list[Question]:
+        """Return the questions that neither the model nor the baseline refused to answer."""
+        asked = [name for name in (model, self.baseline) if name in self.to_answer()]
+        return [
+            question
+            for question in self.questions
+            if not any(
+                FAILED in record
+                for name in asked
+                for record in self.answer_records(question, name)[-1:]
+            )
+        ]
 
     def baseline_answers(self) -> Answers | None:
         """Return the baseline's recorded answers; None if nothing is compared."""
@@ -158,19 +181,23 @@ class Evaluation:
             UserError: An answer is missing.
         """
         own, baseline = self.answers_of(model), self.baseline_answers()
+        questions = self.judged_questions(model)
         for answers in (own, baseline):
             if answers is not None:
-                check_complete(answers, self.questions)
-        return self.calls(own, baseline)
+                check_complete(answers, questions)
+        return self.calls(own, baseline, questions)
 
-    def calls(self, own: Answers, baseline: Answers | None) -> list[Call]:
+    def calls(
+        self, own: Answers, baseline: Answers | None, questions: Sequence[Question]
+    ) -> list[Call]:
         """Return the judge calls about these answers; those of the control come last."""
-        calls = self.suite.calls(self.material, own, baseline)
+        material = replace(self.material, questions=questions)
+        calls = self.suite.calls(material, own, baseline)
         if self.config.control:
             # An answer compared with itself is the same call in both orders.
             calls += [
                 replace(call, key=key_of(call.key, "control"), about={**call.about, CONTROL: True})
-                for call in self.suite.calls(self.material, own, own)
+                for call in self.suite.calls(material, own, own)
                 if call.about["model_first"]
             ]
         version = self.version("judges", self.config.judge)

@@ -34,6 +34,9 @@ class Call:
     about: Mapping[str, Any]
 
 
+FAILED = "failed"
+"""Field with the reason why a call was refused."""
+
 CONTROL = "control"
 """Field that marks the record of a judgment of an answer compared with itself."""
 
@@ -87,19 +90,27 @@ class Records:
     def __getitem__(self, key: str) -> dict[str, Any]:
         return self._records[key]
 
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return the record with this key; None if there is none."""
+        return self._records.get(key)
+
+    def forget(self, key: str) -> None:
+        """Forget a record, so that another one with its key can be added."""
+        self._records.pop(key, None)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._records.values())
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def add(self, key: str, record: Mapping[str, Any], *, replace: bool = False) -> None:
-        """Write a record, unless one with this key exists and is not to be replaced.
+    def add(self, key: str, record: Mapping[str, Any]) -> None:
+        """Write a record, unless one with this key exists.
 
         Raises:
             OSError: The record could not be written and is not counted.
         """
-        if key in self._records and not replace:
+        if key in self._records:
             return
         whole = {"key": key, **record}
         line = json.dumps(whole, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
