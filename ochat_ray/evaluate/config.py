@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -31,6 +32,13 @@ _TWO_SCORES = {
         },
     },
 }  # fmt: skip
+
+Role = Literal["models", "baseline", "judge"]
+KEYS: dict[Role, str] = {
+    "models": "OCHAT_RAY_API_KEY", "baseline": "OCHAT_RAY_BASELINE_API_KEY",
+    "judge": "OCHAT_RAY_JUDGE_API_KEY",
+}  # fmt: skip
+"""Environment variable with the API key of each endpoint."""
 
 Retry = Literal["failed", "empty", "unreadable"]
 Step = Literal["all", "answer", "judge", "score", "report"]
@@ -67,7 +75,8 @@ class EvaluateConfig:
     """Names of the models to score."""
     url: str = SERVED_URL
     """Base URL of the models. The API key is read from OPENAI_API_KEY for OpenAI's URL, and from
-    OCHAT_RAY_API_KEY for any other."""
+    OCHAT_RAY_API_KEY for any other; OCHAT_RAY_JUDGE_API_KEY and OCHAT_RAY_BASELINE_API_KEY are for
+    a judge and a baseline elsewhere."""
     baseline: str = ""
     """Name of the model to compare with."""
     baseline_url: str = ""
@@ -242,13 +251,23 @@ def _with(fields: dict[str, Any], body: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def key_for(url: str) -> str:
-    """Return the API key for a URL from the environment; empty if there is none.
+def key_for(role: Role, url: str, models_url: str) -> str:
+    """Return the API key for an endpoint from the environment; empty if there is none.
 
-    OpenAI's key is sent only to OpenAI, whatever URL is given.
+    Each endpoint has its own variable. OPENAI_API_KEY is sent only to OpenAI, and the models' key
+    to another endpoint only if it is on the same server.
     """
-    is_openai = url.rstrip("/") == OPENAI_URL
-    return os.environ.get("OPENAI_API_KEY" if is_openai else "OCHAT_RAY_API_KEY", "")
+    own = os.environ.get(KEYS[role], "")
+    if url.rstrip("/") == OPENAI_URL:
+        key = os.environ.get("OPENAI_API_KEY", "")
+        return key if role == "models" else own or key
+    if own or role == "models":
+        return own
+    shared = os.environ.get(KEYS["models"], "")
+    if shared and urlsplit(url)[:2] != urlsplit(models_url)[:2]:
+        print(f"no API key is sent to {url}; set {KEYS[role]} if it needs one", file=sys.stderr)
+        return ""
+    return shared
 
 
 def replace_renamed_options(arguments: Sequence[str]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ochat_ray.errors import UserError
@@ -24,14 +26,25 @@ from ochat_ray.run_dir import RunDir
 
 ANSWERS = "answers.jsonl"
 JUDGMENTS = "judgments.jsonl"
+RESULTS = "results.json"
+FIRST, URLS = "first", "urls"
 MODELS = "models.json"
-"""Model and judge entries reported by the endpoints."""
+"""Model and judge entries reported by the endpoints, with the base URLs under `urls`, and the
+identity at the first call under `first`."""
+
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 class Evaluation:
-    """Questions, prompts and records of one configuration; a context manager of its files."""
+    """Questions, prompts and records of one configuration; a context manager of its files.
 
-    def __init__(self, config: EvaluateConfig) -> None:
+    Args:
+        config: The configuration.
+        endpoint_names: Names of endpoints by base URL, where the URL changes from run to run.
+    """
+
+    def __init__(self, config: EvaluateConfig, endpoint_names: Mapping[str, str] = EMPTY) -> None:
         if "://" in config.output:
             raise UserError(f"--output {config.output}: records are kept on this machine's disk")
         self.config = config
@@ -64,7 +77,14 @@ class Evaluation:
         self.answers, self.judgments = Records(output / ANSWERS), Records(output / JUDGMENTS)
         self._output = RunDir.open(config.output)
         known = self._output.read_json(MODELS) or {}
-        self._described: dict[str, dict[str, Any]] = {"models": {}, "judges": {}} | known
+        self._described: dict[str, dict[str, Any]] = {
+            "models": {},
+            "judges": {},
+            FIRST: {},
+            URLS: {},
+        } | known
+        self._endpoint_names = endpoint_names
+        self._earlier = (self._output.read_json(RESULTS) or {}).get("config", {})
 
     def _check_categories(self) -> None:
         """Check that each question's category is known.
@@ -113,12 +133,32 @@ class Evaluation:
     def describe(self, kind: str, name: str, entry: Mapping[str, Any]) -> None:
         """Store an endpoint's entry for a model ("models") or judge ("judges"), if not empty.
 
-        The training digest, which our own server reports, becomes part of the call keys: a model
-        retrained under the same name is asked again.
+        What identifies the weights becomes part of the call keys; see `version`.
         """
-        if entry and self._described[kind].get(name) != entry:
+        before = json.dumps(self._described)
+        # Calls of earlier versions have keys without an identity. It was the stored one.
+        first = self._identity(kind, name, self._earlier, self._described[kind].get(name) or entry)
+        label, url = f"{kind} {name}", self._identity(kind, name, {}, {})[0]
+        self._described[FIRST].setdefault(label, first)
+        if entry:
             self._described[kind][name] = dict(entry)
+        elif self._described[URLS].get(label, first[0]) != url:
+            self._described[kind].pop(name, None)  # another endpoint's
+        self._described[URLS][label] = url
+        if json.dumps(self._described) != before:
             self._output.write_json(MODELS, self._described)
+
+    def _identity(
+        self, kind: str, name: str, config: Mapping[str, Any], entry: Mapping[str, Any]
+    ) -> list[str]:
+        """Return a model's base URL, and the root and digest that its server reports."""
+        now, option = self.config, "judge_url" if kind == "judges" else "url"
+        url = config.get(option) or getattr(now, option)
+        if kind == "models" and name == self.baseline and name not in self.models:
+            url = config.get("baseline_url") or (now.baseline_url if not config else "") or url
+        url = url.rstrip("/")
+        known = [str(entry.get(field) or "") for field in ("root", "digest")]
+        return [self._endpoint_names.get(url, url), *known]
 
     def descriptions(self, kind: str, names: Iterable[str]) -> dict[str, Any]:
         """Return the known entries of these models or judges."""
@@ -126,9 +166,19 @@ class Evaluation:
         return {name: known[name] for name in names if name in known}
 
     def version(self, kind: str, name: str) -> str:
-        """Return the training digest that identifies a model's weights; empty if unknown."""
-        training = self._described[kind].get(name, {}).get("training")
-        return str(training.get("digest") or "") if isinstance(training, dict) else ""
+        """Return what identifies a model's weights in the keys of its calls.
+
+        This is the training digest that our own server reports. For other servers it is the base
+        URL with the server's `root` and `digest`; the first ones in this output directory are
+        omitted, so that keys of earlier versions remain valid.
+        """
+        entry = self._described[kind].get(name, {})
+        training = entry.get("training")
+        if isinstance(training, dict) and training.get("digest"):
+            return str(training["digest"])
+        identity = self._identity(kind, name, {}, entry)
+        first = self._described[FIRST].get(f"{kind} {name}", identity)
+        return "" if first == identity else key_of(identity)
 
     def answers_of(self, model: str) -> Answers:
         """Return a model's recorded answers."""

@@ -13,13 +13,12 @@ from urllib.parse import quote
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.bias import biases, control
 from ochat_ray.evaluate.counts import count_answers, count_declined, count_replies, warnings_of
-from ochat_ray.evaluate.evaluation import Evaluation
+from ochat_ray.evaluate.evaluation import RESULTS, Evaluation
 from ochat_ray.evaluate.records import CONTROL, FAILED, key_of
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
 from ochat_ray.evaluate.stats import Part, difference, estimate
 from ochat_ray.run_dir import RunDir
 
-RESULTS = "results.json"
 REPORT = "report.html"
 TABLE = "results.md"
 

@@ -23,8 +23,8 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import CHARACTERS_PER_TOKEN, Asker, Spent, answer, for_all
 from ochat_ray.evaluate.client import Client, Endpoint
-from ochat_ray.evaluate.config import EvaluateConfig, key_for
-from ochat_ray.evaluate.evaluation import Evaluation
+from ochat_ray.evaluate.config import EvaluateConfig, Role, key_for
+from ochat_ray.evaluate.evaluation import EMPTY, Evaluation
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import FAILED, Call
 from ochat_ray.evaluate.scoring import score
@@ -33,17 +33,23 @@ from ochat_ray.progress import Progress
 Connect = Callable[..., AbstractAsyncContextManager[Endpoint]]
 """Factory of a client, with the arguments of `Client`."""
 
-At = Callable[[str], AbstractAsyncContextManager[Endpoint]]
-"""Factory of a client, with a base URL as its argument."""
+At = Callable[[Role, str], AbstractAsyncContextManager[Endpoint]]
+"""Factory of a client, with the endpoint's role and base URL as its arguments."""
 
 
-def run(config: EvaluateConfig, connect: Connect = Client) -> dict[str, Any]:
+def run(
+    config: EvaluateConfig,
+    connect: Connect = Client,
+    endpoint_names: Mapping[str, str] = EMPTY,
+) -> dict[str, Any]:
     """Run one step or all; return the result, or with `dry_run` the remaining work.
+
+    `endpoint_names` are names of endpoints by base URL, where the URL changes from run to run.
 
     Raises:
         UserError: A file is invalid, an endpoint rejects requests, or calls failed.
     """
-    with Evaluation(config) as evaluation:
+    with Evaluation(config, endpoint_names) as evaluation:
         if config.dry_run:
             return left(evaluation)
         if config.step in ("all", "answer"):
@@ -60,10 +66,12 @@ async def _answer(evaluation: Evaluation, at: At) -> None:
     total = sum(len(question.turns) for question in evaluation.questions) * len(names)
     progress = Progress("answer", "answers", total)
     async with AsyncExitStack() as stack:
-        own = await stack.enter_async_context(at(config.url))
+        own = await stack.enter_async_context(at("models", config.url))
         clients = dict.fromkeys(names, own)
         if config.baseline_url and evaluation.baseline in clients:
-            clients[evaluation.baseline] = await stack.enter_async_context(at(config.baseline_url))
+            clients[evaluation.baseline] = await stack.enter_async_context(
+                at("baseline", config.baseline_url)
+            )
         for name, client in clients.items():
             evaluation.describe("models", name, await client.describe(name))
         evaluation.budget.start_step()
@@ -90,7 +98,7 @@ async def _answer(evaluation: Evaluation, at: At) -> None:
 
 async def _judge(evaluation: Evaluation, at: At) -> None:
     config = evaluation.config
-    async with at(config.judge_url) as client:
+    async with at("judge", config.judge_url) as client:
         evaluation.describe("judges", config.judge, await client.describe(config.judge))
         calls = _unique(call for name in evaluation.models for call in evaluation.judge_calls(name))
         progress = Progress("judge", "judgments", len(calls))
@@ -176,10 +184,10 @@ def _unique(calls: Iterable[Call]) -> list[Call]:
 
 
 def _connected(
-    connect: Connect, config: EvaluateConfig, url: str
+    connect: Connect, config: EvaluateConfig, role: Role, url: str
 ) -> AbstractAsyncContextManager[Endpoint]:
     return connect(
-        url, key_for(url), max_concurrency=config.max_concurrency, timeout_s=config.timeout_s,
+        url, key_for(role, url, config.url), max_concurrency=config.max_concurrency, timeout_s=config.timeout_s,
         attempts=config.attempts,
     )  # fmt: skip
 
