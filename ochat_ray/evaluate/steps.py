@@ -187,9 +187,12 @@ def _connected(
     connect: Connect, config: EvaluateConfig, role: Role, url: str
 ) -> AbstractAsyncContextManager[Endpoint]:
     return connect(
-        url, key_for(role, url, config.url), max_concurrency=config.max_concurrency, timeout_s=config.timeout_s,
+        url,
+        key_for(role, url, config.url),
+        max_concurrency=config.max_concurrency,
+        timeout_s=config.timeout_s,
         attempts=config.attempts,
-    )  # fmt: skip
+    )
 
 
 def _check(failures: Sequence[str], total: int, askers: Mapping[str, Asker]) -> None:
