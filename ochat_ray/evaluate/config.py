@@ -155,6 +155,8 @@ class EvaluateConfig:
             raise UserError("--limit must be at least 1")
         if self.max_cost is not None and not self.prices:
             raise UserError("--max-cost needs --prices")
+        if self.step in ("score", "report") and (self.retry or self.max_cost is not None):
+            raise UserError(f"--retry and --max-cost have no effect on the step {self.step}")
         for name in ("body", "judge_body"):
             _check_body(f"--{name.replace('_', '-')}", getattr(self, name))
         self._check_suite()
