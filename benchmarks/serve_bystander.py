@@ -1,4 +1,4 @@
-"""What hostile requests cost another user: the waits of a bystander beside each of them.
+"""Measure what hostile requests cost another user: a bystander's waits beside each of them.
 
     python benchmarks/serve_bystander.py --model runs/demo/model --seconds 60
 

@@ -86,6 +86,8 @@ def user_message(error: BaseException) -> str | None:
             return f"cannot write ({first}); choose another --output"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM):
             return f"access is denied ({first}); change its permissions, or give another path"
+        if isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return f"a path cannot be used ({first}); give another one"
         if isinstance(cause, OSError) and cause.errno in _FAILED_DISK:
             return (
                 f"the disk or network file system failed ({first}); check it, and run again: "
@@ -93,6 +95,8 @@ def user_message(error: BaseException) -> str | None:
             )
         if isinstance(cause, OSError) and cause.errno in (errno.ENOTDIR, errno.EISDIR):
             return f"a file lies where a folder belongs, or a folder in a file's place ({first})"
+        if isinstance(cause, OSError) and (bucket := _NO_BUCKET.match(first)):
+            return f"{bucket[0]}; create it, or choose another --output"
         if is_store_failure(cause):
             return _s3_message(str(cause).splitlines()[0])
     return None
@@ -112,6 +116,8 @@ _FAILED_DISK = {
     getattr(errno, name, errno.EIO) for name in ("EIO", "ESTALE", "EREMOTEIO", "EUCLEAN")
 }
 """Errors of a damaged disk, or of a network file system whose server is gone; not all on macOS."""
+
+_NO_BUCKET = re.compile("Bucket '[^']+' not found")  # of pyarrow, which has no type for it
 
 # An expired token is a 400; a HEAD request's response has no body that names it.
 _CREDENTIALS = re.compile(

@@ -19,10 +19,11 @@ _SAME_SCHEME = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}
 def real_location(uri: str) -> str:
     """Return a path or URI such that two names of one place are equal.
 
-    A path, or a file:// URI, is absolute and without links. A URI is without `..`, doubled slashes,
-    credentials and parameters.
+    A path, or a URI of this host's disk, is absolute and without links. Another URI is without
+    `..`, doubled slashes, credentials and parameters.
     """
-    if uri.startswith("file://"):
+    uri = uri.removeprefix("fsspec+")  # pyarrow's prefix of fsspec's URIs
+    if uri.startswith(("file://", "local://")):
         uri = "/" + unquote(urlsplit(uri).path).lstrip("/")
     if "://" not in uri:
         return os.path.realpath(absolute(uri))

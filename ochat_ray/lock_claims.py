@@ -209,7 +209,7 @@ class DiskClaims:
             names = os.listdir(self._folder)
         except FileNotFoundError:
             return []
-        return [int(name[:-5]) for name in names if re.fullmatch(r"\d{8}\.json", name)]
+        return [number for name in names if (number := claim_number(name)) is not None]
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.json"
@@ -226,6 +226,11 @@ def _create_without_link(path: Path, text: bytes) -> bool:
         path.unlink(missing_ok=True)
         raise
     return True
+
+
+def claim_number(name: str) -> int | None:
+    """Return the number of a claim's file; None if the file is something else."""
+    return int(name[:-5]) if re.fullmatch(r"[0-9]{8,}\.json", name) else None
 
 
 class StoreClaims:

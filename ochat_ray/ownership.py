@@ -132,8 +132,8 @@ class Ownership:
             and _is_names(work := record.get("work"))
         ):
             raise UserError(
-                f"{self.run.path(RECORD)}, which lists what runs wrote here, is damaged; choose "
-                f"another --output, or remove {self.run.root}"
+                f"{self.run.path(RECORD)}, which lists what runs wrote here, is damaged; "
+                f"{self._advice}"
             )
         return {"files": files, "work": [name for name in work if _WORK.fullmatch(name)]}
 
@@ -145,9 +145,14 @@ class Ownership:
         """
         for _ in range(0 if isinstance(self.run.fs, pafs.LocalFileSystem) else TORN_READS):
             with suppress(UserError):
-                return self.run.read_json(RECORD)
+                return self.run.read_json(RECORD, self._advice)
             time.sleep(0.2)
-        return self.run.read_json(RECORD)
+        return self.run.read_json(RECORD, self._advice)
+
+    @property
+    def _advice(self) -> str:
+        """What to do about a damaged record: without it, no file there is known as a run's."""
+        return f"choose another --output, or remove {self.run.root}"
 
     def _write(self, files: list[str], work: list[str]) -> None:
         self.run.write_json(RECORD, {"files": files, "work": work})

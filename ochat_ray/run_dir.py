@@ -89,7 +89,13 @@ class RunDir:
 
     @classmethod
     def open(cls, uri: str) -> RunDir:
-        """The run directory at a local path or URI; nothing is created yet."""
+        """The run directory at a local path or URI; nothing is created yet.
+
+        Raises:
+            UserError: no file system has such a place.
+        """
+        if _SURROGATE.search(uri):
+            raise UserError(f"{uri!r} is not UTF-8, as pyarrow requires it; give another directory")
         return cls(*open_location(uri))
 
     def path(self, name: str) -> str:
@@ -164,10 +170,14 @@ class RunDir:
         """The JSON file's value, or None where there is no such file.
 
         Raises:
-            UserError: it is not JSON; a crash of the host may have cut it off. Ends in `advice`.
+            UserError: it is no file, or not JSON; a crash of the host may have cut it off. Ends in
+                `advice`.
         """
-        if not self.exists(name):
+        kind = self.fs.get_file_info(self.path(name)).type
+        if kind == pafs.FileType.NotFound:
             return None
+        if kind != pafs.FileType.File:  # reading from a named pipe would wait forever
+            raise UserError(f"{self.path(name)} is not a file; {advice}")
         with self.fs.open_input_stream(self.path(name), compression=None) as stream:
             data = stream.read()
         try:

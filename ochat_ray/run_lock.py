@@ -14,6 +14,7 @@ verify tables against their manifest.
 
 from __future__ import annotations
 
+import posixpath
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,15 @@ from pathlib import Path
 from pyarrow import fs as pafs
 
 from ochat_ray.errors import UserError
-from ochat_ray.lock_claims import LOCK_FOLDER, Claims, DiskClaims, Owner, StoreClaims, Timing
+from ochat_ray.lock_claims import (
+    LOCK_FOLDER,
+    Claims,
+    DiskClaims,
+    Owner,
+    StoreClaims,
+    Timing,
+    claim_number,
+)
 from ochat_ray.run_dir import RunDir
 
 
@@ -116,9 +125,11 @@ def check_held(run: RunDir, token: str) -> None:
         if run.exists(f"{LOCK_FOLDER}/{token}.json"):
             return
         raise _taken_over(run)
-    claims = run.files(LOCK_FOLDER, ".json")  # numbered: the highest holds the lock
+    files = run.files(LOCK_FOLDER, ".json")
+    numbers = {file: claim_number(posixpath.basename(file)) or 0 for file in files}
     with suppress(FileNotFoundError):
-        owner = Owner.parse(Path(run.path(claims[-1])).read_bytes()) if claims else None
+        highest = max(files, key=numbers.__getitem__, default=None)  # which holds the lock
+        owner = Owner.parse(Path(run.path(highest)).read_bytes()) if highest else None
         if owner is not None and owner.token == token:
             return
     raise _taken_over(run)

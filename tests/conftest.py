@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 # joined by those that start here. The path is short, since Ray has sockets below it.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ochat-", dir="/tmp")
 os.environ.pop("RAY_ADDRESS", None)
+# A process for each training that watches for announced losses of hosts, of which there are none.
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 
 
 SHARED_CPUS = 3

@@ -10,6 +10,7 @@ import pytest
 
 from ochat_ray.command_line import run, user_message
 from ochat_ray.errors import JobFailedError, UserError
+from ochat_ray.run_dir import RunDir
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,6 +104,12 @@ def test_a_file_where_a_folder_belongs_is_one_line():
     assert "/data/tokens" in message
 
 
+def test_a_bucket_that_is_not_there_is_one_line(s3):
+    with pytest.raises(OSError, match="nobucket") as missing:
+        RunDir.open("s3://nobucket/out").fs.create_dir("nobucket/out")
+    assert user_message(missing.value).startswith("Bucket 'nobucket' not found; create it")
+
+
 def test_other_errors_are_ours():
     assert user_message(ValueError("a bug")) is None
 
@@ -147,6 +154,7 @@ def test_an_unknown_flag_is_status_2():
         (errno.EDQUOT, "no space left within the disk quota"),
         (errno.ENOSPC, "no space left on the device"),
         (errno.EROFS, "cannot write"),
+        (errno.ENAMETOOLONG, "a path cannot be used"),
         (errno.EACCES, "access is denied"),
     ],
 )

@@ -15,6 +15,8 @@ from ochat_ray.locations import check_output_apart, is_inside, real_location
         ("gcs://b/x", "gs://b/x"),
         ("s3://b", "s3://b"),
         ("file:///no/such%20place/../x/", "/no/x"),
+        ("local:///no/x", "/no/x"),
+        ("fsspec+file:///no/x", "/no/x"),
         ("/no//such/../x/", "/no/x"),
     ],
 )

@@ -62,6 +62,14 @@ def test_a_record_cannot_lead_out_of_the_directory(own, tmp_path, name):
     assert target.read_text() == "mine"
 
 
+@pytest.mark.parametrize("text", ["", '{"files": ["a', "[]", '{"files": [1], "work": []}'])
+def test_a_damaged_record_is_one_line_with_the_way_out(own, tmp_path, text):
+    own.record(["a"])
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(UserError, match=rf"damaged.* --output, or remove {tmp_path}$"):
+        own.files()
+
+
 def test_folders_go_with_their_last_file_and_not_before(own, tmp_path):
     (tmp_path / "top/a/b").mkdir(parents=True)
     (tmp_path / "top/c/empty").mkdir(parents=True)

@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import os
 import pickle
 import socket
 import struct
@@ -53,6 +54,15 @@ def test_json_comes_back(tmp_path):
     assert run.read_json("a.json") == {"é": [1]}
 
 
+def test_what_is_no_file_is_not_read_as_json(tmp_path):
+    run = RunDir.open(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("pipe.json", "folder.json"):
+        with pytest.raises(UserError, match=f"{name} is not a file; remove it"):
+            run.read_json(name, "remove it")
+
+
 def test_files_lists_whole_files_in_order(tmp_path):
     run = RunDir.open(str(tmp_path))
     for name in ("b.arrow", "a.arrow", ".tmp-1-c.arrow", "d.txt"):
@@ -94,6 +104,11 @@ def test_a_damaged_manifest_is_one_line(tmp_path, text):
 def test_an_unknown_scheme_is_one_clear_line():
     with pytest.raises(UserError, match="cannot open nope://x"):
         open_location("nope://x")
+
+
+def test_a_directory_whose_name_is_not_utf8_is_one_clear_line():
+    with pytest.raises(UserError, match="is not UTF-8, as pyarrow requires it"):
+        RunDir.open("/x/\udce9")
 
 
 def test_a_moved_file_replaces_the_one_that_is_there(tmp_path):

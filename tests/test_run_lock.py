@@ -352,3 +352,15 @@ def test_a_worker_whose_driver_was_killed_may_go_on_until_another_run_starts(run
     check_held(run, token)
     with hold(run, "train", QUICK), pytest.raises(UserError, match="taken over"):
         check_held(run, token)
+
+
+@pytest.mark.parametrize("name", ["00000001.sync-conflict.json", "notes.json", "99999999.json"])
+def test_other_files_among_the_claims_and_high_numbers_do_no_harm(tmp_path, name):
+    run = RunDir.open(str(tmp_path))
+    (tmp_path / LOCK_FOLDER).mkdir(parents=True)
+    (tmp_path / LOCK_FOLDER / name).write_bytes(lock_claims._RELEASED)
+    for _ in range(2):
+        with hold(run, "train", QUICK) as lock:
+            check_held(run, lock.token)
+            with pytest.raises(UserError, match="in use"), hold(run, "train", QUICK):
+                pass

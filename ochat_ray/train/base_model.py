@@ -22,16 +22,17 @@ def load_config(path: str) -> Any:
     """The configuration of a Hugging Face directory, its URI or hub name; no code of it is run.
 
     Raises:
-        UserError: there is none, or it needs code of its own.
+        UserError: there is none, it is damaged, or it needs code of its own.
     """
     from transformers import AutoConfig
 
+    directory = on_this_host(path, weights=False)
     try:
-        return AutoConfig.from_pretrained(
-            on_this_host(path, weights=False), trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config._attn_implementation = None  # the run's, not that of whoever saved the base
+    except Exception as error:  # whatever a configuration's code raises
         raise _cannot_open(path, error) from error
+    return config
 
 
 def load_model(
@@ -78,7 +79,7 @@ def check_weights(path: str, *, allow_pickle: bool) -> None:
     """Hold the weights of a directory or URI against the --allow-pickle flag.
 
     Raises:
-        UserError: there are only pickled weights and no flag, or the flag has no effect.
+        UserError: there are no weights, or only pickled ones without the flag, or it has no effect.
     """
     found = files_of(path)
     if found is None:
@@ -86,6 +87,8 @@ def check_weights(path: str, *, allow_pickle: bool) -> None:
     names = [file.base_name for file in found[1]]
     safe = any(name.endswith(".safetensors") for name in names)
     pickled = any(name.endswith(".bin") for name in names)
+    if not safe and not pickled:
+        raise UserError(f"{path} has no weights; expected *.safetensors beside its config.json")
     if allow_pickle and safe:
         raise UserError(f"--allow-pickle has no effect: {path} has safetensors; leave it out")
     if pickled and not safe and not allow_pickle:
@@ -106,6 +109,7 @@ def extend_context(
     Raises:
         UserError: the model cannot have that context, or the scaling would have no effect.
     """
+    config = config.get_text_config(decoder=True)  # of a model that sees images, too
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or context <= limit:
         if rope_scaling is not None:
@@ -146,7 +150,8 @@ def without_dropout(config: Any) -> Any:
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
             without_dropout(value)
         elif isinstance(value, float) and (
-            "dropout" in name or "drop_rate" in name or name.endswith(("pdrop", "jitter_noise"))
+            any(part in name for part in ("dropout", "drop_rate", "layerdrop"))
+            or name.endswith(("pdrop", "jitter_noise"))
         ):
             setattr(config, name, 0.0)
     return config
@@ -170,20 +175,28 @@ def add_end_of_turn(model: Any, tokenizer: Any) -> None:
             f"the model has {rows} embeddings but the tokenizer's end-of-turn token has id "
             f"{new_id}; is this tokenizer the model's own?"
         )
-    means = [_mean_row(weight[:new_id]) for weight in embeddings(model)]
+    before = [(len(w), _mean_row(w[:new_id])) for w in _weights_by_token(model)]
     if new_id == rows:
         model.resize_token_embeddings(
             rows + 1, mean_resizing=False, pad_to_multiple_of=VOCABULARY_MULTIPLE
         )
     with torch.no_grad():
-        for weight, mean in zip(embeddings(model), means, strict=True):
-            weight[new_id if new_id < rows else slice(new_id, None)] = mean.to(weight.dtype)
+        for (size, mean), weight in zip(before, _weights_by_token(model), strict=True):
+            # Gemma 3n's embeddings per layer have fewer rows than the others.
+            changed = slice(new_id, new_id + 1) if new_id < rows else slice(size, None)
+            weight[changed] = mean.to(weight.dtype)
 
 
 def embeddings(model: Any) -> list[nn.Parameter]:
     """Input and output embedding; one where they are tied."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     return list({id(module.weight): module.weight for module in modules}.values())
+
+
+def _weights_by_token(model: Any) -> list[nn.Parameter]:
+    """All weights with a row per token: `embeddings`, and those of each layer (Gemma 3n, 4)."""
+    per_layer = getattr(model, "get_per_layer_input_embeddings", lambda: None)()
+    return embeddings(model) + ([] if per_layer is None else [per_layer.weight])
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -223,8 +236,7 @@ def _mean_row(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _cannot_open(path: str, error: Exception) -> UserError:
-    text = str(error).strip()
-    line = text.splitlines()[0][:200] if text else type(error).__name__
+    line = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(
         f"cannot open a model at {path}: {line}; expected a Hugging Face directory with "
         "config.json and *.safetensors"

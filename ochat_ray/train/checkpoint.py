@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
+from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
 from ochat_ray.ownership import Ownership, files_below, remove_empty_parents
 from ochat_ray.run_dir import RunDir
@@ -32,6 +34,11 @@ RAYS_OWN = (
 """Files of Ray Train 2.60 beside the checkpoints; from the first it would restore a run."""
 
 _STATE = "state.json"
+
+_WITHOUT = (
+    "remove that checkpoint's folder to resume from an earlier one, or give the run up with "
+    "--overwrite"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,14 +130,44 @@ def _read_state(run: RunDir, name: str) -> Checkpoint | None:
         data = stream.read()
     try:
         checkpoint = Checkpoint(**json.loads(data))
-        if not (isinstance(checkpoint.files, dict) and isinstance(checkpoint.identity, dict)):
-            raise TypeError("files or identity is not an object")
+        numbers = (checkpoint.step, checkpoint.conversations, checkpoint.world_size)
+        objects = (checkpoint.files, checkpoint.identity, checkpoint.eval_before)
+        if not (
+            checkpoint.name == name
+            and all(isinstance(number, int) for number in numbers)
+            and all(isinstance(value, dict) for value in objects)
+            and isinstance(checkpoint.eval_loss, float | None)
+        ):
+            raise TypeError("a value is of another type, or it is of another checkpoint")
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{run.path(state)} is damaged ({error}); remove that checkpoint's folder to resume "
-            "from an earlier one, or give the run up with --overwrite"
-        ) from error
+        raise UserError(f"{run.path(state)} is damaged ({error}); {_WITHOUT}") from error
     return checkpoint
+
+
+def check_shards(directory: Path, names: Iterable[str], where: str) -> None:
+    """Compare shards with the checksums that torch.save wrote in them; torch.load does not.
+
+    Args:
+        directory: the checkpoint, on this host.
+        names: of its files; those that are no shards are passed over.
+        where: its folder, for the message.
+
+    Raises:
+        UserError: a shard is damaged.
+    """
+    for name in names:
+        if not name.endswith(".pt"):
+            continue
+        try:
+            with zipfile.ZipFile(directory / name) as archive:
+                damaged = archive.testzip()
+        except Exception as error:
+            # Of damaged archives, zipfile raises many types.
+            if user_message(error) is not None:
+                raise
+            damaged = str(error)
+        if damaged is not None:
+            raise UserError(f"{where}/{name} is damaged ({damaged}); {_WITHOUT}")
 
 
 def latest(run: RunDir) -> Checkpoint | None:
@@ -196,6 +233,7 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], where: str)
 _NAMED = {
     "model": "another base model",
     "data_digest": "other data",
+    "context_length": "data prepared with another --max-length",
     "deepspeed": "another --deepspeed file",
     "step": "another size of a step (--sequences-per-step, --tokens-per-step)",
 }

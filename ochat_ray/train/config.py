@@ -60,7 +60,7 @@ class TrainConfig:
     learning rates and --early-stopping may differ from before; the schedule starts again at that
     step and covers the remaining ones. Later checkpoints are removed."""
     overwrite: Annotated[bool, Off] = False
-    """Give up a finished or unfinished run in the output directory."""
+    """Give up another finished run, or an unfinished one, in the output directory."""
     dry_run: Annotated[bool, Off] = False
     """Print steps, packing, memory a device and one pack; start nothing and load no weights."""
     gpu_memory_gib: float | None = None
@@ -185,6 +185,9 @@ class TrainConfig:
                 f"--tokens-per-step {self.tokens_per_step} must be a multiple of --max-tokens "
                 f"{self.max_tokens}, the tokens of a pack"
             )
+        for name in ("data", "output", "wandb", "mlflow"):
+            if getattr(self, name) == "":  # the current directory, or a service's own default
+                raise UserError(f"{_flag(name)} is empty; give a value, or leave it out")
         check_options(self)
 
     @property

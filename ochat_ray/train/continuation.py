@@ -19,6 +19,7 @@ from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.checkpoint import Checkpoint, check_same_run
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.output import read_model_manifest
+from ochat_ray.train.samples import drop_later_samples
 
 CONTINUES = "continues"
 
@@ -78,7 +79,9 @@ def start_of(config: TrainConfig, identity: dict[str, Any], output: Ownership) -
 
 
 def discard(run: RunDir, start: Start) -> None:
-    """Remove the checkpoints after the chosen one, whose steps are computed again."""
+    """Remove checkpoints and samples after the chosen step; what follows is computed again."""
+    if start.checkpoint is not None:
+        drop_later_samples(run, start.checkpoint.step)
     if start.discarded:
         steps = ", ".join(str(checkpoint.step) for checkpoint in start.discarded)
         print(f"the checkpoints of steps {steps} are removed", file=sys.stderr)

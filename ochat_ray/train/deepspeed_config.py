@@ -23,6 +23,7 @@ _OWNED = {
     "bf16.enabled": "--dtype",
     "fp16.enabled": "--dtype",
     "amp.enabled": "--dtype",
+    "torch_autocast.enabled": "--dtype",
     "optimizer": "--learning-rate, --betas, --eps and --weight-decay",
     "scheduler": "--learning-rate and --warmup-ratio",
     "zero_optimization.stage": "--zero-stage",
@@ -108,9 +109,15 @@ def read_override(path: str, ours: dict[str, Any]) -> dict[str, Any]:
     """A user's DeepSpeed JSON, held against the configuration that the options make.
 
     Raises:
-        UserError: it is not a JSON object, or gives a key that an option decides another value.
+        UserError: it is not a JSON object, gives a key that an option decides another value, or
+            has a value where a section belongs.
     """
     override = _read(path)
+    if mixed := _first_mixed(ours, override):
+        raise UserError(
+            f"--deepspeed: {path} has a single value in place of the section {mixed}, or a section "
+            "in place of its value"
+        )
     decided = dict(_leaves(ours))
     for key, value in _leaves(override):
         option = _owner(key)
@@ -145,6 +152,17 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _first_mixed(ours: dict[str, Any], override: dict[str, Any]) -> str | None:
+    """Return the first key that is a section in one of the two and a value in the other."""
+    for key, value in override.items():
+        if key in ours and value != "auto":
+            if isinstance(ours[key], dict) != isinstance(value, dict):
+                return key
+            if isinstance(value, dict) and (below := _first_mixed(ours[key], value)):
+                return f"{key}.{below}"
+    return None
 
 
 def _merged(ours: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

@@ -100,9 +100,9 @@ class ModelShape:
         attention = attention_layers(text)
         saved = frozen_work(model, found, frozen, attention)
         gated = any("gate" in name for name, _ in model.named_parameters())
-        heads = text.num_attention_heads
+        heads = getattr(text, "num_attention_heads", None) or 0  # none in Mamba and RWKV
         kv_heads = 1 if getattr(text, "multi_query", False) else heads
-        head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        head_size = _head_size(text) or text.hidden_size // max(1, heads)
         if getattr(text, "qk_nope_head_dim", None):  # multi-head latent attention (DeepSeek)
             head_size = text.qk_nope_head_dim + text.qk_rope_head_dim
         return cls(
@@ -128,6 +128,13 @@ class ModelShape:
             frozen_attention_layers=saved.attention_layers,
             frozen_head=saved.head,
         )
+
+
+def _head_size(text: Any) -> int | None:
+    """`head_dim`; its mean where layers have their own (Gemma 4)."""
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    sizes = [size for layer in layers if (size := getattr(layer, "head_dim", None))]
+    return round(sum(sizes) / len(sizes)) if sizes else None
 
 
 def flops_per_token(shape: ModelShape, length: float) -> float:

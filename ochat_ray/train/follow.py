@@ -24,16 +24,19 @@ def follow_metrics(run: RunDir) -> Iterator[None]:
     ended = threading.Event()
 
     def follow() -> None:
-        printed = len(read_metrics(run))
+        known, printed = list(map(_mark, read_metrics(run))), False
         while True:
             last = ended.wait(1.0)
             lines = read_metrics(run)
-            if len(lines) < printed:  # an attempt went back to its checkpoint
-                printed = len(lines)
+            marks = list(map(_mark, lines))
+            pairs = enumerate(zip(known, marks, strict=False))
+            same = next((n for n, (a, b) in pairs if a != b), min(len(known), len(marks)))
+            if printed and same < len(known):  # an attempt went back to its checkpoint
                 print(f"{'train':>10}  workers were lost; resuming", file=sys.stderr, flush=True)
-            for number, line in enumerate(lines[printed:], printed):
+            for number, line in enumerate(lines[same:], same):
                 print(progress_line(line, lines[:number]), file=sys.stderr, flush=True)
-            printed = len(lines)
+                printed = True
+            known = marks
             if last:
                 return
 
@@ -47,6 +50,11 @@ def follow_metrics(run: RunDir) -> Iterator[None]:
         ended.set()
         thread.join()
         print(f"{'train':>10}  {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def _mark(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a line from that of the same step in an earlier attempt."""
+    return line["step"], "eval_loss" in line, line.get("seconds")
 
 
 def progress_line(metrics: dict[str, Any], before: Sequence[dict[str, Any]] = ()) -> str:

@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             with hold(output.run, "train"):
                 output.clear_work()
         return task
-    prove_exact(config, extended_config(config, config.model, manifest)[0])
+    prove_exact(config, extended_config(config, config.model, manifest))
     ray_session.join_or_start()
     use_gpu = _use_gpu(config)
     with hold(output.run, "train") as lock:

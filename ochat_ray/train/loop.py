@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import tempfile
 import time
@@ -47,7 +46,7 @@ from ochat_ray.train.flops import (
     peak_flops,
     training_flops,
 )
-from ochat_ray.train.loss import NonFiniteLossError, pack_scales
+from ochat_ray.train.loss import check_finite, check_held_out, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
 from ochat_ray.train.optimizer import frozen_by
@@ -104,12 +103,12 @@ class _Worker:
         self.resumed: Checkpoint | None = self._agree(checkpoints.latest(run))
         self.attempt: str = self._agree(uuid.uuid4().hex[:8])
 
-        model_config, context_before = extended_config(self.config, self.base, self.manifest)
+        model_config = extended_config(self.config, self.base, self.manifest)
         self.shape = ModelShape.of(model_config, frozen_by(self.config, model_config))
+        self.own_pack_from = own_pack_from(model_config)
         self.steps = steps_of(
-            self.config, self.table, self.shape, context_before, settings["identity"]
+            self.config, self.table, self.shape, self.own_pack_from, settings["identity"]
         )
-        self.own_pack_from = own_pack_from(self.config, context_before)
         way = prove_exact_here(self.config, model_config)
         self.way = replace(way, packed=all(self._gather(way.packed)))
         if self.rank == 0 and way.notice:
@@ -167,9 +166,9 @@ class _Worker:
                 done, conversations = step.number, conversations + len(step.conversations)
                 evaluation = self._evaluate(done) if step.evaluates else None
                 losses += [evaluation.loss] if evaluation else []
+                sampler.after(done)  # before the checkpoint, from which a killed run resumes
                 if step.saves:
                     self._save(step, conversations, before, evaluation)
-                sampler.after(done)
             evaluation = evaluation or self._evaluate(done)  # resumed from the last step
             sampler.write(done)
         self.place.text = "in the export"
@@ -234,13 +233,7 @@ class _Worker:
             [0.0 if position is None else scales[position] for _, position in passes],
             rate=step.rate,
         )
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            ids = ", ".join(self.table.id(i) for i in indices[:8])
-            raise NonFiniteLossError(
-                f"step {step.number}: loss {result.loss}, gradient norm {result.grad_norm}; "
-                f"conversations {ids}{', …' if len(indices) > 8 else ''}; look at them, or lower "
-                "--learning-rate"
-            )
+        check_finite(step.number, result.loss, result.grad_norm, map(self.table.id, indices))
         seconds = time.monotonic() - started
         lengths = self.table.lengths[indices]
         predicted = sum(int(np.count_nonzero(w[1:])) for w in loss_weights.values())
@@ -272,6 +265,7 @@ class _Worker:
     def _evaluate(self, step: int) -> Evaluation:
         self.place.text = f"in the evaluation at step {step}"
         result = self.engine.evaluate(self._held_out_packs(), end_of_turn_id(self.tokenizer))
+        check_held_out(step, result.loss, result.weight)
         self.metrics.write(
             {"step": step, "eval_loss": result.loss, "eval_end_of_turn": result.end_of_turn}
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from itertools import islice
 from typing import Literal
 
 from ochat_ray.errors import UserError
@@ -10,7 +13,43 @@ Loss = Literal["exact", "openchat-2023"]
 
 
 class NonFiniteLossError(UserError):
-    """The loss or the gradient's norm is not a number; names the step and its conversations."""
+    """The loss or the gradient's norm is not finite; names the step and its conversations."""
+
+
+def check_finite(step: int, loss: float, grad_norm: float, conversations: Iterable[str]) -> None:
+    """Raise a NonFiniteLossError if a step's loss or gradient norm is not finite.
+
+    `conversations` are the ids of the step's.
+    """
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    ids = list(islice(conversations, 9))
+    raise NonFiniteLossError(
+        f"step {step}: loss {loss}, gradient norm {grad_norm}; conversations "
+        f"{', '.join(ids[:8])}{', …' if len(ids) > 8 else ''}; look at them, or lower "
+        "--learning-rate"
+    )
+
+
+def check_held_out(step: int, loss: float, weight: float) -> None:
+    """Check a held-out loss after a step, before a checkpoint of that step is made.
+
+    Raises:
+        UserError: it is not finite, or no token has a weight.
+    """
+    if not weight:
+        raise UserError(
+            "no token of the held-out conversations that --eval-tokens takes has a loss weight; "
+            "give more --eval-tokens"
+        )
+    if not math.isfinite(loss):
+        advice = (
+            "lower --learning-rate"
+            if step
+            else "weights of the base model, or their sums, are not; check its files, or give "
+            "--dtype float32"
+        )
+        raise NonFiniteLossError(f"the held-out loss after step {step} is {loss}; {advice}")
 
 
 def pack_scales(weights: list[list[float]], kind: Loss = "exact") -> list[list[float]]:

@@ -56,19 +56,26 @@ def meta_model(config: Any) -> Any:
 
 
 def matrices(model: Any) -> list[Matrix]:
-    """The model's parameters of matrix multiplications, tied ones once."""
+    """The model's parameters of matrix multiplications, tied ones once.
+
+    Of a model that sees images or hears, too, those that text passes through.
+    """
     from torch import nn
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = {name: position for position, name in enumerate(names.values())}
     head = model.get_output_embeddings().weight
     order[names[id(head)]] = _LAST  # also where it is the input embedding
+    is_text = model.config.get_text_config(decoder=True) is model.config
+    for_text = {id(p) for p in (model if is_text else model.get_decoder()).parameters()} | {
+        id(head)
+    }
     found: dict[int, Matrix] = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             continue
         for own, weight in module.named_parameters(recurse=False):
-            if weight.ndim < 2 or own.endswith("bias"):
+            if weight.ndim < 2 or own.endswith("bias") or id(weight) not in for_text:
                 continue
             active = _routed(model, path, module, weight)
             name = names[id(weight)]
@@ -147,6 +154,8 @@ def frozen_work(
 
 def attention_layers(text_config: Any) -> list[int]:
     """Indices of the layers that have softmax attention; hybrid models name their layers' kinds."""
+    if not getattr(text_config, "num_attention_heads", None):  # Mamba, RWKV
+        return []
     kinds = getattr(text_config, "layer_types", None) or getattr(
         text_config, "layers_block_type", None
     )

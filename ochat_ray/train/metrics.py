@@ -37,7 +37,16 @@ def read_metrics(run: RunDir) -> list[Line]:
 
     Lines that are not what training writes, as after a crash of the host, are left out.
     """
-    return [parsed for line in _whole_lines(run) if (parsed := _parse(line)) is not None]
+    lines = _whole_lines(run, METRICS)
+    return [parsed for line in lines if (parsed := _parse(line)) is not None]
+
+
+def lines_up_to(run: RunDir, name: str, step: int) -> list[str]:
+    """Return the lines of a file of JSON lines up to a step; damaged ones are left out."""
+    lines = [(line, _parse(line)) for line in _whole_lines(run, name)]
+    if damaged := sum(parsed is None for _, parsed in lines):
+        print(f"{run.path(name)}: {damaged} damaged lines are left out", file=sys.stderr)
+    return [line for line, parsed in lines if parsed is not None and parsed["step"] <= step]
 
 
 class Metrics:
@@ -78,7 +87,7 @@ class Metrics:
         if run is None:
             return
         check_trackers(wandb=wandb, mlflow=mlflow)
-        kept = [] if resume_step is None else _lines_up_to(run, resume_step)
+        kept = [] if resume_step is None else lines_up_to(run, METRICS, resume_step)
         self._written = {_key(json.loads(line)) for line in kept}
         self._file = _JsonLines(run, kept, check)
         self._sinks = [
@@ -211,18 +220,11 @@ class _TensorBoard:
         shutil.rmtree(self._directory)
 
 
-def _whole_lines(run: RunDir) -> list[str]:
-    if not run.exists(METRICS):
+def _whole_lines(run: RunDir, name: str) -> list[str]:
+    if not run.exists(name):
         return []
-    with run.fs.open_input_stream(run.path(METRICS), compression=None) as stream:
+    with run.fs.open_input_stream(run.path(name), compression=None) as stream:
         return stream.read().decode(errors="replace").split("\n")[:-1]
-
-
-def _lines_up_to(run: RunDir, step: int) -> list[str]:
-    lines = [(line, _parse(line)) for line in _whole_lines(run)]
-    if damaged := sum(parsed is None for _, parsed in lines):
-        print(f"{run.path(METRICS)}: {damaged} damaged lines are left out", file=sys.stderr)
-    return [line for line, parsed in lines if parsed is not None and parsed["step"] <= step]
 
 
 def _parse(line: str) -> Line | None:

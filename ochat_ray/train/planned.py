@@ -22,6 +22,7 @@ from ochat_ray.train.preflight import (
     check_steps,
     extended_config,
     identity_of,
+    own_pack_from,
     prove_exact,
     steps_of,
     to_go_on_from,
@@ -48,10 +49,10 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     check_steps(config, manifest, start)
     prompts_of(config, manifest)
     table = TokenTable(config.data, "train", config.max_length)
-    model_config, context_before = extended_config(config, config.model, manifest)
+    model_config = extended_config(config, config.model, manifest)
     way = prove_exact(config, model_config)
     shape = ModelShape.of(model_config, frozen_by(config, model_config))
-    steps = steps_of(config, table, shape, context_before, start.identity)
+    steps = steps_of(config, table, shape, own_pack_from(model_config), start.identity)
     bf16 = config.dtype != "float32"
     epoch = [
         step.packs

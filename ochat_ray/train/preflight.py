@@ -93,7 +93,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
             file=sys.stderr,
         )
-    model_config, _ = extended_config(config, config.model, manifest)
+    model_config = extended_config(config, config.model, manifest)
     frozen_by(config, model_config)
     check_exportable(model_config)
     verify_tables(config.data, manifest)
@@ -109,23 +109,20 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
     return manifest
 
 
-def extended_config(
-    config: TrainConfig, model: str, manifest: dict[str, Any]
-) -> tuple[Any, int | None]:
-    """A model's configuration as training uses it, and the context that it had before (tokens).
+def extended_config(config: TrainConfig, model: str, manifest: dict[str, Any]) -> Any:
+    """A model's configuration as training uses it.
 
     Raises:
         UserError: the model cannot have the data's context.
     """
     model_config = without_dropout(load_config(model))
-    before = getattr(model_config, "max_position_embeddings", None)
     extend_context(
         model_config,
         min(int(manifest["context_length"]), config.max_length or sys.maxsize),
         extrapolate=recipe(config.recipe).extends_context,
         rope_scaling=config.rope_scaling,
     )
-    return model_config, before
+    return model_config
 
 
 def prove_exact(config: TrainConfig, model_config: Any) -> Way:
@@ -149,15 +146,15 @@ def steps_of(
     config: TrainConfig,
     table: TokenTable,
     shape: ModelShape,
-    context_before: int | None,
+    own_pack_from: int | None,
     identity: Mapping[str, Any],
 ) -> Steps:
-    """All steps of a run over a table; `context_before` is what `extended_config` gave."""
+    """All steps of a run over a table."""
     return Steps(
         config,
         table.lengths,
         attention_tokens=attention_tokens(shape),
-        own_pack_from=own_pack_from(config, context_before),
+        own_pack_from=own_pack_from,
         schedule_from=schedule_from(identity),
     )
 
@@ -170,9 +167,10 @@ def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> 
     """
     if not start.continues or start.checkpoint is None:
         return
-    model_config, before = extended_config(config, config.model, manifest)
+    model_config = extended_config(config, config.model, manifest)
     table = TokenTable(config.data, "train", config.max_length)
-    steps = steps_of(config, table, ModelShape.of(model_config), before, start.identity)
+    shape, own_pack = ModelShape.of(model_config), own_pack_from(model_config)
+    steps = steps_of(config, table, shape, own_pack, start.identity)
     if len(steps) < start.checkpoint.step:
         raise UserError(
             f"--from-checkpoint {config.from_checkpoint} is step {start.checkpoint.step:,}, but "
@@ -180,11 +178,22 @@ def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> 
         )
 
 
-def own_pack_from(config: TrainConfig, context_before: int | None) -> int | None:
-    """With dynamic rotary scaling a long conversation would stretch its pack's others, too."""
-    if config.rope_scaling != "dynamic" or context_before is None:
-        return None
-    return context_before + 1
+def own_pack_from(model_config: Any) -> int | None:
+    """The length from which a conversation must not share its pack; None where all may.
+
+    Rotary embeddings of the types dynamic and longrope (Phi-3) depend on the length of the longest
+    conversation: beyond a limit it would change its pack's others, too.
+    """
+    text = model_config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    limits = []
+    for kind in [value for value in rope.values() if isinstance(value, dict)] or [rope]:
+        if kind.get("rope_type") == "dynamic":
+            limits.append(text.max_position_embeddings)
+        elif kind.get("rope_type") == "longrope":
+            original = kind.get("original_max_position_embeddings")
+            limits.append(original or text.max_position_embeddings)
+    return min(limits) + 1 if limits else None
 
 
 def to_go_on_from(config: TrainConfig) -> Checkpoint | None:
@@ -209,6 +218,9 @@ def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> di
     """
     identity = config.identity()
     del identity["data"]
+    if config.rope_scaling is not None or recipe(config.recipe).extends_context:
+        # The digest is that of the rows alone, and the embeddings are extended to this context.
+        identity["context_length"] = manifest["context_length"]
     return identity | {
         "model": model,
         "data_digest": manifest["digest"],

@@ -12,7 +12,7 @@ import ray.train
 from torch import distributed
 
 from ochat_ray.run_dir import open_location
-from ochat_ray.train.checkpoint import Checkpoint
+from ochat_ray.train.checkpoint import Checkpoint, check_shards
 from ochat_ray.train.engine import make_universal
 
 
@@ -37,10 +37,16 @@ def local_copy(
         node_rank: of this host, among those of the run.
         converts: whether a universal checkpoint is needed.
         leads: whether this worker makes that, for all of its host.
+
+    Raises:
+        UserError: one of the checkpoint's shards is damaged.
     """
     fs, root = open_location(output)
     source = ray.train.Checkpoint(f"{root}/{checkpoint.folder}", filesystem=fs)
     with source.as_directory() as directory:
+        own = sorted(checkpoint.files)[distributed.get_rank() :: distributed.get_world_size()]
+        check_shards(Path(directory), own, f"{output}/{checkpoint.folder}")
+        distributed.barrier()  # no worker opens a shard that another one has not checked
         if not converts:
             yield Path(directory)
             return

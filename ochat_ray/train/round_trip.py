@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import psutil
 import torch
 
 from ochat_ray.errors import UserError
+from ochat_ray.train.base_model import embeddings
 from ochat_ray.train.batch import Batch
 from ochat_ray.train.hub_format import HubFormat
 from ochat_ray.train.tokens import TokenTable
@@ -20,11 +22,12 @@ weights are the same to the last bit; what differs is the order of summation. In
 1 to 3% over some tens of layers; a wrong rotary base or a head of random numbers is 30 to 140%."""
 
 _TOKENS = 64
-_CONVERSION_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError)
 
 
 def check_exportable(config: Any) -> None:
-    """Convert a model of this configuration to its files' names and back, without weights.
+    """Give a model of this configuration a token, and convert it to its files' names and back.
+
+    It has no weights.
 
     Raises:
         UserError: the model that would be exported could not be opened again.
@@ -34,7 +37,10 @@ def check_exportable(config: Any) -> None:
     refused = f"a model of type {config.model_type} cannot be exported by this transformers: "
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            rows = {len(weight) for weight in embeddings(model)}
+            model.resize_token_embeddings(max(rows) + 1, mean_resizing=False)
+            again = type(AutoModelForCausalLM.from_config(model.config))
         model.tie_weights()
         tied = model.all_tied_weights_keys
         state = {name: t for name, t in model.state_dict().items() if name not in tied}
@@ -43,8 +49,12 @@ def check_exportable(config: Any) -> None:
         for group in hub.groups(state):
             files |= hub.to_file({name: state[name] for name in group})
         opened = hub.to_run_time(files)
-    except _CONVERSION_ERRORS as error:
+    except Exception as error:  # whatever a model's code raises
         raise UserError(refused + _first_line(error)) from error
+    if again is not type(model):
+        raise UserError(f"{refused}it would open as {again.__name__}")
+    if len(rows) > 1:
+        raise UserError(f"{refused}its vocabularies of input and output differ")
     changed = [
         name
         for name in sorted({*state, *opened})
@@ -128,7 +138,7 @@ def _open(directory: Path, dtype: torch.dtype | None) -> Any:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             directory, output_loading_info=True, local_files_only=True, **options
         )
-    except (OSError, ImportError, *_CONVERSION_ERRORS) as error:
+    except Exception as error:  # whatever a model's code raises
         raise UserError(f"{failed}kept: {_first_line(error)}") from error
     model, info = opened
     problems = {problem: found for problem, found in info.items() if found}

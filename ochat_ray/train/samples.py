@@ -20,7 +20,7 @@ from ochat_ray.template import encode
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 from ochat_ray.train.batch import Batch, make_batch
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.metrics import Metrics
+from ochat_ray.train.metrics import Metrics, lines_up_to
 from ochat_ray.train.tokens import TokenTable
 
 SAMPLES = "samples.jsonl"
@@ -105,8 +105,9 @@ def check_prompts(prompts: Sequence[Sequence[int]], tokens: int, max_tokens: int
     """
     if not prompts:
         raise UserError(
-            "--sample-every: no held-out conversation begins with a prompt short enough; give "
-            "--sample-prompts FILE"
+            f"--sample-every: no held-out conversation begins with a prompt so short that "
+            f"{HELD_OUT_PROMPTS} of them with answers of {tokens:,} tokens fit a pack of "
+            f"{max_tokens:,}; give a smaller --sample-tokens, or --sample-prompts FILE"
         )
     room = sum(len(prompt) + tokens + 1 for prompt in prompts)
     if room > max_tokens:
@@ -226,6 +227,12 @@ class Sampler:
             self._metrics.write_text(step, f"sample {number}", _as_markdown(sample))
 
 
+def drop_later_samples(run: RunDir, step: int) -> None:
+    """Remove the samples after a step from samples.jsonl: they are of weights that are given up."""
+    if run.exists(SAMPLES):
+        run.write_text(SAMPLES, "".join(f"{line}\n" for line in lines_up_to(run, SAMPLES, step)))
+
+
 def _as_markdown(sample: Sample) -> str:
     """A code block, which a page shows as it is."""
     end = "" if sample.ended else " …"
@@ -235,11 +242,6 @@ def _as_markdown(sample: Sample) -> str:
 
 def _write_lines(run: RunDir, samples: Sequence[Sample]) -> None:
     """Write a step's samples after those of earlier steps; later ones are replaced."""
-    kept = []
-    if run.exists(SAMPLES):
-        with run.fs.open_input_stream(run.path(SAMPLES), compression=None) as stream:
-            kept = stream.read().decode().splitlines()
-    step = samples[0].step
-    kept = [line for line in kept if json.loads(line)["step"] < step]
+    kept = lines_up_to(run, SAMPLES, samples[0].step - 1)
     new = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
     run.write_text(SAMPLES, "".join(f"{line}\n" for line in [*kept, *new]))

@@ -27,8 +27,8 @@ def rate(
     to `min_ratio` of the peak: a cosine, a line, the peak throughout, or the peak until the last
     ceil(decay_ratio x total_steps) steps and then a line ("wsd": warm-up, stable, decay). `step`
     counts from 1; the first one learns already, and the last has the smallest rate above
-    `min_ratio`. With `from_zero` every step has the rate of the one before it, and the first has
-    0, as in OpenChat of 2023.
+    `min_ratio`. With `from_zero` every step has the rate of the one before it, and the first of a
+    warm-up has 0, as in OpenChat of 2023.
     """
     warmup = math.ceil(warmup_ratio * total_steps)
     if from_zero:

@@ -41,9 +41,11 @@ class TokenTable:
         """Hold ids and weights against what a model of so many tokens can be trained on.
 
         Raises:
-            UserError: an id is not below `vocabulary`, a weight is negative or not finite, or no
-                token that a model would predict weighs anything.
+            UserError: a conversation is empty, an id is not below `vocabulary`, a weight is
+                negative or not finite, or no token that a model would predict weighs anything.
         """
+        if not self.lengths.all():
+            raise self._damaged("has a conversation without tokens")
         weighted = 0
         ids, weights = self._table["input_ids"].chunks, self._table["loss_weights"].chunks
         for id_chunk, weight_chunk in zip(ids, weights, strict=True):

@@ -60,7 +60,7 @@ def layer_outputs(model: Any) -> Iterator[dict[str, list[torch.Tensor]]]:
             collected[name] = []
 
             def keep(_: Any, __: Any, output: Any, name: str = name) -> None:
-                hidden = output[0] if isinstance(output, tuple) else output
+                hidden = output[0] if isinstance(output, (tuple, list)) else output
                 collected[name].append(hidden.detach().float())
 
             handles.append(layer.register_forward_hook(keep))

@@ -76,7 +76,8 @@ def check_files(path: str) -> dict[str, Tensor] | None:
     else:
         return None
     for name, tensor in tensors.items():
-        if name.endswith(_QUANTISED) or tensor.dtype.startswith(("F8", "F4", "F6")):
+        narrow = tensor.dtype.startswith(("F8", "F4", "F6")) and tensor.dtype not in _DTYPES
+        if name.endswith(_QUANTISED) or narrow:
             raise _quantised(path, f"{name} is {tensor.dtype}")
     return tensors
 
@@ -87,7 +88,8 @@ def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[st
     transformers itself matches them, as when it loads, but with tensors that hold nothing.
 
     Raises:
-        UserError: the model has parameters that are not there, or that have another shape.
+        UserError: the model has parameters that are not there, or that have another shape or are
+            integers, or transformers cannot make it.
     """
     import torch
     from transformers.utils import logging
@@ -96,9 +98,8 @@ def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[st
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with torch.device("meta"):
-            kind = _class_of(path, config)
-        _, info = kind.from_pretrained(
+        kind = _class_of(path, config)
+        model, info = kind.from_pretrained(
             None,
             config=config,
             state_dict={
@@ -113,24 +114,40 @@ def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[st
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model's code raises
+        raise _cannot_be_made(path, error) from error
     finally:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
     check_loaded(path, info)
+    for name, _ in model.named_parameters():
+        if name in tensors and tensors[name].dtype.startswith(("I", "U", "BOOL")):
+            raise _quantised(path, f"{name} is {tensors[name].dtype}")
     return sorted(info["unexpected_keys"])
 
 
 def _class_of(path: str, config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    try:
-        return type(AutoModelForCausalLM.from_config(config))
-    except ValueError as error:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"{path} is no causal language model that transformers knows (model_type "
-            f"{config.model_type}): {str(error).splitlines()[0][:200]}"
-        ) from error
+            f"{config.model_type})"
+        )
+    with torch.device("meta"):
+        return type(AutoModelForCausalLM.from_config(config))
+
+
+def _cannot_be_made(path: str, error: Exception) -> UserError:
+    line = " ".join(str(error).split())[:200]
+    return UserError(
+        f"transformers cannot make a model of the config.json and weights of {path}: "
+        f"{type(error).__name__}: {line}; is the copy whole and unchanged?"
+    )
 
 
 def check_loaded(path: str, info: dict[str, Any]) -> None:
@@ -180,9 +197,9 @@ def _sharded(fs: pafs.FileSystem, sizes: dict[str, pafs.FileInfo], path: str) ->
     with fs.open_input_stream(sizes[_INDEX].path) as stream:
         try:
             shard_of = json.loads(stream.read())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+            shards = sorted({str(name) for name in shard_of.values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}/{_INDEX} is no index of weights; copy it again") from error
-    shards = sorted(set(shard_of.values()))
     if absent := [name for name in shards if name not in sizes]:
         raise UserError(
             f"{path} lacks {_some(absent)} of {len(shards)} files that {_INDEX} names; "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import time
 
 import httpx
@@ -152,6 +154,26 @@ def test_a_client_that_leaves_frees_the_slot(url, stream):
     started = time.monotonic()
     wait_until(lambda: running(url, KEY) == 0)
     print(f"free after {time.monotonic() - started:.2f} s")
+
+
+def test_a_stream_that_nobody_reads_keeps_no_slot(url, http):
+    """The application has one slot: the next request gets it although the stream is still open."""
+    body = json.dumps(LONG | {"stream": True, "max_tokens": 1500}).encode()
+    host, _, port = url.removeprefix("http://").partition("/")[0].partition(":")
+    with socket.socket() as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.settimeout(20)
+        stalled.connect((host, int(port)))
+        stalled.sendall(
+            f"POST /app/v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}"
+            f"\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert stalled.recv(12) == b"HTTP/1.1 200"
+        assert running(url, KEY) == 1
+        wait_until(lambda: running(url, KEY) == 0)
+        assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+        stalled.recv(1)  # still open
 
 
 def test_a_client_that_leaves_the_queue_never_runs(url, http):

@@ -6,11 +6,16 @@ import json
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
     Emu3Config,
+    Gemma3Config,
+    Gemma3nTextConfig,
     GPTBigCodeConfig,
     GPTBigCodeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
     PhimoeConfig,
 )
 
@@ -67,6 +72,21 @@ def test_a_padded_vocabulary_keeps_its_size_and_its_padding_does_not_count(token
     expected = torch.from_numpy(before[:new].numpy().astype("float64").mean(0).astype("float32"))
     assert torch.equal(after[new], expected)
     assert torch.equal(after[new + 1 :], before[new + 1 :])
+
+
+def test_embeddings_of_each_layer_get_the_mean_row_too(tokenizer):
+    model = AutoModelForCausalLM.from_config(
+        Gemma3nTextConfig(
+            vocab_size=end_of_turn_id(tokenizer), vocab_size_per_layer_input=200, hidden_size=16,
+            intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=8, hidden_size_per_layer_input=4, laurel_rank=4,
+            num_kv_shared_layers=0, activation_sparsity_pattern=[0.0, 0.0],
+        )
+    )  # fmt: skip
+    before = model.model.embed_tokens_per_layer.weight.detach().clone()
+    add_end_of_turn(model, tokenizer)
+    after = model.model.embed_tokens_per_layer.weight[end_of_turn_id(tokenizer)]
+    assert torch.equal(after, before.double().mean(0).float())
 
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer):
@@ -128,6 +148,14 @@ def test_scalings_are_those_of_transformers(kind, positions, rope):
     assert extended(8192, rope_scaling=kind) == (positions, expected)
 
 
+def test_the_context_of_a_model_that_sees_images_is_its_text_s():
+    config = Gemma3Config(text_config={"max_position_embeddings": 2048})
+    with pytest.raises(UserError, match="the model one of 2,048; give --rope-scaling"):
+        extend_context(config, 4096, extrapolate=False, rope_scaling=None)
+    extend_context(config, 4096, extrapolate=True, rope_scaling=None)
+    assert config.text_config.max_position_embeddings == 4096
+
+
 def test_a_context_that_cannot_be_is_one_clear_line():
     with pytest.raises(UserError, match="context of 4,096 tokens, the model one of 2,048; give"):
         extended(4096)
@@ -155,6 +183,29 @@ def test_dropout_within_another_configuration_is_none_either():
     assert without_dropout(PhimoeConfig()).router_jitter_noise == 0.0
 
 
+def test_no_layer_is_dropped():
+    assert without_dropout(OPTConfig(layerdrop=0.5)).layerdrop == 0.0
+    assert without_dropout(BartConfig(decoder_layerdrop=0.5)).decoder_layerdrop == 0.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [None, {"hidden_size": "64"}, {"num_attention_heads": 0}, {"dtype": "float7"},
+     {"rope_parameters": {"rope_type": "yarn"}}, {"model_type": ["llama"]}],
+)  # fmt: skip
+def test_a_damaged_configuration_is_one_clear_line(changes, tmp_path):
+    content = None if changes is None else {"model_type": "llama"} | changes
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot open a model"):
+        load_config(str(tmp_path))
+
+
+def test_the_attention_of_whoever_saved_the_base_is_not_asked_for(tmp_path):
+    content = {"model_type": "llama", "attn_implementation": "flash_attention_2"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert load_config(str(tmp_path))._attn_implementation is None
+
+
 def pickled(tokenizer, directory):
     model = base(tokenizer, tied=True)
     model.config.save_pretrained(directory)
@@ -174,6 +225,13 @@ def test_pickled_weights_are_read_only_when_asked_for(tokenizer, tmp_path):
     check_weights(str(made), allow_pickle=False)
     with pytest.raises(UserError, match="--allow-pickle has no effect"):
         check_weights(str(made), allow_pickle=True)
+
+
+def test_a_directory_without_weights_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "training_args.json").write_text("{}")
+    with pytest.raises(UserError, match="has no weights"):
+        check_weights(str(tmp_path), allow_pickle=False)
 
 
 def test_code_in_a_model_directory_is_not_run(tmp_path):

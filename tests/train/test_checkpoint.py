@@ -1,6 +1,9 @@
 """Which checkpoints are whole, which is gone on from, and which are kept."""
 
+import json
+
 import pytest
+import torch
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
@@ -52,6 +55,38 @@ def test_a_damaged_state_is_one_line_and_loses_nothing(run, tmp_path, text):
     assert len(list((tmp_path / "checkpoints").rglob("shard.pt"))) == 2
     checkpoints.remove_all(run)
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", "7"),
+        ("conversations", None),
+        ("eval_before", []),
+        ("eval_loss", "x"),
+        ("name", "b"),
+    ],
+)
+def test_a_state_with_a_value_of_another_type_is_damaged(run, tmp_path, key, value):
+    write(run, made(5))
+    state = tmp_path / made(5).folder / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=r"state\.json is damaged"):
+        whole(run)
+
+
+@pytest.mark.parametrize("start", [0, 1000, -30])
+def test_a_damaged_shard_is_one_line_with_the_way_out(tmp_path, start):
+    names = ["a.pt", "b.pt", "latest"]
+    for name in names[:2]:
+        torch.save({"weights": torch.ones(1000)}, tmp_path / name)
+    (tmp_path / "latest").write_text("x")
+    checkpoints.check_shards(tmp_path, names, "out/checkpoints/step-7")
+    data = bytearray((tmp_path / "b.pt").read_bytes())
+    data[start : start + 30 or None] = bytes(30)
+    (tmp_path / "b.pt").write_bytes(data)
+    with pytest.raises(UserError, match=r"out/checkpoints/step-7/b\.pt is damaged .*--overwrite"):
+        checkpoints.check_shards(tmp_path, names, "out/checkpoints/step-7")
 
 
 def test_of_two_attempts_at_a_step_one_counts(run):

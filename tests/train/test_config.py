@@ -6,12 +6,15 @@ import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.train.config import OPERATIONAL, TrainConfig
+from ochat_ray.train.preflight import identity_of
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
         ({"zero_stage": 4}, "--zero-stage must be 1, 2 or 3"),
+        ({"output": ""}, "--output is empty; give a value"),
+        ({"wandb": ""}, "--wandb is empty"),
         ({"num_workers": 0}, "--num-workers must be at least 1"),
         ({"max_failures": -1}, "--max-failures must be at least 0"),
         ({"learning_rate": 0.0}, "--learning-rate must be a positive number"),
@@ -72,3 +75,15 @@ def test_the_identity_has_what_decides_the_result_and_nothing_else():
     stops = replace(config, early_stopping=2)
     assert replace(stops, eval_every=5).identity() != stops.identity()
     assert set(TrainConfig.__dataclass_fields__) >= OPERATIONAL
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scaling"), [("demo", None), ("demo", "yarn"), ("openchat_8192", None)]
+)
+def test_the_identity_has_the_context_to_which_embeddings_are_extended(recipe, scaling):
+    config = replace(TrainConfig.for_recipe(recipe), rope_scaling=scaling)
+    one, two = (
+        identity_of(config, {"digest": "d", "context_length": context}, "m")
+        for context in (4096, 8192)
+    )
+    assert (one != two) == (config != TrainConfig.for_recipe("demo"))

@@ -3,7 +3,8 @@
 import pytest
 
 from ochat_ray.errors import UserError
-from ochat_ray.train.continuation import choose_start, schedule_from
+from ochat_ray.run_dir import RunDir
+from ochat_ray.train.continuation import choose_start, discard, schedule_from
 from tests.train.test_checkpoint import made
 
 OPTIONS = {
@@ -39,6 +40,13 @@ def test_a_chosen_checkpoint_is_continued_with_other_epochs(chosen, step, discar
         "epochs": 8, "continues": {"step": step, "before": {"epochs": 5}}
     }  # fmt: skip
     assert schedule_from(result.identity) == step
+
+
+def test_samples_after_the_chosen_step_are_removed(tmp_path):
+    lines = [f'{{"step": {step}}}\n' for step in (0, 40, 60)]
+    (tmp_path / "samples.jsonl").write_text("".join(lines))
+    discard(RunDir.open(str(tmp_path)), start("50", epochs=8))
+    assert (tmp_path / "samples.jsonl").read_text() == "".join(lines[:2])
 
 
 @pytest.mark.parametrize("chosen", [None, "50", "latest"])

@@ -193,3 +193,29 @@ def test_logits_that_are_not_computed_are_not_counted(tiny):
     # 10 words x 8 hidden, 6 operations each, for the 7 of 9 tokens that predict nothing.
     whole = training_flops(tiny, [4, 5])
     assert whole - training_flops(tiny, [4, 5], predicted=2) == 6 * 10 * 8 * 7
+
+
+def test_head_sizes_that_differ_by_layer_count_by_their_mean():
+    from transformers import Gemma4TextConfig
+
+    shape = ModelShape.of(Gemma4TextConfig(num_hidden_layers=6))
+    assert shape.head_size == round((5 * 256 + 512) / 6)
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "falcon_mamba", "rwkv"])
+def test_models_without_attention_have_none_to_count(model_type):
+    from transformers import AutoConfig
+
+    shape = ModelShape.of(AutoConfig.for_model(model_type, num_hidden_layers=2))
+    assert shape.attention_work == 0
+    assert training_flops(shape, [2, 2]) == training_flops(shape, [4]) > 0
+
+
+def test_what_sees_images_does_not_count():
+    from transformers import Gemma3Config, Gemma3TextConfig
+
+    sizes = {"num_hidden_layers": 2}
+    text = ModelShape.of(Gemma3TextConfig(vocab_size=300, **sizes))
+    both = ModelShape.of(Gemma3Config(text_config={"vocab_size": 300, **sizes}))
+    assert both.parameters > text.parameters
+    assert both.matmul_parameters == text.matmul_parameters

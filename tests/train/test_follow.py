@@ -63,3 +63,19 @@ def test_steps_that_are_done_again_are_shown_again(tmp_path, capsys, monkeypatch
             seen("workers were lost; resuming")
             metrics.write(line | {"step": 2})
         assert "step 3" not in seen("step 2 of 4")
+
+
+def test_a_run_that_resumes_lost_no_workers_and_shows_all_its_steps(tmp_path, capsys):
+    run = RunDir.open(str(tmp_path))
+    line = {k: v for k, v in STEP.items() if k != "total_steps"}
+    with Metrics(run, constants={"total_steps": 4}) as metrics:
+        for step in (1, 2, 3):
+            metrics.write(line | {"step": step})
+    with follow.follow_metrics(run):
+        time.sleep(0.1)  # until it has read the file as it was
+        with Metrics(run, resume_step=1, constants={"total_steps": 4}) as metrics:
+            for step in (2, 3, 4):
+                metrics.write(line | {"step": step, "seconds": 20.0})
+    shown = capsys.readouterr().err
+    assert "workers were lost" not in shown
+    assert [f"step {step} of 4" in shown for step in (1, 2, 3, 4)] == [False, True, True, True]

@@ -60,3 +60,23 @@ def test_a_model_that_would_not_come_back_is_refused_before_training(monkeypatch
     monkeypatch.setattr(round_trip, "HubFormat", Lossy)
     with pytest.raises(UserError, match=r"type llama cannot be exported .* lm_head\.weight would"):
         check_exportable(AutoConfig.for_model("llama"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "problem"),
+    [
+        ("emu3", "Unrecognized configuration class"),  # its text model's has no auto class
+        ("xlstm", "has no attribute 'embeddings'"),  # its vocabulary cannot be resized
+        ("moshi", "vocabularies of input and output differ"),
+        ("reformer", "is_decoder=True"),
+    ],
+)
+def test_a_model_that_would_not_open_or_takes_no_token_is_refused(model_type, problem):
+    with pytest.raises(UserError, match=rf"cannot be exported .*{problem}"):
+        check_exportable(AutoConfig.for_model(model_type))
+
+
+def test_the_configuration_that_is_checked_keeps_its_vocabulary():
+    config = AutoConfig.for_model("llama", **SIZES, num_attention_heads=2)
+    check_exportable(config)
+    assert config.vocab_size == 32

@@ -121,3 +121,20 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
         "step": 0, "prompt": tokenizer.decode([0, 5]), "answer": tokenizer.decode([70, 70]),
         "ended": False,
     }  # fmt: skip
+
+
+def test_samples_are_written_after_lines_with_any_character_and_after_damaged_ones(
+    tmp_path, tokenizer
+):
+    run = RunDir.open(str(tmp_path))
+    # A text may have characters at which str.splitlines() divides and JSON does not escape.
+    before = json.dumps({"step": 1, "answer": "a\u2028b\x85c"}, ensure_ascii=False)
+    (tmp_path / "samples.jsonl").write_bytes(before.encode() + b'\n{"step": 2, "pro\x00\xff\n')
+    with Metrics(run) as metrics:
+        Sampler(
+            [[0, 5]], lambda _: [70], tokenizer, TrainConfig(sample_every=3, sample_tokens=2),
+            packed=True, run=run, metrics=metrics,
+        ).write(3)  # fmt: skip
+    lines = (tmp_path / "samples.jsonl").read_text().split("\n")[:-1]
+    assert lines[0] == before
+    assert [json.loads(line)["step"] for line in lines] == [1, 3]

@@ -98,6 +98,7 @@ def test_a_table_that_a_model_can_be_trained_on_is_accepted(tmp_path):
         ([([0, 1], [0.0, -1.0])], "negative or not finite"),
         ([([0, 1], [0.0, float("nan")])], "negative or not finite"),
         ([([0, 1], [0.0, float("inf")])], "negative or not finite"),
+        ([([0, 1], [0.0, 1.0]), ([], [])], "has a conversation without tokens"),
         ([([0, 1], [0.0, 0.0])], "has no token with a loss weight"),
         ([([0, 1], [1.0, 0.0])], "has no token with a loss weight"),  # the first is not predicted
     ],

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -184,3 +185,30 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
         check_vocabulary("base", 10, range(12), 11)
     with pytest.raises(UserError, match="ids reach 10; is this tokenizer the model's own"):
         check_vocabulary("base", 10, range(11), 3)
+
+
+@pytest.mark.parametrize("shards", [[1], None, {"a": 1}, {"a": ["x"]}])
+def test_a_damaged_index_is_one_clear_line(shards, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(UserError, match=r"no index of weights|lacks 1 of 1 files|lacks \['x'\]"):
+        check_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 10**30}, {"hidden_act": "nope"}])
+def test_a_configuration_that_makes_no_model_is_one_clear_line(changes):
+    with pytest.raises(UserError, match="transformers cannot make a model of"):
+        check_tensors("base", {}, LlamaConfig(**SIZES | changes))
+
+
+def test_integers_in_place_of_weights_are_refused(tmp_path):
+    path = saved(tmp_path / "m")
+    tensors = check_files(path)
+    integers = tensors | {UP: replace(tensors[UP], dtype="I8")}
+    with pytest.raises(UserError, match=rf"quantised \({UP} is I8\)"):
+        check_tensors(path, integers, load_config(path))
+
+
+def test_float64_is_not_quantised(tmp_path):
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).double()
+    model.save_pretrained(tmp_path)
+    assert checked(str(tmp_path)) == []
