@@ -65,13 +65,15 @@ def warnings_of(results: Mapping[str, Any]) -> list[str]:
             )
         if counts["empty"]:
             found.append(f"{counts['empty']} questions have an empty answer of {model}.")
-        found += _about_replies(f"answers of {model}", counts)
+        found += _about_replies(f"answers of {model}", {**counts, "empty_replies": 0})
     for one in results["scores"]:
         found += _about_replies(f"judgments of {one['model']}", one["replies"])
         if one["not_judged"]:
+            scored = one["questions"] - one["not_judged"]
+            answered = f"; {one['not_answered']} have no answer" if one["not_answered"] else ""
             found.append(
-                f"The score of {one['model']} is of {one['questions'] - one['not_judged']} of "
-                f"{one['questions']} questions; {one['not_answered']} of the others have no answer."
+                f"The score of {one['model']} is of {scored} of {one['questions']} "
+                f"questions{answered}."
             )
         if one["declined"]:
             found.append(
