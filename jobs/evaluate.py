@@ -44,6 +44,7 @@ def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
             f"{one['model']}: {one['score']:.2f} ({one['low']:.2f} to {one['high']:.2f}) "
             f"{result['unit']} · {share:.1%} of the judgments could not be read"
         )
+    lines += result["warnings"]
     return "\n".join([*lines, f"report: {result['config']['output']}/report.html"])
 
 

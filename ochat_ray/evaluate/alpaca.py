@@ -19,11 +19,11 @@ import numpy as np
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
-from ochat_ray.evaluate.mt_bench import parse_verdict
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
-from ochat_ray.evaluate.records import Call, key_of
+from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.verdicts import verdict_of
 
 DRAW = 1.5
 
@@ -120,12 +120,11 @@ def calls(
         for first, second, about in pairs.both_orders(
             question, model, baseline, prompt, suite="alpaca_eval", judge=judge["model"]
         ):
-            messages = prompt.messages(
-                instruction=question.turns[0], output_1=first[0], output_2=second[0]
-            )
-            body = {**judge, "messages": messages}
-            key = key_of("alpaca_eval", question.id, about["model_first"], body)
-            found.append(Call(key=key, body=body, about=about))
+            values = {
+                "instruction": question.turns[0], "output_1": first[0], "output_2": second[0],
+            }  # fmt: skip
+            parts = ("alpaca_eval", question.id, about["model_first"])
+            found.append(prompt.call(values, *parts, judge=judge, about=about))
     return found
 
 
@@ -140,8 +139,9 @@ def second_preferred(judgment: Mapping[str, Any]) -> float | None:
         for entry in judgment["logprobs"][0].get("top_logprobs") or []:
             likely[entry["token"].strip()] += math.exp(entry["logprob"])
         both = likely["A"] + likely["B"]
-        return likely["B"] / both if both else None
-    verdict = parse_verdict(judgment["text"])
+        if both:
+            return likely["B"] / both
+    verdict = verdict_of(judgment)
     return None if verdict is None else {"A": 0.0, "B": 1.0, "tie": 0.5}[verdict]
 
 

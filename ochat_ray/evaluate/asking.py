@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.client import CallFailedError, Endpoint, Reply
+from ochat_ray.evaluate.client import CallFailedError, Endpoint, RefusedError
 from ochat_ray.evaluate.questions import Question
-from ochat_ray.evaluate.records import Call, Records, key_of
+from ochat_ray.evaluate.records import FAILED, Call, Records, key_of
+from ochat_ray.evaluate.replies import Reply
 from ochat_ray.progress import Progress
 
 Item = TypeVar("Item")
 
 CHARACTERS_PER_TOKEN = 4
 """Typical characters per token of English text, for the estimate before the first call."""
+
+BYTES_PER_TOKEN = 3
+"""Fewer than typical in any language, for the most that a call may cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,33 +85,124 @@ class Spent:
         return tokens + (f" · ${self.dollars:,.2f}" if self.priced and self.calls else "")
 
 
+class Budget:
+    """Spending of one command, with an optional maximum in US dollars."""
+
+    def __init__(self, prices: Prices, max_cost: float | None = None) -> None:
+        self._prices, self._max_cost = prices, max_cost
+        self._reserved = self._dollars = 0.0
+        self.spent = Spent()
+
+    def add(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count one call."""
+        self.spent.add(model, prompt_tokens, completion_tokens, self._prices)
+        self._dollars += self._prices.of(model, prompt_tokens, completion_tokens) or 0.0
+
+    def start_step(self) -> None:
+        """Count the calls of the next step from zero; what was spent stays spent."""
+        self.spent = Spent()
+
+    @contextmanager
+    def reserved(self, body: Mapping[str, Any]) -> Iterator[None]:
+        """Reserve the most that a call may cost, while it is in flight.
+
+        Raises:
+            UserError: The model has no price.
+            CallFailedError: The maximum would be exceeded.
+        """
+        if self._max_cost is None:
+            yield
+            return
+        size = len(json.dumps(body["messages"], ensure_ascii=False).encode("utf-8", "replace"))
+        limit = body.get("max_tokens") or body.get("max_completion_tokens") or 0
+        most = self._prices.of(body["model"], size // BYTES_PER_TOKEN + 1, limit)
+        if most is None:
+            raise UserError(f"--max-cost: --prices has no price of {body['model']}")
+        if self._dollars + self._reserved + most > self._max_cost:
+            raise CallFailedError(
+                f"not made, since --max-cost {self._max_cost:g} might be exceeded "
+                f"(${self._dollars:.4f} spent)"
+            )
+        self._reserved += most
+        try:
+            yield
+        finally:
+            self._reserved -= most
+
+
 class Asker:
-    """Sends the calls that have no record to one endpoint, and writes their records."""
+    """Sends the calls that have no record to one endpoint, and writes their records.
+
+    Args:
+        client: The endpoint.
+        records: Where the records are.
+        progress: Counts the calls.
+        budget: Prices, and what was spent.
+        again: Returns whether a recorded call is made again.
+        max_concurrency: Maximum calls in flight.
+    """
 
     def __init__(
-        self, client: Endpoint, records: Records, progress: Progress, prices: Prices, spent: Spent
+        self,
+        client: Endpoint,
+        records: Records,
+        progress: Progress,
+        budget: Budget,
+        *,
+        again: Callable[[Mapping[str, Any]], bool] = lambda _record: False,
+        max_concurrency: int = 32,
     ) -> None:
-        self._client, self._records = client, records
-        self._progress, self._prices, self._spent = progress, prices, spent
+        self._client, self._records, self._progress = client, records, progress
+        self._budget, self._again = budget, again
+        self._places = asyncio.Semaphore(max_concurrency)
+        self._refused: dict[str, dict[str, Any]] = {}
+        self._succeeded = False
 
     async def ask(self, call: Call) -> str:
         """Return the text of the call's record, making the call first if there is none.
 
         Raises:
             UserError, CallFailedError: See `Client.chat`.
+            RefusedError: The call is or was refused because of its content.
         """
-        if call.key not in self._records:
-            reply = await self._client.chat(call.body)
-            self._records.add(call.key, {**call.about, **_record(reply)})
-            self._spent.add(
-                call.body["model"], reply.prompt_tokens, reply.completion_tokens, self._prices
-            )
-        self._progress.add(1, str(self._spent))
-        return str(self._records[call.key]["text"])
+        record = self._records.get(call.key)
+        if record is None or self._again(record):
+            async with self._places:
+                with self._budget.reserved(call.body):
+                    reply = await self._reply(call)
+                self._budget.add(call.body["model"], reply.prompt_tokens, reply.completion_tokens)
+            record = {**call.about, **_record(reply)}
+            self._records.forget(call.key)
+            self._records.add(call.key, record)
+        self._progress.add(1, str(self._budget.spent))
+        if FAILED in record:
+            raise RefusedError(record[FAILED])
+        self._succeeded = True
+        return str(record["text"])
+
+    async def _reply(self, call: Call) -> Reply:
+        try:
+            return await self._client.chat(call.body)
+        except RefusedError as error:
+            record = {**call.about, "text": "", FAILED: str(error), "time": _now()}
+            self._refused[call.key] = record
+            raise
+
+    def record_refused(self) -> str:
+        """Record the refused calls, unless all calls were refused; then return the reason."""
+        refused = list(self._refused.values())
+        if refused and not self._succeeded:
+            return f"all {len(refused)} calls were refused, first: {refused[0][FAILED]}"
+        for key, record in self._refused.items():
+            self._records.forget(key)
+            self._records.add(key, record)
+        return ""
 
 
 async def for_all(items: Iterable[Item], work: Callable[[Item], Awaitable[Any]]) -> list[str]:
     """Run `work` on all items concurrently; return the messages of the calls that failed.
+
+    Calls that are refused because of their content are not among them.
 
     Raises:
         UserError, OSError: An item raised it (a full disk, for example); the others are cancelled.
@@ -116,6 +212,8 @@ async def for_all(items: Iterable[Item], work: Callable[[Item], Awaitable[Any]])
     async def one(item: Item) -> None:
         try:
             await work(item)
+        except RefusedError:
+            pass  # the asker records it
         except CallFailedError as error:
             failures.append(str(error))
 
@@ -176,6 +274,14 @@ def _record(reply: Reply) -> dict[str, Any]:
     record: dict[str, Any] = {
         "text": reply.text, "finish_reason": reply.finish_reason,
         "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": _now(),
     }  # fmt: skip
-    return record | ({"logprobs": reply.logprobs} if reply.logprobs else {})
+    more = {
+        "logprobs": reply.logprobs, "reasoning": reply.reasoning, "changed": reply.changed,
+        "attempts": reply.attempts if reply.attempts > 1 else 0,
+    }  # fmt: skip
+    return record | {name: value for name, value in more.items() if value}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

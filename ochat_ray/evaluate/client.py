@@ -5,35 +5,66 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import random
+import re
+import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import httpx
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate.replies import (
+    Failure,
+    Reply,
+    encode,
+    failure_of,
+    is_page,
+    read_models,
+    read_reply,
+)
 
 Read = TypeVar("Read")
 
 LONGEST_PAUSE_S = 120.0
+GIVEN_UP_IN_A_ROW = 3
+"""Calls that fail all attempts, without a success in between, before the endpoint counts as down"""
+REJECTED_IN_A_ROW = 10
+"""Same, for calls rejected with another status than those that name the reason."""
+REASONS_PRINTED = 5
+
+_NO_MONEY = re.compile(r"insufficient_quota|billing|insufficient_(?:balance|credit|funds)")
+_NO_MONEY_TEXT = re.compile(r"insufficient (?:balance|credit|funds)|credit balance is too low")
+_CONTENT = re.compile(
+    r"content.?(?:filter|polic|management|exists risk)|inappropriate content|data_inspection"
+    r"|moderation|flagged|safety|usage polic|context.?(?:length|window|size)|token count .*exceed"
+    r"|(?:maximum|max) (?:context|input|prompt|model)|too long|too many (?:input )?tokens"
+    r"|string_above_max_length|max_new_tokens. must be"
+)
+_UNSUPPORTED = re.compile(
+    r"unsupported|not support|isn't support|deprecated|unknown|unrecogni[sz]ed|unexpected"
+    r"|not (?:permitted|allowed)|extra (?:inputs|fields)"
+)
+_CHANGES: dict[str, str | None] = {
+    "max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens",
+    "temperature": None, "top_p": None,
+}  # fmt: skip
+"""Fields that some models refuse: their other name, or None to leave them out."""
 
 
 class CallFailedError(Exception):
     """Call that failed permanently, with a one-line message. Other calls continue."""
 
+    param = ""
+    """Field of the request that the endpoint does not support, if that is the reason."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
-    """Answer of an endpoint; `logprobs` are OpenAI's entries, one per token, if requested."""
 
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
+class RefusedError(CallFailedError):
+    """Call that the endpoint refuses because of its content: filtered, or too long."""
 
 
 class Window:
@@ -91,7 +122,11 @@ class Client:
 
     Rate limits (429), server errors (5xx), connection errors and timeouts are retried, up to
     `attempts` times per call, after the pause given by `Retry-After` or an exponential backoff.
-    Other errors are not retried.
+    Other errors are not retried. A field that a model does not support is renamed or left out in
+    this call and all later ones. The first failures are printed.
+
+    Raises:
+        UserError: The API key cannot be sent.
     """
 
     def __init__(
@@ -105,6 +140,13 @@ class Client:
         first_pause_s: float = 1.0,
     ) -> None:
         self._base_url = base_url.rstrip("/")
+        api_key = api_key.strip()
+        if not (api_key.isascii() and api_key.isprintable()):
+            # Without the key: a client of HTTP would show it in its own error.
+            raise UserError(f"the API key for {self._base_url} has characters that no key has")
+        self._changes: dict[str, dict[str, str | None]] = defaultdict(dict)
+        self._given_up = self._rejected = 0
+        self._printed: set[str] = set()
         self._attempts = attempts
         self._first_pause_s = first_pause_s
         self.window = Window(max_concurrency)
@@ -129,17 +171,69 @@ class Client:
         """Return the answer to a chat completion request.
 
         Raises:
-            UserError: The key is rejected, or the model or address does not exist.
+            UserError: The key or the account is rejected, the model or address does not exist, or
+                the endpoint is down.
+            RefusedError: The endpoint refuses the content of the request.
             CallFailedError: The request is rejected, or the last attempt failed.
         """
-        return await self._ask(
-            "POST", "chat/completions", _reply, attempts=self._attempts, json=dict(body)
-        )
+        changes = self._changes[body["model"]] if "model" in body else {}
+        while True:
+            names = {name: changes.get(name, name) for name in body}
+            sent = {new: body[name] for name, new in names.items() if new}
+            try:
+                reply, attempts = await self._ask(
+                    "POST", "chat/completions", read_reply, attempts=self._attempts,
+                    content=encode(sent), headers={"Content-Type": "application/json"},
+                )  # fmt: skip
+            except RefusedError as error:
+                self._print(f"refused because of its content: {error}")
+                raise
+            except CallFailedError as error:
+                if not self._learn(error.param, sent, changes):
+                    self._print(str(error))
+                    self._check_rejected(error)
+                    raise
+            else:
+                self._given_up = self._rejected = 0
+                used = {name: new for name, new in changes.items() if name in body}
+                return replace(reply, attempts=attempts, changed=used)
+
+    def _learn(self, param: str, sent: Mapping[str, Any], changes: dict[str, str | None]) -> bool:
+        """Return whether the call can be repeated without the unsupported field."""
+        if not param or param not in sent:
+            return False
+        if param in changes:
+            return True  # learned since this call was sent
+        if param not in _CHANGES or param in changes.values():
+            return False
+        changes[param] = _CHANGES[param]
+        self._print(f"does not support {param}: {changes[param] or 'nothing'} is sent instead")
+        return True
+
+    def _check_rejected(self, error: CallFailedError) -> None:
+        """Count a failed call.
+
+        Raises:
+            UserError: No call succeeds.
+        """
+        if str(error).startswith("failed after"):
+            self._given_up += 1
+        else:
+            self._rejected += 1
+        if self._given_up >= GIVEN_UP_IN_A_ROW or self._rejected >= REJECTED_IN_A_ROW:
+            count = max(self._given_up, self._rejected)
+            raise UserError(f"{self._base_url}: {count} calls in a row failed, the last: {error}")
+
+    def _print(self, text: str) -> None:
+        """Print a reason once, and only the first ones."""
+        if text not in self._printed and len(self._printed) < REASONS_PRINTED:
+            self._printed.add(text)
+            print(f"{self._base_url}: {text}", file=sys.stderr, flush=True)
 
     async def describe(self, model: str) -> dict[str, Any]:
         """Return the entry of a model in the endpoint's list of models; empty if there is none."""
         try:
-            listed = await self._ask("GET", "models", _listed, attempts=2)
+            listed, _ = await self._ask("GET", "models", read_models, attempts=2)
         except (UserError, CallFailedError):  # a key may be valid for chat only
             return {}
         return next((entry for entry in listed if entry.get("id") == model), {})
@@ -152,7 +246,8 @@ class Client:
         *,
         attempts: int,
         **options: Any,
-    ) -> Read:
+    ) -> tuple[Read, int]:
+        """Return what `read` makes of the response, and the number of attempts."""
         why = ""
         for attempt in range(attempts):
             async with self.window.place():
@@ -160,18 +255,22 @@ class Client:
                     response = await self._http.request(
                         method, f"{self._base_url}/{path}", **options
                     )
-                except httpx.TransportError as error:
+                except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                    raise UserError(f"{self._base_url} is no URL of an endpoint: {error}") from None
+                except httpx.HTTPError as error:
                     why, asked = f"{type(error).__name__} {error}".strip(), None
                 else:
                     if response.status_code == 200 and (found := read(response)) is not None:
                         self.window.faster()
-                        return found
-                    why = _why(response)
-                    self._raise_if_final(response, why)
+                        return found, attempt + 1
+                    failure = failure_of(response)
+                    why = failure.why
+                    self._raise_if_final(response, failure)
                     asked = _retry_after(response)
                     if response.status_code in (429, 503):
                         self.window.slower(self._pause_s(attempt, asked))
             if attempt + 1 < attempts:
+                self._print(f"{why}; trying again")
                 await asyncio.sleep(self._pause_s(attempt, asked))
         raise CallFailedError(f"failed after {attempts} attempts: {why}")
 
@@ -181,48 +280,27 @@ class Client:
         grown = self._first_pause_s * 2**attempt
         return min(grown, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
 
-    def _raise_if_final(self, response: httpx.Response, why: str) -> None:
-        status = response.status_code
+    def _raise_if_final(self, response: httpx.Response, failure: Failure) -> None:
+        status, why, text = response.status_code, failure.why, failure.why.lower()
+        code = failure.code.lower()
+        if status == 402 or (
+            400 <= status < 500 and (_NO_MONEY.search(code) or _NO_MONEY_TEXT.search(text))
+        ):
+            raise UserError(f"{self._base_url} refuses the account: {why}")
+        if status == 413 or (status in (400, 403, 422, 451) and _CONTENT.search(f"{code} {text}")):
+            raise RefusedError(why)
         if status in (401, 403):
             raise UserError(f"{self._base_url} refuses the key: {why}")
         if status in (404, 405):
             raise UserError(f"{self._base_url} does not know what is asked for: {why}")
-        if 300 <= status < 500 and status not in (408, 409, 429):
-            raise CallFailedError(why)
-
-
-def _reply(response: httpx.Response) -> Reply | None:
-    """Parse a chat completion; None if the body is another one or truncated."""
-    try:
-        body = response.json()
-        choice, usage = body["choices"][0], body.get("usage") or {}
-        logprobs = (choice.get("logprobs") or {}).get("content") or []
-        return Reply(
-            text=choice["message"]["content"] or "",
-            finish_reason=choice["finish_reason"] or "",
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
-            logprobs=list(logprobs),
-        )
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-        return None
-
-
-def _listed(response: httpx.Response) -> list[dict[str, Any]]:
-    """Return the entries of a list of models; empty for any other body."""
-    try:
-        return [entry for entry in response.json()["data"] if isinstance(entry, dict)]
-    except (ValueError, TypeError, KeyError):
-        return []
-
-
-def _why(response: httpx.Response) -> str:
-    """Describe a failed response in one line, without the request, which may be confidential."""
-    try:
-        text = str(response.json()["error"]["message"])
-    except (ValueError, TypeError, KeyError):
-        text = "no chat completion" if response.status_code == 200 else response.reason_phrase
-    return f"{response.status_code} {' '.join(text.split())[:300]}"
+        if 300 <= status < 400 or (status == 200 and is_page(response)):
+            where = response.headers.get("location", "")
+            raise UserError(f"{self._base_url} is no URL of an endpoint: {why} {where}".strip())
+        if 300 <= status < 500 and status not in (408, 409, 425, 429):
+            error = CallFailedError(why)
+            if _UNSUPPORTED.search(f"{code} {text}"):
+                error.param = failure.param
+            raise error
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -31,6 +33,14 @@ _TWO_SCORES = {
     },
 }  # fmt: skip
 
+Role = Literal["models", "baseline", "judge"]
+KEYS: dict[Role, str] = {
+    "models": "OCHAT_RAY_API_KEY", "baseline": "OCHAT_RAY_BASELINE_API_KEY",
+    "judge": "OCHAT_RAY_JUDGE_API_KEY",
+}  # fmt: skip
+"""Environment variable with the API key of each endpoint."""
+
+Retry = Literal["failed", "empty", "unreadable"]
 Step = Literal["all", "answer", "judge", "score", "report"]
 
 
@@ -65,7 +75,8 @@ class EvaluateConfig:
     """Names of the models to score."""
     url: str = SERVED_URL
     """Base URL of the models. The API key is read from OPENAI_API_KEY for OpenAI's URL, and from
-    OCHAT_RAY_API_KEY for any other."""
+    OCHAT_RAY_API_KEY for any other; OCHAT_RAY_JUDGE_API_KEY and OCHAT_RAY_BASELINE_API_KEY are for
+    a judge and a baseline elsewhere."""
     baseline: str = ""
     """Name of the model to compare with."""
     baseline_url: str = ""
@@ -86,6 +97,9 @@ class EvaluateConfig:
     """Temperature of the judge; the default is 1 for vicuna, whose samples must differ, else 0."""
     judge_max_tokens: int = 2048
     """Maximum tokens per judgment."""
+    judge_body: str = ""
+    """JSON object of further fields of a request to the judge, such as
+    '{"reasoning_effort": "low"}'; null leaves a field out."""
     judge_scores_only: Annotated[bool, Off] = False
     """vicuna: ask for the two scores without reasons, enforced by a JSON schema; for judges too
     small to follow the answer format."""
@@ -102,6 +116,8 @@ class EvaluateConfig:
     """Nucleus sampling of the answers; the default is 0.9 for vicuna and unset for mt_bench."""
     max_tokens: int = 1024
     """Maximum tokens per answer."""
+    body: str = ""
+    """JSON object of further fields of a request for an answer; null leaves a field out."""
 
     max_concurrency: int = 32
     """Maximum concurrent requests per endpoint; reduced while an endpoint signals overload."""
@@ -111,6 +127,11 @@ class EvaluateConfig:
     """Maximum attempts per request, for failures that may be temporary."""
     prices: str = ""
     """JSON file with USD per million tokens: {"MODEL": {"prompt": USD, "completion": USD}}."""
+    max_cost: float | None = None
+    """Stop before the calls of this command cost more than this many USD; needs --prices."""
+    retry: tuple[Retry, ...] = ()
+    """Ask again what was recorded as failed (refused), empty or unreadable, and nothing else that
+    is recorded."""
     dry_run: Annotated[bool, Off] = False
     """Print the number, tokens and cost of the remaining calls without making them."""
 
@@ -132,6 +153,12 @@ class EvaluateConfig:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise UserError("--limit must be at least 1")
+        if self.max_cost is not None and not self.prices:
+            raise UserError("--max-cost needs --prices")
+        if self.step in ("score", "report") and (self.retry or self.max_cost is not None):
+            raise UserError(f"--retry and --max-cost have no effect on the step {self.step}")
+        for name in ("body", "judge_body"):
+            _check_body(f"--{name.replace('_', '-')}", getattr(self, name))
         self._check_suite()
         if self.annotations:
             if (self.suite, self.step) != ("alpaca_eval", "score"):
@@ -196,7 +223,7 @@ class EvaluateConfig:
             "max_tokens": self.max_tokens,
         }  # fmt: skip
         top_p = 0.9 if self.top_p is None and self.suite == "vicuna" else self.top_p
-        return fields | ({} if top_p is None else {"top_p": top_p})
+        return _with(fields | ({} if top_p is None else {"top_p": top_p}), self.body)
 
     def judging(self, *, temperature: float) -> dict[str, Any]:
         """Return the fields of a request to the judge, except its messages."""
@@ -205,16 +232,44 @@ class EvaluateConfig:
             "model": self.judge, "temperature": temperature if given is None else given,
             "max_tokens": self.judge_max_tokens,
         }  # fmt: skip
-        return fields | ({"response_format": _TWO_SCORES} if self.judge_scores_only else {})
+        fields |= {"response_format": _TWO_SCORES} if self.judge_scores_only else {}
+        return _with(fields, self.judge_body)
 
 
-def key_for(url: str) -> str:
-    """Return the API key for a URL from the environment; empty if there is none.
+def _check_body(option: str, text: str) -> None:
+    try:
+        fields = json.loads(text or "{}")
+    except ValueError as error:
+        raise UserError(f"{option} {text}: no JSON: {error}") from error
+    if not isinstance(fields, dict) or set(fields) & {"messages", "model", "stream", "n"}:
+        raise UserError(
+            f"{option} {text}: a JSON object is needed, without messages, model, stream and n"
+        )
 
-    OpenAI's key is sent only to OpenAI, whatever URL is given.
+
+def _with(fields: dict[str, Any], body: str) -> dict[str, Any]:
+    """Return the fields with those of a JSON object; null removes a field."""
+    fields |= json.loads(body) if body else {}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def key_for(role: Role, url: str, models_url: str) -> str:
+    """Return the API key for an endpoint from the environment; empty if there is none.
+
+    Each endpoint has its own variable. OPENAI_API_KEY is sent only to OpenAI, and the models' key
+    to another endpoint only if it is on the same server.
     """
-    is_openai = url.rstrip("/") == OPENAI_URL
-    return os.environ.get("OPENAI_API_KEY" if is_openai else "OCHAT_RAY_API_KEY", "")
+    own = os.environ.get(KEYS[role], "")
+    if url.rstrip("/") == OPENAI_URL:
+        key = os.environ.get("OPENAI_API_KEY", "")
+        return key if role == "models" else own or key
+    if own or role == "models":
+        return own
+    shared = os.environ.get(KEYS["models"], "")
+    if shared and urlsplit(url)[:2] != urlsplit(models_url)[:2]:
+        print(f"no API key is sent to {url}; set {KEYS[role]} if it needs one", file=sys.stderr)
+        return ""
+    return shared
 
 
 def replace_renamed_options(arguments: Sequence[str]) -> list[str]:

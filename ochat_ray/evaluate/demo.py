@@ -57,5 +57,6 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
         base = prepare_base(str(demo_assets.base_model()), Path(folder, "base"))
         with served({"demo": str(MODEL.absolute()), "base": str(base)}) as urls:
             return steps.run(
-                replace(demo, url=urls["demo"], baseline_url=urls["base"], judge_url=urls["base"])
+                replace(demo, url=urls["demo"], baseline_url=urls["base"], judge_url=urls["base"]),
+                endpoint_names={url: f"{name} of the demo" for name, url in urls.items()},
             )

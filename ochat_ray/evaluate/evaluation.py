@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.asking import Prices, answer_call
+from ochat_ray.evaluate.asking import Budget, Prices, answer_call
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.prompts import read_prompts
 from ochat_ray.evaluate.questions import (
@@ -18,20 +20,31 @@ from ochat_ray.evaluate.questions import (
     read_answers,
     read_questions,
 )
-from ochat_ray.evaluate.records import CONTROL, Call, Records, key_of
+from ochat_ray.evaluate.records import CONTROL, FAILED, Call, Records, key_of
 from ochat_ray.evaluate.suites import Material, suite_of
 from ochat_ray.run_dir import RunDir
 
 ANSWERS = "answers.jsonl"
 JUDGMENTS = "judgments.jsonl"
+RESULTS = "results.json"
+FIRST, URLS = "first", "urls"
 MODELS = "models.json"
-"""Model and judge entries reported by the endpoints."""
+"""Model and judge entries reported by the endpoints, with the base URLs under `urls`, and the
+identity at the first call under `first`."""
+
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 class Evaluation:
-    """Questions, prompts and records of one configuration; a context manager of its files."""
+    """Questions, prompts and records of one configuration; a context manager of its files.
 
-    def __init__(self, config: EvaluateConfig) -> None:
+    Args:
+        config: The configuration.
+        endpoint_names: Names of endpoints by base URL, where the URL changes from run to run.
+    """
+
+    def __init__(self, config: EvaluateConfig, endpoint_names: Mapping[str, str] = EMPTY) -> None:
         if "://" in config.output:
             raise UserError(f"--output {config.output}: records are kept on this machine's disk")
         self.config = config
@@ -46,7 +59,9 @@ class Evaluation:
             references=read_answers(config.references) if config.references else None,
         )
         self._check_categories()
+        self._check_turns()
         self.prices = Prices.read(config.prices)
+        self.budget = Budget(self.prices, config.max_cost)
         self._given = (
             read_answers(config.baseline_answers, model=config.baseline or None)
             if config.baseline_answers
@@ -62,7 +77,14 @@ class Evaluation:
         self.answers, self.judgments = Records(output / ANSWERS), Records(output / JUDGMENTS)
         self._output = RunDir.open(config.output)
         known = self._output.read_json(MODELS) or {}
-        self._described: dict[str, dict[str, Any]] = {"models": {}, "judges": {}} | known
+        self._described: dict[str, dict[str, Any]] = {
+            "models": {},
+            "judges": {},
+            FIRST: {},
+            URLS: {},
+        } | known
+        self._endpoint_names = endpoint_names
+        self._earlier = (self._output.read_json(RESULTS) or {}).get("config", {})
 
     def _check_categories(self) -> None:
         """Check that each question's category is known.
@@ -80,6 +102,16 @@ class Evaluation:
                     f"{question.category!r}; {self.config.suite} has "
                     f"{', '.join(sorted(self.suite.categories))}. Give one of these or none, or "
                     "--prompts with one for it"
+                )
+
+    def _check_turns(self) -> None:
+        """Check that the judge is shown all turns of each question."""
+        for question in self.questions:
+            if len(question.turns) > self.suite.turns:
+                raise UserError(
+                    f"{self.config.questions}: question {question.id!r} has {len(question.turns)} "
+                    f"turns, of which the judge of {self.config.suite} sees {self.suite.turns}; "
+                    "remove the others, or give another --suite"
                 )
 
     def __enter__(self) -> Evaluation:
@@ -101,12 +133,32 @@ class Evaluation:
     def describe(self, kind: str, name: str, entry: Mapping[str, Any]) -> None:
         """Store an endpoint's entry for a model ("models") or judge ("judges"), if not empty.
 
-        The training digest, which our own server reports, becomes part of the call keys: a model
-        retrained under the same name is asked again.
+        What identifies the weights becomes part of the call keys; see `version`.
         """
-        if entry and self._described[kind].get(name) != entry:
+        before = json.dumps(self._described)
+        # Calls of earlier versions have keys without an identity. It was the stored one.
+        first = self._identity(kind, name, self._earlier, self._described[kind].get(name) or entry)
+        label, url = f"{kind} {name}", self._identity(kind, name, {}, {})[0]
+        self._described[FIRST].setdefault(label, first)
+        if entry:
             self._described[kind][name] = dict(entry)
+        elif self._described[URLS].get(label, first[0]) != url:
+            self._described[kind].pop(name, None)  # another endpoint's
+        self._described[URLS][label] = url
+        if json.dumps(self._described) != before:
             self._output.write_json(MODELS, self._described)
+
+    def _identity(
+        self, kind: str, name: str, config: Mapping[str, Any], entry: Mapping[str, Any]
+    ) -> list[str]:
+        """Return a model's base URL, and the root and digest that its server reports."""
+        now, option = self.config, "judge_url" if kind == "judges" else "url"
+        url = config.get(option) or getattr(now, option)
+        if kind == "models" and name == self.baseline and name not in self.models:
+            url = config.get("baseline_url") or (now.baseline_url if not config else "") or url
+        url = url.rstrip("/")
+        known = [str(entry.get(field) or "") for field in ("root", "digest")]
+        return [self._endpoint_names.get(url, url), *known]
 
     def descriptions(self, kind: str, names: Iterable[str]) -> dict[str, Any]:
         """Return the known entries of these models or judges."""
@@ -114,9 +166,19 @@ class Evaluation:
         return {name: known[name] for name in names if name in known}
 
     def version(self, kind: str, name: str) -> str:
-        """Return the training digest that identifies a model's weights; empty if unknown."""
-        training = self._described[kind].get(name, {}).get("training")
-        return str(training.get("digest") or "") if isinstance(training, dict) else ""
+        """Return what identifies a model's weights in the keys of its calls.
+
+        This is the training digest that our own server reports. For other servers it is the base
+        URL with the server's `root` and `digest`; the first ones in this output directory are
+        omitted, so that keys of earlier versions remain valid.
+        """
+        entry = self._described[kind].get(name, {})
+        training = entry.get("training")
+        if isinstance(training, dict) and training.get("digest"):
+            return str(training["digest"])
+        identity = self._identity(kind, name, {}, entry)
+        first = self._described[FIRST].get(f"{kind} {name}", identity)
+        return "" if first == identity else key_of(identity)
 
     def answers_of(self, model: str) -> Answers:
         """Return a model's recorded answers."""
@@ -126,15 +188,37 @@ class Evaluation:
         return Answers(model=model, turns=turns)
 
     def _recorded(self, question: Question, model: str) -> tuple[str, ...]:
+        records = self.answer_records(question, model)
+        return tuple(record["text"] for record in records if FAILED not in record)
+
+    def answer_records(self, question: Question, model: str) -> list[dict[str, Any]]:
+        """Return the records of a model's answers to the turns of a question; a refusal is last."""
         messages: list[dict[str, str]] = []
+        found: list[dict[str, Any]] = []
         for number, turn in enumerate(question.turns):
             messages.append({"role": "user", "content": turn})
             fields = self.answering(question, model)
             key = answer_call(question, number, messages, fields, self.version("models", model)).key
             if key not in self.answers:
                 break
-            messages.append({"role": "assistant", "content": self.answers[key]["text"]})
-        return tuple(message["content"] for message in messages[1::2])
+            found.append(self.answers[key])
+            if FAILED in found[-1]:
+                break
+            messages.append({"role": "assistant", "content": found[-1]["text"]})
+        return found
+
+    def judged_questions(self, model: str) -> list[Question]:
+        """Return the questions that neither the model nor the baseline refused to answer."""
+        asked = [name for name in (model, self.baseline) if name in self.to_answer()]
+        return [
+            question
+            for question in self.questions
+            if not any(
+                FAILED in record
+                for name in asked
+                for record in self.answer_records(question, name)[-1:]
+            )
+        ]
 
     def baseline_answers(self) -> Answers | None:
         """Return the baseline's recorded answers; None if nothing is compared."""
@@ -147,19 +231,23 @@ class Evaluation:
             UserError: An answer is missing.
         """
         own, baseline = self.answers_of(model), self.baseline_answers()
+        questions = self.judged_questions(model)
         for answers in (own, baseline):
             if answers is not None:
-                check_complete(answers, self.questions)
-        return self.calls(own, baseline)
+                check_complete(answers, questions)
+        return self.calls(own, baseline, questions)
 
-    def calls(self, own: Answers, baseline: Answers | None) -> list[Call]:
+    def calls(
+        self, own: Answers, baseline: Answers | None, questions: Sequence[Question]
+    ) -> list[Call]:
         """Return the judge calls about these answers; those of the control come last."""
-        calls = self.suite.calls(self.material, own, baseline)
+        material = replace(self.material, questions=questions)
+        calls = self.suite.calls(material, own, baseline)
         if self.config.control:
             # An answer compared with itself is the same call in both orders.
             calls += [
                 replace(call, key=key_of(call.key, "control"), about={**call.about, CONTROL: True})
-                for call in self.suite.calls(self.material, own, own)
+                for call in self.suite.calls(material, own, own)
                 if call.about["model_first"]
             ]
         version = self.version("judges", self.config.judge)

@@ -7,7 +7,6 @@ temperatures, patterns and the rule that a pairwise win needs both orders to agr
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -17,13 +16,12 @@ from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
-from ochat_ray.evaluate.records import Call, key_of
+from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.verdicts import Verdict, rating_of, verdict_of
+from ochat_ray.evaluate.verdicts import parse_rating as parse_rating
+from ochat_ray.evaluate.verdicts import parse_verdict as parse_verdict
 
-HIGHEST = 10
-_RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
-
-Verdict = Literal["A", "B", "tie"]
 Outcome = Literal["win", "loss", "tie"]
 
 PROMPT_NAMES = frozenset(
@@ -44,27 +42,6 @@ TEMPERATURES = {
 """Temperature of the answers by category; 0.7 without a category."""
 
 CATEGORIES = frozenset(TEMPERATURES)
-
-
-def parse_rating(text: str) -> float | None:
-    """Parse a rating: the first `[[x]]`, else the first `[x]`.
-
-    None if there is no rating or it exceeds 10: such a judgment counts as missing.
-    """
-    for pattern in _RATINGS:
-        if found := pattern.search(text):
-            rating = float(found[1])
-            return rating if rating <= HIGHEST else None
-    return None
-
-
-def parse_verdict(text: str) -> Verdict | None:
-    """Parse the answer that the judge preferred, A or B; [[C]] is a tie. None if there is none.
-
-    As in FastChat, A takes precedence over B and B over C, wherever they occur.
-    """
-    verdicts: tuple[tuple[str, Verdict], ...] = (("[[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"))
-    return next((verdict for mark, verdict in verdicts if mark in text), None)
 
 
 def outcome(model_first: Verdict | None, model_second: Verdict | None) -> Outcome | None:
@@ -108,14 +85,14 @@ def rating_calls(
             values = _questions(question, turn) | _references(question, turn, references)
             values |= {"answer": answers[0]} | _numbered("answer", answers)
             prompt = prompts.named(_name("single", question, turn))
-            body = {**judge, "messages": prompt.messages(**values)}
             about = {
                 "suite": "mt_bench", "question_id": question.id, "category": question.category,
                 "turn": turn, "model": model.model, "judge": judge["model"],
                 "prompt": prompt.name, "prompt_digest": prompt.digest,
+                "empty": [not answers[turn].strip()],
             }  # fmt: skip
-            key = key_of("mt_bench", question.id, turn, body)
-            found.append(Call(key=key, body=body, about=about))
+            parts = ("mt_bench", question.id, turn)
+            found.append(prompt.call(values, *parts, judge=judge, about=about))
     return found
 
 
@@ -152,9 +129,8 @@ def pair_calls(
             ):  # fmt: skip
                 values = shared | {"answer_a": a[0], "answer_b": b[0]}
                 values |= _numbered("answer_a", a) | _numbered("answer_b", b)
-                body = {**judge, "messages": prompt.messages(**values)}
-                key = key_of("mt_bench_pairs", question.id, turn, about["model_first"], body)
-                found.append(Call(key=key, body=body, about=about | {"turn": turn}))
+                parts = ("mt_bench_pairs", question.id, turn, about["model_first"])
+                found.append(prompt.call(values, *parts, judge=judge, about=about | {"turn": turn}))
     return found
 
 
@@ -169,7 +145,7 @@ def rating_parts(
     for judgment in judgments:
         ratings = sums[judgment["question_id"]]
         if turn in (None, judgment["turn"]):
-            rating = parse_rating(judgment["text"])
+            rating = rating_of(judgment)
             ratings += [] if rating is None else [rating]
     return {id: Part(sum(ratings), len(ratings)) for id, ratings in sums.items()}
 
@@ -179,7 +155,7 @@ def outcomes(judgments: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Ou
     verdicts: dict[tuple[str, int], dict[bool, Verdict | None]] = defaultdict(dict)
     for judgment in judgments:
         at = (judgment["question_id"], judgment["turn"])
-        verdicts[at][judgment["model_first"]] = parse_verdict(judgment["text"])
+        verdicts[at][judgment["model_first"]] = verdict_of(judgment)
     return {at: outcome(both.get(True), both.get(False)) for at, both in verdicts.items()}
 
 
@@ -198,7 +174,7 @@ def pair_parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
 def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
     """Yield comparisons with a verdict, for the bias statistics; the preferred one leads by 1."""
     for judgment in judgments:
-        verdict = parse_verdict(judgment["text"])
+        verdict = verdict_of(judgment)
         if verdict is not None:
             yield pairs.judged(judgment, float(verdict == "A"), float(verdict == "B"))
 
@@ -220,7 +196,7 @@ def rating_file(judgments: Iterable[Mapping[str, Any]]) -> str:
         {
             "question_id": _id(judgment["question_id"]), "model": judgment["model"],
             "judge": [judgment["judge"], judgment["prompt"]], "judgment": judgment["text"],
-            "score": -1 if (rating := parse_rating(judgment["text"])) is None else rating,
+            "score": -1 if (rating := rating_of(judgment)) is None else rating,
             "turn": judgment["turn"] + 1,
         }
         for judgment in judgments
@@ -243,8 +219,8 @@ def pair_file(judgments: Iterable[Mapping[str, Any]]) -> str:
         {
             "question_id": _id(id), "model_1": both[True]["model"],
             "model_2": both[True]["baseline"],
-            "g1_winner": names[True][parse_verdict(both[True]["text"])],
-            "g2_winner": names[False][parse_verdict(both[False]["text"])],
+            "g1_winner": names[True][verdict_of(both[True])],
+            "g2_winner": names[False][verdict_of(both[False])],
             "judge": [both[True]["judge"], both[True]["prompt"]],
             "g1_judgment": both[True]["text"], "g2_judgment": both[False]["text"],
             "turn": turn + 1,

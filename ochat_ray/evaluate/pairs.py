@@ -22,7 +22,8 @@ def both_orders(
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]]:
     """Yield (first answer, second answer, record) for both orders, starting with the model first.
 
-    The record holds the lengths, in characters, of both answers in this turn.
+    The record holds the lengths, in characters, of both answers in this turn, and whether they are
+    empty.
 
     Args:
         question: The question that both answer.
@@ -41,6 +42,7 @@ def both_orders(
             "model": model.model, "baseline": baseline.model, "model_first": model_first,
             "prompt": prompt.name, "prompt_digest": prompt.digest, "judge": judge,
             "lengths": [len(first[turn]), len(second[turn])],
+            "empty": [not first[turn].strip(), not second[turn].strip()],
         }  # fmt: skip
         yield first, second, about
 

@@ -78,13 +78,20 @@ def check_complete(answers: Answers, questions: Sequence[Question]) -> None:
     """Check that every question has an answer with as many turns.
 
     Raises:
-        UserError: Answers are missing; the line names the first and their number.
+        UserError: Answers are missing, or have turns that no question has; the line names the
+            first and their number.
     """
     missing = [q.id for q in questions if len(answers.turns.get(q.id, ())) < len(q.turns)]
     if missing:
         raise UserError(
             f"{answers.model} has no complete answer to {len(missing)} of {len(questions)} "
             f"questions, first {missing[0]!r}; run the step `answer`, or give another file"
+        )
+    more = [q.id for q in questions if len(answers.turns[q.id]) > len(q.turns)]
+    if more:
+        raise UserError(
+            f"{answers.model} answers {len(more)} of {len(questions)} questions with more turns "
+            f"than they have, first {more[0]!r}; the judge would not see them; give another file"
         )
 
 

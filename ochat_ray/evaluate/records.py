@@ -34,6 +34,9 @@ class Call:
     about: Mapping[str, Any]
 
 
+FAILED = "failed"
+"""Field with the reason why a call was refused."""
+
 CONTROL = "control"
 """Field that marks the record of a judgment of an answer compared with itself."""
 
@@ -41,7 +44,8 @@ CONTROL = "control"
 class Records:
     """Records of one file by their `key`, with at most one process writing.
 
-    A line truncated by a kill is ignored; of two with one key the first counts.
+    A line truncated by a kill is ignored; of two with one key the last counts, which replaced the
+    first.
 
     Raises:
         UserError: Another process has the file open.
@@ -62,7 +66,7 @@ class Records:
         content = self._file.read()
         for line in content.splitlines():
             if (record := _record(line)) is not None:
-                self._records.setdefault(record["key"], record)
+                self._records[record["key"]] = record
         self._cut_off = bool(content) and not content.endswith(b"\n")
 
     def __enter__(self) -> Self:
@@ -85,6 +89,14 @@ class Records:
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         return self._records[key]
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return the record with this key; None if there is none."""
+        return self._records.get(key)
+
+    def forget(self, key: str) -> None:
+        """Forget a record, so that another one with its key can be added."""
+        self._records.pop(key, None)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._records.values())
@@ -114,6 +126,8 @@ class Records:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("key"), str) else None
+    # A text that is no text came from a server, by way of an earlier version.
+    good = isinstance(record, dict) and isinstance(record.get("key"), str)
+    return record if good and isinstance(record.get("text", ""), str) else None

@@ -67,7 +67,7 @@ def report_html(results: Mapping[str, Any], entries: Sequence[Entry]) -> str:
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=soft>{escape(_against(results))}</p>",
-        _warning(results),
+        _warnings(results),
         _section("Scores", _forest(results, [(o["model"], o) for o in scores])),
         *(_categories(results, one) for one in scores),
         _differences(results),
@@ -104,14 +104,14 @@ def _against(results: Mapping[str, Any]) -> str:
     )
 
 
-def _warning(results: Mapping[str, Any]) -> str:
+def _warnings(results: Mapping[str, Any]) -> str:
     judged = {one["model"] for one in results["scores"]} | {results["baseline"]}
-    if results["judge"] not in judged:
-        return ""
-    return (
+    itself = (
         "<p><b>The judge is one of the models that it judges.</b> Such scores test the machinery "
         "and say little of the models.</p>"
     )
+    others = [f"<p>{escape(text)}</p>" for text in results.get("warnings", ())]
+    return "".join([*([itself] if results["judge"] in judged else []), *others])
 
 
 def _forest(results: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

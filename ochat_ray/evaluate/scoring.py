@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.bias import biases, control
-from ochat_ray.evaluate.evaluation import Evaluation
-from ochat_ray.evaluate.records import CONTROL, key_of
+from ochat_ray.evaluate.counts import count_answers, count_declined, count_replies, warnings_of
+from ochat_ray.evaluate.evaluation import RESULTS, Evaluation
+from ochat_ray.evaluate.records import CONTROL, FAILED, key_of
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
 from ochat_ray.evaluate.stats import Part, difference, estimate
 from ochat_ray.run_dir import RunDir
 
-RESULTS = "results.json"
 REPORT = "report.html"
 TABLE = "results.md"
 
@@ -44,7 +44,7 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         for name, text in _files(evaluation, model, found).items():
             _write(output, f"models/{quote(model, safe='')}/{name}", text)
     first, *others = parts
-    results = {
+    results: dict[str, Any] = {
         "suite": config.suite,
         "unit": evaluation.suite.unit,
         "baseline": evaluation.baseline or None,
@@ -64,6 +64,12 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
             }
             for other in others
         ],
+        "answers": {
+            name: count_answers(evaluation.answers_of(name), evaluation.questions)
+            | count_replies(_answer_records(evaluation, name))
+            for name in [*evaluation.models, evaluation.baseline]
+            if name
+        },
         "questions": len(evaluation.questions),
         "questions_digest": key_of([asdict(question) for question in evaluation.questions]),
         "prompts_digest": evaluation.material.prompts.digest,
@@ -73,6 +79,7 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         "version": version("ochat-ray"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    results["warnings"] = warnings_of(results)
     _write(output, REPORT, report_html(results, entries))
     _write(output, TABLE, markdown_table(results))
     output.write_json(RESULTS, results)
@@ -91,11 +98,22 @@ def _judgments(evaluation: Evaluation, model: str) -> list[dict[str, Any]]:
     return found
 
 
+def _answer_records(evaluation: Evaluation, model: str) -> list[dict[str, Any]]:
+    if model not in evaluation.to_answer():
+        return []  # given in a file
+    return [
+        record
+        for question in evaluation.questions
+        for record in evaluation.answer_records(question, model)
+    ]
+
+
 def _files(
     evaluation: Evaluation, model: str, judgments: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
     own, baseline = evaluation.answers_of(model), evaluation.baseline_answers()
-    return evaluation.suite.files(evaluation.material, own, baseline, judgments)
+    material = replace(evaluation.material, questions=evaluation.judged_questions(model))
+    return evaluation.suite.files(material, own, baseline, judgments)
 
 
 def _entries(
@@ -114,7 +132,8 @@ def _entries(
     for judgment in judgments:
         read = suite.read(judgment)
         reading = None if read is None else suite.shown(read)
-        said = Said(label=_label(judgment), reading=reading, text=judgment["text"])
+        text = judgment["text"] or judgment.get(FAILED) or "(empty)"
+        said = Said(label=_label(judgment), reading=reading, text=text)
         by_question[judgment["question_id"]].append(said)
     for question in evaluation.questions:
         part = parts[question.id]
@@ -153,9 +172,10 @@ def _scored(
 ) -> tuple[dict[str, Any], dict[str, Part]]:
     config, questions, suite = evaluation.config, evaluation.questions, evaluation.suite
     failed = sum(suite.read(judgment) is None for judgment in judgments)
-    rules = {"drop": suite.parts(judgments)}
+    unjudged = {question.id: Part(0, 0) for question in questions}
+    rules = {"drop": unjudged | suite.parts(judgments)}
     if suite.zero_parts is not None:
-        rules["zero"] = suite.zero_parts(judgments)
+        rules["zero"] = unjudged | suite.zero_parts(judgments)
     chosen = rules[config.failures]
 
     def estimated(parts: Mapping[str, Part], category: str | None = None) -> dict[str, Any]:
@@ -167,12 +187,16 @@ def _scored(
         **estimated(chosen),
         "judgments": len(judgments),
         "failed": failed,
+        "declined": count_declined(judgments, suite.read),
+        "replies": count_replies(judgments),
+        "questions": len(questions),
+        "not_answered": len(questions) - len(evaluation.judged_questions(model)),
         "not_judged": sum(not part.denominator for part in rules["drop"].values()),
         "by_category": {
             category: {"questions": count, **estimated(chosen, category)}
             for category, count in Counter(q.category for q in questions).items()
         },
-        **suite.more(judgments),
+        **(suite.more(judgments) if judgments else {}),
     }
     if config.compares:
         one["biases"] = asdict(biases(suite.judged(judgments)))

@@ -14,7 +14,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ochat_ray import ray_session
-from ochat_ray.evaluate.client import CallFailedError, Client, Reply
+from ochat_ray.evaluate.client import CallFailedError, Client
+from ochat_ray.evaluate.replies import Reply
 
 ATTEMPTS = 8
 """Maximum attempts of a call whose worker process is lost."""

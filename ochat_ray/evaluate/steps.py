@@ -14,7 +14,7 @@ Each step can be run separately and repeatedly: a recorded call is not repeated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict
 from functools import partial
@@ -23,27 +23,33 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import CHARACTERS_PER_TOKEN, Asker, Spent, answer, for_all
 from ochat_ray.evaluate.client import Client, Endpoint
-from ochat_ray.evaluate.config import EvaluateConfig, key_for
-from ochat_ray.evaluate.evaluation import Evaluation
+from ochat_ray.evaluate.config import EvaluateConfig, Role, key_for
+from ochat_ray.evaluate.evaluation import EMPTY, Evaluation
 from ochat_ray.evaluate.questions import Answers, Question
-from ochat_ray.evaluate.records import Call
+from ochat_ray.evaluate.records import FAILED, Call
 from ochat_ray.evaluate.scoring import score
 from ochat_ray.progress import Progress
 
 Connect = Callable[..., AbstractAsyncContextManager[Endpoint]]
 """Factory of a client, with the arguments of `Client`."""
 
-At = Callable[[str], AbstractAsyncContextManager[Endpoint]]
-"""Factory of a client, with a base URL as its argument."""
+At = Callable[[Role, str], AbstractAsyncContextManager[Endpoint]]
+"""Factory of a client, with the endpoint's role and base URL as its arguments."""
 
 
-def run(config: EvaluateConfig, connect: Connect = Client) -> dict[str, Any]:
+def run(
+    config: EvaluateConfig,
+    connect: Connect = Client,
+    endpoint_names: Mapping[str, str] = EMPTY,
+) -> dict[str, Any]:
     """Run one step or all; return the result, or with `dry_run` the remaining work.
+
+    `endpoint_names` are names of endpoints by base URL, where the URL changes from run to run.
 
     Raises:
         UserError: A file is invalid, an endpoint rejects requests, or calls failed.
     """
-    with Evaluation(config) as evaluation:
+    with Evaluation(config, endpoint_names) as evaluation:
         if config.dry_run:
             return left(evaluation)
         if config.step in ("all", "answer"):
@@ -60,17 +66,23 @@ async def _answer(evaluation: Evaluation, at: At) -> None:
     total = sum(len(question.turns) for question in evaluation.questions) * len(names)
     progress = Progress("answer", "answers", total)
     async with AsyncExitStack() as stack:
-        own = await stack.enter_async_context(at(config.url))
+        own = await stack.enter_async_context(at("models", config.url))
         clients = dict.fromkeys(names, own)
         if config.baseline_url and evaluation.baseline in clients:
-            clients[evaluation.baseline] = await stack.enter_async_context(at(config.baseline_url))
+            clients[evaluation.baseline] = await stack.enter_async_context(
+                at("baseline", config.baseline_url)
+            )
         for name, client in clients.items():
             evaluation.describe("models", name, await client.describe(name))
-        spent = Spent()
+        evaluation.budget.start_step()
         askers = {
-            name: Asker(client, evaluation.answers, progress, evaluation.prices, spent)
+            name: Asker(
+                client, evaluation.answers, progress, evaluation.budget,
+                again=partial(_answered_again, evaluation),
+                max_concurrency=config.max_concurrency,
+            )
             for name, client in clients.items()
-        }
+        }  # fmt: skip
 
         async def ask(one: tuple[str, Question]) -> None:
             name, question = one
@@ -80,21 +92,40 @@ async def _answer(evaluation: Evaluation, at: At) -> None:
         failures = await for_all(
             [(name, question) for name in names for question in evaluation.questions], ask
         )
-    progress.finish(str(spent))
-    _check(failures, total)
+    progress.finish(str(evaluation.budget.spent))
+    _check(failures, total, askers)
 
 
 async def _judge(evaluation: Evaluation, at: At) -> None:
     config = evaluation.config
-    async with at(config.judge_url) as client:
+    async with at("judge", config.judge_url) as client:
         evaluation.describe("judges", config.judge, await client.describe(config.judge))
         calls = _unique(call for name in evaluation.models for call in evaluation.judge_calls(name))
         progress = Progress("judge", "judgments", len(calls))
-        spent = Spent()
-        asker = Asker(client, evaluation.judgments, progress, evaluation.prices, spent)
+        evaluation.budget.start_step()
+        asker = Asker(
+            client, evaluation.judgments, progress, evaluation.budget,
+            again=partial(_judged_again, evaluation),
+            max_concurrency=config.max_concurrency,
+        )  # fmt: skip
         failures = await for_all(calls, asker.ask)
-    progress.finish(str(spent))
-    _check(failures, len(calls))
+    progress.finish(str(evaluation.budget.spent))
+    _check(failures, len(calls), {config.judge: asker})
+
+
+def _answered_again(evaluation: Evaluation, record: Mapping[str, Any]) -> bool:
+    """Return whether the call of a recorded answer is made again."""
+    retry = evaluation.config.retry
+    return ("failed" if FAILED in record else "empty") in retry and not record["text"].strip()
+
+
+def _judged_again(evaluation: Evaluation, record: Mapping[str, Any]) -> bool:
+    """Return whether the call of a recorded judgment is made again; an empty one is none."""
+    retry = evaluation.config.retry
+    if FAILED in record:
+        return "failed" in retry
+    is_empty = not record["text"].strip()
+    return is_empty or ("unreadable" in retry and evaluation.suite.read(record) is None)
 
 
 def left(evaluation: Evaluation) -> dict[str, Any]:
@@ -105,9 +136,13 @@ def left(evaluation: Evaluation) -> dict[str, Any]:
     config, counted = evaluation.config, {}
     names = evaluation.to_answer() if config.step in ("all", "answer") else []
     for name in names:
-        spent, known = Spent(), evaluation.answers_of(name)
+        spent = Spent()
         for question in evaluation.questions:
-            said = len(known.turns[question.id])
+            records = evaluation.answer_records(question, name)
+            kept = [not _answered_again(evaluation, record) for record in records]
+            if all(kept) and any(FAILED in record for record in records):
+                continue
+            said = [*kept, False].index(False)
             for turn in range(said, len(question.turns)):
                 characters = sum(map(len, question.turns[: turn + 1]))
                 prompt = characters // CHARACTERS_PER_TOKEN + (turn - said) * config.max_tokens
@@ -132,8 +167,9 @@ def _judgments_left(evaluation: Evaluation) -> Spent:
 
     baseline = filled(evaluation.baseline) if config.compares else None
     for name in evaluation.models:
-        for call in _unique(evaluation.calls(filled(name), baseline)):
-            if call.key not in evaluation.judgments:
+        for call in _unique(evaluation.calls(filled(name), baseline, evaluation.questions)):
+            record = evaluation.judgments.get(call.key)
+            if record is None or _judged_again(evaluation, record):
                 characters = sum(len(message["content"]) for message in call.body["messages"])
                 spent.add(
                     config.judge, characters // CHARACTERS_PER_TOKEN, config.judge_max_tokens,
@@ -148,15 +184,26 @@ def _unique(calls: Iterable[Call]) -> list[Call]:
 
 
 def _connected(
-    connect: Connect, config: EvaluateConfig, url: str
+    connect: Connect, config: EvaluateConfig, role: Role, url: str
 ) -> AbstractAsyncContextManager[Endpoint]:
     return connect(
-        url, key_for(url), max_concurrency=config.max_concurrency, timeout_s=config.timeout_s,
+        url,
+        key_for(role, url, config.url),
+        max_concurrency=config.max_concurrency,
+        timeout_s=config.timeout_s,
         attempts=config.attempts,
-    )  # fmt: skip
+    )
 
 
-def _check(failures: Sequence[str], total: int) -> None:
+def _check(failures: Sequence[str], total: int, askers: Mapping[str, Asker]) -> None:
+    """Record what was refused.
+
+    Raises:
+        UserError: Other calls failed, or a model refused all.
+    """
+    for name, asker in askers.items():
+        if reason := asker.record_refused():
+            raise UserError(f"{name}: {reason}")
     if failures:
         raise UserError(
             f"{len(failures)} of {total} calls failed, first: {failures[0]}; the other "

@@ -15,6 +15,7 @@ from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.verdicts import rating_of, scores_of, verdict_of
 
 Judgments = Sequence[Mapping[str, Any]]
 
@@ -37,6 +38,7 @@ class Suite:
         prompt_names: Placeholders that a judge prompt may contain.
         unit: Unit of the score.
         categories: Valid question categories; None for any.
+        turns: Maximum turns of a question that the judge is shown.
         temperature: Returns the temperature of answers to a category.
         calls: Returns the judge calls for the model's and the baseline's answers.
         read: Parses a judgment; None if it is unreadable.
@@ -52,6 +54,7 @@ class Suite:
     prompt_names: frozenset[str]
     unit: str
     categories: frozenset[str] | None
+    turns: int
     temperature: Callable[[str], float]
     calls: Callable[[Material, Answers, Answers | None], list[Call]]
     read: Callable[[Mapping[str, Any]], Any]
@@ -88,9 +91,10 @@ def _vicuna(config: EvaluateConfig) -> Suite:
         prompt_names=vicuna.PROMPT_NAMES,
         unit="% of the baseline's score",
         categories=vicuna.CATEGORIES,
+        turns=1,
         temperature=lambda _category: 0.7,
         calls=calls,
-        read=lambda judgment: vicuna.parse_scores(judgment["text"]),
+        read=scores_of,
         shown=lambda scores: f"{scores[0]:g} to {scores[1]:g}",
         parts=partial(vicuna.parts, failures="drop"),
         zero_parts=partial(vicuna.parts, failures="zero"),
@@ -117,6 +121,7 @@ def _alpaca(config: EvaluateConfig) -> Suite:
         prompt_names=alpaca.PROMPT_NAMES,
         unit="% of wins against the baseline",
         categories=None,
+        turns=1,
         temperature=lambda _category: 0.7,
         calls=calls,
         read=alpaca.second_preferred,
@@ -146,9 +151,10 @@ def _ratings(config: EvaluateConfig) -> Suite:
         prompt_names=mt_bench.PROMPT_NAMES,
         unit="of 10",
         categories=mt_bench.CATEGORIES,
+        turns=2,
         temperature=lambda category: mt_bench.TEMPERATURES.get(category, 0.7),
         calls=calls,
-        read=lambda judgment: mt_bench.parse_rating(judgment["text"]),
+        read=rating_of,
         shown=lambda rating: f"{rating:g}",
         parts=mt_bench.rating_parts,
         more=_means_by_turn,
@@ -171,7 +177,7 @@ def _pairs(config: EvaluateConfig, ratings: Suite) -> Suite:
         ratings,
         unit="% of wins against the baseline, a tie being half a win",
         calls=calls,
-        read=lambda judgment: mt_bench.parse_verdict(judgment["text"]),
+        read=verdict_of,
         shown=str,
         parts=mt_bench.pair_parts,
         judged=mt_bench.judged,

@@ -7,9 +7,6 @@ calibration) and sees both orders of the answers (balanced position calibration)
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -18,62 +15,15 @@ from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
-from ochat_ray.evaluate.records import Call, key_of
+from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.verdicts import parse_scores as parse_scores
+from ochat_ray.evaluate.verdicts import scores_of
 
 CATEGORIES = frozenset(
     {"generic", "knowledge", "roleplay", "common-sense", "fermi", "counterfactual", "coding",
      "math", "writing"}
 )  # fmt: skip
-HIGHEST = 10
-_LIST = re.compile(r"\[[^\[\]]*\]")
-
-
-def parse_scores(text: str) -> tuple[float, float] | None:
-    """Parse the scores of the first and second answer from the end of a judgment.
-
-    The last line with a pair counts: exactly two numbers separated by spaces or a comma, or a JSON
-    list of two numbers anywhere in the line; if no line has one, the last list that spans several
-    lines. None if there is no pair, or if it is outside 0 to 10: such a judgment is unreadable and
-    gives no score.
-    """
-    for line in reversed(text.splitlines()):
-        if pair := _pair(line):
-            return _in_range(pair)
-    lists = list(_lists(text))
-    return _in_range(lists[-1]) if lists else None
-
-
-def _in_range(pair: tuple[float, float]) -> tuple[float, float] | None:
-    good = all(math.isfinite(score) and 0 <= score <= HIGHEST for score in pair)
-    return pair if good else None
-
-
-def _pair(line: str) -> tuple[float, float] | None:
-    words = line.replace(",", " ").split()
-    if len(words) == 2 and (pair := _numbers(words)) is not None:
-        return pair
-    return next(_lists(line), None)
-
-
-def _lists(text: str) -> Iterator[tuple[float, float]]:
-    for found in _LIST.findall(text):
-        try:
-            # As floats: a number with hundreds of digits is out of range, not an error.
-            values = json.loads(found, parse_int=float)
-        except ValueError:
-            continue
-        if len(values) == 2 and all(isinstance(value, float) for value in values):
-            yield values[0], values[1]
-
-
-def _numbers(words: list[str]) -> tuple[float, float] | None:
-    try:
-        return float(words[0]), float(words[1])
-    except ValueError:
-        return None
-
-
 PROMPT_NAMES = frozenset({"question", "answer_1", "answer_2"})
 """Placeholders that a judge prompt may contain."""
 
@@ -105,16 +55,13 @@ def calls(
         for first, second, about in pairs.both_orders(
             question, model, baseline, prompt, suite="vicuna", judge=judge["model"]
         ):
-            body = {
-                **judge,
-                "messages": prompt.messages(
-                    question=question.turns[0], answer_1=first[0], answer_2=second[0]
-                ),
-            }
+            values = {"question": question.turns[0], "answer_1": first[0], "answer_2": second[0]}
             for sample in range(samples):
                 # The order is part of the key: two equal answers are still judged in both.
-                key = key_of("vicuna", question.id, about["model_first"], sample, body)
-                found.append(Call(key=key, body=body, about=about | {"sample": sample}))
+                parts = ("vicuna", question.id, about["model_first"], sample)
+                found.append(
+                    prompt.call(values, *parts, judge=judge, about=about | {"sample": sample})
+                )
     return found
 
 
@@ -130,7 +77,7 @@ def parts(judgments: Iterable[Mapping[str, Any]], *, failures: Failures) -> dict
     )
     for judgment in judgments:
         by_order = scores[judgment["question_id"]]
-        pair = parse_scores(judgment["text"])
+        pair = scores_of(judgment)
         if pair is None and failures == "zero":
             pair = (0.0, 0.0)
         if pair is not None:
@@ -152,6 +99,6 @@ def _part(by_order: Mapping[bool, list[tuple[float, float]]]) -> Part:
 def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
     """Yield the readable judgments, for the bias statistics."""
     for judgment in judgments:
-        pair = parse_scores(judgment["text"])
+        pair = scores_of(judgment)
         if pair is not None:
             yield pairs.judged(judgment, *pair)

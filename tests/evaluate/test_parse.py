@@ -3,6 +3,7 @@
 import pytest
 
 from ochat_ray.evaluate.mt_bench import outcome, parse_rating, parse_verdict
+from ochat_ray.evaluate.verdicts import rating_of, scores_of, verdict_of, without_reasoning
 from ochat_ray.evaluate.vicuna import parse_scores
 
 
@@ -26,6 +27,52 @@ def test_scores_are_read_from_the_end(text, scores):
 
 
 @pytest.mark.parametrize(
+    ("text", "scores"),
+    [
+        ("Score of the Assistant 1: 8\nScore of the Assistant 2: 7", (8, 7)),
+        ("**Assistant 1:** 8/10\n\n**Assistant 2:** 7/10 for two errors", (8, 7)),
+        ("Assistant 2: 7\nAssistant 1: 8", (8, 7)),
+        ("Assistant 1: 8.5, Assistant 2: 7", (8.5, 7)),
+        ("Assistant 1's score: 8 (clear)\nAssistant 2's score: 7 - too long", (8, 7)),
+        ('{"assistant_1": 8, "assistant_2": 7}', (8, 7)),
+        ("Accuracy:\nAssistant 1: 3\nAssistant 2: 4\nAll:\nAssistant 1: 8\nAssistant 2: 7", (8, 7)),
+        ("Answer 1: 6\nAnswer 2: 5\nare what they say.\n[8, 7]", (8, 7)),
+        ("[8, 7]\nAnswer 1: 6\nAnswer 2: 5", (8, 7)),
+        ("Assistant 1:\n\nScore: 8/10\nClear.\n\nAssistant 2:\n\nScore: 7/10\nLong.", (8, 7)),
+        ("The points (2, 1) and (10, 4) are 8.5 apart.", None),
+        ("Assistant 1: 4/5\nAssistant 2: 3/5", None),
+        ("Assistant 1: 12\nAssistant 2: 7", None),
+        ("Assistant 1: 8\nAssistant 2: no score", None),
+        ("Assistant 1: 5\nAssistant 2: 6\nAfter all:\nAssistant 1: 8", None),
+        ("Assistant 1: 3 examples\nAssistant 2: 2 examples", None),
+        ("The output is (10, 1). Assistant 1 is better.", (10, 1)),
+        ("I give [8/10, 7/10], as gcd(8, 4) and a[1, 2] are wrong.", (8, 7)),
+        ("[8, 7]\n\nNote: answer 2 prints [1, 2].", (8, 7)),
+        ("8 9\n\nBoth print [1, 2].", (8, 9)),
+        ("Scores: 8, 7.", (8, 7)),
+        ("- **[8, 7]**", (8, 7)),
+    ],
+)  # fmt: skip
+def test_scores_may_be_labelled_or_a_tuple_or_stand_alone_before_a_list_in_prose(text, scores):
+    assert parse_scores(text) == scores
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>[[4]]</think>\n[[9]]", "\n[[9]]"), ("<think>Perhaps [[3]]", ""),
+        ("so [[3]]?</think>[[9]]", "[[9]]"), ("<THINKING>\n[[4]]\n</thinking>[[9]]", "[[9]]"),
+        ("<think>a <think> b</think> c</think>[[9]]", "[[9]]"), ("[THINK]x[/THINK][[9]]", "[[9]]"),
+        ("a<think>b</think>c<think>d</think>e", "ace"), ("◁think▷x◁/think▷y", "y"),
+        ("It shows its `<think>` tag. [[2]]", "It shows its `<think>` tag. [[2]]"),
+        ("I think <thinker> and x < 3", "I think <thinker> and x < 3"),
+    ],
+)  # fmt: skip
+def test_reasoning_is_cut_out(text, left):
+    assert without_reasoning(text) == left
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "", "no scores", "8", "8 9 10", "[8]", "[8, 9, 10]", "8 nine", '["8", "9"]', "[true, 9]",
@@ -41,19 +88,32 @@ def test_what_is_no_pair_in_range_failed(text):
     ("text", "rating"),
     [
         ("Rating: [[5]]", 5), ("[[7.5]]", 7.5), ("[3] and so Rating: [[6]]", 6), ("[4]", 4),
-        ("[[5]] or [[6]]", 5), ("5", None), ("[[five]]", None), ("[[11]]", None), ("", None),
+        ("[[5]] or [[6]]", 6), ("5", None), ("[[five]]", None), ("[[11]]", None), ("", None),
         ("[[-1]]", None), ("[[10]]", 10),
+        ("A [[1]] is useless, a [[10]] perfect. Rating: [[6]]", 6),
+        ("Rating: [[8/10]]", 8), ("[[ 8 out of 10 ]]", 8), ("Rating: [[8,5]]", 8.5), ("[[8.]]", 8),
+        ("**Rating: [[**7**]]**", 7), ("\\[\\[7\\]\\]", 7), ("[[Rating: 7]]", 7),
+        ("[[4/5]]", None), ("[[8/100]]", None), ("[[8]] or rather [[11]]", None),
+        ("Use [[3]]. Rating: [[N/A]]", None), ("As [1] and [2] show, it is good.", None),
+        ("The loop starts at nums[0].", None), ("It is right [1].\nRating: [8/10]", 8),
     ],
 )  # fmt: skip
-def test_a_rating_stands_in_double_brackets_or_else_in_single_ones(text, rating):
+def test_a_rating_is_the_last_in_double_brackets_or_alone_in_single_ones(text, rating):
     assert parse_rating(text) == rating
 
 
 @pytest.mark.parametrize(
     ("text", "verdict"),
-    [("so [[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"), ("[A]", None), ("[[B]] not [[A]]", "A")],
-)
-def test_a_verdict_is_one_of_three(text, verdict):
+    [
+        ("so [[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"), ("[A]", None),
+        ("not [[A]]: [[B]]", "B"), ("[[A]] if A is better, [[B]] if B is.\n[[B]]", "B"),
+        ("Neither [[A]] nor [[B]]: [[C]]", "tie"), ("[[A>B]]", "A"), ("[[A>>B]]", "A"),
+        ("[[A=B]]", "tie"), ("[[B>A]]", "B"), ("[[B>>A]]", "B"), ("[[A < B]]", "B"),
+        ("[[A&gt;B]]", "A"), ("[[ b ]]", "B"), ("[[Tie]]", "tie"), ("[[Assistant A]]", "A"),
+        ("[[A>A]]", None), ("[[D]]", None), ("[[A]] ... [[neither]]", None), ("[[A<>B]]", None),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_the_last_mark(text, verdict):
     assert parse_verdict(text) == verdict
 
 
@@ -62,3 +122,23 @@ def test_a_win_needs_both_orders_to_agree():
     assert outcome("B", "A") == "loss"
     assert {outcome("A", "A"), outcome("B", "B"), outcome("tie", "B")} == {"tie"}
     assert outcome("A", None) is None
+
+
+@pytest.mark.parametrize(
+    ("empty", "verdict", "scores"),
+    [((True, False), "B", (1, 10)), ((False, True), "A", (10, 1)), ((True, True), "tie", (1, 1)),
+     ((False, False), None, None)],
+)  # fmt: skip
+def test_an_empty_answer_that_is_not_rated_is_the_worse_one(empty, verdict, scores):
+    judgment = {"text": "There is no answer.", "empty": empty, "finish_reason": "stop"}
+    assert (verdict_of(judgment), scores_of(judgment)) == (verdict, scores)
+    for not_complete in ({"text": ""}, {"text": "<think>so"}, {"finish_reason": "length"}):
+        assert verdict_of(judgment | not_complete) is None
+    rated = judgment | {"text": "[[A]]\n[3, 2]"}
+    assert (verdict_of(rated), scores_of(rated)) == ("A", (3, 2))
+
+
+def test_an_empty_answer_that_is_not_rated_has_the_lowest_rating():
+    assert rating_of({"text": "There is no answer.", "empty": [True]}) == 1
+    assert rating_of({"text": "[[3]]", "empty": [True]}) == 3
+    assert rating_of({"text": "No rating.", "empty": [False]}) is None

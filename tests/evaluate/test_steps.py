@@ -150,7 +150,48 @@ def test_calls_that_were_given_up_are_told_and_made_the_next_time(tmp_path, ques
         broken.clear()
         broken["yes"] = False
         assert run(config)["scores"][0]["score"] == 200
-    assert set(endpoint.answered.values()) == {1, 2}  # two samples have one body
+    assert set(endpoint.answered.values()) == {1}
+
+
+def test_one_answer_to_all_questions_is_reported(tmp_path, questions):
+    def constant(body):
+        return "[[10]]" if body["model"] == "ours" else answer(body)
+
+    endpoint = Endpoint(lambda body: "8 9" if body["model"] == "judge" else constant(body))
+    with endpoint.serving():
+        result = run(configured(tmp_path, questions, endpoint.url))
+    counts = result["answers"]["ours"]
+    assert [counts[name] for name in ("answered", "empty", "identical")] == [6, 0, 6]
+    assert result["answers"]["base"]["identical"] == 0
+    line = "6 of 6 questions have an answer of ours that it gives to another question as well."
+    assert result["warnings"] == [line]
+    assert line in (tmp_path / "out/report.html").read_text()
+
+
+def test_an_empty_answer_that_is_not_rated_has_the_lowest_score(tmp_path, questions):
+    def reply(body):
+        asks_three = "question 3" in body["messages"][-1]["content"]
+        if body["model"] == "judge":
+            return "Nothing to rate." if asks_three else "8 8"
+        return " " if asks_three and body["model"] == "ours" else said(body)
+
+    endpoint = Endpoint(reply)
+    with endpoint.serving():
+        result = run(configured(tmp_path, questions, endpoint.url))
+    (one,) = result["scores"]
+    assert (one["failed"], one["declined"], one["not_judged"]) == (0, 4, 0)
+    assert one["score"] == pytest.approx(100 * (5 * 8 + 1) / (5 * 8 + 10))
+    assert "4 of 24 judgments do not rate an empty answer" in " ".join(result["warnings"])
+
+
+@pytest.mark.parametrize(("suite", "turns"), [("vicuna", 2), ("mt_bench", 3), ("alpaca_eval", 2)])
+def test_a_turn_that_the_judge_would_not_see_is_refused(tmp_path, suite, turns):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question_id": "q7", "turns": ["one"] * turns}))
+    baseline = "" if suite == "mt_bench" else "base"
+    fields = {"suite": suite, "baseline": baseline}
+    with pytest.raises(UserError, match=f"'q7' has {turns} turns, of which the judge of {suite}"):
+        run(configured(tmp_path, path, "http://127.0.0.1:1/v1", **fields))
 
 
 def test_a_score_needs_all_judgments(tmp_path, questions):
@@ -429,6 +470,9 @@ def recorded(output):
           "--judge", "j"], "--weighted is for --suite alpaca_eval"),
         (["score", "--suite", "alpaca_eval", "--annotations", "/nope"], "No such file"),
         (["--samples", "0"], "--samples must be at least 1"),
+        (["score", "--retry", "failed", "empty"], "no effect on the step score"),
+        (["--max-cost", "1"], "--max-cost needs --prices"),
+        (["--body", "[]"], "--body []: a JSON object is needed"),
         (["--annotations", "x"], "--annotations is for"),
         (["score", "--suite", "alpaca_eval", "--annotations", "x", "--judge", "j"], "alone"),
         (["--pairwise"], "are for --suite mt_bench"),

@@ -1,6 +1,7 @@
 """Models of one name that are not the same, and answers that are."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -102,3 +103,49 @@ def test_ratings_have_no_control(tmp_path):
     config = configured(tmp_path, "q", "u", suite="mt_bench", baseline="", control=True, samples=3)
     with pytest.raises(UserError, match="--control has no effect without --pairwise"):
         config.check()
+
+
+def served_from(name, root):
+    return {"id": name, "owned_by": "vllm", "root": root}
+
+
+def test_another_checkpoint_or_endpoint_under_one_name_is_asked_again(tmp_path, questions):
+    endpoint, other = Endpoint(answer), Endpoint(answer)
+    endpoint.models = [served_from("ours", "/step-1000")]
+    with endpoint.serving(), other.serving():
+        config = configured(tmp_path, questions, endpoint.url)
+        run(config)
+        asked = len(endpoint.asked)
+        endpoint.models = [served_from("ours", "/step-2000")]
+        run(config)
+        run(config)
+        assert len(endpoint.asked) == asked + QUESTIONS
+        run(replace(config, url=other.url))
+        assert len(other.asked) == 2 * QUESTIONS  # the baseline's as well
+        # The first one's answers are still known.
+        endpoint.models = [served_from("ours", "/step-1000")]
+        run(config)
+        run(replace(config, url=other.url))
+        run(replace(config, judge_url=other.url))
+    assert len(endpoint.asked) == asked + QUESTIONS
+    assert len(other.asked) == 2 * QUESTIONS + JUDGMENTS
+
+
+def test_a_directory_of_an_earlier_version_is_known_where_nothing_changed(tmp_path, questions):
+    endpoint, other = Endpoint(answer), Endpoint(answer)
+    endpoint.models = [served_from("ours", "/step-1000")]
+    with endpoint.serving(), other.serving():
+        config = configured(tmp_path, questions, endpoint.url)
+        run(config)
+        (asked, path) = (len(endpoint.asked), tmp_path / "out/models.json")
+        earlier = {"models": {"ours": served_from("ours", "/step-1000")}, "judges": {}}
+        path.write_text(json.dumps(earlier))
+        run(config)
+        assert len(endpoint.asked) == asked
+        path.write_text(json.dumps(earlier))
+        endpoint.models = [served_from("ours", "/step-2000")]
+        run(config)
+        assert len(endpoint.asked) == asked + QUESTIONS
+        path.write_text(json.dumps(earlier))
+        run(replace(config, url=other.url))
+    assert len(other.asked) == 2 * QUESTIONS
