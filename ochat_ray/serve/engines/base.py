@@ -252,7 +252,8 @@ def validate(
     if not all(sampling.bad_words):
         raise RequestRefusedError("bad_words has an empty sequence")
     if (sampling.json_schema or sampling.grammar or sampling.calls) and not sampling.stop_ids:
-        raise RequestRefusedError("a constraint needs a stop id, to end the answer with")
+        problem = "json_schema, grammar and calls need a stop id, to end the answer with"
+        raise RequestRefusedError(problem)
     if sampling.max_tokens < 1:
         raise RequestRefusedError("max_tokens is below 1")
     total = len(prompt_ids) + sampling.max_tokens
