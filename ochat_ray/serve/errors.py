@@ -6,8 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from starlette.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
 
 from ochat_ray.errors import UserError
 from ochat_ray.serve.engines.base import (
@@ -161,3 +164,38 @@ def _path(error: Mapping[str, Any]) -> list[str]:
 def _union_tag(part: object) -> bool:
     # pydantic includes the attempted branch of a union in the path: "str", "list[TextPart]".
     return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every exception with an error body."""
+
+    def told(request: Request, error: ApiError) -> Response:
+        record = getattr(request.state, "record", None)
+        if record is not None:
+            record.code = error.code
+        return error_response(error)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        if isinstance(error.body, bytes):  # FastAPI parses what is sent as JSON
+            sent = request.headers.get("content-type")
+            found = f"not {sent!r}" if sent else "which is missing"
+            text = f"the request needs the header `Content-Type: application/json`, {found}"
+            return told(request, ApiError(415, text, code="unsupported_media_type"))
+        return told(request, validation_error(error.errors()))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        return told(
+            request,
+            ApiError(error.status_code, str(error.detail), code=code, headers=error.headers),
+        )
+
+    async def other(request: Request, error: Exception) -> Response:
+        return told(request, to_api_error(error))
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    for kind in (ApiError, EngineError, UserError, TimeoutError, Exception):
+        app.add_exception_handler(kind, other)

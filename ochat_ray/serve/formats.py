@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from ochat_ray.serve.answers import Event, Piece
 from ochat_ray.serve.detokenize import Vocabulary
 from ochat_ray.serve.engines.base import TokenLogprobs
+from ochat_ray.serve.errors import ApiError
 from ochat_ray.serve.responses import (
     AssistantMessage,
     ChatChoice,
@@ -23,6 +24,7 @@ from ochat_ray.serve.responses import (
     Usage,
     chat_chunk,
     text_chunk,
+    usage_chunk,
 )
 
 
@@ -31,6 +33,8 @@ class Format(Protocol):
 
     id_prefix: str
     chunk_object: str
+    done: bytes
+    """End of a complete stream."""
 
     def whole(self, head: Mapping[str, Any], answers: list[Piece], usage: Usage) -> Any:
         """Return the complete response, without streaming."""
@@ -44,8 +48,34 @@ class Format(Protocol):
         """Return the events of one piece."""
         ...
 
+    def closing(
+        self, head: Mapping[str, Any], usage: Usage, *, include_usage: bool
+    ) -> list[dict[str, Any]]:
+        """Return the events after the last piece."""
+        ...
 
-class ChatFormat:
+    def failure(self, error: ApiError) -> list[dict[str, Any]]:
+        """Return the events that end a broken stream."""
+        ...
+
+
+class _Chunks:
+    """End of a stream of chat or text completions."""
+
+    done = b"data: [DONE]\n\n"
+
+    def closing(
+        self, head: Mapping[str, Any], usage: Usage, *, include_usage: bool
+    ) -> list[dict[str, Any]]:
+        """Return the events after the last piece; see `Format.closing`."""
+        return [usage_chunk(head, usage)] if include_usage else []
+
+    def failure(self, error: ApiError) -> list[dict[str, Any]]:
+        """Return the events that end a broken stream; see `Format.failure`."""
+        return [error.body()]
+
+
+class ChatFormat(_Chunks):
     """Format of chat.completion and chat.completion.chunk.
 
     The first chunk has the role; the finish reason has its own chunk.
@@ -118,7 +148,7 @@ class ChatFormat:
         return ChoiceLogprobs(content=content)
 
 
-class TextFormat:
+class TextFormat(_Chunks):
     """Format of text_completion, whose chunks have the same type as the complete response.
 
     `logprobs` and `prompt_logprobs` are the numbers of most likely tokens to report.

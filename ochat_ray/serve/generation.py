@@ -24,7 +24,7 @@ from ochat_ray.serve.errors import ApiError, to_api_error
 from ochat_ray.serve.formats import Format
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Record
-from ochat_ray.serve.responses import Usage, usage_chunk
+from ochat_ray.serve.responses import Usage
 
 T = TypeVar("T")
 
@@ -177,12 +177,12 @@ class _Answering:
                     event = await anext(self.stream)
                 except StopAsyncIteration:
                     break
-            end = [usage_chunk(head, self._usage())] if include_usage else []
-            yield _sse(end) + b"data: [DONE]\n\n"
+            end = written.closing(head, self._usage(), include_usage=include_usage)
+            yield _sse(end) + written.done
         except Exception as error:  # noqa: BLE001 - the status is sent; an event is all that is left
             told = to_api_error(error)
             self._record.code = told.code
-            yield _sse([told.body()])
+            yield _sse(written.failure(told))
         except (GeneratorExit, asyncio.CancelledError):
             self._record.code = "client_gone"
             raise
@@ -281,4 +281,10 @@ class _ClosingStream(StreamingResponse):
 
 
 def _sse(bodies: list[dict[str, Any]]) -> bytes:
-    return b"".join(b"data: " + orjson.dumps(body) + b"\n\n" for body in bodies)
+    return b"".join(
+        (b"event: %b\n" % body["type"].encode() if "type" in body else b"")
+        + b"data: "
+        + orjson.dumps(body)
+        + b"\n\n"
+        for body in bodies
+    )

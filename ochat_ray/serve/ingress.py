@@ -9,24 +9,19 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import Body, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.exceptions import HTTPException
 
-from ochat_ray.errors import UserError
 from ochat_ray.serve.admission import Admission
 from ochat_ray.serve.args import IngressSettings
 from ochat_ray.serve.backend import Backend
 from ochat_ray.serve.checks import check_logprobs, check_size, check_supported
-from ochat_ray.serve.engines.base import EngineError, RequestRefusedError
+from ochat_ray.serve.engines.base import RequestRefusedError
 from ochat_ray.serve.engines.schema_trial import PARAM as CONSTRAINT
 from ochat_ray.serve.errors import (
     ApiError,
     ErrorBody,
-    error_response,
-    to_api_error,
-    validation_error,
+    add_error_handlers,
 )
 from ochat_ray.serve.formats import ChatFormat, Format, TextFormat
 from ochat_ray.serve.generation import Generation, Prompt
@@ -57,6 +52,8 @@ from ochat_ray.serve.responses import (
     Tokens,
     Version,
 )
+from ochat_ray.serve.responses_format import ResponseBody, ResponsesFormat
+from ochat_ray.serve.responses_request import ResponsesRequest, renamed
 from ochat_ray.serve.tool_format import ToolFormat
 from ochat_ray.tokenizer import end_of_turn_id
 
@@ -67,8 +64,8 @@ NAMES, NAME_CHARACTERS = 32, 64
 """Names in that header, and characters of each."""
 
 ROUTES = (
-    "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/models", "/version",
-    "/metrics", "/load", "/openapi.json",
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize",
+    "/v1/models", "/version", "/metrics", "/load", "/openapi.json",
 )  # fmt: skip
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -104,7 +101,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         redoc_url=None,
         responses=_ERRORS,
     )
-    _add_error_handlers(app)
+    add_error_handlers(app)
     app.add_middleware(
         Admission,
         keys=keys,
@@ -203,6 +200,24 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
     ) -> Response:
         """Answer a conversation, as one response or as server-sent events."""
         assert isinstance(request, ChatRequest)
+        form = (ToolFormat if request.calls else ChatFormat)(
+            encoder.vocabulary,
+            logprobs=bool(request.logprobs),
+            prompt_logprobs=request.prompt_logprobs,
+        )
+        return await converse(http, request, form)
+
+    @app.post("/v1/responses", response_model=ResponseBody, responses={200: {"content": _STREAM}})
+    async def responses(http: Request, request: ResponsesRequest) -> Response:
+        """Answer a conversation with output items, as one response or as server-sent events."""
+        chat = request.chat()
+        form = ResponsesFormat(request, calls=chat.calls is not None)
+        try:
+            return await converse(http, chat, form)
+        except ApiError as error:
+            raise renamed(error) from error
+
+    async def converse(http: Request, request: ChatRequest, form: Format) -> Response:
         check_model(request.model)
         check_size(request.messages, settings.max_messages)
         turns = request.turns
@@ -212,11 +227,6 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             request.condition,
             add_generation_prompt=not continued and request.add_generation_prompt is not False,
             continue_final=continued,
-        )
-        form = (ToolFormat if request.calls else ChatFormat)(
-            encoder.vocabulary,
-            logprobs=bool(request.logprobs),
-            prompt_logprobs=request.prompt_logprobs,
         )
         # Turns of a conversation share their beginning, so they reach the replica that cached it.
         opening = next((n for n, turn in enumerate(turns, 1) if turn.role == "user"), len(turns))
@@ -345,36 +355,3 @@ def _header(names: Sequence[str]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    def told(request: Request, error: ApiError) -> Response:
-        record = getattr(request.state, "record", None)
-        if record is not None:
-            record.code = error.code
-        return error_response(error)
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        if isinstance(error.body, bytes):  # FastAPI parses what is sent as JSON
-            sent = request.headers.get("content-type")
-            found = f"not {sent!r}" if sent else "which is missing"
-            text = f"the request needs the header `Content-Type: application/json`, {found}"
-            return told(request, ApiError(415, text, code="unsupported_media_type"))
-        return told(request, validation_error(error.errors()))
-
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        return told(
-            request,
-            ApiError(error.status_code, str(error.detail), code=code, headers=error.headers),
-        )
-
-    async def other(request: Request, error: Exception) -> Response:
-        return told(request, to_api_error(error))
-
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    for kind in (ApiError, EngineError, UserError, TimeoutError, Exception):
-        app.add_exception_handler(kind, other)

@@ -4,8 +4,9 @@ Most clients send every field that they support, with the value that changes not
 is removed before the request is validated; any other value of an unsupported field is rejected by
 name. null is neutral in every field, known or unknown.
 
-Source: OpenAI's API reference for chat/completions and completions; vLLM's, llama.cpp's and
-Anthropic's additions to it (`continuous_usage_stats`, `skip_special_tokens`, `cache_control`...).
+Source: OpenAI's API reference for chat/completions, completions and responses; vLLM's, llama.cpp's
+and Anthropic's additions to it (`continuous_usage_stats`, `skip_special_tokens`,
+`cache_control`...).
 """
 
 from __future__ import annotations
@@ -86,6 +87,32 @@ COMPLETION: Neutral = {
     "add_generation_prompt": one_of(True),
     "continue_final_message": one_of(False),
 }
+
+RESPONSES: Neutral = {
+    "tools": one_of([]),
+    "tool_choice": one_of("auto"),
+    "include": one_of([]),
+    "background": one_of(False),
+    "truncation": one_of("disabled"),
+    "service_tier": one_of("auto", "default"),
+    "safety_identifier": _is_text,
+    "prompt_cache_key": _is_text,
+    "prompt_cache_retention": _is_text,
+    "top_logprobs": number(0),
+    "reasoning": lambda value: value in ({}, {"effort": "none"}),
+    "stream_options": one_of({}, {"include_obfuscation": False}),
+}
+
+RESPONSES_ITEM: Neutral = {
+    # Of items that a client sends back as they were received.
+    "id": _is_text,
+    "status": _is_text,
+    "phase": _is_text,
+}
+
+RESPONSES_PART: Neutral = {"annotations": one_of([]), "logprobs": one_of([])}
+
+RESPONSES_TEXT: Neutral = {"verbosity": one_of("medium")}
 
 STRUCTURED_OUTPUTS: Neutral = {
     "json_object": one_of(False),

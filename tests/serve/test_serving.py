@@ -117,6 +117,16 @@ def test_the_official_clients_other_fields(client):
     assert text.usage.completion_tokens <= 5
 
 
+def test_the_official_client_s_responses(client):
+    response = client.responses.create(model="tiny", input="hello", max_output_tokens=5)
+    assert response.usage.output_tokens <= 5
+    with client.responses.stream(
+        model="tiny", input="hello", max_output_tokens=5, temperature=0
+    ) as stream:
+        text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+        assert stream.get_final_response().output_text == text
+
+
 def test_errors_are_the_clients_own_classes(client, url):
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
