@@ -120,11 +120,11 @@ def test_the_official_clients_other_fields(client):
 def test_the_official_client_s_responses(client):
     response = client.responses.create(model="tiny", input="hello", max_output_tokens=5)
     assert response.usage.output_tokens <= 5
-    with client.responses.stream(
-        model="tiny", input="hello", max_output_tokens=5, temperature=0
-    ) as stream:
+    schema = {"type": "json_schema", "name": "n", "schema": {"enum": ["yes", "no"]}}
+    with client.responses.stream(model="tiny", input="hi", text={"format": schema}) as stream:
         text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
         assert stream.get_final_response().output_text == text
+    assert json.loads(text) in ("yes", "no")
 
 
 def test_errors_are_the_clients_own_classes(client, url):
