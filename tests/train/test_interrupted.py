@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -61,6 +62,8 @@ def test_ctrl_c_ends_with_130_and_one_line(data, model_directory, tmp_path, mome
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell's background job, as CI may be, starts with SIGINT ignored and hands that on.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         seen, reached = [], threading.Event()
 
