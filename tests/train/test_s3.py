@@ -19,6 +19,7 @@ from tests.train.runs import STEPS, kill_a_worker, steps_of
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.slow,  # a minute; the cluster's tests train on such a server, too
     # The thread that kills a worker must find one.
     pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
