@@ -59,7 +59,7 @@ HOSTILE: dict[str, bytes] = {
     "2 MB of unknown fields": json.dumps({f"f{n}": n for n in range(120_000)}).encode(),
     "2 MB of nested lists": b'{"model": "soak", "messages": ' + b"[" * 10**6 + b"]" * 10**6 + b"}",
     "2 MB of text": chat(messages=[{"role": "user", "content": "word " * 400_000}]),
-    "55,000 messages": chat(messages=QUESTION * 35_000),
+    "35,000 messages": chat(messages=QUESTION * 35_000),
     "a logit_bias of 100,000": chat(logit_bias={str(n): 1 for n in range(100_000)}),
     "n of 128 with 20 log-probabilities": chat(n=128, logprobs=True, top_logprobs=20),
     "32 stops of 256 characters": chat(stop=["x" * 255 + chr(65 + n) for n in range(32)]),
