@@ -151,7 +151,7 @@ class Ownership:
 
     @property
     def _advice(self) -> str:
-        """What to do about a damaged record: without it, no file there is known as a run's."""
+        """Advice about a damaged record: without it, no file there is known as a run's."""
         return f"choose another --output, or remove {self.run.root}"
 
     def _write(self, files: list[str], work: list[str]) -> None:

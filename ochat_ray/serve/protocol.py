@@ -227,8 +227,7 @@ class ChatRequest(SamplingRequest, ToolFields):
             raise ValueError("logprobs: not with tools")
         if self.tools and (other := super().constraint_field):
             raise ValueError(f"{other}: not with tools, which constrain the answer, too")
-        self.turns  # noqa: B018 - raises where results do not fit the calls
-        self.calls  # noqa: B018 - raises where the choice fits no tool
+        _ = self.turns, self.calls  # raise if results do not fit the calls, or the choice no tool
         if self.continue_final_message:
             if self.add_generation_prompt:
                 raise ValueError("continue_final_message: not with add_generation_prompt=true")
@@ -356,7 +355,7 @@ class TokenizeRequest(Strict):
             raise ValueError("prompt: give either prompt or messages")
         if self.tools and self.messages is None:
             raise ValueError("tools: only with messages")
-        self.turns  # noqa: B018 - raises where results do not fit the calls
+        _ = self.turns  # raises if results do not fit the calls
         return self
 
     @cached_property

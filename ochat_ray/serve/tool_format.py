@@ -42,11 +42,13 @@ class ToolFormat(ChatFormat):
                 calls[part.call].function.arguments += part.text
             else:
                 content += part.text
-        message = AssistantMessage(content=content, tool_calls=calls or None)
-        if calls and not content:
-            message.content = None
         return ChatChoice(
-            index=index, message=message, logprobs=None, finish_reason=_reason(answer, reader)
+            index=index,
+            message=AssistantMessage(
+                content=None if calls and not content else content, tool_calls=calls or None
+            ),
+            logprobs=None,
+            finish_reason=_reason(answer, reader),
         )
 
     def events(self, head: Mapping[str, Any], event: Event) -> list[dict[str, Any]]:

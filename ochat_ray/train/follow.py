@@ -53,7 +53,7 @@ def follow_metrics(run: RunDir) -> Iterator[None]:
 
 
 def _mark(line: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells a line from that of the same step in an earlier attempt."""
+    """Return values that differ between lines of the same step in two attempts."""
     return line["step"], "eval_loss" in line, line.get("seconds")
 
 

@@ -125,9 +125,27 @@ def test_a_schema_that_cannot_be_followed_is_refused(engine, schema, stop_ids):
     assert engine._queues == {}
 
 
+def check_fails_alone(engine, bad, good, expected):
+    """Of two requests in a batch the bad one fails with "no luck", and the good one is answered."""
+    from ochat_ray.serve.engines.base import EngineError
+
+    async def both():
+        return await asyncio.gather(
+            answer(engine, PROMPTS[0], "bad", max_tokens=16, **bad),
+            answer(engine, PROMPTS[1], "good", max_tokens=16, **good),
+            return_exceptions=True,
+        )
+
+    failed, answered = asyncio.run(both())
+    assert isinstance(failed, EngineError)
+    assert "no luck" in str(failed)
+    assert answered == expected
+    engine.check_health()
+    assert engine._queues == engine._samplers == {}
+
+
 def test_a_sampler_that_fails_ends_its_own_request_alone(engine, monkeypatch):
     from ochat_ray.serve.engines import batch_sampler
-    from ochat_ray.serve.engines.base import EngineError
 
     def fail(scores, sampling, *, seed, position):
         if seed == 13 and position == len(PROMPTS[0]) + 2:
@@ -138,19 +156,7 @@ def test_a_sampler_that_fails_ends_its_own_request_alone(engine, monkeypatch):
     alone = answers(engine, PROMPTS[1:2], max_tokens=16, seed=5)
     monkeypatch.setattr(batch_sampler, "choose", fail)
 
-    async def both():
-        return await asyncio.gather(
-            answer(engine, PROMPTS[0], "bad", max_tokens=16, seed=13),
-            answer(engine, PROMPTS[1], "good", max_tokens=16, seed=5),
-            return_exceptions=True,
-        )
-
-    bad, good = asyncio.run(both())
-    assert isinstance(bad, EngineError)
-    assert "no luck" in str(bad)
-    assert good == alone[0]
-    engine.check_health()
-    assert engine._queues == {}
+    check_fails_alone(engine, {"seed": 13}, {"seed": 5}, alone[0])
 
 
 def test_requests_that_are_taken_out_of_a_full_cache_go_on_as_they_were(settings):
@@ -223,7 +229,6 @@ def test_a_request_that_another_task_cancels_ends(engine):
 
 
 def test_a_prompt_whose_scoring_fails_ends_alone(engine, monkeypatch):
-    from ochat_ray.serve.engines.base import EngineError
     from ochat_ray.serve.engines.prompt_scores import PromptScores
 
     def fail(self, logits, first):
@@ -232,19 +237,8 @@ def test_a_prompt_whose_scoring_fails_ends_alone(engine, monkeypatch):
     alone = answers(engine, PROMPTS[1:2], max_tokens=16, temperature=0)
     monkeypatch.setattr(PromptScores, "fill", fail)
 
-    async def both():
-        return await asyncio.gather(
-            answer(engine, PROMPTS[0], "bad", max_tokens=16, temperature=0, prompt_logprobs=1),
-            answer(engine, PROMPTS[1], "good", max_tokens=16, temperature=0),
-            return_exceptions=True,
-        )
-
-    bad, good = asyncio.run(both())
-    assert isinstance(bad, EngineError)
-    assert "no luck" in str(bad)
-    assert good == alone[0]
-    engine.check_health()
-    assert engine._queues == engine._samplers == {}
+    greedy = {"temperature": 0}
+    check_fails_alone(engine, greedy | {"prompt_logprobs": 1}, greedy, alone[0])
 
 
 def test_prompts_that_are_taken_out_of_a_full_cache_are_scored(settings, model_directory):
