@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
+from ochat_ray.recipes import CHAT
 from ochat_ray.segment_marks import add_marks
 from ochat_ray.template import chat_template, encode
 from ochat_ray.tokenizer import END_OF_TURN, PROBE_TEXTS
@@ -21,6 +22,8 @@ from ochat_ray.tokenizer import END_OF_TURN, PROBE_TEXTS
 
 def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     """A copy with the chat template of a model type, to be written with `save_pretrained`.
+
+    With the base's own template it is the base's tokenizer, whose EOS is what ends an answer.
 
     Its EOS is the end-of-turn token: converters to GGUF and others take from the tokenizer where
     an answer ends. The base's EOS stays a special token.
@@ -34,6 +37,11 @@ def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     """
     from tokenizers import Tokenizer
 
+    if model_type == CHAT:
+        own = copy.copy(tokenizer)
+        own.__class__ = _exported_class()
+        del own.chat  # our renderer, which is not written
+        return own
     marked = add_marks(json.loads(tokenizer.backend_tokenizer.to_str()))
     exported = copy.deepcopy(tokenizer)
     exported._tokenizer = Tokenizer.from_str(json.dumps(marked))  # transformers has no setter

@@ -33,7 +33,7 @@ class TrainConfig:
     """Fine-tune a model on the token tables that jobs/prepare.py wrote."""
 
     recipe: str = "demo"
-    """One of demo, openchat, openchat_8192, opencoder."""
+    """Recipe: demo, openchat, openchat_8192, opencoder, or chat for any base model."""
     data: str = ""
     """Run directory of jobs/prepare.py."""
     model: str = ""
@@ -217,7 +217,7 @@ class TrainConfig:
             recipe=name,
             data=f"runs/{name}/data",
             output=f"runs/{name}/model",
-            num_workers=chosen.num_workers,
+            num_workers=chosen.num_workers or 1,
             **asdict(chosen.hyperparameters),
         )
 

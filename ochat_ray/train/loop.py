@@ -21,7 +21,8 @@ from torch import distributed
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, not_on_this_host, read_manifest
 from ochat_ray.run_lock import check_held
-from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
+from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
+from ochat_ray.tokenizer import end_of_turn_id
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
 from ochat_ray.train.base_model import prepare_base, vocabulary_size
@@ -97,7 +98,7 @@ class _Worker:
         if self.manifest["digest"] != settings["identity"]["data_digest"]:
             raise UserError(f"{self.config.data} was prepared again meanwhile; run training again")
         self.base = self._prepare_base()
-        self.tokenizer = load_tokenizer(self.base)
+        self.tokenizer = load_tokenizer_of(self.base, self.manifest)
         self.table = TokenTable(self.config.data, "train", self.config.max_length)
         self.held_out = TokenTable(self.config.data, "eval", self.config.max_length)
         self.resumed: Checkpoint | None = self._agree(checkpoints.latest(run))
@@ -179,7 +180,10 @@ class _Worker:
         """The base model with the end-of-turn token; one worker a host makes it, where it must."""
         directory = Path(self.settings["staging"], f"base-{self.node_rank}")
         if self.local_rank == 0:
-            prepare_base(self.config.model, directory, allow_pickle=self.config.allow_pickle)
+            prepare_base(
+                self.config.model, directory, model_type=self.manifest["model_type"],
+                allow_pickle=self.config.allow_pickle,
+            )  # fmt: skip
         distributed.barrier()
         return str(directory) if directory.exists() else self.config.model
 
@@ -341,6 +345,7 @@ class _Worker:
                 {
                     "recipe": self.config.recipe,
                     "model_type": self.manifest["model_type"],
+                    **{k: v for k, v in self.manifest.items() if k == "template"},
                     "context_length": self.manifest["context_length"],
                     "data_digest": self.manifest["digest"],
                     "tokenizer": self.manifest["tokenizer"],
