@@ -16,7 +16,11 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
     if config.annotations:
         from ochat_ray.evaluate.alpaca import read_annotations
 
-        return read_annotations(config.annotations, model=next(iter(config.model), None))
+        return read_annotations(
+            config.annotations,
+            model=next(iter(config.model), None),
+            difficulty=config.difficulty,
+        )
     if config.is_demo:
         from ochat_ray.evaluate import demo
         from ochat_ray.serve.temporary import served

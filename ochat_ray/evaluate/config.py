@@ -62,6 +62,9 @@ class EvaluateConfig:
     computes its metrics from its own file."""
     weighted: Annotated[bool, Off] = False
     """alpaca_eval: weight preferences by the judge's probabilities of the letters A and B."""
+    difficulty: str = ""
+    """alpaca_eval: df_gamed.csv of the data set tatsu-lab/alpaca_eval, for the leaderboard's
+    length-controlled win rate. Its rows belong to alpaca_eval's 805 questions by position."""
     pairwise: Annotated[bool, Off] = False
     """mt_bench: compare each answer with the baseline's, in both orders, instead of rating it."""
     questions: str = ""
@@ -177,8 +180,9 @@ class EvaluateConfig:
             raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
         if self.control and not self.compares:
             raise UserError("--control has no effect without --pairwise")
-        if self.suite != "alpaca_eval" and self.weighted:
-            raise UserError("--weighted is for --suite alpaca_eval")
+        for name in ("weighted", "difficulty"):
+            if self.suite != "alpaca_eval" and getattr(self, name):
+                raise UserError(f"--{name} is for --suite alpaca_eval")
         if self.suite != "vicuna" and self.samples != SAMPLES:
             raise UserError("--samples is for --suite vicuna")
 

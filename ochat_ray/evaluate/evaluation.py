@@ -60,6 +60,7 @@ class Evaluation:
         )
         self._check_categories()
         self._check_turns()
+        self.suite.check(self.questions)
         self.prices = Prices.read(config.prices)
         self.budget = Budget(self.prices, config.max_cost)
         self._given = (

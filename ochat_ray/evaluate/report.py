@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from ochat_ray.evaluate.length_control import LEADERBOARD_MODEL
 from ochat_ray.evaluate.questions import Question
 from ochat_ray.report_style import STYLE
 
@@ -70,6 +71,7 @@ def report_html(results: Mapping[str, Any], entries: Sequence[Entry]) -> str:
         _warnings(results),
         _section("Scores", _forest(results, [(o["model"], o) for o in scores])),
         *(_categories(results, one) for one in scores),
+        _length_controlled(results),
         _differences(results),
         *(_biases(one) for one in scores if one.get("biases")),
         _questions(entries, groups),
@@ -177,6 +179,27 @@ def _differences(results: Mapping[str, Any]) -> str:
         for d in results["differences"]
     )
     return _section("Differences, question by question", f"<table>{rows}</table>")
+
+
+def _length_controlled(results: Mapping[str, Any]) -> str:
+    known = [one for one in results["scores"] if one.get("lc_model")]
+    if not known:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(one['model'])}<td class=n>{_number(one['length_controlled_winrate'])}"
+        f"<td class=n>{_number(one['win_rate'])}<td class=n>{one['avg_length']:,}"
+        for one in known
+    )
+    note = (
+        "The win rate that a model would have with answers as long as the baseline's, by "
+        f"alpaca_eval's {known[0]['lc_model']}"
+    )
+    if known[0]["lc_model"] != LEADERBOARD_MODEL:
+        note += "; with --difficulty it is the leaderboard's"
+    head = "<tr><th><th class=n>controlled<th class=n>win rate<th class=n>characters"
+    return _section(
+        "Length-controlled", f"<p class=soft>{escape(note)}.</p><table>{head}{rows}</table>"
+    )
 
 
 def _verdict(difference: Mapping[str, Any]) -> str:

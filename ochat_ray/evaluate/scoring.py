@@ -196,7 +196,7 @@ def _scored(
             category: {"questions": count, **estimated(chosen, category)}
             for category, count in Counter(q.category for q in questions).items()
         },
-        **(suite.more(judgments) if judgments else {}),
+        **(suite.more(evaluation.material, judgments) if judgments else {}),
     }
     if config.compares:
         one["biases"] = asdict(biases(suite.judged(judgments)))

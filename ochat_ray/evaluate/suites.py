@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from ochat_ray.errors import UserError
 from ochat_ray.evaluate import alpaca, mt_bench, vicuna
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.length_control import Difficulty, length_controlled, read_difficulty
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
@@ -45,6 +47,7 @@ class Suite:
         shown: Formats a parsed judgment for the report.
         parts: Returns each question's contribution to the score, without unreadable judgments.
         zero_parts: Same, with unreadable judgments as zeros.
+        check: Checks that the suite can score these questions; raises `UserError`.
         judged: Yields comparisons for the bias statistics.
         more: Returns additional entries of results.json.
         files: Returns additional output files, in the formats of other projects.
@@ -61,8 +64,9 @@ class Suite:
     shown: Callable[[Any], str]
     parts: Callable[[Judgments], dict[str, Part]]
     zero_parts: Callable[[Judgments], dict[str, Part]] | None = None
+    check: Callable[[Sequence[Question]], None] = lambda _questions: None
     judged: Callable[[Judgments], Iterable[Judged]] = lambda _judgments: ()
-    more: Callable[[Judgments], dict[str, Any]] = lambda _judgments: {}
+    more: Callable[[Material, Judgments], dict[str, Any]] = lambda _material, _judgments: {}
     files: Callable[[Material, Answers, Answers | None, Judgments], dict[str, str]] = (
         lambda _material, _model, _baseline, _judgments: {}
     )
@@ -110,6 +114,8 @@ def _alpaca(config: EvaluateConfig) -> Suite:
             judge=config.judging(temperature=0.0), weighted=config.weighted,
         )  # fmt: skip
 
+    difficulty = read_difficulty(config.difficulty) if config.difficulty else None
+
     def files(
         material: Material, model: Answers, baseline: Answers | None, judgments: Judgments
     ) -> dict[str, str]:
@@ -128,15 +134,35 @@ def _alpaca(config: EvaluateConfig) -> Suite:
         shown=lambda share: f"{1 - share:.2g} to {share:.2g}",
         parts=alpaca.parts,
         judged=alpaca.judged,
-        more=_leaderboard_row,
+        more=partial(_leaderboard_row, difficulty),
+        check=partial(_check_difficulty, difficulty),
         files=files,
     )
 
 
-def _leaderboard_row(judgments: Judgments) -> dict[str, Any]:
-    lengths = [j["lengths"][0] for j in judgments if j["model_first"]]
-    row = alpaca.win_rate(alpaca.preferences(judgments).values())
-    return row | {"avg_length": int(sum(lengths) / len(lengths))}
+def _leaderboard_row(
+    difficulty: Difficulty | None, material: Material, judgments: Judgments
+) -> dict[str, Any]:
+    positions = {question.id: index for index, question in enumerate(material.questions)}
+    lengths = {j["question_id"]: j["lengths"] for j in judgments if j["model_first"]}
+    preferences = alpaca.preferences(judgments)
+    controlled = length_controlled(
+        [preferences[id] for id in lengths],
+        [(baseline, model) for model, baseline in lengths.values()],
+        difficulty,
+        [positions[id] for id in lengths],
+    )
+    average = sum(model for model, _ in lengths.values()) / len(lengths)
+    return alpaca.win_rate(preferences.values()) | {"avg_length": int(average)} | controlled
+
+
+def _check_difficulty(difficulty: Difficulty | None, questions: Sequence[Question]) -> None:
+    missing = set(range(len(questions))) - set(difficulty.by_index) if difficulty else ()
+    if difficulty and missing:
+        raise UserError(
+            f"--difficulty has no row for {len(missing)} of {len(questions)} questions; it is for "
+            f"alpaca_eval's own {len(difficulty.by_index)} questions, in their order"
+        )
 
 
 def _ratings(config: EvaluateConfig) -> Suite:
@@ -189,7 +215,7 @@ def _pairs(config: EvaluateConfig, ratings: Suite) -> Suite:
     )
 
 
-def _means_by_turn(judgments: Judgments) -> dict[str, Any]:
+def _means_by_turn(_material: Material, judgments: Judgments) -> dict[str, Any]:
     means = {}
     for turn in sorted({judgment["turn"] for judgment in judgments}):
         parts = mt_bench.rating_parts(judgments, turn=turn).values()
@@ -198,6 +224,6 @@ def _means_by_turn(judgments: Judgments) -> dict[str, Any]:
     return means
 
 
-def _outcomes(judgments: Judgments) -> dict[str, Any]:
+def _outcomes(_material: Material, judgments: Judgments) -> dict[str, Any]:
     counts = Counter(mt_bench.outcomes(judgments).values())
     return {"wins": counts["win"], "losses": counts["loss"], "ties": counts["tie"]}
