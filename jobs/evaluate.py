@@ -13,6 +13,10 @@ from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
 
 def work(config: EvaluateConfig) -> dict[str, Any]:
     config.check()
+    if config.step == "compare":
+        from ochat_ray.evaluate.comparison import compare
+
+        return compare(config.runs, config.output, seed=config.seed)
     if config.annotations:
         from ochat_ray.evaluate.alpaca import read_annotations
 
@@ -36,6 +40,8 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
+    if "page" in result:
+        return "\n".join([*result["notes"], f"comparison: {result['page']}"])
     if "scores" not in result:
         return json.dumps(result, indent=2)
     lines = []

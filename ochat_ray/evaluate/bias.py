@@ -76,6 +76,25 @@ def biases(judged: Iterable[Judged]) -> Biases:
     )
 
 
+def outcomes(judged: Iterable[Judged]) -> dict[str, float]:
+    """Return each question's outcome: 1 if the model won, 0 if it lost, 0.5 for a tie.
+
+    The scores of all its judgments are added, those of both orders: an advantage of the first
+    answer cancels. A question that lacks a judgment in one of the orders has no outcome.
+    """
+    leads: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
+    for one in judged:
+        lead = one.first - one.second
+        sign = 1 if one.model_first else -1
+        leads[str(one.pair[0])][one.model_first].append(sign * lead)
+    found = {}
+    for question, by_order in leads.items():
+        if all(by_order.values()):
+            total = sum(sum(own) / len(own) for own in by_order.values())
+            found[question] = 0.5 if abs(total) < 1e-9 else float(total > 0)
+    return found
+
+
 def control(judged: Iterable[Judged]) -> Control:
     """Return the judge's statistics on comparisons of an answer with itself."""
     judged = list(judged)

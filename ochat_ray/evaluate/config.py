@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -41,7 +42,7 @@ KEYS: dict[Role, str] = {
 """Environment variable with the API key of each endpoint."""
 
 Retry = Literal["failed", "empty", "unreadable"]
-Step = Literal["all", "answer", "judge", "score", "report"]
+Step = Literal["all", "answer", "judge", "score", "report", "compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,10 @@ class EvaluateConfig:
 
     step: tyro.conf.Positional[Step] = "all"
     """Step to run: `answer` collects the models' answers, `judge` the judgments, `score` and
-    `report` compute the scores and write the report, `all` runs them in turn."""
+    `report` compute the scores and write the report, `all` runs them in turn. `compare` writes one
+    page about the finished evaluations of `--runs`."""
+    runs: tuple[str, ...] = ()
+    """compare: output directories of finished evaluations."""
     suite: Literal["vicuna", "mt_bench", "alpaca_eval"] = "vicuna"
     """Benchmark. vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two
     turns, each rated 1 to 10. alpaca_eval: pairwise preference; `score --annotations FILE`
@@ -151,6 +155,11 @@ class EvaluateConfig:
         Raises:
             UserError: An option is missing, out of range, or has no effect.
         """
+        if self.step == "compare":
+            self._check_compare()
+            return
+        if self.runs:
+            raise UserError("--runs is for the step compare")
         for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -170,6 +179,16 @@ class EvaluateConfig:
                 raise UserError("--annotations goes with one --model, whose they are, alone")
         elif not self.is_demo:
             self._check_judged()
+
+    def _check_compare(self) -> None:
+        if not self.runs or not self.output:
+            raise UserError("compare needs --runs, directories of evaluations, and --output")
+        for field in fields_of(self):
+            used = field.name in ("step", "runs", "output", "seed", "json")
+            if not used and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"--{field.name.replace('_', '-')} has no effect on the step compare"
+                )
 
     def _check_suite(self) -> None:
         if self.suite != "mt_bench" and (self.pairwise or self.references):
