@@ -115,7 +115,7 @@ def bradley_terry(
     style = {
         name: {"score": float(best[i]), "low": float(low[i]), "high": float(high[i])}
         for i, name in enumerate(STYLE, len(models))
-        if i < len(best)
+        if i < len(best) and len({one.style[i - len(models)] for one in battles}) > 1
     }
     return {
         "anchor": anchor,

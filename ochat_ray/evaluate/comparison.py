@@ -147,11 +147,19 @@ def _differences(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
 
 def _ratings(rows: Sequence[Row], seed: int) -> dict[str, Any] | None:
     battles = [
-        Battle(question=id, first=row["name"], second=str(row["baseline"]), share=share)
-        for row in rows
-        for id, share in (row["outcomes"] or {}).items()
+        _battle(row, id, share) for row in rows for id, share in (row["outcomes"] or {}).items()
     ]
     return bradley_terry(battles, anchor=rows[0]["baseline"], seed=seed)
+
+
+def _battle(row: Row, question: str, share: float) -> Battle:
+    votes = 1.0
+    if row["suite"] == "arena_hard":
+        won, votes = row["by_question"][question]
+        share = won / votes / 100
+    return Battle(
+        question=question, first=row["name"], second=row["baseline"], share=share, votes=votes
+    )
 
 
 def _agreement(settings: Mapping[tuple[str, str], Sequence[Row]]) -> Iterator[dict[str, Any]]:

@@ -60,10 +60,11 @@ class EvaluateConfig:
     page about the finished evaluations of `--runs`."""
     runs: tuple[str, ...] = ()
     """compare: output directories of finished evaluations."""
-    suite: Literal["vicuna", "mt_bench", "alpaca_eval"] = "vicuna"
+    suite: Literal["vicuna", "mt_bench", "alpaca_eval", "arena_hard"] = "vicuna"
     """Benchmark. vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two
     turns, each rated 1 to 10. alpaca_eval: pairwise preference; `score --annotations FILE`
-    computes its metrics from its own file."""
+    computes its metrics from its own file. arena_hard: pairwise, by five labels, with ratings
+    under a control of style."""
     weighted: Annotated[bool, Off] = False
     """alpaca_eval: weight preferences by the judge's probabilities of the letters A and B."""
     difficulty: str = ""

@@ -6,6 +6,7 @@ from templates/evaluate.css.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -23,6 +24,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "share": share, "interval": interval}
+    environment.filters["categories"] = categories
     environment.globals["scale"] = scale
     return environment.get_template(template).render(base_style=STYLE, **values)
 
@@ -37,7 +39,15 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def interval(one: dict[str, Any], digits: int = 2) -> str:
+def categories(by_category: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a plot by category."""
+    return [
+        {**one, "name": f"{name or 'none'} ({one['questions']})"}
+        for name, one in by_category.items()
+    ]
+
+
+def interval(one: Mapping[str, Any], digits: int = 2) -> str:
     """Format an interval; empty for a single question, which says nothing about others."""
     if one["score"] is None or one.get("questions") == 1:
         return ""

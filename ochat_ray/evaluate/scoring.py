@@ -13,6 +13,7 @@ from urllib.parse import quote
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import Spent
 from ochat_ray.evaluate.bias import biases, control, outcomes
+from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry, style_difference
 from ochat_ray.evaluate.counts import count_answers, count_declined, count_replies, warnings_of
 from ochat_ray.evaluate.evaluation import RESULTS, Evaluation
 from ochat_ray.evaluate.records import CONTROL, FAILED, key_of
@@ -50,7 +51,9 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         "baseline": evaluation.baseline or None,
         "judge": config.judge,
         "scores": scores,
+        "even": evaluation.suite.even,
         "differences": _differences(evaluation, parts),
+        **(_ratings(evaluation, scores) if config.compares else {}),
         "answers": {
             name: count_answers(evaluation.answers_of(name), evaluation.questions)
             | count_replies(_answer_records(evaluation, name))
@@ -208,6 +211,31 @@ def _differences(
         {"first": names[one], "second": names[other], **_json(estimated)}
         for (one, other), estimated in found.items()
     ]
+
+
+def _ratings(evaluation: Evaluation, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return Bradley-Terry ratings from the outcomes, plain and with style under control."""
+    baseline = evaluation.baseline_answers()
+    assert baseline is not None
+    plain, styled = [], []
+    for one in scores:
+        answers = evaluation.answers_of(one["model"]).turns
+        for id, share in one["outcomes"].items():
+            votes = 1.0
+            if evaluation.suite.votes:
+                won, votes = one["by_question"][id]
+                share = won / votes / 100
+            battle = Battle(
+                question=id, first=one["model"], second=baseline.model, share=share, votes=votes
+            )
+            style = style_difference("\n\n".join(answers[id]), "\n\n".join(baseline.turns[id]))
+            plain.append(battle)
+            styled.append(replace(battle, style=style))
+    seed = evaluation.config.seed
+    return {
+        "ratings": bradley_terry(plain, anchor=baseline.model, seed=seed),
+        "style_controlled": bradley_terry(styled, anchor=baseline.model, seed=seed, rounds=100),
+    }
 
 
 def _usage(

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate import alpaca, mt_bench, vicuna
+from ochat_ray.evaluate import alpaca, arena_hard, mt_bench, vicuna
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.length_control import Difficulty, length_controlled, read_difficulty
@@ -17,7 +17,7 @@ from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
-from ochat_ray.evaluate.verdicts import rating_of, scores_of, verdict_of
+from ochat_ray.evaluate.verdicts import rating_of, scores_of, verdict_of, votes_of
 
 Judgments = Sequence[Mapping[str, Any]]
 
@@ -39,6 +39,7 @@ class Suite:
         prompts: Name of our own prompt file.
         prompt_names: Placeholders that a judge prompt may contain.
         unit: Unit of the score.
+        even: Score of the baseline against itself; None if nothing is compared.
         categories: Valid question categories; None for any.
         turns: Maximum turns of a question that the judge is shown.
         temperature: Returns the temperature of answers to a category.
@@ -47,6 +48,7 @@ class Suite:
         shown: Formats a parsed judgment for the report.
         parts: Returns each question's contribution to the score, without unreadable judgments.
         zero_parts: Same, with unreadable judgments as zeros.
+        votes: Whether a question's part counts votes, with which it enters the ratings.
         check: Checks that the suite can score these questions; raises `UserError`.
         judged: Yields comparisons for the bias statistics.
         more: Returns additional entries of results.json.
@@ -56,6 +58,7 @@ class Suite:
     prompts: str
     prompt_names: frozenset[str]
     unit: str
+    even: float | None
     categories: frozenset[str] | None
     turns: int
     temperature: Callable[[str], float]
@@ -64,6 +67,7 @@ class Suite:
     shown: Callable[[Any], str]
     parts: Callable[[Judgments], dict[str, Part]]
     zero_parts: Callable[[Judgments], dict[str, Part]] | None = None
+    votes: bool = False
     check: Callable[[Sequence[Question]], None] = lambda _questions: None
     judged: Callable[[Judgments], Iterable[Judged]] = lambda _judgments: ()
     more: Callable[[Material, Judgments], dict[str, Any]] = lambda _material, _judgments: {}
@@ -78,6 +82,8 @@ def suite_of(config: EvaluateConfig) -> Suite:
         return _vicuna(config)
     if config.suite == "alpaca_eval":
         return _alpaca(config)
+    if config.suite == "arena_hard":
+        return _arena_hard(config)
     ratings = _ratings(config)
     return _pairs(config, ratings) if config.pairwise else ratings
 
@@ -94,6 +100,7 @@ def _vicuna(config: EvaluateConfig) -> Suite:
         prompts="vicuna",
         prompt_names=vicuna.PROMPT_NAMES,
         unit="% of the baseline's score",
+        even=100.0,
         categories=vicuna.CATEGORIES,
         turns=1,
         temperature=lambda _category: 0.7,
@@ -103,6 +110,31 @@ def _vicuna(config: EvaluateConfig) -> Suite:
         parts=partial(vicuna.parts, failures="drop"),
         zero_parts=partial(vicuna.parts, failures="zero"),
         judged=vicuna.judged,
+    )
+
+
+def _arena_hard(config: EvaluateConfig) -> Suite:
+    def calls(material: Material, model: Answers, baseline: Answers | None) -> list[Call]:
+        assert baseline is not None
+        return arena_hard.calls(
+            material.questions, model, baseline, material.prompts,
+            judge=config.judging(temperature=0.0),
+        )  # fmt: skip
+
+    return Suite(
+        prompts="arena_hard",
+        prompt_names=arena_hard.PROMPT_NAMES,
+        unit="% of votes against the baseline, three for a clear verdict",
+        even=50.0,
+        categories=None,
+        turns=1,
+        temperature=lambda _category: 0.0,
+        calls=calls,
+        read=votes_of,
+        shown=arena_hard.shown,
+        parts=arena_hard.parts,
+        judged=arena_hard.judged,
+        votes=True,
     )
 
 
@@ -126,6 +158,7 @@ def _alpaca(config: EvaluateConfig) -> Suite:
         prompts="alpaca_eval",
         prompt_names=alpaca.PROMPT_NAMES,
         unit="% of wins against the baseline",
+        even=50.0,
         categories=None,
         turns=1,
         temperature=lambda _category: 0.7,
@@ -176,6 +209,7 @@ def _ratings(config: EvaluateConfig) -> Suite:
         prompts="mt_bench",
         prompt_names=mt_bench.PROMPT_NAMES,
         unit="of 10",
+        even=None,
         categories=mt_bench.CATEGORIES,
         turns=2,
         temperature=lambda category: mt_bench.TEMPERATURES.get(category, 0.7),
@@ -202,6 +236,7 @@ def _pairs(config: EvaluateConfig, ratings: Suite) -> Suite:
     return replace(
         ratings,
         unit="% of wins against the baseline, a tie being half a win",
+        even=50.0,
         calls=calls,
         read=verdict_of,
         shown=str,
