@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate.bias import agreement
 from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry
 from ochat_ray.evaluate.evaluation import RESULTS
 from ochat_ray.evaluate.pages import render
@@ -178,15 +179,3 @@ def _agreement(settings: Mapping[tuple[str, str], Sequence[Row]]) -> Iterator[di
             if one[0] == other[0]:
                 names = [f"{judge}, prompts {prompts[:8]}" for judge, prompts in (one, other)]
             yield {"first": names[0], "second": names[1], **agreement(pairs)}
-
-
-def agreement(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-    """Return accuracy and Cohen's kappa of pairs of labels.
-
-    Kappa is the agreement beyond chance, 1 at most; None if chance alone agrees always.
-    """
-    same = sum(one == other for one, other in pairs) / len(pairs)
-    own, others = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
-    chance = sum(own[label] * others[label] for label in own) / len(pairs) ** 2
-    kappa = (same - chance) / (1 - chance) if chance < 1 else None
-    return {"questions": len(pairs), "accuracy": same, "kappa": kappa}

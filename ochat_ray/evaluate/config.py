@@ -115,6 +115,9 @@ class EvaluateConfig:
     """vicuna: judgments without readable scores are left out (drop) or counted as 0 to 0 (zero)."""
     control: Annotated[bool, Off] = False
     """Also let the judge compare every answer with itself, as a control."""
+    human_labels: str = ""
+    """Pairwise suites: labels by people, to report the judge's agreement with them: one line per
+    question with the better model's name or TIE (FairEval), or JSONL with question_id, winner."""
     references: str = ""
     """mt_bench: reference answers for math, reasoning and coding, JSONL in FastChat's format."""
 
@@ -217,6 +220,8 @@ class EvaluateConfig:
             raise UserError("--baseline or --baseline-answers is needed")
         if not self.compares and baseline:
             raise UserError("--baseline has no effect without --pairwise")
+        if self.human_labels and (not self.compares or len(set(self.model)) != 1):
+            raise UserError("--human-labels is for one --model and a baseline")
         if self.step != "answer" and not self.judge:
             raise UserError("--judge is needed")
 

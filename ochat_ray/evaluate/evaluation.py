@@ -12,6 +12,7 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import Budget, Prices, answer_call
 from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.human_labels import read_labels
 from ochat_ray.evaluate.prompts import read_prompts
 from ochat_ray.evaluate.questions import (
     Answers,
@@ -74,6 +75,13 @@ class Evaluation:
                 f"--baseline-answers {config.baseline_answers} are of {self.baseline}, which is "
                 "also a --model; give one of them another name"
             )
+        self.human_labels = (
+            read_labels(
+                config.human_labels, self.questions, model=self.models[0], baseline=self.baseline
+            )
+            if config.human_labels
+            else None
+        )
         output = Path(config.output).expanduser()
         self.answers, self.judgments = Records(output / ANSWERS), Records(output / JUDGMENTS)
         self._output = RunDir.open(config.output)

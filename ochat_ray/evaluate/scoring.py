@@ -16,6 +16,7 @@ from ochat_ray.evaluate.bias import biases, control, outcomes
 from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry, style_difference
 from ochat_ray.evaluate.counts import count_answers, count_declined, count_replies, warnings_of
 from ochat_ray.evaluate.evaluation import RESULTS, Evaluation
+from ochat_ray.evaluate.human_labels import human_agreement
 from ochat_ray.evaluate.records import CONTROL, FAILED, key_of
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
 from ochat_ray.evaluate.stats import Part, differences, estimate
@@ -195,6 +196,8 @@ def _scored(
         judged = list(suite.judged(judgments))
         one["biases"] = asdict(biases(judged))
         one["outcomes"] = outcomes(judged)
+        if (labels := evaluation.human_labels) is not None:
+            one["human"] = human_agreement(labels, one["outcomes"], seed=config.seed)
     if failed and len(rules) > 1:
         # Both 2023 rules, if they differ.
         one["by_failures"] = {rule: estimated(parts) for rule, parts in rules.items()}

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.comparison import agreement, compare
+from ochat_ray.evaluate.bias import agreement
+from ochat_ray.evaluate.comparison import compare
 from ochat_ray.evaluate.config import EvaluateConfig
 from tests.evaluate.test_report import EVIL, Tags
 
