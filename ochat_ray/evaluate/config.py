@@ -20,6 +20,9 @@ Off = tyro.conf.FlagCreatePairsOff
 OPENAI_URL = "https://api.openai.com/v1"
 SERVED_URL = "http://127.0.0.1:8000/v1"
 SAMPLES = 3
+CODE_TIMEOUT_S = 10.0
+UNIT_TESTS = "unit tests"
+"""Name of the judge of the suite `code`."""
 RENAMED = {"--at-once": "--max-concurrency"}
 """Current names of options by former name."""
 
@@ -60,11 +63,15 @@ class EvaluateConfig:
     page about the finished evaluations of `--runs`."""
     runs: tuple[str, ...] = ()
     """compare: output directories of finished evaluations."""
-    suite: Literal["vicuna", "mt_bench", "alpaca_eval", "arena_hard"] = "vicuna"
+    suite: Literal["vicuna", "mt_bench", "alpaca_eval", "arena_hard", "code"] = "vicuna"
     """Benchmark. vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two
     turns, each rated 1 to 10. alpaca_eval: pairwise preference; `score --annotations FILE`
     computes its metrics from its own file. arena_hard: pairwise, by five labels, with ratings
-    under a control of style."""
+    under a control of style. code: HumanEval's or MBPP's problems, decided by unit tests."""
+    run_code: Annotated[bool, Off] = False
+    """code: run the models' programs, in a sandbox of bubblewrap without network and home."""
+    code_timeout_s: float = CODE_TIMEOUT_S
+    """code: timeout per program, in seconds."""
     weighted: Annotated[bool, Off] = False
     """alpaca_eval: weight preferences by the judge's probabilities of the letters A and B."""
     difficulty: str = ""
@@ -201,6 +208,10 @@ class EvaluateConfig:
             raise UserError("--judge-scores-only is for --suite vicuna")
         if self.suite != "vicuna" and self.failures == "zero":
             raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
+        if self.suite != "code" and (self.run_code or self.code_timeout_s != CODE_TIMEOUT_S):
+            raise UserError("--run-code and --code-timeout-s are for --suite code")
+        if self.code_timeout_s <= 0:
+            raise UserError("--code-timeout-s must be positive")
         if self.control and not self.compares:
             raise UserError("--control has no effect without --pairwise")
         for name in ("weighted", "difficulty"):
@@ -219,11 +230,26 @@ class EvaluateConfig:
         if self.compares and not (self.baseline or self.baseline_answers):
             raise UserError("--baseline or --baseline-answers is needed")
         if not self.compares and baseline:
-            raise UserError("--baseline has no effect without --pairwise")
+            without = "on --suite code" if self.suite == "code" else "without --pairwise"
+            raise UserError(f"--baseline has no effect {without}")
         if self.human_labels and (not self.compares or len(set(self.model)) != 1):
             raise UserError("--human-labels is for one --model and a baseline")
+        if self.suite == "code":
+            self._check_code()
+            return
         if self.step != "answer" and not self.judge:
             raise UserError("--judge is needed")
+
+    def _check_code(self) -> None:
+        for name in ("judge", "prompts", "judge_body", "judge_temperature"):
+            if getattr(self, name) not in (None, ""):
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} has no effect on --suite code, which has no judge")
+        if self.step in ("all", "judge") and not (self.run_code or self.dry_run):
+            raise UserError(
+                "--suite code runs the models' programs; allow it with --run-code, or run only "
+                "the step answer"
+            )
 
     @property
     def is_demo(self) -> bool:
@@ -242,7 +268,7 @@ class EvaluateConfig:
     @property
     def compares(self) -> bool:
         """True if answers are compared with a baseline's."""
-        return self.suite != "mt_bench" or self.pairwise
+        return self.suite not in ("mt_bench", "code") or self.pairwise
 
     def answering(self, model: str, temperature: float) -> dict[str, Any]:
         """Return the fields of a request for an answer, except its messages."""

@@ -40,7 +40,9 @@ def count_replies(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         changed |= record.get("changed", {})
     return {
         "refused": len(records) - len(replies),
-        "empty_replies": sum(not record["text"].strip() for record in replies),
+        "empty_replies": sum(
+            not record["text"].strip() and "reason" not in record for record in replies
+        ),
         "cut_off": ends["length"],
         "filtered": ends["content_filter"],
         "retried": sum(record.get("attempts", 1) > 1 for record in replies),

@@ -13,7 +13,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import Budget, Prices, answer_call
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.human_labels import read_labels
-from ochat_ray.evaluate.prompts import read_prompts
+from ochat_ray.evaluate.prompts import Prompts, read_prompts
 from ochat_ray.evaluate.questions import (
     Answers,
     Question,
@@ -49,14 +49,16 @@ class Evaluation:
         if "://" in config.output:
             raise UserError(f"--output {config.output}: records are kept on this machine's disk")
         self.config = config
-        self.questions = read_questions(config.questions, limit=config.limit)
-        self.models = list(dict.fromkeys(config.model))
         self.suite = suite_of(config)
+        self.questions = (
+            read_questions(config.questions, limit=config.limit)
+            if self.suite.questions is None
+            else list(self.suite.questions)
+        )
+        self.models = list(dict.fromkeys(config.model))
         self.material = Material(
             questions=self.questions,
-            prompts=read_prompts(
-                config.prompts or None, suite=self.suite.prompts, names=self.suite.prompt_names
-            ),
+            prompts=self._prompts(),
             references=read_answers(config.references) if config.references else None,
         )
         self._check_categories()
@@ -94,6 +96,13 @@ class Evaluation:
         } | known
         self._endpoint_names = endpoint_names
         self._earlier = (self._output.read_json(RESULTS) or {}).get("config", {})
+
+    def _prompts(self) -> Prompts:
+        if self.suite.runs_code:
+            return Prompts({})
+        return read_prompts(
+            self.config.prompts or None, suite=self.suite.prompts, names=self.suite.prompt_names
+        )
 
     def _check_categories(self) -> None:
         """Check that each question's category is known.

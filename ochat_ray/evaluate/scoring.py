@@ -144,6 +144,8 @@ def _entries(
 
 def _label(judgment: Mapping[str, Any]) -> str:
     parts = [f"turn {judgment['turn'] + 1}"] if "turn" in judgment else []
+    if "reason" in judgment:
+        parts.append(judgment["judge"])
     if CONTROL in judgment:
         parts.append("beside itself")
     elif "model_first" in judgment:
@@ -247,7 +249,7 @@ def _usage(
     """Return the tokens of these records, and their cost; None without a price."""
     spent = Spent()
     for record in records:
-        if FAILED not in record:
+        if "prompt_tokens" in record:
             tokens = (record.get("prompt_tokens") or 0, record.get("completion_tokens") or 0)
             spent.add(model, *tokens, evaluation.prices)
     return {

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate import alpaca, arena_hard, mt_bench, vicuna
+from ochat_ray.evaluate import alpaca, arena_hard, code_tasks, mt_bench, vicuna
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.length_control import Difficulty, length_controlled, read_difficulty
@@ -48,6 +48,8 @@ class Suite:
         shown: Formats a parsed judgment for the report.
         parts: Returns each question's contribution to the score, without unreadable judgments.
         zero_parts: Same, with unreadable judgments as zeros.
+        questions: The questions, if the suite has a file format of its own.
+        runs_code: Whether a call is a program to run in a sandbox, instead of one to a judge.
         votes: Whether a question's part counts votes, with which it enters the ratings.
         check: Checks that the suite can score these questions; raises `UserError`.
         judged: Yields comparisons for the bias statistics.
@@ -68,6 +70,8 @@ class Suite:
     parts: Callable[[Judgments], dict[str, Part]]
     zero_parts: Callable[[Judgments], dict[str, Part]] | None = None
     votes: bool = False
+    questions: Sequence[Question] | None = None
+    runs_code: bool = False
     check: Callable[[Sequence[Question]], None] = lambda _questions: None
     judged: Callable[[Judgments], Iterable[Judged]] = lambda _judgments: ()
     more: Callable[[Material, Judgments], dict[str, Any]] = lambda _material, _judgments: {}
@@ -84,6 +88,8 @@ def suite_of(config: EvaluateConfig) -> Suite:
         return _alpaca(config)
     if config.suite == "arena_hard":
         return _arena_hard(config)
+    if config.suite == "code":
+        return _code(config)
     ratings = _ratings(config)
     return _pairs(config, ratings) if config.pairwise else ratings
 
@@ -135,6 +141,30 @@ def _arena_hard(config: EvaluateConfig) -> Suite:
         parts=arena_hard.parts,
         judged=arena_hard.judged,
         votes=True,
+    )
+
+
+def _code(config: EvaluateConfig) -> Suite:
+    problems = code_tasks.read_problems(config.questions, limit=config.limit)
+    return Suite(
+        prompts="",
+        prompt_names=frozenset(),
+        unit="% of problems solved (pass@1)",
+        even=None,
+        categories=None,
+        turns=1,
+        temperature=lambda _category: 0.0,
+        questions=[problem.question for problem in problems.values()],
+        runs_code=True,
+        calls=lambda material, model, _baseline: code_tasks.calls(
+            problems, material.questions, model, config.code_timeout_s
+        ),
+        read=code_tasks.reason_of,
+        shown=str,
+        parts=code_tasks.parts,
+        more=lambda _material, judgments: {
+            "executions": dict(Counter(map(code_tasks.reason_of, judgments)))
+        },
     )
 
 
