@@ -17,6 +17,10 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
         from ochat_ray.evaluate.comparison import compare
 
         return compare(config.runs, config.output, seed=config.seed)
+    if config.step == "tasks":
+        from ochat_ray.evaluate.harness import run_tasks
+
+        return run_tasks(config)
     if config.annotations:
         from ochat_ray.evaluate.alpaca import read_annotations
 
@@ -41,7 +45,14 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
 
 def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
     if "page" in result:
-        return "\n".join([*result["notes"], f"comparison: {result['page']}"])
+        rows = [(group, row) for group in result["groups"] for row in group["rows"]]
+        scores = [
+            f"{group['suite']}, {row['name']}: {row['score']:.2f} ({row['low']:.2f} to "
+            f"{row['high']:.2f}) {group['unit']}"
+            for group, row in rows
+            if row["score"] is not None
+        ]
+        return "\n".join([*scores, *result["notes"], f"comparison: {result['page']}"])
     if "scores" not in result:
         return json.dumps(result, indent=2)
     lines = []

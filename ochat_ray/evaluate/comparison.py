@@ -88,7 +88,7 @@ def _rows_of(run: str, results: Mapping[str, Any]) -> Iterator[Row]:
             ),
             **{name: one.get(name) for name in (
                 "model", "score", "low", "high", "judgments", "failed", "not_judged", "biases",
-                "by_question", "outcomes", "length_controlled_winrate", "lc_model",
+                "by_question", "outcomes", "length_controlled_winrate", "lc_model", "metrics",
             )},
             "characters": counts.get("mean_characters"), "empty": counts.get("empty"),
             "tokens": [u["completion_tokens"] if u and u["calls"] else None for u in usages],

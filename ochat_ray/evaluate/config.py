@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ KEYS: dict[Role, str] = {
 """Environment variable with the API key of each endpoint."""
 
 Retry = Literal["failed", "empty", "unreadable"]
-Step = Literal["all", "answer", "judge", "score", "report", "compare"]
+Step = Literal["all", "answer", "judge", "score", "report", "compare", "tasks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,14 @@ class EvaluateConfig:
     step: tyro.conf.Positional[Step] = "all"
     """Step to run: `answer` collects the models' answers, `judge` the judgments, `score` and
     `report` compute the scores and write the report, `all` runs them in turn. `compare` writes one
-    page about the finished evaluations of `--runs`."""
+    page about the finished evaluations of `--runs`. `tasks` runs `--tasks` of lm-eval, which need
+    no judge."""
+    tasks: tuple[str, ...] = ()
+    """tasks: names of lm-eval's tasks, such as gsm8k and ifeval."""
+    lm_eval: str = "lm_eval"
+    """tasks: the program, in an environment with lm-eval[api,ifeval]."""
+    lm_eval_args: str = ""
+    """tasks: further arguments for it, such as '--num_fewshot 0'."""
     runs: tuple[str, ...] = ()
     """compare: output directories of finished evaluations."""
     suite: Literal["vicuna", "mt_bench", "alpaca_eval", "arena_hard", "code"] = "vicuna"
@@ -167,10 +175,17 @@ class EvaluateConfig:
             UserError: An option is missing, out of range, or has no effect.
         """
         if self.step == "compare":
-            self._check_compare()
+            if not self.runs or not self.output:
+                raise UserError("compare needs --runs, directories of evaluations, and --output")
+            self._check_unused("runs", "output", "seed")
+            return
+        if self.step == "tasks":
+            self._check_tasks()
             return
         if self.runs:
             raise UserError("--runs is for the step compare")
+        if self.tasks or self.lm_eval_args or self.lm_eval != "lm_eval":
+            raise UserError("--tasks, --lm-eval and --lm-eval-args are for the step tasks")
         for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -191,15 +206,24 @@ class EvaluateConfig:
         elif not self.is_demo:
             self._check_judged()
 
-    def _check_compare(self) -> None:
-        if not self.runs or not self.output:
-            raise UserError("compare needs --runs, directories of evaluations, and --output")
+    def _check_tasks(self) -> None:
+        if not (self.tasks and self.model and self.output):
+            raise UserError("tasks needs --tasks, --model and --output")
+        if "://" in self.output:
+            raise UserError(f"--output {self.output}: lm-eval writes on this machine's disk")
+        if unknown := [name for name in self.tasks if not re.fullmatch(r"[\w.+-]+", name)]:
+            raise UserError(f"--tasks {unknown[0]!r} is no name of a task")
+        self._check_unused(
+            "tasks", "model", "output", "url", "limit", "max_concurrency", "timeout_s", "attempts",
+            "seed", "lm_eval", "lm_eval_args",
+        )  # fmt: skip
+
+    def _check_unused(self, *used: str) -> None:
         for field in fields_of(self):
-            used = field.name in ("step", "runs", "output", "seed", "json")
-            if not used and getattr(self, field.name) != field.default:
-                raise UserError(
-                    f"--{field.name.replace('_', '-')} has no effect on the step compare"
-                )
+            known = field.name in (*used, "step", "json")
+            if not known and getattr(self, field.name) != field.default:
+                option = f"--{field.name.replace('_', '-')}"
+                raise UserError(f"{option} has no effect on the step {self.step}")
 
     def _check_suite(self) -> None:
         if self.suite != "mt_bench" and (self.pairwise or self.references):
