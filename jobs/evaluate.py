@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -36,10 +35,6 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
         return demo.run(config, served)
     from ochat_ray.evaluate import steps
 
-    if "RAY_ADDRESS" in os.environ:  # set in the jobs of a cluster
-        from ochat_ray.evaluate.spread import connect
-
-        return steps.run(config, connect)
     return steps.run(config)
 
 

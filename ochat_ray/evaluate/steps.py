@@ -25,7 +25,7 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate import sandbox
 from ochat_ray.evaluate.asking import CHARACTERS_PER_TOKEN, Asker, Spent, answer, for_all
-from ochat_ray.evaluate.client import Client, Endpoint
+from ochat_ray.evaluate.client import Client
 from ochat_ray.evaluate.config import UNIT_TESTS, EvaluateConfig, Role, key_for
 from ochat_ray.evaluate.evaluation import EMPTY, Evaluation
 from ochat_ray.evaluate.questions import Answers, Question
@@ -33,10 +33,10 @@ from ochat_ray.evaluate.records import FAILED, Call
 from ochat_ray.evaluate.scoring import score
 from ochat_ray.progress import Progress
 
-Connect = Callable[..., AbstractAsyncContextManager[Endpoint]]
+Connect = Callable[..., Client]
 """Factory of a client, with the arguments of `Client`."""
 
-At = Callable[[Role, str], AbstractAsyncContextManager[Endpoint]]
+At = Callable[[Role, str], AbstractAsyncContextManager[Client]]
 """Factory of a client, with the endpoint's role and base URL as its arguments."""
 
 
@@ -212,9 +212,7 @@ def _unique(calls: Iterable[Call]) -> list[Call]:
     return list({call.key: call for call in calls}.values())
 
 
-def _connected(
-    connect: Connect, config: EvaluateConfig, role: Role, url: str
-) -> AbstractAsyncContextManager[Endpoint]:
+def _connected(connect: Connect, config: EvaluateConfig, role: Role, url: str) -> Client:
     return connect(
         url,
         key_for(role, url, config.url),
