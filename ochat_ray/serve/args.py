@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +27,9 @@ from ochat_ray.errors import UserError
 from ochat_ray.model_directory import local_directory
 from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
+from ochat_ray.serve.model_files import check_model_directory, context_length_of, training_of
 from ochat_ray.serve.responses import Training
-from ochat_ray.serve.served_model import model_type_of, read_card, read_json, served_name
+from ochat_ray.serve.served_model import model_type_of, read_card, served_name
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -214,7 +214,7 @@ def resolve(args: ServeArgs) -> Settings:
     max_replicas = args.max_replicas or max(2, args.min_replicas)
     if max_replicas < args.min_replicas:
         raise UserError(f"max_replicas={max_replicas} is below min_replicas={args.min_replicas}")
-    context_length = _context_length(args, card, config)
+    context_length = context_length_of(args.context_length, card, config)
     keys, keys_path = _keys(args)
     engine = EngineSettings(
         directory=place,
@@ -239,7 +239,7 @@ def resolve(args: ServeArgs) -> Settings:
             vocabulary=config["vocab_size"],
             created=int((directory / "config.json").stat().st_mtime),
             fingerprint=fingerprint(directory, engine),
-            training=_training(card),
+            training=training_of(card),
             keys=keys,
             keys_path=keys_path,
             insecure_open=args.insecure_open,
@@ -264,31 +264,6 @@ def resolve(args: ServeArgs) -> Settings:
         ingress_replicas=args.ingress_replicas,
         max_surge_percent=args.max_surge_percent,
     )
-
-
-def check_model_directory(directory: Path) -> dict[str, Any]:
-    """Return the directory's config.json after checking that everything for serving exists.
-
-    Raises:
-        UserError: Something is missing; the line names it and how to create it.
-    """
-    if not directory.is_dir():
-        raise UserError(
-            f"no model directory at {directory}; train one with `python jobs/train.py`, "
-            "or give model=DIR"
-        )
-    for name in ("config.json", "tokenizer.json"):
-        if not (directory / name).is_file():
-            raise UserError(f"no {name} in {directory}; is that a directory that train wrote?")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"no *.safetensors in {directory}; is that a directory that train wrote?")
-    config = read_json(directory / "config.json")
-    text = config.get("text_config")
-    if isinstance(text, dict):  # of a model that sees images, too
-        config = {**text, **config}
-    if not isinstance(config.get("vocab_size"), int):
-        raise UserError(f"config.json in {directory} has no vocab_size; is it a language model?")
-    return config
 
 
 def fingerprint(directory: Path, engine: EngineSettings) -> str:
@@ -349,31 +324,7 @@ def _ui(args: ServeArgs) -> bool:
     return installed and args.ingress_replicas == 1 if args.ui is None else args.ui
 
 
-def _training(card: Mapping[str, Any]) -> Training | None:
-    known = {name: card[name] for name in Training.model_fields if name in card}
-    if not known:
-        return None
-    whole = json.dumps(card, sort_keys=True, separators=(",", ":"))
-    known["digest"] = hashlib.sha256(whole.encode()).hexdigest()
-    try:
-        return Training.model_validate(known)
-    except ValidationError:
-        raise UserError("ochat.json does not hold what train writes; train again") from None
-
-
 def _installed(name: str) -> bool:
     # A plain folder of that name is a namespace package, without an origin.
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None
-
-
-def _context_length(args: ServeArgs, card: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if args.context_length and positions and args.context_length > positions:
-        raise UserError(
-            f"context_length={args.context_length} is above the model's {positions} positions"
-        )
-    length = args.context_length or card.get("context_length") or positions
-    if not length:
-        raise UserError("config.json has no context length; give context_length=N")
-    return int(length)
