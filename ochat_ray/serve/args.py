@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
 from ochat_ray.model_directory import local_directory
+from ochat_ray.serve.adapters import AdapterSettings
 from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
 from ochat_ray.serve.model_files import check_model_directory, context_length_of, training_of
@@ -63,6 +65,12 @@ class ServeArgs(BaseModel):
     """Maximum tokens of prompt and answer together; default: the value in ochat.json, else the
     model's."""
     dtype: Dtype = "auto"
+    adapters: str | None = None
+    """Directory of LoRA adapters, one per sub-directory, served under its name; scanned every few
+    seconds. Every host needs it under the same path."""
+    max_adapter_rank: int = Field(64, ge=1, le=512)
+    embeddings: bool = False
+    """Answer /v1/embeddings; with the transformers engine only."""
 
     min_replicas: int = Field(1, ge=0)
     """Minimum model replicas; 0 scales to zero when idle, and the next request waits for a new
@@ -149,6 +157,8 @@ class EngineSettings:
     max_batch_tokens: int
     vocabulary: int
     kv_cache_gib: float | None
+    adapters: AdapterSettings | None = None
+    embeddings: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +166,7 @@ class IngressSettings:
     """Settings of an ingress replica.
 
     `created` is in seconds since the epoch; `fingerprint` identifies the model and engine settings.
+    `embedding_size` is None if embeddings are not served.
     """
 
     directory: str
@@ -167,6 +178,8 @@ class IngressSettings:
     created: int
     fingerprint: str = ""
     training: Training | None = None
+    adapters: AdapterSettings | None = None
+    embedding_size: int | None = None
     keys: tuple[ApiKey, ...] = ()
     keys_path: str | None = None
     insecure_open: bool = False
@@ -216,9 +229,11 @@ def resolve(args: ServeArgs) -> Settings:
         raise UserError(f"max_replicas={max_replicas} is below min_replicas={args.min_replicas}")
     context_length = context_length_of(args.context_length, card, config)
     keys, keys_path = _keys(args)
+    name = args.served_model_name or served_name(place)
+    engine_name = _engine(args.engine)
     engine = EngineSettings(
         directory=place,
-        engine=_engine(args.engine),
+        engine=engine_name,
         dtype=args.dtype,
         context_length=context_length,
         num_cpus=args.num_cpus,
@@ -227,19 +242,23 @@ def resolve(args: ServeArgs) -> Settings:
         max_batch_tokens=args.max_batch_tokens,
         vocabulary=config["vocab_size"],
         kv_cache_gib=args.kv_cache_gib,
+        adapters=_adapters(args, engine_name, (served_name(place), place, name)),
+        embeddings=args.embeddings,
     )
     return Settings(
         engine=engine,
         ingress=IngressSettings(
             directory=place,
             engine=engine.engine,
-            served_model_name=args.served_model_name or served_name(place),
+            served_model_name=name,
             model_type=model_type,
             context_length=context_length,
             vocabulary=config["vocab_size"],
             created=int((directory / "config.json").stat().st_mtime),
             fingerprint=fingerprint(directory, engine),
             training=training_of(card),
+            adapters=engine.adapters,
+            embedding_size=_embedding_size(engine, config),
             keys=keys,
             keys_path=keys_path,
             insecure_open=args.insecure_open,
@@ -270,9 +289,10 @@ def fingerprint(directory: Path, engine: EngineSettings) -> str:
     """Return a digest of the model's files and the engine's settings, for `system_fingerprint`.
 
     Weights, which may be large, count with their names and sizes; ochat.json, which a training
-    writes, differs for other weights. The path does not matter.
+    writes, differs for other weights. The path does not matter, nor do adapters and embeddings.
     """
-    settings = asdict(replace(engine, directory=""))
+    settings = asdict(replace(engine, directory="", adapters=None))
+    del settings["adapters"], settings["embeddings"]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(version("ochat-ray").encode())
     for name in ("config.json", "tokenizer.json", "ochat.json"):
@@ -293,6 +313,35 @@ def _engine(name: str) -> str:
     if name == "vllm" and not installed:
         raise UserError("engine=vllm needs vLLM; pip install 'ochat-ray[gpu]'")
     return name
+
+
+def _adapters(args: ServeArgs, engine: str, base_names: tuple[str, ...]) -> AdapterSettings | None:
+    if args.adapters is None:
+        return None
+    if "adapters" in UNSUPPORTED[engine]:
+        raise UserError(f"adapters: the {engine} engine has none; transformers and vllm do")
+    path = Path(args.adapters).expanduser().absolute()
+    if "://" in args.adapters or not path.is_dir():
+        raise UserError(f"adapters={args.adapters} is not a directory")
+    return AdapterSettings(
+        directory=str(path),
+        base_names=base_names,
+        most_rank=args.max_adapter_rank,
+        patterns=engine == "transformers",
+    )
+
+
+def _embedding_size(engine: EngineSettings, config: Mapping[str, Any]) -> int | None:
+    if not engine.embeddings:
+        return None
+    if "embeddings" in UNSUPPORTED[engine.engine]:
+        raise UserError(
+            f"embeddings=true: the {engine.engine} engine has none; give engine=transformers"
+        )
+    size = config.get("hidden_size")
+    if not isinstance(size, int):
+        raise UserError("embeddings=true: config.json has no hidden_size")
+    return size
 
 
 def _keys(args: ServeArgs) -> tuple[tuple[ApiKey, ...], str | None]:
