@@ -142,6 +142,16 @@ def read_adapter(directory: Path, rules: AdapterRules) -> AdapterContent:
     )
 
 
+def check_content(digest: str, content: AdapterContent) -> None:
+    """Check that a content has the digest for which it was read.
+
+    Raises:
+        UserError: It has not, since the files have changed.
+    """
+    if content.digest != digest:
+        raise UserError("is being replaced")
+
+
 def _read(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
         content = file.read(most + 1)

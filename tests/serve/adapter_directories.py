@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 PROJECTIONS = {
     "self_attn.q_proj": (64, 64), "self_attn.k_proj": (64, 32), "self_attn.v_proj": (64, 32),
@@ -25,6 +25,15 @@ def tensors_of(seed, *, rank=4, targets=("q_proj", "v_proj", "down_proj"), size=
         if name.rpartition(".")[2] in targets
         for side, shape in (("A", (rank, inputs)), ("B", (outputs, rank)))
     }
+
+
+def tensors_by_module(directory):
+    """Matrices {"A": ..., "B": ...} by the name of the layer."""
+    found = {}
+    for key, tensor in load_file(directory / "adapter_model.safetensors").items():
+        module, _, side = key.removeprefix("base_model.model.").partition(".lora_")
+        found.setdefault(module, {})[side[0]] = tensor
+    return found
 
 
 def write_adapter(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.adapter_files import AdapterContent, AdapterRules, read_adapter
+from ochat_ray.serve.adapter_files import AdapterRules, check_content, read_adapter
 from ochat_ray.serve.engines.base import Adapter, RequestRefusedError
 from ochat_ray.serve.engines.packed_linear import PackedLinear
 from ochat_ray.serve.engines.prompt_scores import Span
@@ -138,9 +138,9 @@ class LoraLayers:
     def _read(self, adapter: Adapter) -> Lora:
         try:
             content = read_adapter(Path(adapter.directory), self._rules)
+            check_content(adapter.digest, content)
         except UserError as error:
             raise RequestRefusedError(f"the adapter {adapter.name!r} {error}", "model") from error
-        check_content(adapter, content)
         missing = sorted(set(content.layers) - self._layers)
         if missing:
             raise RequestRefusedError(
@@ -165,12 +165,6 @@ class LoraLayers:
         size = sum(4 * (change.a.numel() + change.b.numel()) for change in changes.values())
         logger.info("adapter %s: loaded, digest %s", adapter.name, adapter.digest[:16])
         return Lora(adapter, changes, size)
-
-
-def check_content(adapter: Adapter, content: AdapterContent) -> None:
-    """Raise RequestRefusedError if an adapter's files have changed since the request."""
-    if content.digest != adapter.digest:
-        raise RequestRefusedError(f"the adapter {adapter.name!r} is being replaced", "model")
 
 
 def salted(token_ids: Sequence[int], lora: Lora | None) -> list[int]:
