@@ -274,7 +274,7 @@ def _number(config: Mapping[str, Any], field: str, patterns: str, module: str, k
 def _check_complete(
     config: Mapping[str, Any], layers: Mapping[str, Matrices], base: Shapes
 ) -> None:
-    """Reject an adapter without matrices for a layer that its config names."""
+    """Reject an adapter whose matrices are not those of the layers that its config names."""
     targets = config.get("target_modules")
     if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
         return
@@ -285,9 +285,12 @@ def _check_complete(
         for module in (name.removesuffix(".weight") for name, shape in base.items())
         if any(f".{module}".endswith(f".{target}") for target in targets)
     ]
-    missing = sorted(set(wanted) - set(layers))
-    if missing:
+    if missing := sorted(set(wanted) - set(layers)):
         raise UserError(f"{WEIGHTS} has no matrices for {missing[0]}, which target_modules names")
+    if others := sorted(set(layers) - set(wanted)):
+        raise UserError(
+            f"{WEIGHTS} has matrices for {others[0]}, which target_modules does not name"
+        )
 
 
 def _entries(header: bytes, name: str) -> dict[str, tuple[str, tuple[int, ...], tuple[int, int]]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,9 +104,11 @@ class AdapterCatalog:
         return None if found is None or found.adapter is None else (found.adapter, found.created)
 
     def start(self) -> None:
-        """Scan now, and then every `SCAN_EVERY_S` seconds on a thread."""
-        self.scan()
-        self.scan()  # what lies there at the start has settled
+        """Scan now, and then every `SCAN_EVERY_S` seconds on a thread.
+
+        Adapters that have not changed for a while are served from the start.
+        """
+        self.scan(settled_after_s=SCAN_EVERY_S)
         threading.Thread(target=self._scan_forever, name="adapters", daemon=True).start()
 
     def _scan_forever(self) -> None:
@@ -115,8 +119,11 @@ class AdapterCatalog:
             except Exception:
                 logger.exception("scanning %s failed", self._directory)
 
-    def scan(self) -> None:
-        """Look at the directory again, and log what changed."""
+    def scan(self, settled_after_s: float = math.inf) -> None:
+        """Look at the directory again, and log what changed.
+
+        Files have settled if a second scan finds the same, or if they are of this age.
+        """
         try:
             with os.scandir(self._directory) as entries:
                 names = sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")
@@ -128,18 +135,19 @@ class AdapterCatalog:
         if problem and problem != self._problem:
             logger.warning("adapters in %s: %s", self._directory, problem)
         self._problem = problem
-        found = {name: self._look(name) for name in names[:MOST_ADAPTERS]}
+        found = {name: self._look(name, settled_after_s) for name in names[:MOST_ADAPTERS]}
         before, self._found = self._found, found
         for name in sorted(before.keys() | found.keys()):
             self._log(name, before.get(name), found.get(name))
 
-    def _look(self, name: str) -> _Found:
+    def _look(self, name: str, settled_after_s: float) -> _Found:
         """Return the state of a sub-directory; its files are read only if they changed."""
         directory, before = self._directory / name, self._found.get(name)
         stamp = _stamp(directory)
-        known = before is not None and before.stamp == stamp
-        if known and before is not None and before.settled:
+        unchanged = before is not None and before.stamp == stamp
+        if before is not None and unchanged and before.settled:
             return before
+        settled = unchanged or _age_s(stamp) > settled_after_s
         if not _NAME.fullmatch(name) or name == self._reserved:
             reason = (
                 "its name is the base's, or has other characters than letters, digits and _.:@+-"
@@ -149,15 +157,15 @@ class AdapterCatalog:
             content = read_adapter(directory, self._rules)
             created = int((directory / WEIGHTS).stat().st_mtime)
         except UserError as error:
-            return _Found(stamp, known, reason=str(error))
+            return _Found(stamp, settled, reason=str(error))
         except Exception as error:  # noqa: BLE001 - one adapter must not end the scan of others
-            return _Found(stamp, known, reason=f"cannot be read: {type(error).__name__}")
+            return _Found(stamp, settled, reason=f"cannot be read: {type(error).__name__}")
         adapter = Adapter(name=name, directory=str(directory), digest=content.digest)
         # A file that was only touched has the content that is served already.
         same = before is not None and before.adapter == adapter
-        if not known and not same:
+        if not settled and not same:
             return _Found(stamp, False, reason="is new or being written; it is read again soon")
-        return _Found(stamp, known, adapter=adapter, created=created)
+        return _Found(stamp, settled, adapter=adapter, created=created)
 
     def _log(self, name: str, before: _Found | None, now: _Found | None) -> None:
         name = name.encode("unicode_escape").decode()
@@ -183,6 +191,11 @@ def _stamp(directory: Path) -> _Stamp:
             times = (stat.st_mtime_ns, stat.st_ctime_ns)
             stamps.append((*times, stat.st_size, stat.st_ino, stat.st_dev))
     return tuple(stamps)
+
+
+def _age_s(stamp: _Stamp) -> float:
+    """Return the seconds since the last change of the files' status; infinity without files."""
+    return time.time() - max((times[1] / 1e9 for times in stamp if times), default=-math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

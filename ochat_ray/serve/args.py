@@ -317,11 +317,13 @@ def _engine(name: str) -> str:
 
 def _adapters(args: ServeArgs, engine: str, base_names: tuple[str, ...]) -> AdapterSettings | None:
     if args.adapters is None:
+        if "max_adapter_rank" in args.model_fields_set:
+            raise UserError("max_adapter_rank: only with adapters")
         return None
     if "adapters" in UNSUPPORTED[engine]:
         raise UserError(f"adapters: the {engine} engine has none; transformers and vllm do")
     path = Path(args.adapters).expanduser().absolute()
-    if "://" in args.adapters or not path.is_dir():
+    if not args.adapters or "://" in args.adapters or not path.is_dir():
         raise UserError(f"adapters={args.adapters} is not a directory")
     return AdapterSettings(
         directory=str(path),

@@ -86,6 +86,7 @@ def test_the_digest_is_that_of_the_content(rules, tmp_path):
         ({"r": 5}, "rank 5 and this base need"),
         ({"rank": 16, "lora_alpha": 1}, "rank 16 is above max_adapter_rank=8"),
         ({"target_modules": ["q_proj", "o_proj"]}, "no matrices for .*o_proj, which target"),
+        ({"target_modules": ["q_proj"]}, "has matrices for .*down_proj, which target_modules does"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_plain_adapter_of_this_base_is_refused_by_name(

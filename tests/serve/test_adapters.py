@@ -117,9 +117,12 @@ def test_a_name_that_is_taken_or_not_plain_is_not_served(catalog, tmp_path, name
     assert "its name is the base's, or has" in catalog.not_served[name]
 
 
-def test_a_directory_that_disappears_serves_no_adapter(catalog, tmp_path, caplog):
+def test_a_directory_is_served_from_the_start_until_it_disappears(catalog, tmp_path, caplog):
     write_adapter(tmp_path / "adapters/one", 1)
-    catalog.start()
+    catalog.scan(settled_after_s=3600)
+    assert catalog.served == {}
+    catalog = AdapterCatalog(str(tmp_path / "adapters"), catalog._rules, reserved="tiny")
+    catalog.scan(settled_after_s=0)  # as at the start of a server, which need not wait
     assert list(catalog.served) == ["one"]
     shutil.rmtree(tmp_path / "adapters")
     catalog.scan()
@@ -132,6 +135,8 @@ def test_a_directory_that_disappears_serves_no_adapter(catalog, tmp_path, caplog
     [
         ({"adapters": "/nowhere"}, "adapters=/nowhere is not a directory"),
         ({"adapters": "s3://bucket/adapters"}, "is not a directory"),
+        ({"adapters": ""}, "adapters= is not a directory"),
+        ({"max_adapter_rank": 8}, "max_adapter_rank: only with adapters"),
         ({"adapters": "/tmp", "engine": "scripted"}, "the scripted engine has none"),
         ({"embeddings": True, "engine": "scripted"}, "the scripted engine has none; give engine="),
     ],
