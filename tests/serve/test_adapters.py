@@ -236,8 +236,8 @@ def test_requests_of_several_adapters_in_one_batch_answer_as_alone_and_as_peft(
     for one, first, second in zip(asked, alone, mixed, strict=True):
         tokens, logprobs = expected[one]
         assert first[0] == second[0] == tokens, one
-        assert first[1] == pytest.approx(logprobs, abs=1e-3)
-        assert second[1] == pytest.approx(logprobs, abs=1e-3)
+        assert first[1] == pytest.approx(logprobs, abs=1e-4)
+        assert second[1] == pytest.approx(logprobs, abs=1e-4)
         # Each model finds its own first page, and only that, in the cache.
         assert (first[2], second[2]) == (0, 128 if one[1] == 1 else 0)
     assert len({tuple(tokens) for tokens, *_ in alone}) == len(asked)

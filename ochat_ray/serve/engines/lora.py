@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from ochat_ray.errors import UserError
 from ochat_ray.serve.adapter_files import AdapterRules, check_content, read_adapter
@@ -37,7 +38,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """Matrices of one layer, in float32: A transposed, [inputs, rank], and B, [rank, outputs]."""
+    """Matrices of one layer, in float32: A, [rank, inputs], and B, [outputs, rank]."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -45,7 +46,7 @@ class Change:
 
     def of(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the change of the outputs for inputs of shape [tokens, inputs]."""
-        return (inputs.float() @ self.a) @ self.b * self.scaling
+        return linear(linear(inputs.float(), self.a), self.b) * self.scaling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,8 +155,6 @@ class LoraLayers:
                 torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype])
                 .view(shape)
                 .to(self._device, torch.float32)
-                .t()
-                .contiguous()
                 for (dtype, data), shape in (
                     (matrices.a, matrices.shape_a),
                     (matrices.b, matrices.shape_b),
