@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ochat_ray.errors import UserError
+from ochat_ray.serve.served_model import served_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -313,8 +314,8 @@ def _entries(header: bytes, name: str) -> dict[str, tuple[str, tuple[int, ...], 
 
 
 def _is_named(base: str, names: tuple[str, ...]) -> bool:
-    """Return whether a path or hub name is one of the names, or ends with one."""
-    return base in names or base.rstrip("/").rpartition("/")[2] in names
+    """Return whether a path or hub name is one of the names, or of a model with such a name."""
+    return base in names or (base.strip("/") != "" and served_name(base) in names)
 
 
 def _shown(value: Any) -> str:

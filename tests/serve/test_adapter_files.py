@@ -59,12 +59,19 @@ def test_the_digest_is_that_of_the_content(rules, tmp_path):
     assert read_adapter(same, rules).digest != digests[0]
 
 
+@pytest.mark.parametrize("base", [None, "", "tiny", "org/tiny", "runs/tiny/model/", "/models/tiny"])
+def test_the_base_has_the_name_of_its_directory_or_run(rules, tmp_path, base):
+    assert read_adapter(write_adapter(tmp_path / "a", base_model_name_or_path=base), rules).layers
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
         ({"peft_type": "IA3"}, 'peft_type="IA3" is not LORA'),
         ({"task_type": "SEQ_CLS"}, 'task_type="SEQ_CLS"'),
         ({"base_model_name_or_path": "other/model"}, 'this server\'s model; .* write "tiny"'),
+        ({"base_model_name_or_path": "runs/other/model"}, "is not this server's model"),
+        ({"base_model_name_or_path": "/"}, "is not this server's model"),
         ({"bias": "all"}, 'bias="all"'),
         ({"use_dora": True}, "use_dora=true is not supported"),
         ({"modules_to_save": ["lm_head"]}, r'modules_to_save=\["lm_head"\] is not supported'),
