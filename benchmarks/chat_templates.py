@@ -117,7 +117,7 @@ def row(
 
 
 def ids_are_equal(tokenizer: Any, chat: Chat) -> bool:
-    """Return whether an entire conversation has the ids of transformers, if no name had to stay text."""
+    """Return whether a conversation has the ids of transformers; true where a name stays text."""
     rendering = tokenizer.chat.render(chat)
     if rendering.mark in rendering.text:
         return True  # the name of a special token is in a text
