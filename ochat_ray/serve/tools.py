@@ -104,22 +104,38 @@ class CallRules:
         tools: Those that may be called; at least one.
         required: Whether the answer consists of calls; otherwise text may surround them.
         parallel: Whether there may be several calls.
+        answer: JSON Schema, as JSON, of an answer without calls, which are then not surrounded by
+            text; None allows any text.
     """
 
     tools: tuple[Tool, ...]
     required: bool = False
     parallel: bool = True
+    answer: str | None = None
+
+    @property
+    def or_json(self) -> bool:
+        """True if the answer is either calls or JSON."""
+        return self.answer is not None and not self.required
+
+    def reader(self) -> CallReader:
+        """Return a reader of one answer."""
+        return CallReader(or_json=self.or_json)
 
     def lark(self) -> str:
         """Return the answers as a grammar in llguidance's Lark syntax."""
         rules = [
-            f"call_{number}: {_quoted(_head(tool.name))} %json {_schema(tool)} {_quoted(_END)}"
+            f"call_{number}: {_quoted(_head(tool.name))} %json {_schema(tool.parameters)} "
+            f"{_quoted(_END)}"
             for number, tool in enumerate(self.tools)
         ]
         one = "(" + " | ".join(f"call_{number}" for number in range(len(self.tools))) + ")"
-        if self.required:
+        if self.required or self.answer is not None:
             first = f"{_quoted(OPEN)} {one}"
             start = f"{first} ({_quoted(chr(10) + OPEN)} {one})*" if self.parallel else first
+            if self.or_json:
+                start += " | answer"
+                rules.append(f"answer: %json {_schema(self._answer)}")
         else:
             start = f"(open {one})* end" if self.parallel else f"end | open {one}"
             rules += ["end: TEXT", f"TEXT: {_ANY_TEXT}", f"open[lazy]: TEXT {_quoted(OPEN)}"]
@@ -140,20 +156,33 @@ class CallRules:
             }
             for tool in self.tools
         ]
-        form = {"tags": tags, "at_least_one": self.required, "stop_after_first": not self.parallel}
-        if self.required:
+        only_calls = self.required or self.answer is not None
+        form = {"tags": tags, "at_least_one": only_calls, "stop_after_first": not self.parallel}
+        if only_calls:
             form |= {"type": "tags_with_separator", "separator": "\n"}
         else:
             form |= {"type": "triggered_tags", "triggers": [OPEN]}
+        if self.or_json:
+            answer = {
+                "type": "json_schema",
+                "json_schema": self._answer,
+                "max_whitespace_cnt": 1,
+            }
+            form = {"type": "or", "elements": [form, answer]}
         return json.dumps({"type": "structural_tag", "format": form})
+
+    @property
+    def _answer(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.answer or "{}")
+        return found
 
 
 def _head(name: str) -> str:
     return f'\n{{"name": {json.dumps(name)}, "arguments": '
 
 
-def _schema(tool: Tool) -> str:
-    return json.dumps({**tool.parameters, "x-guidance": _WHITESPACE})
+def _schema(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": _WHITESPACE})
 
 
 def _quoted(text: str) -> str:
@@ -172,14 +201,16 @@ class Part:
 class CallReader:
     """Divide the text of an answer, as it arrives, into content and calls.
 
-    Whitespace before a call, and after the last one, is left out. The text follows `grammar`, so a
-    call has a name, and its end is found without parsing JSON.
+    Whitespace before a call, and after the last one, is left out. The text follows `CallRules`, so
+    a call has a name, and its end is found without parsing JSON. If `or_json` is true, text that
+    does not begin with a call is JSON without calls, whose strings may contain anything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, or_json: bool = False) -> None:
         self.calls = 0
         """Number of calls so far."""
         self._held = ""
+        self._undecided, self._is_json = or_json, False
         self._in_head = self._in_arguments = False
 
     @property
@@ -191,6 +222,15 @@ class CallReader:
         """Return the parts that are complete with more text."""
         self._held += text
         parts: list[Part] = []
+        if self._undecided:
+            begins = OPEN.startswith(self._held[: len(OPEN)])
+            self._undecided = begins and len(self._held) < len(OPEN)
+            self._is_json = not begins
+            if self._undecided:
+                return []
+        if self._is_json:
+            held, self._held = self._held, ""
+            return [Part(text=held)] if held else []
         while True:
             before = self._held
             if self._in_arguments:

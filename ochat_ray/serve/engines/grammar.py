@@ -17,6 +17,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
 from ochat_ray.serve.engines.schema_limits import check_counts, is_costly
 from ochat_ray.serve.engines.schema_trial import PARAM, SchemaTrial
+from ochat_ray.serve.tools import CLOSE, OPEN
 from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 
 COMPILED = 64
@@ -43,11 +44,17 @@ wants to write `[` and a newline would close the array instead.
 """
 
 
+SourceKind = Literal["json_schema", "grammar", "calls", "calls or JSON"]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Text of a JSON Schema, as JSON, or of a grammar, in llguidance's Lark syntax or GBNF."""
+    """Text of a JSON Schema, as JSON, or of a grammar, in llguidance's Lark syntax or GBNF.
 
-    kind: Literal["json_schema", "grammar"]
+    The grammars of calls of tools, or of calls or JSON, are kinds of their own.
+    """
+
+    kind: SourceKind
     text: str
 
 
@@ -56,10 +63,12 @@ def source_of(sampling: Sampling) -> Source | None:
     if sampling.json_schema is not None:
         return Source("json_schema", sampling.json_schema)
     if sampling.calls is not None:
-        return Source("grammar", sampling.calls.lark())
+        kind: SourceKind = "calls or JSON" if sampling.calls.or_json else "calls"
+        return Source(kind, sampling.calls.lark())
     return None if sampling.grammar is None else Source("grammar", sampling.grammar)
 
 
+_OPEN, _CLOSE = OPEN.encode(), CLOSE.encode()
 _BLANK, _DIGIT, _OTHER = range(3)
 _KINDS = {**dict.fromkeys(b" \t\n\r", _BLANK), **dict.fromkeys(b"0123456789", _DIGIT)}
 
@@ -99,19 +108,47 @@ class _Run:
         return self.kind != _OTHER and self.length >= LONGEST_RUN
 
 
+class _CallRun(_Run):
+    """Same, for text around calls, which are JSON; the text is JSON as well if `or_json`."""
+
+    def __init__(self, *, or_json: bool) -> None:
+        super().__init__()
+        self._is_json = or_json
+        self._last = b""
+
+    def extend(self, text: bytes) -> None:
+        for byte in text:
+            self._last = self._last[-len(_CLOSE) :] + bytes([byte])
+            if not self._quoted and self._last.endswith((_OPEN, _CLOSE)):
+                self._is_json = self._last.endswith(_OPEN)
+                self.kind, self.length = _OTHER, 0
+            elif self._is_json:
+                super().extend(bytes([byte]))
+
+
 class Grammar:
     """State of one answer within its schema or grammar; only JSON has a limit on runs."""
 
-    def __init__(self, matcher: Any, vocabulary: int, tokens: Tokens, *, is_json: bool) -> None:
+    def __init__(
+        self, matcher: Any, vocabulary: int, tokens: Tokens, kind: SourceKind = "grammar"
+    ) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._tokens = tokens
-        self._run = _Run() if is_json else None
+        self._run: _Run | None = None
+        if kind == "json_schema":
+            self._run = _Run()
+        elif kind != "grammar":
+            self._run = _CallRun(or_json=kind == "calls or JSON")
 
     def allowed(self, stop_ids: tuple[int, ...]) -> np.ndarray:
         """Return a mask of the ids that may come next: bool, [vocabulary].
 
         Special tokens and unused ids are not allowed. A stop id is allowed if the text is complete.
+
+        Raises:
+            RequestRefusedError: The schema or grammar exceeds llguidance's limits here, or leaves
+                only stop ids or special tokens.
         """
         allowed = np.zeros(self._vocabulary, dtype=bool)
         mask = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)[: allowed.size]
@@ -125,6 +162,12 @@ class Grammar:
         if self._matcher.is_accepting():
             allowed[list(stop_ids)] = True
         self._check()
+        if not allowed.any():
+            if set(stop_ids) - {self._tokens.end_id}:
+                problem = "stop_token_ids: one of them is needed before the text is complete"
+                raise RequestRefusedError(problem, "stop_token_ids")
+            problem = "the schema or grammar requires a special token, which is not text"
+            raise RequestRefusedError(problem, PARAM)
         return allowed
 
     def advance(self, token_id: int) -> None:
@@ -179,8 +222,7 @@ class Grammars:
                     self._compiling.pop(source, None)
             matcher = found.matcher.deep_copy()
         assert self._tokens is not None
-        is_json = source.kind == "json_schema"
-        return Grammar(matcher, self._vocabulary, self._tokens, is_json=is_json)
+        return Grammar(matcher, self._vocabulary, self._tokens, source.kind)
 
     def close(self) -> None:
         """Stop the process that compiles costly schemas first."""
@@ -224,7 +266,7 @@ class Grammars:
             check_counts(parsed)
         except (ValueError, RecursionError) as error:
             raise RequestRefusedError(f"json_schema: {error}", PARAM) from error
-        if source.kind == "grammar" or is_costly(source.text, parsed):
+        if source.kind != "json_schema" or is_costly(source.text, parsed):
             size += self._trial.cost(source)
         return _Compiled(compile_source(self._tokens, source), size)
 
