@@ -383,11 +383,17 @@ def _given(value: float | None, default: float) -> float:
 
 
 def _context_exceeded(context_length: int, prompt: int, limit: int | None, field: str) -> str:
-    """Return the message in OpenAI's words, by which clients such as LiteLLM recognise it."""
+    """Return the message in OpenAI's words, by which clients such as LiteLLM recognise it.
+
+    LangChain 1.7 looks for the code in the message.
+    """
     asked = (
         f"you requested {prompt + limit} tokens ({prompt} in the {field}, {limit} in the "
         f"completion). Please reduce the length of the {field} or completion."
         if limit
         else f"your {field} resulted in {prompt} tokens. Please reduce the length of the {field}."
     )
-    return f"This model's maximum context length is {context_length} tokens. However, {asked}"
+    return (
+        f"This model's maximum context length is {context_length} tokens. However, {asked} "
+        "(context_length_exceeded)"
+    )

@@ -42,7 +42,7 @@ class ResponsesFormat:
 
     def __init__(self, request: ResponsesRequest, rules: CallRules | None) -> None:
         self._request = request
-        self._reader = rules and rules.reader()
+        self._reader = rules.reader() if rules else None
         self._items: list[Json] = []
         self._events: list[Json] = []
         self._number = 0

@@ -467,6 +467,7 @@ def test_a_prompt_above_the_context_is_refused_with_the_numbers():
     error = caught.value
     assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "messages")
     assert error.message.count("100") == 2
+    assert "context_length_exceeded" in error.message
 
 
 def test_prompt_and_limit_above_the_context_are_refused():
