@@ -183,7 +183,8 @@ def build_app(
                 request, add_generation_prompt=request.add_generation_prompt
             )
         else:
-            ids = await encoder.text(request.prompt or "")
+            bos = request.add_special_tokens is not False
+            ids = await encoder.text(request.prompt or "", bos=bos)
         return Tokens(count=len(ids), max_model_len=settings.context_length, tokens=ids)
 
     @app.post("/detokenize")
@@ -202,18 +203,19 @@ def build_app(
     ) -> Response:
         """Answer a conversation, as one response or as server-sent events."""
         assert isinstance(request, ChatRequest)
-        form = (ToolFormat if request.calls else ChatFormat)(
-            encoder.vocabulary,
-            logprobs=bool(request.logprobs),
-            prompt_logprobs=request.prompt_logprobs,
-        )
+        scores, words = request.prompt_logprobs, encoder.vocabulary
+        form: Format
+        if request.calls is not None:
+            form = ToolFormat(words, request.calls, prompt_logprobs=scores)
+        else:
+            form = ChatFormat(words, logprobs=bool(request.logprobs), prompt_logprobs=scores)
         return await converse(http, request, form)
 
     @app.post("/v1/responses", response_model=ResponseBody, responses={200: {"content": _STREAM}})
     async def responses(http: Request, request: ResponsesRequest) -> Response:
         """Answer a conversation with output items, as one response or as server-sent events."""
         chat = request.chat()
-        form = ResponsesFormat(request, calls=chat.calls is not None)
+        form = ResponsesFormat(request, chat.calls)
         try:
             return await converse(http, chat, form)
         except ApiError as error:

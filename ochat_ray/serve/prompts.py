@@ -120,9 +120,10 @@ class Prompts:
             problem = f"messages: the model's chat template refuses them: {error}"
             raise RequestRefusedError(problem, "messages") from error
 
-    async def text(self, text: str) -> list[int]:
-        """Return the ids of a text, after the template's BOS token."""
-        return await _run(lambda: self._bos + encode_texts([text], self._tokenizer)[0], len(text))
+    async def text(self, text: str, *, bos: bool = True) -> list[int]:
+        """Return the ids of a text, after the template's BOS token if `bos`."""
+        first = self._bos if bos else []
+        return await _run(lambda: first + encode_texts([text], self._tokenizer)[0], len(text))
 
     def checked(self, ids: list[int], name: str = "prompt") -> list[int]:
         """Return ids that were sent in the field `name`, if the model has them all."""

@@ -78,8 +78,8 @@ class Sampling:
 
     Attributes:
         max_tokens: Maximum tokens of the answer.
-        temperature: 0 is greedy.
-        top_p: 0 is greedy.
+        temperature: Below 1e-5 is greedy, as in vLLM.
+        top_p: Below 1e-6 is greedy.
         top_k: 0 samples from all tokens.
         min_p: Minimum probability of a token, relative to the most likely one's.
         repetition_penalty: Applies to prompt and answer, as in CTRL: logits of previous tokens are
@@ -125,8 +125,11 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """True if the most likely remaining token is always chosen."""
-        return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
+        """True if the most likely remaining token is always chosen.
+
+        Logits divided by a smaller temperature, and a smaller `top_p`, exceed what float32 holds.
+        """
+        return self.temperature < 1e-5 or self.top_k == 1 or self.top_p < 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
