@@ -89,7 +89,7 @@ CLIENTS = (
         script=("js_calls.mjs", "ai"),
     ),
     _python("GuideLLM", "guidellm==0.8.1"),
-    _python("lm-evaluation-harness", "lm-eval[api]==0.4.13"),
+    _python("lm-evaluation-harness", "lm-eval[api]==0.4.13", "transformers==5.19.0"),
     _python("histories of aider, Open WebUI, LibreChat"),
 )  # fmt: skip
 

@@ -42,7 +42,9 @@ def main() -> None:
         if re.search(only, name):
             started = time.monotonic()
             row = {"call": name, "result": run(call)}
-            print(json.dumps(row | {"seconds": round(time.monotonic() - started, 1)}), flush=True)
+            row["seconds"] = f"{time.monotonic() - started:.1f}"
+            # On a line of its own: clients write, too.
+            print("\n" + json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
