@@ -20,7 +20,7 @@ class Batch:
     """One pack of `tokens` tokens, of which `predicted` positions enter the loss.
 
     `input_ids` and `position_ids` are of shape (1, tokens). `borders` is int32 of shape
-    (conversations + 1,): the tokens before each conversation, and all. `predicting` are the
+    (conversations + 1,): the tokens before each conversation, and all. `label_positions` are the
     positions whose next token has a weight, `targets` that token's id and `weights` (float32) its
     weight, each of shape (predicted,); logits elsewhere are never computed. `longest` is the
     number of tokens of the longest conversation.
@@ -28,22 +28,22 @@ class Batch:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    borders: torch.Tensor
-    predicting: torch.Tensor
-    targets: torch.Tensor
+    cu_seqlens: torch.Tensor
+    label_positions: torch.Tensor
+    labels: torch.Tensor
     weights: torch.Tensor
-    longest: int
+    max_seqlen: int
 
     def to(self, device: torch.device) -> Batch:
         """The same pack on another device."""
         return Batch(
             input_ids=self.input_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
-            borders=self.borders.to(device, non_blocking=True),
-            predicting=self.predicting.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            label_positions=self.label_positions.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
             weights=self.weights.to(device, non_blocking=True),
-            longest=self.longest,
+            max_seqlen=self.max_seqlen,
         )
 
 
@@ -58,17 +58,17 @@ def make_batch(conversations: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
     lengths = [len(ids) for ids, _ in conversations]
     ids = np.concatenate([ids for ids, _ in conversations]).astype(np.int64)
     following = np.concatenate([np.append(w[1:], 0.0) for _, w in conversations])
-    predicting = np.flatnonzero(following)
-    if not predicting.size:
-        predicting = np.zeros(1, np.int64)
+    label_positions = np.flatnonzero(following)
+    if not label_positions.size:
+        label_positions = np.zeros(1, np.int64)
     return Batch(
         input_ids=torch.from_numpy(ids)[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
-        borders=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
-        predicting=torch.from_numpy(predicting),
-        targets=torch.from_numpy(np.append(ids[1:], 0)[predicting]),
-        weights=torch.from_numpy(following[predicting].astype(np.float32)),
-        longest=max(lengths),
+        cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        label_positions=torch.from_numpy(label_positions),
+        labels=torch.from_numpy(np.append(ids[1:], 0)[label_positions]),
+        weights=torch.from_numpy(following[label_positions].astype(np.float32)),
+        max_seqlen=max(lengths),
     )
 
 
@@ -83,5 +83,5 @@ def weighted_nll(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     `logits` has shape (predicted, vocabulary). Not a mean: the caller divides by the weight of
     the whole step, over all packs and workers.
     """
-    nll = functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+    nll = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
     return (nll * batch.weights).sum()

@@ -103,12 +103,12 @@ def record(run: RunDir, name: str, files: Iterable[str]) -> None:
     Ownership(run, "train").record(own)
 
 
-def complete(run: RunDir, checkpoint: Checkpoint) -> None:
+def mark_complete(run: RunDir, checkpoint: Checkpoint) -> None:
     """Declare a checkpoint whole, once all of its shards lie in the run directory."""
     run.write_json(f"{checkpoint.folder}/{_STATE}", asdict(checkpoint))
 
 
-def whole(run: RunDir) -> list[Checkpoint]:
+def list_complete(run: RunDir) -> list[Checkpoint]:
     """The whole checkpoints, in the order of their steps.
 
     Raises:
@@ -172,7 +172,7 @@ def check_shards(directory: Path, names: Iterable[str], where: str) -> None:
 
 def latest(run: RunDir) -> Checkpoint | None:
     """The whole checkpoint that went furthest; one that lost a file does not count."""
-    return max(whole(run), key=lambda checkpoint: checkpoint.step, default=None)
+    return max(list_complete(run), key=lambda checkpoint: checkpoint.step, default=None)
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
@@ -190,7 +190,7 @@ def to_keep(checkpoints: list[Checkpoint], count: int) -> list[Checkpoint]:
 
 def prune(run: RunDir, count: int) -> None:
     """Remove what is not to be kept, and what no attempt finished; only while none is writing."""
-    kept = {checkpoint.name for checkpoint in to_keep(whole(run), count)}
+    kept = {checkpoint.name for checkpoint in to_keep(list_complete(run), count)}
     remove(run, [name for name in _folders(run) if name not in kept])
 
 

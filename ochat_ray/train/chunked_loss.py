@@ -70,7 +70,7 @@ def chunked_nll(model: Any, batch: Batch, *, vocabulary: int | None = None) -> t
     def losses(hidden: torch.Tensor) -> torch.Tensor:
         rows = vocabulary or head.weight.shape[0]
         chunk = chunk_rows(rows)
-        nll = _ChunkedNll.apply(hidden[0], head.weight, head.bias, batch.targets, rows, chunk)
+        nll = _ChunkedNll.apply(hidden[0], head.weight, head.bias, batch.labels, rows, chunk)
         return nll[None, :, None]
 
     with _replaced(head, losses):
@@ -90,7 +90,7 @@ def chunked_evaluation(
         found = []
         for part in _parts(hidden.shape[1], chunk_rows(rows)):
             scores = _logits(hidden[0, part], head.weight, head.bias, rows)
-            nll = functional.cross_entropy(scores, batch.targets[part], reduction="none")
+            nll = functional.cross_entropy(scores, batch.labels[part], reduction="none")
             found.append(torch.stack([nll, (scores.argmax(-1) == id).float()], dim=-1))
         return torch.cat(found)[None]
 

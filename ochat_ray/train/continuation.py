@@ -72,7 +72,7 @@ def start_of(config: TrainConfig, identity: dict[str, Any], output: Ownership) -
     return choose_start(
         config.from_checkpoint,
         identity,
-        checkpoints.whole(output.run),
+        checkpoints.list_complete(output.run),
         None if complete is None else complete.get("identity"),
         config.output,
     )

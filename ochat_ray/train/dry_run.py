@@ -15,11 +15,11 @@ from ochat_ray.train import packing
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape, attention_tokens, training_flops
 from ochat_ray.train.memory import MemoryPlan, fits
-from ochat_ray.train.packing import Step
+from ochat_ray.train.packing import StepPacks
 from ochat_ray.train.steps import forward_passes
 
 if TYPE_CHECKING:
-    from ochat_ray.train.probe import Way
+    from ochat_ray.train.probe import AttentionMode
 
 _SUPERVISED, _OTHER, _SPECIAL, _BORDER, _RESET = (
     "\x1b[32m",
@@ -34,7 +34,7 @@ def dry_run(
     config: TrainConfig,
     *,
     lengths: np.ndarray,
-    epoch: Sequence[Step],
+    epoch: Sequence[StepPacks],
     steps_per_epoch: Sequence[int],
     world_size: int,
     shape: ModelShape,
@@ -43,7 +43,7 @@ def dry_run(
     device_bytes: int | None = None,
     longest_pack: int | None = None,
     deepspeed: Mapping[str, Any] | None = None,
-    way: Way | None = None,
+    mode: AttentionMode | None = None,
 ) -> dict[str, Any]:
     """What is to be known of a run before it starts, in plain JSON values.
 
@@ -55,7 +55,7 @@ def dry_run(
         longest_pack: tokens of the longest conversation that a device holds by the plan.
         schedule_from: step that a run continues from with a schedule of its own.
         deepspeed: the configuration that DeepSpeed would be given.
-        way: how conversations go through the model, as `probe.choose_way` proved it.
+        way: how conversations go through the model, as `probe.choose_attention_mode` proved it.
 
     `packing.efficiency` is the share of the packs' room that holds tokens, `packing.balance` the
     share of its time that a rank computes when all wait for the most loaded one, by the operations
@@ -104,7 +104,9 @@ def dry_run(
             "longest_pack": longest_pack,
         },
         "deepspeed": None if deepspeed is None else dict(deepspeed),
-        "attention": None if way is None else asdict(way) | {"forward_passes": _passes(epoch, way)},
+        "attention": None
+        if mode is None
+        else asdict(mode) | {"forward_passes": _passes(epoch, mode)},
     }
 
 
@@ -148,9 +150,9 @@ def describe(result: Mapping[str, Any]) -> str:
     ).lstrip("\n")
 
 
-def _passes(epoch: Sequence[Step], way: Way) -> int:
+def _passes(epoch: Sequence[StepPacks], mode: AttentionMode) -> int:
     """Forward passes of a worker in an epoch."""
-    return sum(len(forward_passes(packs, 0, packed=way.packed)) for packs in epoch)
+    return sum(len(forward_passes(packs, 0, packed=mode.packed)) for packs in epoch)
 
 
 def _attention_rows(attention: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ def held_out_losses(metrics: Sequence[Mapping[str, Any]], first: int, last: int)
     return [float(m["eval_loss"]) for m in sorted(evaluated, key=lambda m: m["step"])]
 
 
-def is_over(losses: Sequence[float], patience: int | None) -> bool:
+def should_stop(losses: Sequence[float], patience: int | None) -> bool:
     """Return whether the last `patience` evaluations all were no better than one before them."""
     if patience is None or len(losses) <= patience:
         return False

@@ -29,7 +29,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 from ochat_ray.train.optimizer import freeze, make_optimizer, parameter_groups
-from ochat_ray.train.probe import Way, candidates_of, choose_way
+from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
 from ochat_ray.train.shared_memory_op import load_shared_memory_op
 from ochat_ray.train.universal import complete_for_all_stages
 
@@ -83,7 +83,7 @@ def worker_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def prove_exact_here(config: TrainConfig, model_config: Any) -> Way:
+def prove_exact_here(config: TrainConfig, model_config: Any) -> AttentionMode:
     """Prove how conversations go through the model, on this worker's device and in its dtype.
 
     Called before an Engine is made, within which new models are partitioned.
@@ -91,7 +91,7 @@ def prove_exact_here(config: TrainConfig, model_config: Any) -> Way:
     Raises:
         UserError: no way is exact.
     """
-    return choose_way(
+    return choose_attention_mode(
         model_config,
         candidates_of(config.attention, attention_implementation(config.attention)),
         device=worker_device(),
@@ -212,7 +212,7 @@ class Engine:
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self._engine.eval()
         for pack in packs:
-            ends = (pack.targets == end_of_turn_id) & (pack.weights > 0)
+            ends = (pack.labels == end_of_turn_id) & (pack.weights > 0)
             if self._in_chunks(pack):
                 nll, chosen = chunked_evaluation(
                     self._engine, pack, end_of_turn_id, vocabulary=self._vocabulary
@@ -301,7 +301,7 @@ class Engine:
         self._engine.eval()
         return logits(self._engine, pack, vocabulary=self._vocabulary).float().cpu()
 
-    def whole(
+    def gathered(
         self, parameter: torch.nn.Parameter, *, changes: bool = False
     ) -> contextlib.AbstractContextManager[Any]:
         """A context in which the parameter is whole; every worker must enter it.
@@ -316,7 +316,7 @@ class Engine:
         return deepspeed.zero.GatheredParameters([parameter], modifier_rank=rank)
 
     @contextlib.contextmanager
-    def opens_whole_models(self) -> Iterator[None]:
+    def unpartitioned_loading(self) -> Iterator[None]:
         """A context in which transformers opens other models unpartitioned, in this worker alone.
 
         transformers 5.19 partitions every model that it opens as long as ZeRO-3 is configured,
@@ -337,7 +337,7 @@ class Engine:
         return weighted_nll(logits(self._engine, pack, vocabulary=self._vocabulary), pack)
 
     def _in_chunks(self, pack: Batch) -> bool:
-        return self._chunk is not None and len(pack.targets) > self._chunk
+        return self._chunk is not None and len(pack.labels) > self._chunk
 
 
 def make_universal(checkpoint: Path, directory: Path) -> None:

@@ -170,7 +170,7 @@ def _gathered(
         for name in group:
             if (parameter := state.parameters.get(name)) is not None:
                 rounded = changes and state.rounds(name)
-                stack.enter_context(engine.whole(parameter, changes=rounded))
+                stack.enter_context(engine.gathered(parameter, changes=rounded))
         yield
 
 

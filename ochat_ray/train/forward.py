@@ -34,37 +34,37 @@ def logits(model: Any, batch: Batch, *, vocabulary: int | None = None) -> torch.
     """Return the logits at the pack's predicting positions, of shape (predicted, vocabulary).
 
     `model` is a causal language model or an engine around one, whose `config.use_cache` is False.
-    Whether a model keeps the conversations of a pack apart is for `probe.choose_way` to find out.
+    Whether a model keeps the conversations of a pack apart is for `probe.choose_attention_mode` to find out.
     A pack of one conversation is the model's own plain forward pass.
     Ids from `vocabulary` on belong to no token and are left out, as if they were impossible.
     """
     inner = getattr(model, "module", model)
-    _unstretch(inner)
+    _reset_dynamic_rope(inner)
     attention = str(inner.config._attn_implementation)
     accepted = inspect.signature(inner.forward).parameters
     arguments: dict[str, Any] = {}
-    if len(batch.borders) > 2:
+    if len(batch.cu_seqlens) > 2:
         arguments["position_ids"] = batch.position_ids
     if "use_cache" in accepted:
         arguments["use_cache"] = False
     selects = "logits_to_keep" in accepted
     if selects:
-        arguments["logits_to_keep"] = batch.predicting
+        arguments["logits_to_keep"] = batch.label_positions
     if "flash" in attention and any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         arguments |= {
-            "cu_seq_lens_q": batch.borders,
-            "cu_seq_lens_k": batch.borders,
-            "max_length_q": batch.longest,
-            "max_length_k": batch.longest,
+            "cu_seq_lens_q": batch.cu_seqlens,
+            "cu_seq_lens_k": batch.cu_seqlens,
+            "max_length_q": batch.max_seqlen,
+            "max_length_k": batch.max_seqlen,
         }
-    lengths = batch.borders.diff().tolist() if attention == PACKED_SDPA else None
+    lengths = batch.cu_seqlens.diff().tolist() if attention == PACKED_SDPA else None
     token = _pack_lengths.set(lengths)
     try:
         result = model(input_ids=batch.input_ids, **arguments).logits[0]
     finally:
         _pack_lengths.reset(token)
     if not selects:
-        result = result[batch.predicting]
+        result = result[batch.label_positions]
     return result if vocabulary is None else result[:, :vocabulary]
 
 
@@ -202,7 +202,7 @@ def _scored_attention(
     return (weights @ value).transpose(1, 2)
 
 
-def _unstretch(model: Any) -> None:
+def _reset_dynamic_rope(model: Any) -> None:
     """Forget the longest conversation so far.
 
     Dynamic rotary scaling (transformers 5.19) keeps the frequencies of the longest input it has

@@ -36,9 +36,9 @@ from ochat_ray.train.preflight import (
     check_steps,
     completed_already,
     extended_config,
+    find_resume_checkpoint,
     identity_of,
     prove_exact,
-    to_go_on_from,
     with_step_size,
 )
 from ochat_ray.train.process_group import OwnNetworkConfig
@@ -97,7 +97,7 @@ def _settle(
     config: TrainConfig, manifest: dict[str, Any], output: Ownership, model: str
 ) -> _Task | dict[str, Any]:
     """Return what is to be done, or the content of ochat.json where it is complete already."""
-    config = with_step_size(config, to_go_on_from(config))
+    config = with_step_size(config, find_resume_checkpoint(config))
     begins = start_of(config, identity_of(config, manifest, model), output)
     check_steps(config, manifest, begins)
     done = completed_already(config, output, begins)

@@ -27,9 +27,10 @@ from ochat_ray.train import failures
 from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
+from ochat_ray.train.communication import bus_bandwidth, communication_seconds
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from
-from ochat_ray.train.early_stopping import held_out_losses, is_over
+from ochat_ray.train.early_stopping import held_out_losses, should_stop
 from ochat_ray.train.engine import (
     Engine,
     Evaluation,
@@ -37,7 +38,6 @@ from ochat_ray.train.engine import (
     device_memory,
     prove_exact_here,
 )
-from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
 from ochat_ray.train.export import ExportedState, export, exported_config, publish
 from ochat_ray.train.failures import Place
 from ochat_ray.train.flops import (
@@ -52,7 +52,7 @@ from ochat_ray.train.metrics import Metrics, read_metrics
 from ochat_ray.train.optimizer import frozen_by
 from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
-from ochat_ray.train.preflight import extended_config, own_pack_from, steps_of
+from ochat_ray.train.preflight import extended_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.restore import local_copy
 from ochat_ray.train.round_trip import check_export, choose_conversation
 from ochat_ray.train.samples import Sampler
@@ -105,14 +105,14 @@ class _Worker:
 
         model_config = extended_config(self.config, self.base, self.manifest)
         self.shape = ModelShape.of(model_config, frozen_by(self.config, model_config))
-        self.own_pack_from = own_pack_from(model_config)
+        self.min_length_for_own_pack = min_length_for_own_pack(model_config)
         self.steps = steps_of(
-            self.config, self.table, self.shape, self.own_pack_from, settings["identity"]
+            self.config, self.table, self.shape, self.min_length_for_own_pack, settings["identity"]
         )
-        way = prove_exact_here(self.config, model_config)
-        self.way = replace(way, packed=all(self._gather(way.packed)))
-        if self.rank == 0 and way.notice:
-            print(way.notice)
+        mode = prove_exact_here(self.config, model_config)
+        self.mode = replace(mode, packed=all(self._gather(mode.packed)))
+        if self.rank == 0 and mode.notice:
+            print(mode.notice)
         local = context.get_local_world_size()
         check_holds(
             estimate_run(
@@ -120,7 +120,7 @@ class _Worker:
                 self.shape,
                 world_size=self.world_size,
                 bf16=compute_dtype(self.config.dtype) == torch.bfloat16,
-                attention=self.way.attention,
+                attention=self.mode.attention,
                 cuda=torch.cuda.is_available(),
             ),
             device_memory() or psutil.virtual_memory().total // local,
@@ -153,13 +153,13 @@ class _Worker:
             losses = self._agree(held_out_losses(lines, since, done)) or [before.loss]
             sampler = Sampler(
                 self.settings["sample_prompts"], self.engine.next_ids, self.tokenizer, self.config,
-                packed=self.way.packed, run=self.run if self.rank == 0 else None,
+                packed=self.mode.packed, run=self.run if self.rank == 0 else None,
                 metrics=self.metrics, check=self._check_held,
             )  # fmt: skip
             if not self.resumed:
                 sampler.write(0)
             for step in self.steps.after(done, self.world_size):
-                if is_over(losses, self.config.early_stopping):
+                if should_stop(losses, self.config.early_stopping):
                     break
                 self.place.text, self.place.step = f"in step {step.number}", step.number
                 self.metrics.write(self._step(step))
@@ -200,7 +200,7 @@ class _Worker:
             model_config=model_config,
             vocabulary=vocabulary_size(self.tokenizer),
             universal=convert,
-            attention=self.way.attention,
+            attention=self.mode.attention,
         )
         self.peak_flops = peak_flops(_device_name(engine), engine.dtype) or measured_peak_flops(
             engine.device, engine.dtype
@@ -226,7 +226,7 @@ class _Worker:
             [sum(trained_weight(loss_weights[i]) for i in pack) for pack in packs]
             for packs in step.packs
         ]
-        passes = forward_passes(step.packs, self.rank, packed=self.way.packed)
+        passes = forward_passes(step.packs, self.rank, packed=self.mode.packed)
         scales = pack_scales(weights, self.config.loss)[self.rank]
         result = self.engine.step(
             (self.table.batch(pack).to(self.engine.device) for pack, _ in passes),
@@ -249,11 +249,11 @@ class _Worker:
             "world_size": self.world_size,
             "seconds": seconds,
             "mfu": flops / seconds / self.world_size / self.peak_flops,
-            "exchange": min(1.0, self._exchange_seconds(len(passes)) / seconds),
+            "exchange": min(1.0, self._communication_seconds(len(passes)) / seconds),
         }
 
-    def _exchange_seconds(self, passes: int) -> float:
-        return exchange_seconds(
+    def _communication_seconds(self, passes: int) -> float:
+        return communication_seconds(
             parameters=self.shape.parameters,
             width=self.engine.dtype.itemsize,
             packs=passes,
@@ -274,9 +274,11 @@ class _Worker:
     def _held_out_packs(self) -> Iterator[Batch]:
         config, table = self.config, self.held_out
         chosen = table.sample(config.eval_tokens, config.seed)
-        steps = held_out_steps(config, table.lengths[chosen], self.world_size, self.own_pack_from)
+        steps = held_out_steps(
+            config, table.lengths[chosen], self.world_size, self.min_length_for_own_pack
+        )
         for step in steps:
-            for pack, _ in forward_passes(step, self.rank, packed=self.way.packed):
+            for pack, _ in forward_passes(step, self.rank, packed=self.mode.packed):
                 yield table.batch([int(chosen[i]) for i in pack]).to(self.engine.device)
 
     def _save(
@@ -313,7 +315,7 @@ class _Worker:
                 files=files,
             )
             self.metrics.flush()
-            checkpoints.complete(self.run, record)
+            checkpoints.mark_complete(self.run, record)
             checkpoints.prune(self.run, self.config.keep_checkpoints)
             self._plot()
 
@@ -327,7 +329,7 @@ class _Worker:
             pack = self.held_out.batch([choose_conversation(self.held_out)])
             expected = self.engine.predict(pack.to(self.engine.device))
             if self.rank == 0:
-                with self.engine.opens_whole_models():
+                with self.engine.unpartitioned_loading():
                     difference = check_export(directory, pack, expected, self.engine.dtype)
                 self._check_held()
                 record_model(output_of(self.config.output), [p.name for p in directory.iterdir()])
@@ -335,7 +337,7 @@ class _Worker:
         if self.rank == 0:
             self._plot()
             self._check_held()
-            best = checkpoints.best(checkpoints.whole(self.run))
+            best = checkpoints.best(checkpoints.list_complete(self.run))
             self.run.write_json(
                 MODEL_MANIFEST,
                 {
@@ -353,7 +355,7 @@ class _Worker:
                     "dtype": str(self.engine.dtype).removeprefix("torch."),
                     "peak_flops": self.peak_flops,
                     "deepspeed": self.engine.settings,
-                    "attention": asdict(self.way),
+                    "attention": asdict(self.mode),
                     "eval_before": asdict(before),
                     "eval_after": asdict(after),
                     "export_difference": difference,

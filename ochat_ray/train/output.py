@@ -33,7 +33,7 @@ def output_of(uri: str) -> Ownership:
     return Ownership(RunDir.open(uri), "train")
 
 
-def check_way(output: Ownership) -> None:
+def check_output_dir(output: Ownership) -> None:
     """Refuse an output directory where files lie that no training wrote and this one would write.
 
     Raises:

@@ -21,8 +21,8 @@ import numpy as np
 from ochat_ray.errors import UserError
 
 Pack = list[int]
-Step = list[list[Pack]]
-Plan = list[Step]
+StepPacks = list[list[Pack]]
+Plan = list[StepPacks]
 
 WINDOW = 1 << 14
 """Conversations that are packed together; more where a few steps need more."""
@@ -85,7 +85,7 @@ def steps(
     attention_tokens: int = ATTENTION_TOKENS,
     seed: int,
     epoch: int,
-) -> Iterator[Step]:
+) -> Iterator[StepPacks]:
     """The steps of an epoch one at a time, each as rank[pack[index]].
 
     Every index occurs exactly once in an epoch. Within a step every rank has the same number of
@@ -150,19 +150,19 @@ class _Epoch:
     attention_tokens: int
 
 
-def _steps_of_sequences(epoch: _Epoch, sequences: int) -> Iterator[Step]:
+def _steps_of_sequences(epoch: _Epoch, sequences: int) -> Iterator[StepPacks]:
     """As many conversations in every step, many steps dealt out at once."""
     order = epoch.rng.permutation(epoch.lengths.size)
     whole = order.size - order.size % sequences
     rows = max(1, 2 * WINDOW // max(sequences, epoch.world_size))
     for start in range(0, whole, rows * sequences):
         window = order[start : min(whole, start + rows * sequences)]
-        yield from _deal_sequences(epoch, window.reshape(-1, sequences))
+        yield from _assign_sequences(epoch, window.reshape(-1, sequences))
     if whole < order.size:
-        yield from _deal_sequences(epoch, order[None, whole:])
+        yield from _assign_sequences(epoch, order[None, whole:])
 
 
-def _deal_sequences(epoch: _Epoch, window: np.ndarray) -> Iterator[Step]:
+def _assign_sequences(epoch: _Epoch, window: np.ndarray) -> Iterator[StepPacks]:
     """Deal the conversations of each step, indices of shape (steps, conversations), to the ranks.
 
     The longest conversation that is left goes to the rank with the least cost, and there into the
@@ -194,7 +194,7 @@ def _deal_sequences(epoch: _Epoch, window: np.ndarray) -> Iterator[Step]:
         yield [lists[first : first + used] for first in firsts]
 
 
-def _steps_of_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[Step]:
+def _steps_of_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[StepPacks]:
     """As many full packs in every step, and the packs of a step of similar cost."""
     for indices, packs in _full_packs(epoch, packs_per_step):
         costs = np.bincount(packs, cost(epoch.lengths[indices], epoch.attention_tokens))
@@ -202,14 +202,14 @@ def _steps_of_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[Step]:
         if costs.size >= packs_per_step:
             mixed = epoch.rng.permutation(costs.size)
             group = np.arange(costs.size) // (SIMILAR_STEPS * packs_per_step)
-            dearest_first = mixed[np.lexsort((-costs[mixed], group))]
-            for step in epoch.rng.permutation(dearest_first.reshape(-1, packs_per_step)):
-                yield _deal_packs([lists[i] for i in step], costs[step], epoch.world_size)
+            costliest_first = mixed[np.lexsort((-costs[mixed], group))]
+            for step in epoch.rng.permutation(costliest_first.reshape(-1, packs_per_step)):
+                yield _assign_packs([lists[i] for i in step], costs[step], epoch.world_size)
             continue
         # The last step: even shares for all ranks, unless that takes them more packs.
-        (shared,) = _deal_sequences(epoch, indices[None])
+        (shared,) = _assign_sequences(epoch, indices[None])
         step = np.argsort(-costs, kind="stable")
-        dealt = _deal_packs([lists[i] for i in step], costs[step], epoch.world_size)
+        dealt = _assign_packs([lists[i] for i in step], costs[step], epoch.world_size)
         yield shared if len(shared[0]) <= len(dealt[0]) else dealt
 
 
@@ -272,9 +272,9 @@ def _fill(tokens: np.ndarray, max_tokens: int, spread: float) -> np.ndarray:
     return np.array(packs)
 
 
-def _deal_packs(packs: list[Pack], costs: np.ndarray, world_size: int) -> Step:
+def _assign_packs(packs: list[Pack], costs: np.ndarray, world_size: int) -> StepPacks:
     """Deal packs, dearest first, one to each rank in turn, the dearest to the least loaded."""
-    ranks: Step = [[] for _ in range(world_size)]
+    ranks: StepPacks = [[] for _ in range(world_size)]
     load = [0.0] * world_size
     dealt = iter(zip(packs, costs.tolist(), strict=True))
     for _ in range(0, len(packs), world_size):

@@ -31,8 +31,8 @@ from ochat_ray.train.deepspeed_config import decisive_override, deepspeed_config
 from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.forward import PACKED_SDPA
 from ochat_ray.train.optimizer import frozen_by
-from ochat_ray.train.output import MODEL_MANIFEST, check_way, read_model_manifest
-from ochat_ray.train.probe import Way, candidates_of, choose_way
+from ochat_ray.train.output import MODEL_MANIFEST, check_output_dir, read_model_manifest
+from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
 from ochat_ray.train.round_trip import check_exportable
 from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
@@ -125,7 +125,7 @@ def extended_config(config: TrainConfig, model: str, manifest: dict[str, Any]) -
     return model_config
 
 
-def prove_exact(config: TrainConfig, model_config: Any) -> Way:
+def prove_exact(config: TrainConfig, model_config: Any) -> AttentionMode:
     """Prove on a tiny model, in float32 on the CPU, how conversations go through this one.
 
     The workers prove it again on their own device, in their dtype and with their attention, which
@@ -136,17 +136,19 @@ def prove_exact(config: TrainConfig, model_config: Any) -> Way:
     """
     own = config.attention if config.attention in ("sdpa", "eager") else "auto"
     candidates = candidates_of(own, "eager" if own == "eager" else PACKED_SDPA)
-    way = choose_way(model_config, candidates, gradient_checkpointing=config.gradient_checkpointing)
-    if way.notice:
-        print(way.notice, file=sys.stderr)
-    return way
+    mode = choose_attention_mode(
+        model_config, candidates, gradient_checkpointing=config.gradient_checkpointing
+    )
+    if mode.notice:
+        print(mode.notice, file=sys.stderr)
+    return mode
 
 
 def steps_of(
     config: TrainConfig,
     table: TokenTable,
     shape: ModelShape,
-    own_pack_from: int | None,
+    min_length_for_own_pack: int | None,
     identity: Mapping[str, Any],
 ) -> Steps:
     """All steps of a run over a table."""
@@ -154,7 +156,7 @@ def steps_of(
         config,
         table.lengths,
         attention_tokens=attention_tokens(shape),
-        own_pack_from=own_pack_from,
+        min_length_for_own_pack=min_length_for_own_pack,
         schedule_from=schedule_from(identity),
     )
 
@@ -169,7 +171,7 @@ def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> 
         return
     model_config = extended_config(config, config.model, manifest)
     table = TokenTable(config.data, "train", config.max_length)
-    shape, own_pack = ModelShape.of(model_config), own_pack_from(model_config)
+    shape, own_pack = ModelShape.of(model_config), min_length_for_own_pack(model_config)
     steps = steps_of(config, table, shape, own_pack, start.identity)
     if len(steps) < start.checkpoint.step:
         raise UserError(
@@ -178,7 +180,7 @@ def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> 
         )
 
 
-def own_pack_from(model_config: Any) -> int | None:
+def min_length_for_own_pack(model_config: Any) -> int | None:
     """The length from which a conversation must not share its pack; None where all may.
 
     Rotary embeddings of the types dynamic and longrope (Phi-3) depend on the length of the longest
@@ -196,7 +198,7 @@ def own_pack_from(model_config: Any) -> int | None:
     return min(limits) + 1 if limits else None
 
 
-def to_go_on_from(config: TrainConfig) -> Checkpoint | None:
+def find_resume_checkpoint(config: TrainConfig) -> Checkpoint | None:
     """The checkpoint in the output directory, unless it is given up."""
     return None if config.overwrite else checkpoints.latest(RunDir.open(config.output))
 
@@ -237,7 +239,7 @@ def completed_already(
         UserError: files that no training wrote are in the way, or another training is complete
             there, and --overwrite is not given.
     """
-    check_way(output)
+    check_output_dir(output)
     if read_model_manifest(output) is None:
         return None
     replaces = config.overwrite or begins.continues

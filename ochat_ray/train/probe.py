@@ -22,7 +22,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.train.batch import make_batch
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 from ochat_ray.train.tiny import layer_kinds, tiny_config
-from ochat_ray.train.trial import build, layer_outputs, undisturbed, widen
+from ochat_ray.train.trial import build, fixed_seed, layer_outputs, rescale_weights
 
 _LENGTHS = (27, 22)
 """Tokens of the two conversations, beyond `tiny.WINDOW` and no multiple of it."""
@@ -36,7 +36,7 @@ which are 1e-2 in bfloat16, but 1e-1 with a state space."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
+class AttentionMode:
     """A way of passing conversations through a model that the probe found exact.
 
     `attention` is transformers' name of the implementation. Conversations of a pack share a forward
@@ -72,14 +72,14 @@ class _NotExactError(Exception):
     """A way of computing that does not give the reference's figures; its text says why."""
 
 
-def choose_way(
+def choose_attention_mode(
     config: Any,
     candidates: Sequence[tuple[str, bool]],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = True,
-) -> Way:
+) -> AttentionMode:
     """Return the first of `candidates`, as (attention, packed), that is exact.
 
     Args:
@@ -92,7 +92,7 @@ def choose_way(
     """
     family = _family(config)
     register_packed_sdpa()
-    with undisturbed():
+    with fixed_seed():
         try:
             probe = _Probe(config, torch.device(device), dtype, gradient_checkpointing)
         except UserError:
@@ -113,7 +113,7 @@ def choose_way(
             if not packed:
                 leaks = [reason for reason in because if "see each other" in reason]
                 reasons = [*leaks, f"the attention of a {family} model takes no packs"]
-            return Way(
+            return AttentionMode(
                 attention=attention,
                 packed=packed,
                 because=reasons[0] if reasons else "",
@@ -161,7 +161,7 @@ class _Probe:
                 f"a {self._family} model has no gradient checkpointing in transformers; give "
                 "--no-gradient-checkpointing"
             )
-        widen(self._reference)
+        rescale_weights(self._reference)
         with torch.no_grad():
             for parameter in self._reference.parameters():  # the dtype's weights, exactly
                 parameter.copy_(parameter.to(dtype))

@@ -97,7 +97,7 @@ def check_export(
     if opened is None:
         return None
     with torch.no_grad():
-        logits = model(input_ids=pack.input_ids, use_cache=False).logits[0][pack.predicting]
+        logits = model(input_ids=pack.input_ids, use_cache=False).logits[0][pack.label_positions]
     difference = relative_difference(logits.float(), expected)
     tolerance = max(TOLERANCE[opened], TOLERANCE[dtype])
     if not difference <= tolerance:

@@ -55,19 +55,21 @@ def forward_passes(
     return passes + [([], None)] * (most - len(passes))
 
 
-def room_taken(lengths: np.ndarray, max_tokens: int, own_pack_from: int | None) -> np.ndarray:
+def packed_lengths(
+    lengths: np.ndarray, max_tokens: int, min_length_for_own_pack: int | None
+) -> np.ndarray:
     """The room in a pack that each conversation takes, in tokens: from a length on, all of it."""
-    if own_pack_from is None:
+    if min_length_for_own_pack is None:
         return lengths
-    return np.where(lengths >= own_pack_from, np.maximum(lengths, max_tokens), lengths)
+    return np.where(lengths >= min_length_for_own_pack, np.maximum(lengths, max_tokens), lengths)
 
 
 def held_out_steps(
-    config: TrainConfig, lengths: np.ndarray, world_size: int, own_pack_from: int | None
-) -> Iterator[packing.Step]:
+    config: TrainConfig, lengths: np.ndarray, world_size: int, min_length_for_own_pack: int | None
+) -> Iterator[packing.StepPacks]:
     """Yield the packs of an evaluation on conversations of these lengths (tokens)."""
     return packing.steps(
-        room_taken(lengths, config.max_tokens, own_pack_from),
+        packed_lengths(lengths, config.max_tokens, min_length_for_own_pack),
         world_size=world_size,
         max_tokens=config.max_tokens,
         seed=config.seed,
@@ -79,7 +81,7 @@ class Steps:
     """All steps of a run over conversations of these lengths (tokens).
 
     `attention_tokens` is the length at which attention costs as much as everything else;
-    `own_pack_from` the length from which a conversation must not share its pack. The learning
+    `min_length_for_own_pack` the length from which a conversation must not share its pack. The learning
     rate's schedule covers the steps after `schedule_from`.
     """
 
@@ -89,12 +91,12 @@ class Steps:
         lengths: np.ndarray,
         *,
         attention_tokens: float | None = None,
-        own_pack_from: int | None = None,
+        min_length_for_own_pack: int | None = None,
         schedule_from: int = 0,
     ) -> None:
         self._config = config
         self._schedule_from = schedule_from
-        self._lengths = room_taken(lengths, config.max_tokens, own_pack_from)
+        self._lengths = packed_lengths(lengths, config.max_tokens, min_length_for_own_pack)
         self._costs = {} if attention_tokens is None else {"attention_tokens": attention_tokens}
         self._per_epoch: list[int] = []
         for epoch in range(config.epochs):

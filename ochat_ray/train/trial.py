@@ -22,7 +22,7 @@ def build(config: Any, attention: str, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def widen(model: Any) -> None:
+def rescale_weights(model: Any) -> None:
     """Give weights the size that makes every part of the model count.
 
     As initialised (standard deviation 0.02), attention is nearly uniform and layers add next to
@@ -72,7 +72,7 @@ def layer_outputs(model: Any) -> Iterator[dict[str, list[torch.Tensor]]]:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def fixed_seed() -> Iterator[None]:
     """Fix the random state inside and restore it after; silence warnings about a trial model.
 
     One thread, since the operations are too small to share.

@@ -47,7 +47,7 @@ lengths = [len(ids) for ids, _ in conversations]
 def parameters(engine):
     whole = {}
     for name, parameter in engine.model.named_parameters():
-        with engine.whole(parameter):
+        with engine.gathered(parameter):
             whole[name] = parameter.detach().float().clone()
     return whole
 

@@ -39,11 +39,11 @@ def test_targets_stay_within_a_conversation():
     batch = make_batch([ONE, TWO])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 11]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
-    assert batch.borders.tolist() == [0, 4, 7]
-    assert batch.longest == 4
+    assert batch.cu_seqlens.tolist() == [0, 4, 7]
+    assert batch.max_seqlen == 4
     # ids 6, 7 predict 7, 8; ids 9, 10 predict 10, 11; nothing predicts 9 from 8.
-    assert batch.predicting.tolist() == [1, 2, 4, 5]
-    assert batch.targets.tolist() == [7, 8, 10, 11]
+    assert batch.label_positions.tolist() == [1, 2, 4, 5]
+    assert batch.labels.tolist() == [7, 8, 10, 11]
     assert batch.weights.tolist() == [1, 1, 0.5, 1]
 
 
@@ -67,7 +67,7 @@ def test_the_loss_is_the_weighted_sum_by_hand():
     batch = make_batch([TWO])
     scores = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
     scores = torch.nn.functional.pad(scores, (0, 30), value=-1e9)
-    batch.targets[:] = torch.tensor([1, 0])
+    batch.labels[:] = torch.tensor([1, 0])
     by_hand = 0.5 * np.log1p(np.exp(-1.0)) + 1.0 * np.log1p(np.exp(-2.0))
     assert weighted_nll(scores, batch).item() == pytest.approx(by_hand, rel=1e-6)
 

@@ -8,7 +8,14 @@ import torch
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train.checkpoint import Checkpoint, check_same_run, complete, prune, to_keep, whole
+from ochat_ray.train.checkpoint import (
+    Checkpoint,
+    check_same_run,
+    list_complete,
+    mark_complete,
+    prune,
+    to_keep,
+)
 
 
 def made(step, eval_loss=None, attempt="a", files=None, **changes):
@@ -24,7 +31,7 @@ def write(run, checkpoint, shard="12345", finished=True):
     checkpoints.record(run, checkpoint.name, ["deepspeed/shard.pt"])
     run.write_text(f"{checkpoint.folder}/deepspeed/shard.pt", shard)
     if finished:
-        complete(run, checkpoint)
+        mark_complete(run, checkpoint)
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def test_the_last_whole_one_is_gone_on_from(run):
     write(run, made(200), finished=False)
     write(run, made(300), shard="1234")  # a byte is missing
     assert checkpoints.latest(run) == made(100)
-    assert [c.step for c in whole(run)] == [5, 20, 100]
+    assert [c.step for c in list_complete(run)] == [5, 20, 100]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"name": 3}', '"x"'])
@@ -72,7 +79,7 @@ def test_a_state_with_a_value_of_another_type_is_damaged(run, tmp_path, key, val
     state = tmp_path / made(5).folder / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {key: value}))
     with pytest.raises(UserError, match=r"state\.json is damaged"):
-        whole(run)
+        list_complete(run)
 
 
 @pytest.mark.parametrize("start", [0, 1000, -30])
@@ -107,10 +114,10 @@ def test_pruning_removes_what_is_not_kept_and_what_was_never_finished(run):
         write(run, made(step, loss))
     write(run, made(9), finished=False)
     prune(run, 1)
-    assert [c.step for c in whole(run)] == [2, 4]
+    assert [c.step for c in list_complete(run)] == [2, 4]
     assert not run.exists(made(9).folder)
     prune(run, 1)
-    assert [c.step for c in whole(run)] == [2, 4]
+    assert [c.step for c in list_complete(run)] == [2, 4]
 
 
 def test_another_run_is_named_by_what_differs():

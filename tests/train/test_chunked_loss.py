@@ -124,4 +124,4 @@ def test_memory_holds_the_logits_of_one_chunk(monkeypatch, batch):
     with Largest():
         chunked_nll(chosen, batch).backward()
     assert max(largest) == 4 * 2000
-    assert len(batch.targets) > 20
+    assert len(batch.labels) > 20

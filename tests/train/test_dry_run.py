@@ -12,7 +12,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.dry_run import coloured_pack, describe, dry_run, escaped
 from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.memory import MemoryPlan
-from ochat_ray.train.probe import Way
+from ochat_ray.train.probe import AttentionMode
 
 SHAPE = ModelShape(
     layers=1,
@@ -95,16 +95,16 @@ def test_the_page():
 
 
 def test_models_that_take_no_packs_have_a_forward_pass_per_conversation():
-    way = Way(
+    mode = AttentionMode(
         attention="sdpa", packed=False, because="they see each other",
         logits_error=0.0, gradient_error=0.0,
     )  # fmt: skip
-    r = result(way=way)
+    r = result(mode=mode)
     # Step 1: one conversation against two; step 2: one against none.
     assert r["attention"]["forward_passes"] == 2 + 1
     assert "forward passes an epoch   3 per worker, one per conversation" in describe(r)
     assert "not another, since        they see each other" in describe(r)
-    together = result(way=replace(way, packed=True, because=""))
+    together = result(mode=replace(mode, packed=True, because=""))
     assert together["attention"]["forward_passes"] == 1 + 1
     assert "2 per worker, one per pack" in describe(together)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ochat_ray.train.early_stopping import held_out_losses, is_over
+from ochat_ray.train.early_stopping import held_out_losses, should_stop
 
 
 @pytest.mark.parametrize(
@@ -18,11 +18,11 @@ from ochat_ray.train.early_stopping import held_out_losses, is_over
     ],
 )
 def test_two_evaluations_without_a_lower_loss_end_a_run(losses, over):
-    assert is_over(losses, 2) is over
+    assert should_stop(losses, 2) is over
 
 
 def test_without_the_option_a_run_never_ends_early():
-    assert not is_over([1.0, 2.0, 3.0, 4.0], None)
+    assert not should_stop([1.0, 2.0, 3.0, 4.0], None)
 
 
 def test_a_resumed_run_counts_the_evaluations_that_its_file_has():

@@ -41,7 +41,7 @@ def reference(directory):
     saved = np.load(directory / "reference.npz")
     ids = saved["ids"][0]
     pack = make_batch([(ids, np.ones(len(ids), np.float32))])
-    return pack, torch.from_numpy(saved["logits"])[pack.predicting]
+    return pack, torch.from_numpy(saved["logits"])[pack.label_positions]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_run_continues_with_one_worker_and_passes_over_a_checkpoint_that_lost_
 ):
     output = tmp_path / "model"
     shutil.copytree(stopped, output)
-    *_, before, last = checkpoints.whole(RunDir.open(str(output)))
+    *_, before, last = checkpoints.list_complete(RunDir.open(str(output)))
     shard = next((output / last.folder / "deepspeed").glob("*optim_states.pt"))
     shard.write_bytes(shard.read_bytes()[:-100])
     assert checkpoints.latest(RunDir.open(str(output))) == before
@@ -60,7 +60,7 @@ def test_a_run_continues_with_one_worker_and_passes_over_a_checkpoint_that_lost_
 def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(configured, stopped, tmp_path):
     output = tmp_path / "model"
     shutil.copytree(stopped, output)
-    before = checkpoints.whole(RunDir.open(str(output)))
+    before = checkpoints.list_complete(RunDir.open(str(output)))
     with pytest.raises(UserError, match=r"--learning-rate; continue it with --from-checkpoint"):
         train(configured(output, learning_rate=2e-3))
     with pytest.raises(UserError, match=r"checkpoint at step .* give it up with --overwrite"):
@@ -69,7 +69,7 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(configured, st
         train(configured(output, weight_decay=0.1, resume=True))
     with pytest.raises(UserError, match="another size of a step"):
         train(configured(output, sequences_per_step=4, resume=True))
-    assert checkpoints.whole(RunDir.open(str(output))) == before
+    assert checkpoints.list_complete(RunDir.open(str(output))) == before
 
 
 def test_a_checkpoint_of_another_model_is_refused(configured, stopped, model_directory, tmp_path):
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_clear_line_and_the_checkpoints_before_it_stay(config
         with pytest.raises(UserError, match="no space left on the device"):
             train(configured(disk / "model", keep_checkpoints=100, checkpoint_every=2))
         run = RunDir.open(str(disk / "model"))
-        *_, last = checkpoints.whole(run)
+        *_, last = checkpoints.list_complete(run)
         assert checkpoints.latest(run) == last
         assert not run.exists("ochat.json")
     finally:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ochat_ray.errors import UserError
 from ochat_ray.ownership import RECORD, work_name
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train.output import check_way, clear, output_of, record_model, start
+from ochat_ray.train.output import check_output_dir, clear, output_of, record_model, start
 from tests.train.test_checkpoint import made
 
 ONE, TWO = "1" * 32, "2" * 32
@@ -37,7 +37,7 @@ def write(folder, name, text="mine"):
 def train(folder, token=ONE, steps=(7,)):
     """Write what a training writes, in its order."""
     output = output_of(str(folder))
-    check_way(output)
+    check_output_dir(output)
     work = start(output, token, trackers=False)
     write(folder, "metrics.jsonl", '{"step": 1}\n')
     write(folder, f"tensorboard/events.out.tfevents.1.host.1.0.{token}", "events")
@@ -47,7 +47,7 @@ def train(folder, token=ONE, steps=(7,)):
         checkpoint = made(step, attempt="a" * 8)
         checkpoints.record(output.run, checkpoint.name, checkpoint.files)
         write(folder, f"{checkpoint.folder}/deepspeed/shard.pt", "12345")
-        checkpoints.complete(output.run, checkpoint)
+        checkpoints.mark_complete(output.run, checkpoint)
     write(folder, f"{work_name(token)}/base-0/model.safetensors", "base")
     record_model(output, list(MODEL))
     for name in MODEL:
@@ -95,7 +95,7 @@ def test_no_file_of_anybody_else_is_deleted_or_changed(before, between, after, o
         for files, token in ((between, ONE), (after, "3" * 32)):
             output = output_of(str(folder))
             try:
-                check_way(output)
+                check_output_dir(output)
                 last = checkpoints.latest(output.run)
                 clear(output, None if overwrite else last)
                 train(folder, token, steps=(7, 8, 9))
@@ -125,7 +125,7 @@ def test_a_resumed_training_keeps_metrics_and_checkpoints(tmp_path):
     output = train(tmp_path)
     last = checkpoints.latest(output.run)
     clear(output, last)
-    assert checkpoints.whole(output.run) == [last]
+    assert checkpoints.list_complete(output.run) == [last]
     left = {name for name, data in tree(tmp_path).items() if data is not None}
     assert {name for name in left if "checkpoints" not in name} == {
         "metrics.jsonl", f"tensorboard/events.out.tfevents.1.host.1.0.{ONE}",
@@ -144,7 +144,7 @@ def test_a_resumed_training_keeps_metrics_and_checkpoints(tmp_path):
 def test_a_file_that_no_training_wrote_is_in_the_way(tmp_path, name):
     write(tmp_path, name)
     with pytest.raises(UserError, match="was not written by a run of train") as refusal:
-        check_way(output_of(str(tmp_path)))
+        check_output_dir(output_of(str(tmp_path)))
     assert str(tmp_path / name) in str(refusal.value)
     assert tree(tmp_path)[name] == b"mine"
 
@@ -158,7 +158,7 @@ def test_files_of_other_names_are_not(tmp_path):
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
     write(tmp_path, "tensorboard")
     with pytest.raises(UserError, match="tensorboard is a file, and train writes a folder"):
-        check_way(output_of(str(tmp_path)))
+        check_output_dir(output_of(str(tmp_path)))
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -170,7 +170,7 @@ def test_a_training_of_an_earlier_version_is_named_so(tmp_path, complete):
         write(tmp_path, f"checkpoints/{STEP}/state.json", "{}")
     before = tree(tmp_path)
     with pytest.raises(UserError, match="of an earlier version of ochat-ray"):
-        check_way(output_of(str(tmp_path)))
+        check_output_dir(output_of(str(tmp_path)))
     assert tree(tmp_path) == before
 
 
@@ -178,7 +178,7 @@ def test_a_checkpoint_that_no_training_recorded_is_not_resumed_from(tmp_path):
     output = output_of(str(tmp_path))
     checkpoint = made(7, attempt="a" * 8)
     write(tmp_path, f"{checkpoint.folder}/deepspeed/shard.pt", "12345")
-    checkpoints.complete(output.run, checkpoint)
+    checkpoints.mark_complete(output.run, checkpoint)
     assert checkpoints.latest(output.run) is None
     checkpoints.record(output.run, checkpoint.name, checkpoint.files)
     assert checkpoints.latest(output.run) == checkpoint
@@ -187,9 +187,9 @@ def test_a_checkpoint_that_no_training_recorded_is_not_resumed_from(tmp_path):
 def test_a_users_file_in_a_checkpoint_stays_and_does_not_spoil_it(tmp_path):
     output = train(tmp_path, steps=(7, 8))
     write(tmp_path, f"checkpoints/{STEP}/notes.txt")
-    assert [c.step for c in checkpoints.whole(output.run)] == [7, 8]
+    assert [c.step for c in checkpoints.list_complete(output.run)] == [7, 8]
     checkpoints.prune(output.run, 1)
-    assert [c.step for c in checkpoints.whole(output.run)] == [8]
+    assert [c.step for c in checkpoints.list_complete(output.run)] == [8]
     kept = (tmp_path / f"checkpoints/{STEP}").rglob("*")
     assert [p.name for p in kept] == ["notes.txt"]
 
@@ -200,11 +200,11 @@ def test_an_output_on_s3(s3):
     checkpoint = made(7, attempt="a" * 8)
     checkpoints.record(output.run, checkpoint.name, checkpoint.files)
     output.run.write_text(f"{checkpoint.folder}/deepspeed/shard.pt", "12345")
-    checkpoints.complete(output.run, checkpoint)
+    checkpoints.mark_complete(output.run, checkpoint)
     output.run.write_text("metrics.jsonl", "")
     for name in ("checkpoints/mine", f"{checkpoint.folder}/mine", "tensorboard/mine"):
         s3.put_object(Bucket="bucket", Key=f"out/{name}", Body=b"mine")
-    check_way(output)
+    check_output_dir(output)
     clear(output, None)
     keys = [o["Key"] for o in s3.list_objects_v2(Bucket="bucket", Prefix="out/")["Contents"]]
     assert [key for key in keys if not key.endswith("/")] == [

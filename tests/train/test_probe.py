@@ -11,7 +11,7 @@ from ochat_ray.train import forward, probe
 from ochat_ray.train.base_model import without_dropout
 from ochat_ray.train.batch import make_batch
 from ochat_ray.train.forward import PACKED_SDPA, register_packed_sdpa
-from ochat_ray.train.probe import candidates_of, choose_way
+from ochat_ray.train.probe import candidates_of, choose_attention_mode
 from ochat_ray.train.tiny import layer_kinds, tiny_config
 
 AUTO = candidates_of("auto", PACKED_SDPA)
@@ -37,10 +37,10 @@ def config_of(name, **changes):
     ],
 )
 def test_families_that_train_in_packs(name, changes):
-    way = choose_way(config_of(name, **changes), AUTO)
-    assert (way.attention, way.packed, way.because) == (PACKED_SDPA, True, "")
-    assert way.logits_error < 1e-4
-    assert way.gradient_error < 1e-4
+    mode = choose_attention_mode(config_of(name, **changes), AUTO)
+    assert (mode.attention, mode.packed, mode.because) == (PACKED_SDPA, True, "")
+    assert mode.logits_error < 1e-4
+    assert mode.gradient_error < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_families_that_train_in_packs(name, changes):
     ],
 )
 def test_families_that_train_one_conversation_at_a_time(name, changes, because):
-    way = choose_way(config_of(name, **changes), AUTO)
-    assert not way.packed
+    mode = choose_attention_mode(config_of(name, **changes), AUTO)
+    assert not mode.packed
     with pytest.raises(AssertionError, match=because):
-        raise AssertionError(way.because)
-    assert way.logits_error < 1e-4
-    assert way.gradient_error < 1e-4
+        raise AssertionError(mode.because)
+    assert mode.logits_error < 1e-4
+    assert mode.gradient_error < 1e-4
 
 
 @pytest.fixture
@@ -100,19 +100,19 @@ def old_attention(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_old_attention_is_caught(old_attention, name, changes, layer, dtype):
     with pytest.raises(UserError, match=rf"cannot be trained exactly .*\(layers: {layer}\)"):
-        choose_way(config_of(name, **changes), [(PACKED_SDPA, True)], dtype=dtype)
+        choose_attention_mode(config_of(name, **changes), [(PACKED_SDPA, True)], dtype=dtype)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma2", "Qwen3Moe"])
 def test_rounding_in_bfloat16_is_no_fault(name):
-    assert choose_way(config_of(name), AUTO, dtype=torch.bfloat16).packed
+    assert choose_attention_mode(config_of(name), AUTO, dtype=torch.bfloat16).packed
 
 
 def test_a_fault_beyond_the_noise_is_caught_without_a_look_in_float32(old_attention, monkeypatch):
     """As for flash-attn, which has no float32."""
     monkeypatch.setattr(probe, "_EXACT", (1e9, 1e9))
     with pytest.raises(UserError, match="cannot be trained exactly"):
-        choose_way(config_of("Gemma2"), [(PACKED_SDPA, True)], dtype=torch.bfloat16)
+        choose_attention_mode(config_of("Gemma2"), [(PACKED_SDPA, True)], dtype=torch.bfloat16)
 
 
 def test_a_window_hides_what_is_beyond_it():
@@ -165,7 +165,7 @@ def test_soft_capping_and_sinks_are_those_of_transformers():
 def test_the_probe_leaves_the_random_state_as_it_was():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    choose_way(config_of("Llama"), AUTO)
+    choose_attention_mode(config_of("Llama"), AUTO)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -180,13 +180,13 @@ def test_the_probe_leaves_the_random_state_as_it_was():
 )
 def test_what_cannot_be_proved_is_one_clear_line(name, line):
     with pytest.raises(UserError, match=line):
-        choose_way(config_of(name), AUTO)
+        choose_attention_mode(config_of(name), AUTO)
 
 
 def test_an_attention_that_a_family_lacks_is_one_clear_line():
     candidates = candidates_of("sdpa", PACKED_SDPA)
     with pytest.raises(UserError, match=r"Bloom model cannot be trained exactly here: .*auto"):
-        choose_way(config_of("Bloom"), candidates)
+        choose_attention_mode(config_of("Bloom"), candidates)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(
     data = write_data("s3://bucket/data", tokenizer, tokenizer_digest(tokenizer))
     output = "s3://bucket/out/model"
     run = RunDir.open(output)
-    killer = kill_a_worker(lambda: checkpoints.whole(run))
+    killer = kill_a_worker(lambda: checkpoints.list_complete(run))
     result = train(configured(output, data=data, model=base))
     shutil.rmtree(on_this_host(base))
     assert not killer.is_alive()
@@ -69,7 +69,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(
     assert last.step == STEPS
     # It has the part of the worker that takes longer to send it, too.
     assert len([name for name in last.files if name.endswith("optim_states.pt")]) == 2
-    names = [checkpoint.name for checkpoint in checkpoints.whole(run)]
+    names = [checkpoint.name for checkpoint in checkpoints.list_complete(run)]
     assert len({name.rsplit("-", 1)[1] for name in names}) == 1  # of the second attempt alone
     for name in ("config.json", "model.safetensors", "ochat.json", "loss.png"):
         body = s3.get_object(Bucket="bucket", Key=f"out/model/{name}")["Body"].read()

@@ -65,7 +65,7 @@ def test_max_steps_ends_a_run_in_the_middle_of_an_epoch():
 
 def test_a_conversation_beyond_the_context_has_a_pack_of_its_own():
     """Dynamic rotary scaling would stretch its neighbours."""
-    steps = Steps(config(), LENGTHS, own_pack_from=40)
+    steps = Steps(config(), LENGTHS, min_length_for_own_pack=40)
     packs = [pack for step in steps.after(0, 2) for packs in step.packs for pack in packs]
     for pack in packs:
         assert len(pack) == 1 or all(LENGTHS[i] < 40 for i in pack)

@@ -38,7 +38,7 @@ def bus_bandwidth(device: torch.device) -> float:
     return bandwidth
 
 
-def exchange_seconds(
+def communication_seconds(
     *, parameters: int, width: int, packs: int, zero_stage: int, workers: int, bandwidth: float
 ) -> float:
     """What the collectives of a step of so many packs a worker take at that bandwidth.
