@@ -171,7 +171,7 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(code, line):
         (UserError("give another"), 2, "job: give another\n"),
         (JobFailedError("TypeError in step 3: x", "Traceback\n"), 1,
          "Traceback\njob: TypeError in step 3: x\n"),
-        (KeyboardInterrupt(), 130, "interrupted; run it again, nothing half-written counts\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run it again: incomplete files are not used\n"),
     ],
 )  # fmt: skip
 def test_the_last_line_is_the_message(monkeypatch, capsys, error, status, printed):

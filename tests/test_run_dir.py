@@ -107,7 +107,7 @@ def test_an_unknown_scheme_is_one_clear_line():
 
 
 def test_a_directory_whose_name_is_not_utf8_is_one_clear_line():
-    with pytest.raises(UserError, match="is not UTF-8, as pyarrow requires it"):
+    with pytest.raises(UserError, match="is not UTF-8, which pyarrow requires"):
         RunDir.open("/x/\udce9")
 
 

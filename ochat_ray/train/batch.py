@@ -1,8 +1,7 @@
-"""A pack of conversations as the tensors of one forward pass, and its loss.
+"""Tensors of a pack of conversations for one forward pass, and the loss.
 
-Source of the isolation rule: transformers 5 detects a packed sequence by position ids that start
-again, and only where there is neither an attention mask nor a cache. flash-attn is told the
-borders outright.
+How conversations are kept apart: transformers 5 detects a packed sequence by position ids that
+restart, if there is neither an attention mask nor a cache. flash-attn gets `cu_seqlens`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,18 @@ from torch.nn import functional
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """One pack of `tokens` tokens, of which `predicted` positions enter the loss.
+    """Tensors of a pack.
 
-    `input_ids` and `position_ids` are of shape (1, tokens). `borders` is int32 of shape
-    (conversations + 1,): the tokens before each conversation, and all. `label_positions` are the
-    positions whose next token has a weight, `targets` that token's id and `weights` (float32) its
-    weight, each of shape (predicted,); logits elsewhere are never computed. `longest` is the
-    number of tokens of the longest conversation.
+    Attributes:
+        input_ids: shape (1, tokens).
+        position_ids: shape (1, tokens); they restart with each conversation.
+        cu_seqlens: cumulative lengths of the conversations in tokens, from 0; int32 of shape
+            (conversations + 1,).
+        label_positions: positions whose next token has a weight, shape (labels,); logits at other
+            positions are never computed.
+        labels: ids of these next tokens, shape (labels,).
+        weights: their loss weights, float32 of shape (labels,).
+        max_seqlen: length of the longest conversation in tokens.
     """
 
     input_ids: torch.Tensor
@@ -35,7 +39,7 @@ class Batch:
     max_seqlen: int
 
     def to(self, device: torch.device) -> Batch:
-        """The same pack on another device."""
+        """Return the pack on another device."""
         return Batch(
             input_ids=self.input_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
@@ -48,10 +52,11 @@ class Batch:
 
 
 def make_batch(conversations: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """A pack of (input ids, loss weights), where a conversation's first token is never a target.
+    """Return the pack of conversations, given as (input ids, loss weights) of the same length.
 
-    An empty pack becomes one token, and a pack without weight predicts one token of weight 0: it
-    adds nothing to the loss, and its worker still takes part in every collective operation.
+    A conversation's first token is never a label. An empty pack becomes one token, and a pack
+    without weight gets one label of weight 0: it adds nothing to the loss, and its worker still
+    takes part in every collective operation.
     """
     if not conversations:
         conversations = [(np.zeros(1, np.int64), np.zeros(1, np.float32))]
@@ -73,15 +78,15 @@ def make_batch(conversations: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
 
 
 def trained_weight(weights: np.ndarray) -> float:
-    """Sum of the weights that enter the loss: a conversation's first token is never a target."""
+    """Return the sum of a conversation's weights in the loss; its first token is never a label."""
     return float(weights[1:].sum(dtype=np.float64))
 
 
 def weighted_nll(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Sum over a pack of weight x negative log-likelihood, a float32 scalar.
+    """Return the sum over a pack of weight x negative log-likelihood, a float32 scalar.
 
-    `logits` has shape (predicted, vocabulary). Not a mean: the caller divides by the weight of
-    the whole step, over all packs and workers.
+    `logits` has shape (labels, vocabulary). This is not a mean: the caller divides by the weight
+    of the step, over all packs and workers.
     """
     nll = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
     return (nll * batch.weights).sum()

@@ -124,10 +124,10 @@ def test_another_run_is_named_by_what_differs():
     there = made(7, identity={"model": "m", "data_digest": "d", "step": {}, "seed": 0})
     check_same_run(there, dict(there.identity), "out")
     for change, line in (
-        ({"model": "n"}, "of another base model"),
-        ({"data_digest": "e", "seed": 1}, "of other data"),
-        ({"step": {"packs_per_step": 4}}, "another size of a step"),
-        ({"seed": 1}, "of --seed 0, not 1; give the same"),
+        ({"model": "n"}, "with another base model"),
+        ({"data_digest": "e", "seed": 1}, "with other data"),
+        ({"step": {"packs_per_step": 4}}, "another step size"),
+        ({"seed": 1}, "with --seed 0, not 1; give the same"),
     ):
         with pytest.raises(UserError, match=line):
             check_same_run(there, there.identity | change, "out")

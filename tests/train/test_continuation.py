@@ -74,7 +74,7 @@ def test_a_continued_run_can_be_continued():
         ("latest", {"seed": 1}, "--seed 0, not 1"),
         ("latest", {"model": "n"}, "another base model"),
         ("latest", {"embedding_learning_rate": 1e-2}, "--embedding-learning-rate None, not 0.01"),
-        ("30", {"epochs": 8}, "no such checkpoint; those of steps 20, 50, 75 are there"),
+        ("30", {"epochs": 8}, "no such checkpoint, only those of steps 20, 50, 75"),
         (None, {"epochs": 8}, r"another --epochs; continue it with --from-checkpoint latest"),
     ],
 )

@@ -63,11 +63,11 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(configured, st
     before = checkpoints.list_complete(RunDir.open(str(output)))
     with pytest.raises(UserError, match=r"--learning-rate; continue it with --from-checkpoint"):
         train(configured(output, learning_rate=2e-3))
-    with pytest.raises(UserError, match=r"checkpoint at step .* give it up with --overwrite"):
+    with pytest.raises(UserError, match=r"checkpoint at step .* discard it with --overwrite"):
         train(configured(output, weight_decay=0.1))
     with pytest.raises(UserError, match=r"--weight-decay 0\.0, not 0.1"):
         train(configured(output, weight_decay=0.1, resume=True))
-    with pytest.raises(UserError, match="another size of a step"):
+    with pytest.raises(UserError, match="another step size"):
         train(configured(output, sequences_per_step=4, resume=True))
     assert checkpoints.list_complete(RunDir.open(str(output))) == before
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_another_model_is_refused(configured, stopped, model_dir
     shutil.copytree(model_directory, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    with pytest.raises(UserError, match="of another base model"):
+    with pytest.raises(UserError, match="with another base model"):
         train(configured(output, model=str(other), resume=True))
 
 

@@ -20,7 +20,7 @@ from ochat_ray.run_lock import hold
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
-LINE = "interrupted; run it again, nothing half-written counts"
+LINE = "interrupted; run it again: incomplete files are not used"
 
 
 def session_of(process):

@@ -151,7 +151,7 @@ def test_data_that_does_not_fit_is_one_clear_line(
 
 def test_a_worker_that_does_not_see_the_output_says_so(tmp_path):
     settings = {"config": {"output": str(tmp_path / "out")}, "staging": str(tmp_path / "staging")}
-    with pytest.raises(UserError, match=r"out is not there on .*s3://"):
+    with pytest.raises(UserError, match=r"out does not exist on .*s3://"):
         train_worker(settings)
     assert not any(tmp_path.iterdir())
 
