@@ -1,4 +1,4 @@
-"""How fast the workers exchange tensors, and how much of a step that takes."""
+"""All-reduce bandwidth between workers, and estimated communication time per step."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import distributed
 
 _SIZES = (2**16, 2**20, 2**24)
-"""Bytes: the next is tried where the one before took no time to speak of."""
+"""Message sizes in bytes; the next one is used if the previous one took less than `_LONG_S`."""
 
 _LONG_S = 0.05
 
 
 def bus_bandwidth(device: torch.device) -> float:
-    """Bytes a second through each worker's link in an all-reduce; all workers must call it.
+    """Measure the bus bandwidth of an all-reduce in bytes per second; all workers must call it.
 
-    2 (n - 1) / n of the tensor's size over the time of the slowest, as in nccl-tests'
-    PERFORMANCE.md. Infinite for one worker.
+    It is 2 (n - 1) / n of the tensor's size over the time of the slowest worker, as defined in
+    nccl-tests' PERFORMANCE.md. Infinite for one worker.
     """
     workers = distributed.get_world_size()
     if workers == 1:
@@ -25,7 +25,7 @@ def bus_bandwidth(device: torch.device) -> float:
     bandwidth = float("inf")
     for size in _SIZES:
         tensor = torch.zeros(size // 4, device=device)
-        distributed.all_reduce(tensor[:1])  # makes the connections
+        distributed.all_reduce(tensor[:1])  # opens the connections
         _wait(device)
         started = time.monotonic()
         distributed.all_reduce(tensor)
@@ -33,7 +33,7 @@ def bus_bandwidth(device: torch.device) -> float:
         seconds = torch.tensor(time.monotonic() - started, device=device)
         distributed.all_reduce(seconds, distributed.ReduceOp.MAX)
         bandwidth = 2 * (workers - 1) / workers * size / max(seconds.item(), 1e-9)
-        if seconds.item() > _LONG_S:  # on all workers, or on none
+        if seconds.item() > _LONG_S:  # the same on all workers
             break
     return bandwidth
 
@@ -41,11 +41,19 @@ def bus_bandwidth(device: torch.device) -> float:
 def communication_seconds(
     *, parameters: int, width: int, packs: int, zero_stage: int, workers: int, bandwidth: float
 ) -> float:
-    """What the collectives of a step of so many packs a worker take at that bandwidth.
+    """Estimate the time of a step's collective operations in seconds.
 
-    ZeRO-3 gathers the parameters for each forward and each backward pass, `width` bytes each, and
-    reduces the gradients, in float32 as this project has it; the other stages gather them once a
-    step (Rajbhandari et al. 2020, "ZeRO: Memory Optimizations", section 7).
+    ZeRO-3 gathers the parameters for each forward and each backward pass and reduces the
+    gradients, which are float32 in this project; the other stages gather them once per step
+    (Rajbhandari et al. 2020, "ZeRO: Memory Optimizations", section 7).
+
+    Args:
+        parameters: number of the model's parameters.
+        width: bytes per gathered parameter.
+        packs: forward passes per worker.
+        zero_stage: ZeRO stage.
+        workers: number of workers.
+        bandwidth: bus bandwidth in bytes per second.
     """
     gathers = 2 * packs if zero_stage == 3 else 1
     volume = parameters * (width * gathers + 4 * packs)

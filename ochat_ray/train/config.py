@@ -181,7 +181,7 @@ class TrainConfig:
         if self.offload_parameters and self.zero_stage != 3:
             raise UserError("--offload-parameters needs --zero-stage 3")
         if self.resume and self.overwrite:
-            raise UserError("--resume continues a run and --overwrite discards it; give only one")
+            raise UserError("--resume continues a run and --overwrite discards it; give one")
         if (
             self.tokens_per_step is not None
             and self.sequences_per_step is not None

@@ -1,4 +1,4 @@
-"""When a run ends before its last step, since the held-out loss falls no more."""
+"""Early stopping: the end of a run whose held-out loss no longer decreases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def held_out_losses(metrics: Sequence[Mapping[str, Any]], first: int, last: int)
 
 
 def should_stop(losses: Sequence[float], patience: int | None) -> bool:
-    """Return whether the last `patience` evaluations all were no better than one before them."""
+    """Return whether none of the last `patience` losses is below the minimum before them."""
     if patience is None or len(losses) <= patience:
         return False
     return min(losses[-patience:]) >= min(losses[:-patience])

@@ -1,4 +1,4 @@
-"""What every Ray Train worker does: restore, evaluate, train, save, export."""
+"""Training loop of a Ray Train worker: restore, evaluate, train, save, export."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ from ochat_ray.train.tokens import TokenTable
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """The function that Ray Train runs on every worker; `settings` holds plain values.
+    """Run a worker's part of the training; Ray Train calls it, with plain values as `settings`.
 
-    An error that would come again is left in the run's work folder; no further attempt is made.
+    An error that would recur is written to the run's work folder, and ends the run.
     """
     torch.set_num_threads(1)  # Ray's OMP_NUM_THREADS is too late if torch is imported before
     output, staging = settings["config"]["output"], settings["staging"]
-    if "://" not in output and not os.path.isdir(staging):  # which is in the output
+    if "://" not in output and not os.path.isdir(staging):  # a folder of the output
         raise not_on_this_host(output)
     run, token = RunDir.open(output), settings["token"]
     work = output_of(output).work(token)
@@ -83,7 +83,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 class _Worker:
-    """One worker's part of one attempt."""
+    """A worker in one attempt of a run."""
 
     def __init__(self, settings: dict[str, Any], run: RunDir, place: Place) -> None:
         self.place = place
@@ -127,12 +127,12 @@ class _Worker:
             self.world_size,
         )
         self.engine = self._engine(model_config)
-        # Now, and not after training, if it cannot be exported.
+        # Raises now, and not after training, if the model cannot be exported.
         ExportedState(self.engine.model, exported_config(self.engine.model, self.tokenizer))
         self.bandwidth = bus_bandwidth(self.engine.device)
 
     def train(self) -> None:
-        """Everything from the last checkpoint, or from the start, to the exported model."""
+        """Train from the latest checkpoint, or from the start, and export the model."""
         resumed = self.resumed
         done, conversations = (resumed.step, resumed.conversations) if resumed else (0, 0)
         evaluation: Evaluation | None = None
@@ -176,7 +176,7 @@ class _Worker:
         ray.train.report({"eval_loss": evaluation.loss})
 
     def _prepare_base(self) -> str:
-        """The base model with the end-of-turn token; one worker a host makes it, where it must."""
+        """Return the base with the end-of-turn token, which one worker per host adds if needed."""
         directory = Path(self.settings["staging"], f"base-{self.node_rank}")
         if self.local_rank == 0:
             prepare_base(self.config.model, directory, allow_pickle=self.config.allow_pickle)
@@ -188,8 +188,8 @@ class _Worker:
         if resumed is not None and resumed.dtype != str(compute_dtype(config.dtype)):
             name = resumed.dtype.removeprefix("torch.")
             raise UserError(
-                f"the checkpoint was trained in {name}, which this hardware does not take by "
-                f"itself; give --dtype {name}"
+                f"the checkpoint was trained in {name}, which --dtype auto does not choose on this "
+                f"hardware; give --dtype {name}"
             )
         convert = resumed is not None and resumed.needs_conversion(
             world_size=self.world_size, zero_stage=config.zero_stage
@@ -299,7 +299,7 @@ class _Worker:
                 checkpoint=ray.train.Checkpoint.from_directory(str(directory)),
                 checkpoint_dir_name=name,
             )
-        distributed.barrier()  # report() waits for all before it sends, not until they have sent
+        distributed.barrier()  # report() waits for all workers before the upload, not after it
         if self.rank == 0:
             self._check_held()
             record = Checkpoint(
@@ -366,27 +366,27 @@ class _Worker:
 
     @contextlib.contextmanager
     def _scratch(self, prefix: str) -> Iterator[Path]:
-        """A directory of this worker's own, on the output's disk where that is local."""
+        """Create a temporary directory of this worker, on the output's disk if that is local."""
         os.makedirs(self.settings["staging"], exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.settings["staging"], prefix=prefix) as directory:
             yield Path(directory)
 
     def _joined(self, own_files: dict[str, int]) -> dict[str, int]:
-        """All workers' files."""
+        """Return the files of all workers."""
         return dict(sorted(item for files in self._gather(own_files) for item in files.items()))
 
     def _gather(self, value: Any) -> list[Any]:
-        """Every worker's value."""
+        """Return the values of all workers."""
         found: list[Any] = [None] * self.world_size
         distributed.all_gather_object(found, value)
         return found
 
     def _check_held(self) -> None:
-        """Stop before a write, where another run has taken the output directory over."""
+        """Raise a UserError before a write if another run has taken over the output directory."""
         check_held(self.run, self.settings["token"])
 
     def _agree(self, value: Any) -> Any:
-        """The first worker's value, on all workers."""
+        """Return the first worker's value on all workers."""
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]

@@ -85,8 +85,8 @@ def test_what_agrees_with_an_option_may_be_said_twice(tmp_path):
         ({"flops_profiler": {"enable": True}}, r"flops_profiler\.enable, .* did you mean enabled?"),
         ({"zero_optimization": {"sub_grup_size": 5}}, "sub_grup_size, .* did you mean sub_group_"),
         ({"zero_optimization": {"sub_group_size": "x"}}, 'sub_group_size "x": Input should be'),
-        ({"zero_optimization": 3}, "refused by DeepSpeed: TypeError"),
-        ({"sparse_gradients": True}, "refused by DeepSpeed: DeepSpeedConfigError"),
+        ({"zero_optimization": 3}, "rejected by DeepSpeed: TypeError"),
+        ({"sparse_gradients": True}, "rejected by DeepSpeed: DeepSpeedConfigError"),
     ],
 )
 def test_a_key_or_value_that_deepspeed_does_not_know_is_named(override, line):

@@ -87,8 +87,8 @@ def test_the_result_is_json():
 
 def test_the_page():
     page = describe(result())
-    assert "optimizer steps           5, of which 2 warm up; 1 to 2 an epoch, 3 epochs" in page
-    assert "packs an epoch            4, 50.0% full" in page
+    assert "optimizer steps           5, of which 2 warm up; 1 to 2 per epoch, 3 epochs" in page
+    assert "packs per epoch           4, 50.0% full" in page
     assert "fits in 20.00 GiB" in page
     assert "does NOT fit in 10.00 GiB" in describe(result(device_bytes=10 * GIB))
     assert "is not known" in describe(result(device_bytes=None))
@@ -102,8 +102,8 @@ def test_models_that_take_no_packs_have_a_forward_pass_per_conversation():
     r = result(mode=mode)
     # Step 1: one conversation against two; step 2: one against none.
     assert r["attention"]["forward_passes"] == 2 + 1
-    assert "forward passes an epoch   3 per worker, one per conversation" in describe(r)
-    assert "not another, since        they see each other" in describe(r)
+    assert "forward passes per epoch  3 per worker, one per conversation" in describe(r)
+    assert "reason for this mode      they see each other" in describe(r)
     together = result(mode=replace(mode, packed=True, because=""))
     assert together["attention"]["forward_passes"] == 1 + 1
     assert "2 per worker, one per pack" in describe(together)

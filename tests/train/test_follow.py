@@ -16,12 +16,12 @@ STEP = {
 def test_a_step_s_line():
     assert progress_line(STEP) == (
         "     train  step 2 of 4 · loss 1.5000 · lr 1.00e-03 · grad norm 2.00 · "
-        "50 tokens/s a device · MFU 42% · 20 s left"
+        "50 tokens/s per device · MFU 42% · 20 s left"
     )
 
 
 def test_a_slow_link_is_said_to_be_one():
-    assert "MFU 42% · slow link: 40% is exchange · 20 s left" in progress_line(
+    assert "MFU 42% · slow link: 40% is communication · 20 s left" in progress_line(
         STEP | {"exchange": 0.4}
     )
     assert progress_line(STEP | {"exchange": 0.3}) == progress_line(STEP)

@@ -93,7 +93,7 @@ def test_a_complete_model_is_not_trained_again_nor_lost(undisturbed):
 
 def test_a_contradicting_deepspeed_file_is_refused_before_anything_starts(configured, tmp_path):
     (tmp_path / "ds.json").write_text('{"gradient_clipping": 0.5}')
-    with pytest.raises(UserError, match="decided by --max-grad-norm"):
+    with pytest.raises(UserError, match="set by --max-grad-norm"):
         train(configured(tmp_path / "m", deepspeed=str(tmp_path / "ds.json")))
     assert not (tmp_path / "m").exists()
 

@@ -109,7 +109,7 @@ def test_a_damaged_line_is_left_out_and_counted(tmp_path, capsys):
     with Metrics(local(tmp_path), resume_step=1):
         pass
     assert read_metrics(local(tmp_path)) == [{"step": 1, "loss": 1.0}]
-    assert f"{METRICS}: 2 damaged lines are left out" in capsys.readouterr().err
+    assert f"{METRICS}: 2 damaged lines are skipped" in capsys.readouterr().err
 
 
 def test_a_worker_of_another_run_writes_no_line(tmp_path):

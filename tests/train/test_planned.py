@@ -95,7 +95,12 @@ def test_the_job_prints_a_page_and_json_and_starts_no_ray(data, model_directory,
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     page, last = done.stdout.rsplit("\n", 2)[:2]
-    for title in ("optimizer steps", "Memory a device", '"zero_optimization"', "conversation 1 of"):
+    for title in (
+        "optimizer steps",
+        "Memory per device",
+        '"zero_optimization"',
+        "conversation 1 of",
+    ):
         assert title in page
     assert json.loads(last)["world_size"] == 2
     assert not list(tmp_path.iterdir())
