@@ -62,7 +62,7 @@ def has_plain_head(model: Any) -> bool:
 def chunked_nll(model: Any, batch: Batch, *, vocabulary: int | None = None) -> torch.Tensor:
     """Return `batch.weighted_nll` of a model with a plain head, chunk by chunk.
 
-    Ids from `vocabulary` on belong to no token and are left out.
+    Ids from `vocabulary` on belong to no token and are excluded.
     """
     head = getattr(model, "module", model).get_output_embeddings()
 

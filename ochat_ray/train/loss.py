@@ -66,5 +66,5 @@ def pack_scales(weights: list[list[float]], kind: Loss = "exact") -> list[list[f
     if kind == "openchat-2023":
         counted = sum(weight > 0 for packs in weights for weight in packs)
         return [[1.0 / (w * counted) if w else 0.0 for w in packs] for packs in weights]
-    whole = sum(weight for packs in weights for weight in packs)
-    return [[1.0 / whole if whole else 0.0 for _ in packs] for packs in weights]
+    total = sum(weight for packs in weights for weight in packs)
+    return [[1.0 / total if total else 0.0 for _ in packs] for packs in weights]

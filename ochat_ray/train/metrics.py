@@ -37,13 +37,13 @@ def read_metrics(run: RunDir) -> list[Line]:
 
     Lines that are damaged, for example after a crash of the host, are skipped.
     """
-    lines = _whole_lines(run, METRICS)
+    lines = _complete_lines(run, METRICS)
     return [parsed for line in lines if (parsed := _parse(line)) is not None]
 
 
 def lines_up_to(run: RunDir, name: str, step: int) -> list[str]:
     """Return the lines of a JSONL file up to a step; damaged ones are skipped."""
-    lines = [(line, _parse(line)) for line in _whole_lines(run, name)]
+    lines = [(line, _parse(line)) for line in _complete_lines(run, name)]
     if damaged := sum(parsed is None for _, parsed in lines):
         print(f"{run.path(name)}: {damaged} damaged lines are skipped", file=sys.stderr)
     return [line for line, parsed in lines if parsed is not None and parsed["step"] <= step]
@@ -219,7 +219,7 @@ class _TensorBoard:
         shutil.rmtree(self._directory)
 
 
-def _whole_lines(run: RunDir, name: str) -> list[str]:
+def _complete_lines(run: RunDir, name: str) -> list[str]:
     if not run.exists(name):
         return []
     with run.fs.open_input_stream(run.path(name), compression=None) as stream:
@@ -231,8 +231,8 @@ def _parse(line: str) -> Line | None:
         value = json.loads(line)
     except ValueError:
         return None
-    whole = isinstance(value, dict) and isinstance(value.get("step"), int)
-    return value if whole else None
+    valid = isinstance(value, dict) and isinstance(value.get("step"), int)
+    return value if valid else None
 
 
 def _key(line: Mapping[str, Any]) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""`jobs/train.py --dry-run`: from a configuration to what the run would do. Starts nothing."""
+"""Plan of a run for `jobs/train.py --dry-run`, without starting anything."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from ochat_ray.train.tokens import TokenTable
 
 
 def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
-    """`dry_run`'s result with the first step's first pack, decoded, as "pack".
+    """Return the result of `dry_run` and, as "pack", the first step's first pack decoded.
 
-    Of the model it reads the configuration alone. bfloat16 is assumed unless the configuration
-    says otherwise, since the workers' hardware is not there to be asked.
+    It reads the model's configuration, not its weights. bfloat16 is assumed unless the options set
+    float32, since the workers' hardware is not known.
 
     Raises:
         UserError: data, model and options do not fit each other.

@@ -39,7 +39,7 @@ from ochat_ray.train.preflight import identity_of
         ({"wsd_decay_ratio": 0.1}, "no effect without --schedule wsd"),
         ({"wsd_decay_ratio": 0.0, "schedule": "wsd"}, r"must be in \(0, 1\]"),
         ({"wsd_decay_ratio": 0.9, "schedule": "wsd", "warmup_ratio": 0.2}, "at most 1"),
-        ({"freeze": ("(",)}, "is no regular expression"),
+        ({"freeze": ("(",)}, "is not a regular expression"),
         ({"early_stopping": 0}, "--early-stopping must be at least 1"),
         ({"from_checkpoint": "0"}, "a checkpoint's step, latest or best"),
         ({"from_checkpoint": "latest", "overwrite": True}, "--overwrite exclude each other"),

@@ -107,7 +107,7 @@ def test_an_export_that_does_not_open_is_refused(change, problem, memory, tmp_pa
     available = type("Memory", (), {"available": memory})
     monkeypatch.setattr(round_trip.psutil, "virtual_memory", lambda: available)
     pack, expected = reference(tmp_path / "m")
-    with pytest.raises(UserError, match=rf"cannot be opened, and is not published.*{problem}"):
+    with pytest.raises(UserError, match=rf"cannot be loaded, and is not published.*{problem}"):
         check_export(tmp_path / "m", pack, expected, torch.float32)
 
 

@@ -67,7 +67,7 @@ def test_a_model_that_would_not_come_back_is_refused_before_training(monkeypatch
     [
         ("emu3", "Unrecognized configuration class"),  # its text model's has no auto class
         ("xlstm", "has no attribute 'embeddings'"),  # its vocabulary cannot be resized
-        ("moshi", "vocabularies of input and output differ"),
+        ("moshi", "input and output vocabularies differ"),
         ("reformer", "is_decoder=True"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_base_that_takes_no_packs_is_planned_and_said(data, tokenizer, tmp_pat
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantised"),
         ({"num_hidden_layers": 3}, "lack model.layers.2."),
         ({"vocab_size": 100}, "100 embeddings but its tokenizer's ids reach"),
-        ({"model_type": "t5"}, "no causal language model"),
+        ({"model_type": "t5"}, "not a causal language model"),
     ],
 )
 def test_a_base_that_cannot_train_is_one_clear_line(data, model_directory, tmp_path, changes, line):

@@ -172,10 +172,10 @@ def test_the_probe_leaves_the_random_state_as_it_was():
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("Bert", "sees what comes after a token; it is no causal language model"),
+        ("Bert", "attends to later tokens; it is not a causal language model"),
         ("CTRL", "no gradient checkpointing in transformers; give --no-gradient-checkpointing"),
         # A default that its own class cannot build: no head_dim.
-        ("Ministral", "cannot try a small Ministral model"),
+        ("Ministral", "cannot test a small Ministral model"),
     ],
 )
 def test_what_cannot_be_proved_is_one_clear_line(name, line):

@@ -85,7 +85,7 @@ def test_prompts_of_a_file_are_encoded_as_a_server_would(
     [
         (None, {}, "--sample-prompts: cannot read"),
         ("\n", {}, "has no prompt; give one per line"),
-        ("a\nb\n", {"max_tokens": 64, "sample_tokens": 32}, "a pack holds 64; give fewer"),
+        ("a\nb\n", {"max_tokens": 64, "sample_tokens": 32}, "but a pack holds 64; give fewer"),
     ],
 )
 def test_prompts_that_cannot_be_are_one_clear_line(
@@ -107,8 +107,8 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
 
     with Metrics(run) as metrics:
         sampler = Sampler(
-            [[0, 5], [0, 5, 6, 7, 8, 9]], lambda batch: [70] * (len(batch.cu_seqlens) - 1), tokenizer,
-            TrainConfig(sample_every=3, sample_tokens=2), packed=True, run=run, metrics=metrics,
+            [[0, 5], [0, 5, 6, 7, 8, 9]], lambda batch: [70] * (len(batch.cu_seqlens) - 1),
+            tokenizer, TrainConfig(sample_every=3, sample_tokens=2), packed=True, run=run, metrics=metrics,
         )  # fmt: skip
         sampler.write(0)
         for step in range(1, 5):

@@ -157,7 +157,7 @@ def test_an_outage_costs_one_warning(wandb, tmp_path, capsys):
     run = train(tmp_path, wandb="chat")
     assert read_metrics(run) == LINES
     assert capsys.readouterr().err == (
-        "wandb: ConnectionError: no route to host; training goes on, metrics.jsonl has every line\n"
+        "wandb: ConnectionError: no route to host; training continues, metrics.jsonl has every line\n"
     )
 
 
@@ -200,4 +200,4 @@ def test_the_real_wandb_offline(tmp_path, monkeypatch, capsys):
     train(tmp_path, wandb="chat")
     [record] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"train/loss" in record.read_bytes()
-    assert "training goes on" not in capsys.readouterr().err
+    assert "training continues" not in capsys.readouterr().err

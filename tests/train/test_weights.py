@@ -56,7 +56,7 @@ def test_whole_models_pass(tmp_path, config, shards):
 
 
 def test_a_model_that_is_not_causal_is_one_clear_line():
-    with pytest.raises(UserError, match=r"no causal language model .*model_type t5"):
+    with pytest.raises(UserError, match=r"not a causal language model .*model_type t5"):
         check_tensors("base", {}, T5Config())
 
 
@@ -97,8 +97,8 @@ def test_tensors_that_the_model_does_not_have_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("size", "line"),
     [
-        (-1, "is cut short or damaged"),
-        (100, "is cut short or damaged"),
+        (-1, "is truncated or damaged"),
+        (100, "is truncated or damaged"),
         (5, "is not a safetensors"),
     ],
 )
@@ -149,7 +149,7 @@ def test_an_index_that_names_what_no_shard_has_is_refused(tmp_path):
     index = json.loads(file.read_text())
     index["weight_map"]["model.more"] = next(iter(index["weight_map"].values()))
     file.write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"names tensors that no file has: model\.more"):
+    with pytest.raises(UserError, match=r"names tensors that no file contains: model\.more"):
         check_files(path)
 
 
@@ -190,13 +190,13 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
 @pytest.mark.parametrize("shards", [[1], None, {"a": 1}, {"a": ["x"]}])
 def test_a_damaged_index_is_one_clear_line(shards, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    with pytest.raises(UserError, match=r"no index of weights|lacks 1 of 1 files|lacks \['x'\]"):
+    with pytest.raises(UserError, match=r"not a weight index|lacks 1 of 1 files|lacks \['x'\]"):
         check_files(str(tmp_path))
 
 
 @pytest.mark.parametrize("changes", [{"hidden_size": 10**30}, {"hidden_act": "nope"}])
 def test_a_configuration_that_makes_no_model_is_one_clear_line(changes):
-    with pytest.raises(UserError, match="transformers cannot make a model of"):
+    with pytest.raises(UserError, match="transformers cannot create a model from"):
         check_tensors("base", {}, LlamaConfig(**SIZES | changes))
 
 
