@@ -150,9 +150,9 @@ def main() -> None:
     ]
     packed = sum(mode is not None and mode.packed for mode in modes)
     print(
-        f"\n{len(modes)} families: {packed} in packs, "
-        f"{sum(mode is not None for mode in modes) - packed} one conversation at a time, "
-        f"{modes.count(None)} refused; {time.monotonic() - started:.0f} s, Python "
+        f"\n{len(modes)} families: {packed} packed, "
+        f"{sum(mode is not None for mode in modes) - packed} unpacked, "
+        f"{modes.count(None)} rejected; {time.monotonic() - started:.0f} s, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}"
     )
@@ -172,7 +172,7 @@ def row(family: str, model_type: str, changes: dict[str, Any]) -> AttentionMode 
             note = ", no gradient checkpointing"
             mode = choose_attention_mode(config, candidates, gradient_checkpointing=False)
     except UserError as error:
-        print(f"| {family} | {layers(config)} | refused: {error} | | |", flush=True)
+        print(f"| {family} | {layers(config)} | rejected: {error} | | |", flush=True)
         return None
     how = "packed" if mode.packed else f"unpacked ({mode.attention})"
     print(

@@ -108,7 +108,8 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
     with Metrics(run) as metrics:
         sampler = Sampler(
             [[0, 5], [0, 5, 6, 7, 8, 9]], lambda batch: [70] * (len(batch.cu_seqlens) - 1),
-            tokenizer, TrainConfig(sample_every=3, sample_tokens=2), packed=True, run=run, metrics=metrics,
+            tokenizer, TrainConfig(sample_every=3, sample_tokens=2),
+            packed=True, run=run, metrics=metrics,
         )  # fmt: skip
         sampler.write(0)
         for step in range(1, 5):

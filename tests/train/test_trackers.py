@@ -157,7 +157,8 @@ def test_an_outage_costs_one_warning(wandb, tmp_path, capsys):
     run = train(tmp_path, wandb="chat")
     assert read_metrics(run) == LINES
     assert capsys.readouterr().err == (
-        "wandb: ConnectionError: no route to host; training continues, metrics.jsonl has every line\n"
+        "wandb: ConnectionError: no route to host; training continues, "
+        "metrics.jsonl has every line\n"
     )
 
 
