@@ -72,11 +72,11 @@ def progress_line(metrics: dict[str, Any], before: Sequence[dict[str, Any]] = ()
     return (
         f"{head} · loss {metrics['loss']:.4f} · lr {metrics['learning_rate']:.2e} · grad norm "
         f"{metrics['grad_norm']:.2f} · {rate:,.0f} tokens/s per device · "
-        f"MFU {100 * metrics['mfu']:.0f}% · {_exchange(metrics)}{_duration(left)} left"
+        f"MFU {100 * metrics['mfu']:.0f}% · {_slow_link(metrics)}{_duration(left)} left"
     )
 
 
-def _exchange(metrics: dict[str, Any]) -> str:
+def _slow_link(metrics: dict[str, Any]) -> str:
     """Return a note if the network between workers, and not a device, is the bottleneck."""
     share = metrics.get("exchange", 0.0)  # missing in runs of earlier versions
     return f"slow link: {100 * share:.0f}% is communication · " if share >= _SLOW else ""

@@ -1,6 +1,6 @@
-"""One of the processes of tests/train/test_export_zero.py: `export_process.py RANK SIZE FOLDER`.
+"""A process of tests/train/test_export_zero.py: `export_process.py RANK SIZE FOLDER`.
 
-Trains the model of each case of FOLDER/task.json for one step, exports it and opens the export;
+Trains the model of each case of FOLDER/task.json for one step, exports it and loads the export;
 writes the logits' differences to FOLDER/result.json on the first rank.
 """
 

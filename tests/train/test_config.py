@@ -1,4 +1,4 @@
-"""Options that cannot be, or that would have no effect."""
+"""Options of train: invalid values, values without effect, and the identity."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def test_tokens_per_step_replaces_the_recipes_number_of_conversations():
     assert config.step_size == {"packs_per_step": 8}
 
 
-def test_the_identity_has_what_decides_the_result_and_nothing_else():
+def test_the_identity_has_exactly_the_options_that_affect_the_result():
     config = TrainConfig.for_recipe("openchat")
     same = replace(
         config, num_workers=3, attention="eager", zero_stage=2, checkpoint_every=1, output="x"

@@ -1,4 +1,4 @@
-"""A plan's figures by hand, and a pack as a terminal gets it."""
+"""Figures of the plan, computed by hand, and the text of a pack for a terminal."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ SHAPE = ModelShape(
     gated=True,
     vocabulary=7,
     parameters=50,
-    matmul_parameters=40,  # attention costs as much as all else at 40 / 10 = 4 tokens
+    matmul_parameters=40,  # attention costs as much as the rest at 40 / 10 = 4 tokens
     tied=False,
 )
 GIB = 2**30
@@ -85,7 +85,7 @@ def test_the_result_is_json():
     assert json.loads(json.dumps(r)) == r
 
 
-def test_the_page():
+def test_the_text_for_a_terminal():
     page = describe(result())
     assert "optimizer steps           5, of which 2 warm up; 1 to 2 per epoch, 3 epochs" in page
     assert "packs per epoch           4, 50.0% full" in page
@@ -94,7 +94,7 @@ def test_the_page():
     assert "is not known" in describe(result(device_bytes=None))
 
 
-def test_models_that_take_no_packs_have_a_forward_pass_per_conversation():
+def test_unpacked_models_have_a_forward_pass_per_conversation():
     mode = AttentionMode(
         attention="sdpa", packed=False, because="they see each other",
         logits_error=0.0, gradient_error=0.0,
@@ -111,7 +111,7 @@ def test_models_that_take_no_packs_have_a_forward_pass_per_conversation():
 
 @pytest.fixture(scope="module")
 def pack(tokenizer):
-    """Two conversations; in the second somebody types a special token and an escape sequence."""
+    """Two conversations; in the second the user types a special token and an escape sequence."""
     one = encode(
         [Turn(role="user", text="hi"), Turn(role="assistant", text="hello\nthere 🙂")],
         "openchat",
@@ -150,7 +150,7 @@ def test_a_pack_in_colour(pack, tokenizer):
     assert "\x9b" not in text
 
 
-def test_the_border_counts_tokens(pack, tokenizer):
+def test_the_title_of_a_conversation_counts_tokens(pack, tokenizer):
     _, weights, starts = pack
     line = coloured_pack(*pack, tokenizer, colour=False).splitlines()[0]
     assert line == (
@@ -159,7 +159,7 @@ def test_the_border_counts_tokens(pack, tokenizer):
     )
 
 
-def test_what_could_steer_a_terminal_is_escaped():
+def test_characters_that_control_a_terminal_are_escaped():
     assert escaped("a\x1b]0;title\x07\r\x00\x7f\x85") == "a\\x1b]0;title\\x07\\r\\x00\\x7f\\x85"
     assert escaped("\u202eevil\u2066\u200b\u2028") == "\\u202eevil\\u2066\\u200b\\u2028"
     assert escaped("tab\tline\n 👩\u200d👧 你好 naïve") == "tab\tline\n 👩\u200d👧 你好 naïve"

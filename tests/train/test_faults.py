@@ -1,4 +1,4 @@
-"""Training that is disturbed: killed workers, another number of workers, full disks."""
+"""Training with faults: killed workers, another number of workers, full disks."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def stopped(shared_ray, configured, tmp_path_factory):
-    """A run of two workers of which one was killed in its middle, and that was not tried again."""
+    """A run of two workers of which one was killed in the middle, without a retry."""
     shared_ray()
     output = tmp_path_factory.mktemp("stopped") / "model"
     killer = kill_a_worker(lambda: any(m["step"] >= 16 for m in metrics_of(output)))
@@ -37,7 +37,7 @@ def stopped(shared_ray, configured, tmp_path_factory):
     return output
 
 
-def test_a_run_continues_with_one_worker_and_passes_over_a_checkpoint_that_lost_a_file(
+def test_a_run_resumes_with_one_worker_and_skips_a_checkpoint_that_lost_a_file(
     configured, undisturbed, stopped, tmp_path
 ):
     output = tmp_path / "model"
@@ -72,7 +72,7 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(configured, st
     assert checkpoints.list_complete(RunDir.open(str(output))) == before
 
 
-def test_a_checkpoint_of_another_model_is_refused(configured, stopped, model_directory, tmp_path):
+def test_a_checkpoint_of_another_model_is_rejected(configured, stopped, model_directory, tmp_path):
     output, other = tmp_path / "model", tmp_path / "other"
     shutil.copytree(stopped, output)
     shutil.copytree(model_directory, other)
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_model_is_refused(configured, stopped, model_dir
         train(configured(output, model=str(other), resume=True))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_checkpoints_before_it_stay(configured, tmp_path):
+def test_a_full_disk_is_one_clear_line_and_earlier_checkpoints_are_kept(configured, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -132,7 +132,7 @@ def attempts(shared_ray):
         ray.shutdown()
 
 
-def test_a_bug_is_not_tried_again_and_its_traceback_is_shown_once(configured, attempts, tmp_path):
+def test_a_bug_is_not_retried_and_its_traceback_is_shown_once(configured, attempts, tmp_path):
     with pytest.raises(JobFailedError) as ended:
         train(configured(tmp_path / "model"))
     assert str(ended.value).startswith("TypeError in step 2: object of type 'int' has no len()")

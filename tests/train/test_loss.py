@@ -1,4 +1,4 @@
-"""Losses that are not finite end a run in one line."""
+"""A loss that is not finite ends a run with one line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Train deletes and overwrites only what trainings wrote; anything else stays, byte for byte."""
+"""Train deletes and overwrites only files of trainings; other files do not change."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ MODEL = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.ji
 
 
 def tree(folder):
-    """Bytes of every file, and every folder, below a folder; the lock and record aside."""
+    """Return the bytes of all files in a folder, and its folders, except lock and record."""
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None
         for p in folder.rglob("*")
@@ -35,7 +35,7 @@ def write(folder, name, text="mine"):
 
 
 def train(folder, token=ONE, steps=(7,)):
-    """Write what a training writes, in its order."""
+    """Write the files of a training, in its order."""
     output = output_of(str(folder))
     check_output_dir(output)
     work = start(output, token, trackers=False)
@@ -75,7 +75,7 @@ FILES = st.dictionaries(NAMES, st.binary(max_size=8), max_size=6)
 
 
 def place(folder, files):
-    """Write a user's files except over others; what was written."""
+    """Write a user's files without replacing others; return the written ones."""
     placed = {}
     for name, data in files.items():
         if not (folder / name).exists():
@@ -87,7 +87,7 @@ def place(folder, files):
 
 @settings(max_examples=60)
 @given(before=FILES, between=FILES, after=FILES, overwrite=st.booleans())
-def test_no_file_of_anybody_else_is_deleted_or_changed(before, between, after, overwrite):
+def test_no_other_file_is_deleted_or_changed(before, between, after, overwrite):
     folder = Path(tempfile.mkdtemp())
     try:
         mine = place(folder, before)
@@ -114,7 +114,7 @@ def test_no_file_of_anybody_else_is_deleted_or_changed(before, between, after, o
         shutil.rmtree(folder)
 
 
-def test_of_a_training_nothing_is_left_but_its_record(tmp_path):
+def test_clearing_a_training_leaves_only_its_record(tmp_path):
     clear(train(tmp_path), None)
     folders = {"checkpoints": None, "tensorboard": None}
     assert tree(tmp_path) == folders
@@ -141,7 +141,7 @@ def test_a_resumed_training_keeps_metrics_and_checkpoints(tmp_path):
         "checkpoints/checkpoint_manager_snapshot.json",
     ],
 )  # fmt: skip
-def test_a_file_that_no_training_wrote_is_in_the_way(tmp_path, name):
+def test_a_file_that_no_training_wrote_is_not_overwritten(tmp_path, name):
     write(tmp_path, name)
     with pytest.raises(UserError, match="was not written by a run of train") as refusal:
         check_output_dir(output_of(str(tmp_path)))
@@ -149,20 +149,20 @@ def test_a_file_that_no_training_wrote_is_in_the_way(tmp_path, name):
     assert tree(tmp_path)[name] == b"mine"
 
 
-def test_files_of_other_names_are_not(tmp_path):
+def test_files_of_other_names_are_no_obstacle(tmp_path):
     for name in ("README.md", "checkpoints/mine/x", "tensorboard/x", "photo.png"):
         write(tmp_path, name)
     train(tmp_path)
 
 
-def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
+def test_a_file_in_place_of_a_folder_is_rejected(tmp_path):
     write(tmp_path, "tensorboard")
     with pytest.raises(UserError, match="tensorboard is a file, and train writes a folder"):
         check_output_dir(output_of(str(tmp_path)))
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_training_of_an_earlier_version_is_named_so(tmp_path, complete):
+def test_a_training_of_an_earlier_version_is_reported_as_such(tmp_path, complete):
     if complete:
         write(tmp_path, "ochat.json", '{"identity": {}}')
     else:
@@ -184,7 +184,7 @@ def test_a_checkpoint_that_no_training_recorded_is_not_resumed_from(tmp_path):
     assert checkpoints.latest(output.run) == checkpoint
 
 
-def test_a_users_file_in_a_checkpoint_stays_and_does_not_spoil_it(tmp_path):
+def test_a_users_file_in_a_checkpoint_is_kept_and_does_no_harm(tmp_path):
     output = train(tmp_path, steps=(7, 8))
     write(tmp_path, f"checkpoints/{STEP}/notes.txt")
     assert [c.step for c in checkpoints.list_complete(output.run)] == [7, 8]

@@ -1,4 +1,4 @@
-"""Conversations whose length would change how others of their pack are computed."""
+"""Conversations whose length would affect others of their pack."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Training on S3, spoken to a real server of its protocol on loopback, with a killed worker."""
+"""Training on S3, with a server of its protocol on loopback and a killed worker."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def delay_the_last_worker():
-    """Have its part of a checkpoint take longer than the others' to arrive."""
+    """Delay the upload of its part of a checkpoint."""
     from ray.train.v2._internal.execution.context import TrainContext
 
     upload = TrainContext._upload_checkpoint
@@ -48,7 +48,7 @@ def ray_with_a_slow_worker(shared_ray):
 
 
 @pytest.mark.usefixtures("ray_with_a_slow_worker")
-def test_a_killed_worker_changes_nothing_but_the_time(
+def test_a_killed_worker_affects_only_the_time(
     s3, undisturbed, configured, model_directory, tmp_path
 ):
     base = "s3://bucket/base"
