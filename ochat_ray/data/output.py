@@ -55,7 +55,7 @@ class Output:
         return None
 
     def is_recorded(self) -> bool:
-        """Return whether there is a record of what runs wrote here."""
+        """Return whether there is a record of the files that runs wrote here."""
         return self._ownership.is_recorded()
 
     def check_ownership(self) -> None:

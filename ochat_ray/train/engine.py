@@ -83,7 +83,7 @@ def worker_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def prove_exact_here(config: TrainConfig, model_config: Any) -> AttentionMode:
+def probe_on_worker(config: TrainConfig, model_config: Any) -> AttentionMode:
     """Choose an exact attention mode on this worker's device and in its dtype.
 
     Call it before an Engine exists, since new models are partitioned from then on.

@@ -86,7 +86,7 @@ def final_failure(error: BaseException, place: Place, work: RunDir, rank: int) -
         return Failure(message=message)
     if is_of_connection(error):
         return None
-    if is_from_code(error) or _came_again(error, place, work, rank):
+    if is_from_code(error) or _recurred(error, place, work, rank):
         return describe(error, place)
     return None
 
@@ -125,7 +125,7 @@ def is_of_connection(error: BaseException) -> bool:
     )
 
 
-def leave(work: RunDir, failure: Failure) -> None:
+def write(work: RunDir, failure: Failure) -> None:
     """Write a failure to the run's work folder; on a full disk the file may stay empty."""
     data = json.dumps(asdict(failure)).encode()
     with contextlib.suppress(OSError), work.fs.open_output_stream(work.path(FAILURE)) as stream:
@@ -144,7 +144,7 @@ def read(work: RunDir) -> Failure | None:
         return Failure(message="no space left on the device; free some, or choose another --output")
 
 
-def _came_again(error: BaseException, place: Place, work: RunDir, rank: int) -> bool:
+def _recurred(error: BaseException, place: Place, work: RunDir, rank: int) -> bool:
     name = _SEEN.format(rank=rank)
     message = re.sub(r"0x[0-9a-f]+|\d+", "N", str(error))
     now = {"type": type(error).__name__, "message": message, "step": place.step}

@@ -29,7 +29,7 @@ from ochat_ray.train.continuation import Start, discard, start_of
 from ochat_ray.train.fingerprint import fingerprint
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
-from ochat_ray.train.output import clear, output_of, read_model_manifest, start
+from ochat_ray.train.output import clear, output_of, read_model_manifest, record_start
 from ochat_ray.train.preflight import (
     announce_start,
     check_inputs,
@@ -38,7 +38,7 @@ from ochat_ray.train.preflight import (
     extended_config,
     find_resume_checkpoint,
     identity_of,
-    prove_exact,
+    probe_on_driver,
     with_step_size,
 )
 from ochat_ray.train.process_group import OwnNetworkConfig
@@ -63,17 +63,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
             with hold(output.run, "train"):
                 output.clear_work()
         return task
-    prove_exact(config, extended_config(config, config.model, manifest))
+    probe_on_driver(config, extended_config(config, config.model, manifest))
     ray_session.join_or_start()
     use_gpu = _use_gpu(config)
     with hold(output.run, "train") as lock:
         # Another run may have written to the output since the first check.
         if isinstance(task := _settle(config, manifest, output, model), dict):
             return task
-        announce_start(task.config, task.begins.checkpoint, task.begins.expected)
+        announce_start(task.config, task.start.checkpoint, task.start.expected)
         lock.check()
-        clear(output, task.begins.checkpoint)
-        discard(output.run, task.begins)
+        clear(output, task.start.checkpoint)
+        discard(output.run, task.start)
         try:
             _run(task, output, lock, prompts, use_gpu=use_gpu)
         finally:
@@ -90,7 +90,7 @@ class _Task:
     """Options of a training with the step size resolved, and its starting point."""
 
     config: TrainConfig
-    begins: Start
+    start: Start
 
 
 def _settle(
@@ -98,10 +98,10 @@ def _settle(
 ) -> _Task | dict[str, Any]:
     """Return the training to run, or the content of ochat.json if it is already complete."""
     config = with_step_size(config, find_resume_checkpoint(config))
-    begins = start_of(config, identity_of(config, manifest, model), output)
-    check_steps(config, manifest, begins)
-    done = completed_already(config, output, begins)
-    return done or _Task(config=config, begins=begins)
+    start = start_of(config, identity_of(config, manifest, model), output)
+    check_steps(config, manifest, start)
+    done = completed_already(config, output, start)
+    return done or _Task(config=config, start=start)
 
 
 def _run(
@@ -115,7 +115,7 @@ def _run(
     """Start the workers and print their progress until they end."""
     config, run = task.config, output.run
     trackers = config.wandb is not None or config.mlflow is not None
-    work = start(output, lock.token, trackers=trackers, samples=prompts is not None)
+    work = record_start(output, lock.token, trackers=trackers, samples=prompts is not None)
     least = config.num_workers_min
     with _staging_directory(config, work) as staging, follow_metrics(run):
         trainer = TorchTrainer(
@@ -136,7 +136,7 @@ def _run(
                 ),
                 "staging": staging,
                 "token": lock.token,
-                "identity": task.begins.identity,
+                "identity": task.start.identity,
                 "sample_prompts": prompts,
             },
             torch_config=OwnNetworkConfig(backend="nccl" if use_gpu else "gloo"),

@@ -36,7 +36,7 @@ from ochat_ray.train.engine import (
     Evaluation,
     compute_dtype,
     device_memory,
-    prove_exact_here,
+    probe_on_worker,
 )
 from ochat_ray.train.export import ExportedState, export, exported_config, publish
 from ochat_ray.train.failures import Place
@@ -78,7 +78,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             _Worker(settings, run, place).train()
     except Exception as error:
         if failure := failures.final_failure(error, place, work, rank):
-            failures.leave(work, failure)
+            failures.write(work, failure)
         raise
 
 
@@ -109,7 +109,7 @@ class _Worker:
         self.steps = steps_of(
             self.config, self.table, self.shape, self.min_length_for_own_pack, settings["identity"]
         )
-        mode = prove_exact_here(self.config, model_config)
+        mode = probe_on_worker(self.config, model_config)
         self.mode = replace(mode, packed=all(self._gather(mode.packed)))
         if self.rank == 0 and mode.notice:
             print(mode.notice)

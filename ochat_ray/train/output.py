@@ -73,7 +73,7 @@ def clear(output: Ownership, resumed: Checkpoint | None) -> None:
     output.clear_work()
 
 
-def start(output: Ownership, token: str, *, trackers: bool, samples: bool = False) -> RunDir:
+def record_start(output: Ownership, token: str, *, trackers: bool, samples: bool = False) -> RunDir:
     """Record the files that a run writes from its start, and return its work folder."""
     unused = {TRACKED: not trackers, SAMPLES: not samples}
     output.record(name for name in _OF_THE_RUN if not unused.get(name))

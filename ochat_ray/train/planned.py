@@ -24,7 +24,7 @@ from ochat_ray.train.preflight import (
     find_resume_checkpoint,
     identity_of,
     min_length_for_own_pack,
-    prove_exact,
+    probe_on_driver,
     steps_of,
     with_step_size,
 )
@@ -50,7 +50,7 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     prompts_of(config, manifest)
     table = TokenTable(config.data, "train", config.max_length)
     model_config = extended_config(config, config.model, manifest)
-    mode = prove_exact(config, model_config)
+    mode = probe_on_driver(config, model_config)
     shape = ModelShape.of(model_config, frozen_by(config, model_config))
     steps = steps_of(config, table, shape, min_length_for_own_pack(model_config), start.identity)
     bf16 = config.dtype != "float32"

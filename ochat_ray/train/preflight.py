@@ -125,7 +125,7 @@ def extended_config(config: TrainConfig, model: str, manifest: dict[str, Any]) -
     return model_config
 
 
-def prove_exact(config: TrainConfig, model_config: Any) -> AttentionMode:
+def probe_on_driver(config: TrainConfig, model_config: Any) -> AttentionMode:
     """Choose an attention mode that is exact on a tiny model, in float32 on the CPU.
 
     The workers repeat this on their own device, in their dtype and with their attention, which may
@@ -234,7 +234,7 @@ def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> di
 
 
 def completed_already(
-    config: TrainConfig, output: Ownership, begins: Start
+    config: TrainConfig, output: Ownership, start: Start
 ) -> dict[str, Any] | None:
     """Return the content of ochat.json if the same training is complete, or None.
 
@@ -245,8 +245,8 @@ def completed_already(
     check_output_dir(output)
     if read_model_manifest(output) is None:
         return None
-    replaces = config.overwrite or begins.continues
-    return completed(output.run, MODEL_MANIFEST, begins.identity, overwrite=replaces)
+    replaces = config.overwrite or start.continues
+    return completed(output.run, MODEL_MANIFEST, start.identity, overwrite=replaces)
 
 
 def announce_start(

@@ -59,7 +59,7 @@ class AttentionMode:
             return ""
         if self.packed:
             return f"{self.because}; attention {self.attention!r} is used"
-        return f"{self.because}; each conversation gets a forward pass of its own"
+        return f"{self.because}; each conversation gets its own forward pass"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

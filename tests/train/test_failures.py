@@ -99,7 +99,7 @@ def test_a_users_error_ends_the_run_with_its_line(work):
 def test_a_failure_is_read_as_written(work):
     assert failures.read(work) is None
     failure = final_failure(raised(lambda: len(3)), Place("in step 3", 3), work, 0)
-    failures.leave(work, failure)
+    failures.write(work, failure)
     assert failures.read(work) == failure
     error = failure.error()
     assert "Traceback" in error.detail

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ochat_ray.errors import UserError
 from ochat_ray.ownership import RECORD, work_name
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train.output import check_output_dir, clear, output_of, record_model, start
+from ochat_ray.train.output import check_output_dir, clear, output_of, record_model, record_start
 from tests.train.test_checkpoint import made
 
 ONE, TWO = "1" * 32, "2" * 32
@@ -38,7 +38,7 @@ def train(folder, token=ONE, steps=(7,)):
     """Write the files of a training, in its order."""
     output = output_of(str(folder))
     check_output_dir(output)
-    work = start(output, token, trackers=False)
+    work = record_start(output, token, trackers=False)
     write(folder, "metrics.jsonl", '{"step": 1}\n')
     write(folder, f"tensorboard/events.out.tfevents.1.host.1.0.{token}", "events")
     write(folder, "checkpoints/.validate_storage_marker", "")
@@ -196,7 +196,7 @@ def test_a_users_file_in_a_checkpoint_is_kept_and_does_no_harm(tmp_path):
 
 def test_an_output_on_s3(s3):
     output = output_of("s3://bucket/out")
-    start(output, ONE, trackers=False)
+    record_start(output, ONE, trackers=False)
     checkpoint = made(7, attempt="a" * 8)
     checkpoints.record(output.run, checkpoint.name, checkpoint.files)
     output.run.write_text(f"{checkpoint.folder}/deepspeed/shard.pt", "12345")
