@@ -19,7 +19,7 @@ TABLES = ("conversations", "dropped", "tokens")
 """Folders of the tables in docs/data-format.md."""
 
 PLAN = "plan.json"
-"""File of a work folder: identity and parts of its run, written when they are known."""
+"""File of a work folder: identity of its run, and number of input groups."""
 
 FINISHED = "tables"
 """Folder of a work folder for finished tables, which `publish` moves to the output directory."""

@@ -11,6 +11,7 @@ _SIZES = (2**16, 2**20, 2**24)
 """Message sizes in bytes; the next one is used if the previous one took less than `_LONG_S`."""
 
 _LONG_S = 0.05
+"""Duration of an all-reduce that is long enough for a measurement."""
 
 
 def bus_bandwidth(device: torch.device) -> float:

@@ -142,7 +142,7 @@ class TrainConfig:
     sample_tokens: int = 128
     """Maximum tokens per sampled answer."""
     seed: int = 0
-    """Seed of the order of conversations and of all random numbers."""
+    """Seed of the order of conversations and of samples of the held-out split."""
 
     wandb: str | None = None
     """Weights & Biases project that also gets the metrics."""

@@ -28,7 +28,7 @@ _OWNED = {
     "scheduler": "--learning-rate and --warmup-ratio",
     "zero_optimization.stage": "--zero-stage",
     "checkpoint.load_universal": "--resume",
-    "data_types.grad_accum_dtype": "nothing: gradients are accumulated in float32",
+    "data_types.grad_accum_dtype": "this project: gradients are accumulated in float32",
 }
 """Keys that are set by our options, and the options."""
 

@@ -170,6 +170,6 @@ def attention_layers(text_config: Any) -> list[int]:
 
 
 def layer_of(name: str) -> str | None:
-    """Return the layer in a parameter's name, such as "3" in "model.layers.3.mlp.weight"."""
+    """Return the layer in a parameter's name, "3" in "model.layers.3.mlp.weight", or None."""
     match = _LAYER.search(name)
     return match[1] if match else None

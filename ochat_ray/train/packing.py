@@ -34,7 +34,7 @@ and others only short ones, so that steps are not a random sample.
 """
 
 SPREAD_FILL = 0.999
-"""Minimum fill of packs with spreading; below it, spreading is not used."""
+"""Minimum fill of packs with spreading; below it, packs without spreading are tried."""
 
 SIMILAR_STEPS = 4
 """Steps whose packs are sorted by cost together, so that packs of a step cost about the same."""

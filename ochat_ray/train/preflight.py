@@ -181,7 +181,7 @@ def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> 
 
 
 def min_length_for_own_pack(model_config: Any) -> int | None:
-    """Return the length in tokens from which a conversation needs its own pack; None without one.
+    """Return the length in tokens from which a conversation needs its own pack; None if none does.
 
     Rotary embeddings of the types dynamic and longrope (Phi-3) depend on the length of the longest
     conversation: beyond a limit, it would affect the other conversations of its pack.

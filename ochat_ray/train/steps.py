@@ -60,7 +60,7 @@ def forward_passes(
 def packed_lengths(
     lengths: np.ndarray, max_tokens: int, min_length_for_own_pack: int | None
 ) -> np.ndarray:
-    """Return the tokens that each conversation occupies in a pack; all of them for its own pack."""
+    """Return the tokens of a pack that each conversation occupies; a long one occupies all."""
     if min_length_for_own_pack is None:
         return lengths
     return np.where(lengths >= min_length_for_own_pack, np.maximum(lengths, max_tokens), lengths)
