@@ -44,6 +44,8 @@ def describe(config: PrepareConfig, manifest: dict[str, Any]) -> str:
     ]
     if keys := manifest["unknown_keys"]:
         lines.append(f"unknown keys: {most(keys)}")
+    if notes := manifest.get("template_notes"):
+        lines.append(f"chat template: {most(notes)} (explained in the report)")
     return "\n".join(lines)
 
 

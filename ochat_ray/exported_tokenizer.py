@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
+from ochat_ray.recipes import CHAT
 from ochat_ray.segment_marks import add_marks
 from ochat_ray.template import chat_template, encode
 from ochat_ray.tokenizer import END_OF_TURN, PROBE_TEXTS
@@ -22,8 +23,10 @@ from ochat_ray.tokenizer import END_OF_TURN, PROBE_TEXTS
 def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     """Return a copy with the chat template of a model type, to be saved by `save_pretrained`.
 
-    Its EOS is the end-of-turn token, since converters to GGUF and other programs take the stop
-    token from the tokenizer. The base's EOS remains a special token.
+    With the base's own template it is the base's tokenizer, whose EOS ends an answer.
+
+    Otherwise its EOS is the end-of-turn token, since converters to GGUF and other programs take
+    the stop token from the tokenizer. The base's EOS remains a special token.
 
     The chat template accepts messages of the roles system, user and assistant and the variable
     `condition`. The ids of texts without U+FDD0 and U+FDD1 do not change.
@@ -34,6 +37,11 @@ def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     """
     from tokenizers import Tokenizer
 
+    if model_type == CHAT:
+        own = copy.copy(tokenizer)
+        own.__class__ = _exported_class()
+        del own.chat  # our renderer, which is not written
+        return own
     marked = add_marks(json.loads(tokenizer.backend_tokenizer.to_str()))
     exported = copy.deepcopy(tokenizer)
     exported._tokenizer = Tokenizer.from_str(json.dumps(marked))  # transformers has no setter

@@ -8,6 +8,12 @@ from typing import Literal
 
 from ochat_ray.errors import UserError
 
+CHAT = "chat"
+"""Model type of a base model with its own chat template, and the recipe for it."""
+
+ModelType = Literal["openchat", "openchat_8192", "opencoder", "chat"]
+"""Template of a model: those of 2023, and "chat", the base model's own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
@@ -46,16 +52,18 @@ class Recipe:
     """
 
     name: str
-    model_type: Literal["openchat", "openchat_8192", "opencoder"]
+    model_type: ModelType
     context_length: int
     keep_model: str = "GPT-4"
+    blocked_words: tuple[str, ...] = ("openai",)
     extends_context: bool = False
     """True to train beyond the base model's context length.
 
     This extrapolates its rotary embeddings without scaling.
     """
     eval_ratio: float = 0.01
-    num_workers: int = 8
+    num_workers: int | None = 8
+    """Workers of training; None: one per GPU of the cluster, or one without GPUs."""
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
 
 
@@ -96,6 +104,16 @@ RECIPES: Mapping[str, Recipe] = {
             extends_context=True,
         ),
         Recipe(name="opencoder", model_type="opencoder", context_length=8192),
+        Recipe(
+            name="chat",
+            model_type="chat",
+            context_length=4096,
+            keep_model="any",
+            blocked_words=(),
+            eval_ratio=0.05,
+            num_workers=None,
+            hyperparameters=Hyperparameters(epochs=3, sequences_per_step=16),
+        ),
     )
 }
 

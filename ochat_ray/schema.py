@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+"""Role of a turn. The templates of 2023 know system, user and assistant."""
 Origin = Literal["page", "sharegpt", "other"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    """Call of a function by an answer; `arguments` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,13 +28,23 @@ class Turn:
     """One message of a conversation; a user's text is kept byte for byte as typed.
 
     `weight` is the loss weight given by the input, or None for the role's default (`loss_weight`).
-    `html` marks text that is ChatGPT's rendered HTML, not yet converted.
+    `html` marks text that is ChatGPT's rendered HTML, not yet converted. `reasoning` and
+    `tool_calls` belong to an answer; `tool_call_id` names the call whose result a tool's turn is.
     """
 
     role: Role
     text: str
     weight: float | None = None
     html: bool = False
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether role and text are all that the turn has."""
+        return not (self.reasoning or self.tool_calls or self.tool_call_id or self.name)
 
     @property
     def loss_weight(self) -> float:
@@ -42,7 +63,7 @@ class Conversation:
     before every role prefix, or None. `unknown_keys` lists keys of the record and its turns that
     have no known meaning ("language", "turn.timestamp"), each once. `left_out` names content of the
     record that the turns do not contain ("citation mark", "question without an answer"), once per
-    occurrence.
+    occurrence. `tools` is the JSON array of the tools that the record offers, or "".
 
     For answers converted from HTML, `fidelity` is the share of blocks that the Markdown reproduces
     and `text_fidelity` the share of the visible text; both are None if nothing was converted.
@@ -58,6 +79,7 @@ class Conversation:
     model: str | None = None
     title: str | None = None
     condition: str | None = None
+    tools: str = ""
     unknown_keys: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     fidelity: float | None = None
@@ -99,6 +121,7 @@ class Reason(StrEnum):
     NEAR_DUPLICATE = "near_duplicate"
     TOO_LONG = "too_long"
     NO_SUPERVISED_TOKENS = "no_supervised_tokens"
+    TEMPLATE_REFUSED = "template_refused"
 
 
 class Stage(StrEnum):
@@ -140,8 +163,22 @@ Record = Conversation | Drop | PassedOver
 
 
 TURNS = pa.list_(
-    pa.struct([("role", pa.string()), ("text", pa.string()), ("weight", pa.float32())])
+    pa.struct(
+        [
+            ("role", pa.string()),
+            ("text", pa.string()),
+            ("weight", pa.float32()),
+            ("reasoning", pa.string()),
+            (
+                "tool_calls",
+                pa.list_(pa.struct([(n, pa.string()) for n in ("id", "name", "arguments")])),
+            ),
+            ("tool_call_id", pa.string()),
+            ("name", pa.string()),
+        ]
+    )
 )
+"""Turns; the last four are null where a turn has none."""
 
 CONVERSATIONS = pa.schema(
     [
@@ -154,6 +191,7 @@ CONVERSATIONS = pa.schema(
         ("fidelity", pa.float32()),
         ("text_fidelity", pa.float32()),
         ("condition", pa.string()),
+        ("tools", pa.string()),
     ]
 )
 
@@ -184,15 +222,38 @@ def conversation_row(conversation: Conversation, digest: str) -> dict[str, objec
         "source": conversation.source,
         "model": conversation.model,
         "title": conversation.title,
-        "turns": [
-            {"role": turn.role, "text": turn.text, "weight": turn.loss_weight}
-            for turn in conversation.turns
-        ],
+        "turns": [_turn_row(turn) for turn in conversation.turns],
         "digest": digest,
         "fidelity": conversation.fidelity,
         "text_fidelity": conversation.text_fidelity,
         "condition": conversation.condition,
+        "tools": conversation.tools or None,
     }
+
+
+def _turn_row(turn: Turn) -> dict[str, object]:
+    return {
+        "role": turn.role,
+        "text": turn.text,
+        "weight": turn.loss_weight,
+        "reasoning": turn.reasoning or None,
+        "tool_calls": [asdict(call) for call in turn.tool_calls] or None,
+        "tool_call_id": turn.tool_call_id or None,
+        "name": turn.name or None,
+    }
+
+
+def turn_of(row: Mapping[str, Any]) -> Turn:
+    """Return the turn of a row of TURNS; columns may be missing, as in tables of earlier runs."""
+    return Turn(
+        role=row["role"],
+        text=row["text"],
+        weight=row.get("weight"),
+        reasoning=row.get("reasoning") or "",
+        tool_calls=tuple(ToolCall(**call) for call in row.get("tool_calls") or ()),
+        tool_call_id=row.get("tool_call_id") or "",
+        name=row.get("name") or "",
+    )
 
 
 def drop_row(drop: Drop) -> dict[str, object]:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.schema import Turn
+from ochat_ray.recipes import CHAT
+from ochat_ray.schema import Turn, turn_of
 from ochat_ray.segment_marks import BORDER, VOID
+from ochat_ray.tokenization.messages import Chat
 from ochat_ray.tokenizer import END_OF_TURN, encode_texts, end_of_turn_id
 
 ANY_TURN = Turn | Mapping[str, Any]
@@ -76,14 +78,20 @@ def encode(
         turns: `Turn`s, or mappings with the keys "role", "text" and optionally "weight", as stored
             in
             the tables.
-        model_type: A key of `TEMPLATES`.
+        model_type: A key of `TEMPLATES`; or "chat", the template of a tokenizer that
+            `load_chat_tokenizer` opened. That writes no weights, which `supervise` gives.
         tokenizer: A transformers tokenizer that has the end-of-turn token.
         condition: Word before every role prefix, as in C-RLFT: "GPT4" gives "GPT4 Human: ".
         add_generation_prompt: Whether to append the assistant's prefix, which the model completes.
 
     Raises:
         UserError: Unknown model type or role, or a tokenizer without the end-of-turn token.
+        TemplateError: The model's own template refuses the conversation.
     """
+    if model_type == CHAT:
+        chat = Chat(tuple(map(_turn, turns)))
+        ids = tokenizer.chat.ids(chat, add_generation_prompt=add_generation_prompt)
+        return ids, [0.0] * len(ids)
     return encode_batch(
         [list(turns)],
         model_type,
@@ -228,4 +236,4 @@ def _prefix(template: Template, role: str, condition: str) -> str:
 def _turn(turn: ANY_TURN) -> Turn:
     if isinstance(turn, Turn):
         return turn
-    return Turn(role=turn["role"], text=turn["text"], weight=turn.get("weight"))
+    return turn_of(turn)

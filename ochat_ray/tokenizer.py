@@ -64,11 +64,21 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         UserError: There is no tokenizer at `path`, or it would distort the text.
     """
-    tokenizer = _without_marks(_open(path))
+    tokenizer = open_tokenizer(path)
+    tokenizer.chat_template = None  # the base's, which is not in use
     if END_OF_TURN not in tokenizer.get_added_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [END_OF_TURN]})
     probe(tokenizer, path)
     return tokenizer
+
+
+def open_tokenizer(path: str) -> Any:
+    """Return the tokenizer at `path` as it is on disk, without what an export of ours added.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    return _without_marks(_open(path))
 
 
 def has_end_of_turn(path: str) -> bool:
@@ -79,9 +89,14 @@ def has_end_of_turn(path: str) -> bool:
 def end_of_turn_id(tokenizer: Any) -> int:
     """Return the id of the end-of-turn token.
 
+    With a chat template it is the EOS token, which `load_chat_tokenizer` sets to what the template
+    writes.
+
     Raises:
         UserError: The tokenizer has no such token.
     """
+    if tokenizer.chat_template is not None:
+        return int(tokenizer.eos_token_id)
     ids = tokenizer.get_added_vocab()
     if END_OF_TURN not in ids:
         raise UserError(
@@ -89,6 +104,13 @@ def end_of_turn_id(tokenizer: Any) -> int:
             "ochat_ray.tokenizer.load_tokenizer, which adds it"
         )
     return int(ids[END_OF_TURN])
+
+
+def ends_of_turn(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end an answer: one, or several of a model with its own chat template."""
+    if tokenizer.chat_template is not None:
+        return tuple(tokenizer.chat_ends)
+    return (end_of_turn_id(tokenizer),)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

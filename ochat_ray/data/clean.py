@@ -17,6 +17,9 @@ from ochat_ray.data.noise_rules import EXTENSION_ORIGINS, RULES, provider_error,
 from ochat_ray.data.text_fidelity import text_fidelity
 from ochat_ray.schema import Conversation, Drop, Reason, Stage, Turn
 
+INSTRUCTIONS = ("system", "developer")
+"""Roles of a turn before the first question."""
+
 Rule = Callable[[Conversation], Conversation | Drop]
 
 
@@ -122,7 +125,7 @@ def trim_ends(conversation: Conversation) -> Conversation:
     A system turn at the start stays.
     """
     turns, left_out = list(conversation.turns), list(conversation.left_out)
-    first = 1 if turns and turns[0].role == "system" else 0
+    first = 1 if turns and turns[0].role in INSTRUCTIONS else 0
     while len(turns) > first and turns[first].role == "assistant":
         del turns[first]
         left_out.append("answer without a question")
@@ -142,6 +145,9 @@ def need_turns(conversation: Conversation) -> Conversation | Drop:
 def need_text(conversation: Conversation) -> Conversation | Drop:
     """Drop a conversation with a turn that has no visible text."""
     for position, turn in enumerate(conversation.turns):
+        # A result may be empty, and an answer that calls a tool.
+        if turn.role == "tool" or turn.tool_calls:
+            continue
         if (html_shows_nothing if turn.html else shows_nothing)(turn.text):
             return _drop(conversation, Reason.EMPTY_TURN, f"turn {position}")
     return conversation
@@ -151,7 +157,8 @@ def merge_consecutive_turns(conversation: Conversation) -> Conversation | Drop:
     """Join consecutive turns of one role with a blank line; their loss weights must agree."""
     turns: list[Turn] = []
     for position, turn in enumerate(conversation.turns):
-        if not turns or turns[-1].role != turn.role:
+        joins = turns and turns[-1].role == turn.role
+        if not joins or not (turn.is_plain and turns[-1].is_plain) or turn.role == "tool":
             turns.append(turn)
         elif turns[-1].loss_weight != turn.loss_weight:
             detail = f"turns {position - 1} and {position} have different loss weights"
@@ -162,13 +169,20 @@ def merge_consecutive_turns(conversation: Conversation) -> Conversation | Drop:
 
 
 def need_alternating_roles(conversation: Conversation) -> Conversation | Drop:
-    """Require, after an optional system turn, the order user, assistant, user, assistant."""
-    first = 1 if conversation.turns[0].role == "system" else 0
-    for position, turn in enumerate(conversation.turns[first:]):
-        expected = "user" if position % 2 == 0 else "assistant"
-        if turn.role != expected:
-            detail = f"turn {position + first} is {turn.role}, expected {expected}"
+    """Require, after an optional system turn, the order user, assistant, user, assistant.
+
+    The results of an answer's calls, and another answer, may follow it.
+    """
+    first = 1 if conversation.turns[0].role in INSTRUCTIONS else 0
+    expected: tuple[str, ...] = ("user",)
+    for position, turn in enumerate(conversation.turns[first:], first):
+        if turn.role not in expected:
+            detail = f"turn {position} is {turn.role}, expected {' or '.join(expected)}"
             return _drop(conversation, Reason.WRONG_ROLE_ORDER, detail)
+        if turn.role == "assistant":
+            expected = ("tool", "user") if turn.tool_calls else ("user",)
+        else:
+            expected = ("tool", "assistant") if turn.role == "tool" else ("assistant",)
     return conversation
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -14,9 +15,12 @@ from ochat_ray.data.kinds import printable
 from ochat_ray.data.long_conversations import Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.errors import UserError
-from ochat_ray.recipes import recipe
+from ochat_ray.recipes import CHAT, recipe
 from ochat_ray.run_dir import open_location
 from ochat_ray.schema import ModelClass
+from ochat_ray.template import TEMPLATES
+
+SeparateAnswers = Literal["each", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class PrepareConfig:
     """Clean, deduplicate, filter and tokenize conversations into Arrow tables."""
 
     recipe: str = "demo"
-    """Recipe: demo, openchat, openchat_8192 or opencoder."""
+    """Recipe: demo, openchat, openchat_8192, opencoder, or chat for any base model."""
     input: tuple[str, ...] = ()
     """Files, folders or globs of conversations or share pages (local paths or URIs). The demo
     recipe provides its own."""
@@ -33,6 +37,14 @@ class PrepareConfig:
     tokenizer: str = ""
     """Tokenizer of the base model: a directory, its URI or Hub name. The demo recipe provides
     its own."""
+    template: str = "own"
+    """Template of --recipe chat: own, the tokenizer's chat template; openchat or opencoder; or a
+    Jinja file."""
+    template_arguments: str = ""
+    """Variables of the chat template as a JSON object: {"enable_thinking": false}."""
+    separate_answers: SeparateAnswers = "each"
+    """Answers to learn of a conversation whose earlier turns the chat template writes differently
+    later (it leaves out their reasoning): each, in a sample of its own, or only the last."""
     answers: Literal["auto", "html", "markdown"] = "auto"
     """Format of the answers: ChatGPT's rendered HTML, Markdown, or detected per answer.
     ChatGPT's and Claude's exports and share pages are always Markdown."""
@@ -94,7 +106,23 @@ class PrepareConfig:
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give only one")
         self.noise_rules()
-        self.column_names()
+        names = self.column_names()
+        if self.recipe != CHAT:
+            for name in ("template", "template_arguments", "separate_answers"):
+                if getattr(self, name) != PrepareConfig.__dataclass_fields__[name].default:
+                    flag = "--" + name.replace("_", "-")
+                    raise UserError(f"{flag} needs --recipe chat; {self.recipe} has its own")
+        if self.model_type != CHAT:
+            if "tools" in names:
+                raise UserError("--columns tools=... needs a chat template; see --recipe chat")
+            if self.template_arguments or self.separate_answers != "each":
+                raise UserError(
+                    "--template-arguments and --separate-answers need a chat template, not "
+                    f"--template {self.template}"
+                )
+        elif self.conditions:
+            raise UserError("--conditions has no effect on a chat template; leave it out")
+        self.arguments()
         weights, kept = self._weights(), self.kept_labels()
         if weights and self.keep_model not in (recipe(self.recipe).keep_model, "any"):
             raise UserError("--class-weights names the labels to keep; leave out --keep-model")
@@ -104,6 +132,28 @@ class PrepareConfig:
                     f"--conditions names {label}, which is not kept ({', '.join(kept)}); "
                     "give it a weight with --class-weights, or leave it out"
                 )
+
+    @property
+    def model_type(self) -> str:
+        """Template: a key of `template.TEMPLATES`, or "chat" for a chat template."""
+        chosen = recipe(self.recipe).model_type
+        return self.template if chosen == CHAT and self.template in TEMPLATES else chosen
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the variables of the chat template.
+
+        Raises:
+            UserError: --template-arguments is no JSON object.
+        """
+        try:
+            found = json.loads(self.template_arguments or "{}")
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(
+                f"--template-arguments is a JSON object, not {self.template_arguments[:60]!r}"
+            )
+        return found
 
     def column_names(self) -> dict[str, str]:
         """Return the user's column names, by logical name.
@@ -192,6 +242,7 @@ class PrepareConfig:
             recipe=name,
             output=f"runs/{name}/data",
             keep_model=chosen.keep_model,
+            blocked_words=chosen.blocked_words,
             eval_ratio=chosen.eval_ratio,
             max_length=chosen.context_length,
         )
@@ -215,6 +266,7 @@ class PrepareConfig:
             "seed": self.seed,
             "max_length": self.max_length,
             "long": self.long,
+            **({"separate_answers": self.separate_answers} if self.model_type == CHAT else {}),
         }
 
     def described(self) -> dict[str, object]:

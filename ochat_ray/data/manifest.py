@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.parts import Summary
-from ochat_ray.data.plan import Plan, content_of
+from ochat_ray.data.plan import Plan, content_of, template_settings
 from ochat_ray.data.statistics import Statistics, most_first
 from ochat_ray.data.verify import DIGEST_MODULUS, FileSummary
-from ochat_ray.recipes import recipe
 
 
 def manifest_of(
@@ -47,7 +47,15 @@ def manifest_of(
         "noise": most_first(statistics.noise),
         "tokenizer": identity["tokenizer"],
         "tokenizer_path": config.tokenizer,
-        "model_type": recipe(config.recipe).model_type,
+        "model_type": config.model_type,
+        **(
+            {
+                "template": asdict(settings),
+                "template_notes": most_first(statistics.template_notes),
+            }
+            if (settings := template_settings(config))
+            else {}
+        ),
         "context_length": config.max_length,
         "config": config.described(),
         "inputs": content.described(),

@@ -23,7 +23,8 @@ from ochat_ray.data.long_conversations import CHOICES, Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.near_duplicates import conversation_text
 from ochat_ray.data.statistics import worse_fidelity
-from ochat_ray.data.tokenize import Tokenized, TokenRow, table_digest, tokenize
+from ochat_ray.data.tokenize import Tokenized, TokenRow, table_digest
+from ochat_ray.data.tokenize_chat import shown_text, sum_notes, tokenize_as_configured
 from ochat_ray.run_dir import RunDir, Split
 from ochat_ray.schema import (
     CONVERSATIONS,
@@ -38,6 +39,7 @@ from ochat_ray.schema import (
     Turn,
     conversation_row,
     drop_row,
+    turn_of,
 )
 
 PART_ROWS = 1000
@@ -79,7 +81,7 @@ def clean_part(
         for old, new in zip(records, results, strict=True)
         if isinstance(old, Conversation) and isinstance(new, Conversation)
     ]
-    rows = [conversation_row(new, dedup.digest(new.turns)) for _, new in pairs]
+    rows = [conversation_row(new, dedup.digest(new.turns, new.tools)) for _, new in pairs]
     shown = set(sorted(str(row["digest"]) for row in rows)[:SAMPLES])
     for (old, new), row in zip(pairs, rows, strict=True):
         is_shown = row["digest"] in shown
@@ -158,7 +160,6 @@ def tokenize_part(
     part: str,
     *,
     config: PrepareConfig,
-    model_type: str,
     tokenizer: Any,
     sample_share: float,
 ) -> Summary:
@@ -168,8 +169,7 @@ def tokenize_part(
         run: Work folder.
         part: Name of the part.
         config: The configuration.
-        model_type: Key of the template.
-        tokenizer: Tokenizer of the base model.
+        tokenizer: Tokenizer of the base model, opened for the run's template.
         sample_share: Share of conversations, by their digests, that may be samples of the report.
     """
     rows = read_parquet(run, cleaned(part)).to_pylist()
@@ -182,19 +182,14 @@ def tokenize_part(
         else:
             unique.append(row)
 
-    tokenized = tokenize(
-        [_conversation(row) for row in unique],
-        model_type=model_type,
-        tokenizer=tokenizer,
-        max_length=config.max_length,
-        classes=config.classes(),
-        long=config.long,
-    )
+    tokenized = tokenize_as_configured(list(map(_conversation, unique)), config, tokenizer)
     kept: list[tuple[Split, dict[str, Any], Tokenized]] = []
     for row, result in zip(unique, tokenized, strict=True):
         if result.samples:
             split = dedup.split_of(row["digest"], eval_ratio=config.eval_ratio, seed=config.seed)
             kept.append((split, row, result))
+        elif result.refused:
+            dropped.append(_drop(row, Stage.TOKENIZE, Reason.TEMPLATE_REFUSED, result.refused))
         elif config.long == "drop" and result.length > config.max_length:
             detail = f"{result.length:,} tokens, longer than {config.max_length:,}"
             dropped.append(_drop(row, Stage.TOKENIZE, Reason.TOO_LONG, detail))
@@ -231,6 +226,7 @@ def tokenize_part(
             if worse_fidelity(row) < 1.0
         ],
         "digest": f"{table_digest(samples):x}",
+        "template_notes": sum_notes(tokenized),
         **_write_drops(run, f"tokenize/{part}", dropped),
     }
 
@@ -289,8 +285,9 @@ def _sample(split: Split, row: dict[str, Any], result: Tokenized, tokenizer: Any
         "length": len(first.input_ids),
         "samples": len(result.samples),
         "turn_count": len(turns),
+        "own_template": hasattr(tokenizer, "chat"),
         "turns": [
-            [turn["role"], before, turn["text"][:SHOWN_CHARACTERS]]
+            [turn["role"], before, shown_text(turn)[:SHOWN_CHARACTERS]]
             for turn, before in turns[:SHOWN_TURNS]
         ],
         "tokens": [list(t) for t in zip(pieces, first.loss_weights, strict=False)],
@@ -313,8 +310,9 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         source=row["source"],
         model=row["model"],
         title=row["title"],
-        turns=tuple(Turn(role=t["role"], text=t["text"], weight=t["weight"]) for t in row["turns"]),
+        turns=tuple(map(turn_of, row["turns"])),
         condition=row["condition"],
+        tools=row["tools"] or "",
     )
 
 

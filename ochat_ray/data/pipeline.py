@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -54,6 +55,7 @@ from ochat_ray.data.plan import (
     completed_already,
     identity_of,
     set_up,
+    template_settings,
 )
 from ochat_ray.data.records import ReadOptions
 from ochat_ray.data.report import render_report
@@ -68,9 +70,10 @@ from ochat_ray.data.verify import (
 )
 from ochat_ray.errors import UserError
 from ochat_ray.progress import Progress
-from ochat_ray.recipes import recipe
+from ochat_ray.recipes import CHAT
 from ochat_ray.run_dir import MANIFEST, RunDir
 from ochat_ray.run_lock import RunLock, hold
+from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_chat_tokenizer
 from ochat_ray.tokenizer import load_tokenizer
 
 
@@ -202,7 +205,10 @@ def _clean_pass(
 ) -> dict[str, int]:
     """Return the number of cleaned conversations per part, in order, for parts that have any."""
     options = ReadOptions(
-        answers=config.answers, columns=config.column_names(), branches=config.branches
+        answers=config.answers,
+        columns=config.column_names(),
+        branches=config.branches,
+        tools=config.model_type == CHAT,
     )
 
     session = uuid.uuid4().hex
@@ -290,10 +296,15 @@ def _near_duplicates_pass(
 
 
 @cache
-def _tokenizer(path: str) -> Any:
-    """Load the tokenizer once per worker process, which handles many parts."""
+def _tokenizer(path: str, template: str) -> Any:
+    """Load the tokenizer once per worker process, which handles many parts.
+
+    `template` is the run's TemplateSettings in JSON, or "" for a template of 2023.
+    """
     # One thread per worker, since there is one worker per CPU.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if template:
+        return load_chat_tokenizer(path, TemplateSettings(**json.loads(template)))
     return load_tokenizer(path)
 
 
@@ -324,6 +335,8 @@ def _tokenize_pass(
     for part in sorted(finished):
         add(run.load_json(done_name("tokenize", part)))
     rest = [{"part": part} for part in part_names if part not in finished]
+    settings = template_settings(config)
+    template = json.dumps(asdict(settings)) if settings else ""
     # Four times as many as are shown, since some will be dropped as duplicates.
     sample_share = 4 * parts.SAMPLES / max(1, statistics.cleaned)
 
@@ -333,8 +346,7 @@ def _tokenize_pass(
             run,
             item["part"],
             config=config,
-            model_type=recipe(config.recipe).model_type,
-            tokenizer=_tokenizer(config.tokenizer),
+            tokenizer=_tokenizer(config.tokenizer, template),
             sample_share=sample_share,
         )
         run.write_json(done, summary)

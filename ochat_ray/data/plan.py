@@ -23,10 +23,17 @@ from ochat_ray.data.output import PLAN, Output
 from ochat_ray.data.statistics import most_first
 from ochat_ray.data.verify import ALL_TABLES, verify_tables
 from ochat_ray.errors import UserError
-from ochat_ray.recipes import recipe
+from ochat_ray.recipes import CHAT
 from ochat_ray.run_dir import MANIFEST, RunDir, completed
 from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.template import check_template
+from ochat_ray.tokenization.chat_tokenizer import (
+    CLOCK,
+    TemplateSettings,
+    load_chat_tokenizer,
+    own_template,
+    read_template,
+)
 from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
 
 
@@ -50,16 +57,41 @@ def identity_of(config: PrepareConfig) -> dict[str, Any]:
     Raises:
         UserError: The tokenizer is not usable, or not with the recipe's template.
     """
-    tokenizer = load_tokenizer(config.tokenizer)
-    conditions = [model_class.condition for model_class in config.classes().values()]
-    check_template(recipe(config.recipe).model_type, tokenizer, conditions)
+    settings = template_settings(config)
+    if settings is not None:
+        tokenizer = load_chat_tokenizer(config.tokenizer, settings)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer)
+        conditions = [model_class.condition for model_class in config.classes().values()]
+        check_template(config.model_type, tokenizer, conditions)
     return {
         **config.identity(),
         "decontaminate": sorted(content_digests(config.decontaminate)),
         "tokenizer": tokenizer_digest(tokenizer),
+        **({"template": settings.digest} if settings is not None else {}),
         # Signatures are comparable within one version only.
         "rensa": version("rensa"),
     }
+
+
+def template_settings(config: PrepareConfig) -> TemplateSettings | None:
+    """Return the chat template of a run, its arguments and date; None for a template of 2023.
+
+    Raises:
+        UserError: The tokenizer has no chat template, or the file cannot be read.
+    """
+    if config.model_type != CHAT:
+        return None
+    source = (
+        own_template(config.tokenizer)
+        if config.template == "own"
+        else read_template(config.template)
+    )
+    return TemplateSettings(
+        source=source,
+        arguments=config.arguments(),
+        today=CLOCK if "strftime_now" in source else None,
+    )
 
 
 def completed_already(

@@ -26,12 +26,14 @@ class ReadOptions:
 
     `answers` is the format of the answers; "auto" detects it per answer. `columns` gives the user's
     names for columns: {"conversations": "dialog", "role": "speaker"}. `branches` selects the path,
-    or all paths, of a tree of messages.
+    or all paths, of a tree of messages. `tools` is whether the template can represent tools and
+    reasoning.
     """
 
     answers: Answers = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     branches: Branches = "current"
+    tools: bool = False
 
 
 DEFAULTS = ReadOptions()
@@ -50,7 +52,7 @@ def records_of(
         page: Whether the record is from a share page, whose answers may be ChatGPT's rendered HTML.
     """
     name = f"{posixpath.basename(source)}#{index}"
-    keys = keys_of(options.columns)
+    keys = keys_of(options.columns, tools=options.tools)
     records = [(item, ())] if page else list(tables.records_in(item, keys))
     for number, (record, beside) in enumerate(records):
         own_name = name if len(records) == 1 else f"{name}.{number}"

@@ -26,6 +26,7 @@ from ochat_ray.data.report_samples import samples_section
 from ochat_ray.data.statistics import Shares, Statistics, most_first
 from ochat_ray.report_style import STYLE
 from ochat_ray.schema import Stage
+from ochat_ray.tokenization.supervision import NOTES
 
 _LEFT_AFTER = {
     Stage.READ: "could be read",
@@ -47,6 +48,7 @@ def render_report(manifest: dict[str, Any], statistics: Statistics) -> str:
         inputs_section(statistics),
         _turns(statistics),
         _lengths(manifest["context_length"], manifest["config"].get("long"), statistics),
+        _template(statistics),
         _languages(statistics),
         _fidelity(statistics),
         _speed(manifest["seconds"], statistics),
@@ -154,6 +156,14 @@ def _reasons(counts: dict[str, Any], statistics: Statistics) -> str:
         )
     note = "<p class=soft>Every one is in dropped/*.parquet, with its source file.</p>"
     return section("reasons", "Why the others were dropped", body + note)
+
+
+def _template(statistics: Statistics) -> str:
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code><td class=n>{n:,}<td>{escape(NOTES.get(name, ''))}"
+        for name, n in most_first(statistics.template_notes).items()
+    )
+    return section("template", "Chat template", f"<table>{rows}</table>") if rows else ""
 
 
 def _noise(statistics: Statistics) -> str:

@@ -24,6 +24,7 @@ EXPLANATIONS: dict[str, str] = {
     Reason.NEAR_DUPLICATE: "nearly the same words as one that is kept",
     Reason.TOO_LONG: "longer than the context, and --long drop",
     Reason.NO_SUPERVISED_TOKENS: "no answer begins within the context length",
+    Reason.TEMPLATE_REFUSED: "the model's own chat template refuses the conversation",
 }
 
 _CODES = """

@@ -23,6 +23,9 @@ _KEY = (
 
 Token = tuple[str, float]
 
+_COMPLETE = ""
+"""What follows the tokens of a sample that is shown as a whole."""
+
 
 def samples_section(samples: Sequence[dict[str, Any]]) -> str:
     """Return the samples one below the other, collapsed."""
@@ -48,16 +51,21 @@ def _sample(number: int, sample: dict[str, Any]) -> str:
     if worse_fidelity(sample) < 1:
         facts.append(f"fidelity {fidelity_in_words(sample)}")
     question = cut(next((text for role, _, text in turns if role == "user"), ""), 110)
-    tokens = tokens_by_turn(sample["tokens"])
-    rest = "cut here at the context length"
+    own_template = sample.get("own_template", False)
+    tokens = None if own_template else tokens_by_turn(sample["tokens"])
+    rest = _COMPLETE if own_template else "cut here at the context length"
     if sample["length"] > len(sample["tokens"]):
         rest = "more tokens, not shown"
     elif further:
         rest = "in a further sample"
     shown = "".join(
-        _turn(position, turn, tokens[position] if position < len(tokens) else [], rest)
+        _turn(position, turn, _tokens_at(position, tokens), rest)
         for position, turn in enumerate(turns)
     )
+    if own_template:  # which may write a turn more than once, or in another order
+        runs = _token_runs([(piece, weight) for piece, weight in sample["tokens"]])
+        more = f"<span class=soft>… {rest}</span>" if rest != _COMPLETE else ""
+        shown += _pane("Tokens of the first sample", runs + more)
     hidden = sample["turn_count"] - len(turns)
     if hidden > 0:
         shown += f"<p class=soft>… {hidden:,} more {'turn' if hidden == 1 else 'turns'}</p>"
@@ -68,7 +76,13 @@ def _sample(number: int, sample: dict[str, Any]) -> str:
     )
 
 
-def _turn(position: int, turn: Sequence[Any], tokens: list[Token], rest: str) -> str:
+def _tokens_at(position: int, tokens: list[list[Token]] | None) -> list[Token] | None:
+    if tokens is None:
+        return None
+    return tokens[position] if position < len(tokens) else []
+
+
+def _turn(position: int, turn: Sequence[Any], tokens: list[Token] | None, rest: str) -> str:
     role, original, text = turn
     panes = []
     if original is None or original == text:
@@ -77,7 +91,8 @@ def _turn(position: int, turn: Sequence[Any], tokens: list[Token], rest: str) ->
         is_html = role == "assistant" and "<" in original
         panes.append(_pane("Original HTML" if is_html else "As it was read", _text(original)))
         panes.append(_pane("Markdown" if is_html else "As it was kept", _text(text)))
-    panes.append(_pane("Tokens", _tokens(tokens, rest)))
+    if tokens is not None:
+        panes.append(_pane("Tokens", _tokens(tokens, rest)))
     return (
         f"<div class=turn><h3>{position + 1}. {escape(role)}</h3>"
         f"<div class=panes>{''.join(panes)}</div></div>"
@@ -109,12 +124,17 @@ def tokens_by_turn(tokens: Sequence[Sequence[Any]]) -> list[list[Token]]:
 
 
 def _tokens(tokens: list[Token], rest: str) -> str:
+    runs = _token_runs(tokens)
+    if not tokens or tokens[-1][0] != END_OF_TURN:
+        runs += f"<span class=soft>… {rest}</span>"
+    return runs
+
+
+def _token_runs(tokens: Sequence[Token]) -> str:
     runs = []
     for supervised, run in groupby(join_broken(tokens), key=lambda token: token[1] > 0):
         pieces = "".join(_piece(piece, count) for piece, _, count in run)
         runs.append(f"<mark>{pieces}</mark>" if supervised else f"<span>{pieces}</span>")
-    if not tokens or tokens[-1][0] != END_OF_TURN:
-        runs.append(f"<span class=soft>… {rest}</span>")
     return "".join(runs)
 
 

@@ -68,6 +68,8 @@ class Statistics:
     """Records per unknown key, of the record or one of its turns."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Parts of records that are in no turn, by name: citation marks, thoughts, other branches."""
+    template_notes: Counter[str] = field(default_factory=Counter)
+    """What the model's own chat template did, by the names of `tokenization/supervision.py`."""
     answers: Counter[str] = field(default_factory=Counter)
     """Answers read as "html" and as "markdown"."""
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
@@ -123,6 +125,7 @@ class Statistics:
             if structure is not None or text is not None:
                 self.converted += 1
                 self.intact += worse_fidelity({"fidelity": structure, "text_fidelity": text}) == 1.0
+        self.template_notes.update(summary["template_notes"])
         self.offered += summary["offered"]
         for choice, sums in summary["yields"].items():
             self.yields.setdefault(choice, Counter()).update(sums)

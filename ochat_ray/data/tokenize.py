@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,8 @@ class Tokenized:
 
     `length` is the conversation's length in tokens, of which `cut` are in no sample. `first_turn`
     is the first turn of the first sample, apart from a system turn. `yields` has the result of each
-    choice of `--long`.
+    choice of `--long`. `notes` counts what a model's own chat template did, and `refused` is its
+    reason for refusing the conversation.
     """
 
     samples: tuple[TokenRow, ...]
@@ -54,6 +55,8 @@ class Tokenized:
     cut: int
     first_turn: int
     yields: Mapping[Long, Yield]
+    notes: Mapping[str, int] = field(default_factory=dict)
+    refused: str = ""
 
 
 def tokenize(

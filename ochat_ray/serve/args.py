@@ -29,8 +29,7 @@ from ochat_ray.model_directory import local_directory
 from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
 from ochat_ray.serve.responses import Training
-from ochat_ray.template import template_for
-from ochat_ray.tokenizer import END_OF_TURN
+from ochat_ray.serve.served_model import model_type_of, read_card, read_json, served_name
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -210,9 +209,8 @@ def resolve(args: ServeArgs) -> Settings:
     # A replica may run on another host, with its own copy.
     place = args.model if "://" in args.model else str(directory)
     config = check_model_directory(directory)
-    card = _read_json(directory / "ochat.json") if (directory / "ochat.json").exists() else {}
-    model_type = args.model_type or card.get("model_type") or "openchat"
-    template_for(model_type)
+    card = read_card(directory)
+    model_type = model_type_of(directory, card, args.model_type)
     max_replicas = args.max_replicas or max(2, args.min_replicas)
     if max_replicas < args.min_replicas:
         raise UserError(f"max_replicas={max_replicas} is below min_replicas={args.min_replicas}")
@@ -235,7 +233,7 @@ def resolve(args: ServeArgs) -> Settings:
         ingress=IngressSettings(
             directory=place,
             engine=engine.engine,
-            served_model_name=args.served_model_name or card.get("recipe") or Path(place).name,
+            served_model_name=args.served_model_name or served_name(place),
             model_type=model_type,
             context_length=context_length,
             vocabulary=config["vocab_size"],
@@ -284,13 +282,10 @@ def check_model_directory(directory: Path) -> dict[str, Any]:
             raise UserError(f"no {name} in {directory}; is that a directory that train wrote?")
     if not any(directory.glob("*.safetensors")):
         raise UserError(f"no *.safetensors in {directory}; is that a directory that train wrote?")
-    added = _read_json(directory / "tokenizer.json").get("added_tokens", [])
-    if END_OF_TURN not in {token["content"] for token in added}:
-        raise UserError(
-            f"the tokenizer in {directory} has no {END_OF_TURN} token, so the model was not "
-            "trained for this template; serve a directory that train wrote"
-        )
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
+    text = config.get("text_config")
+    if isinstance(text, dict):  # of a model that sees images, too
+        config = {**text, **config}
     if not isinstance(config.get("vocab_size"), int):
         raise UserError(f"config.json in {directory} has no vocab_size; is it a language model?")
     return config
@@ -382,13 +377,3 @@ def _context_length(args: ServeArgs, card: Mapping[str, Any], config: Mapping[st
     if not length:
         raise UserError("config.json has no context length; give context_length=N")
     return int(length)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value

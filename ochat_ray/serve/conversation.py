@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ochat_ray.schema import Turn
+from ochat_ray.schema import ToolCall, Turn
 from ochat_ray.serve.fields import Message
 from ochat_ray.serve.tools import Call, Tool, calls_text, results_text, system_text
 
@@ -37,6 +37,24 @@ def turns_of(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Turn]:
     if turns[0].role == "system":
         return [Turn(role="system", text=f"{turns[0].text}\n\n{described}"), *turns[1:]]
     return [Turn(role="system", text=described), *turns]
+
+
+def own_turns_of(messages: Sequence[Message]) -> list[Turn]:
+    """Return the messages as turns for the model's own chat template, with calls and results."""
+    return [
+        Turn(
+            role=message.role,
+            text=message.text,
+            reasoning=message.reasoning_content or "",
+            tool_calls=tuple(
+                ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+                for call in message.tool_calls or ()
+            ),
+            tool_call_id=message.tool_call_id or "",
+            name=(message.name or "") if message.role == "tool" else "",
+        )
+        for message in messages
+    ]
 
 
 def _add_result(calls: dict[str, str | None], message: Message) -> None:

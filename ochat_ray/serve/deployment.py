@@ -126,9 +126,10 @@ class IngressReplica:
 
     def __serve_build_asgi_app__(self) -> Any:
         from ochat_ray.serve.ingress import build_app
-        from ochat_ray.tokenizer import load_tokenizer  # imports transformers
+        from ochat_ray.serve.served_model import open_served_tokenizer
 
-        tokenizer = load_tokenizer(str(local_directory(self._settings.directory)))
+        directory = local_directory(self._settings.directory)
+        tokenizer = open_served_tokenizer(directory, self._settings.model_type)
         return build_app(self._settings, tokenizer, self._backend)
 
 

@@ -94,7 +94,7 @@ class ToolCall(Strict):
 
 
 class Message(Strict):
-    """Chat message. `name` is accepted, but has no place in the templates."""
+    """Chat message. `name` has a place only in a model's own chat template, for results."""
 
     NEUTRAL = MESSAGE
 
@@ -105,6 +105,7 @@ class Message(Strict):
         Annotated[list[ToolCall], Field(min_length=1, max_length=MOST_TOOLS, fail_fast=True)] | None
     ) = None
     tool_call_id: Text | None = None
+    reasoning_content: Text | None = None
 
     @model_validator(mode="after")
     def _fields_fit_the_role(self) -> Message:
@@ -112,6 +113,8 @@ class Message(Strict):
             raise ValueError("tool_calls: only in messages of the assistant")
         if (self.tool_call_id is None) == (self.role == "tool"):
             raise ValueError("tool_call_id: in messages of the role tool, and only there")
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise ValueError("reasoning_content: only in messages of the assistant")
         if self.content is None and self.tool_calls is None:
             raise ValueError("content: is required, except beside tool_calls")
         return self

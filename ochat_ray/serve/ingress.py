@@ -55,7 +55,7 @@ from ochat_ray.serve.responses import (
 from ochat_ray.serve.responses_format import ResponseBody, ResponsesFormat
 from ochat_ray.serve.responses_request import ResponsesRequest, renamed
 from ochat_ray.serve.tool_format import ToolFormat
-from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.tokenizer import ends_of_turn
 
 IGNORED_HEADER = "x-ochat-ray-ignored"
 """Response header that lists the fields a lenient server removed from the request."""
@@ -80,7 +80,7 @@ _STREAM = {"text/event-stream": {"schema": _EVENT}}
 def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> FastAPI:
     """Build the ASGI application of one ingress replica."""
     encoder = Prompts(tokenizer, settings.model_type, settings.vocabulary)
-    stop_ids = (end_of_turn_id(tokenizer),)
+    stop_ids = ends_of_turn(tokenizer)
     card = Model(
         id=settings.served_model_name,
         created=settings.created,
@@ -176,9 +176,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         if request.messages is not None:
             check_size(request.messages, settings.max_messages)
             ids = await encoder.conversation(
-                request.turns,
-                request.condition,
-                add_generation_prompt=request.add_generation_prompt,
+                request, add_generation_prompt=request.add_generation_prompt
             )
         else:
             ids = await encoder.text(request.prompt or "")
@@ -223,8 +221,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         turns = request.turns
         continued = bool(request.continue_final_message)
         ids = await encoder.conversation(
-            turns,
-            request.condition,
+            request,
             add_generation_prompt=not continued and request.add_generation_prompt is not False,
             continue_final=continued,
         )

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
+from ochat_ray.errors import UserError
+from ochat_ray.recipes import CHAT
 from ochat_ray.schema import Turn
+from ochat_ray.serve.conversation import own_turns_of
 from ochat_ray.serve.decoding import check_ids
 from ochat_ray.serve.detokenize import Detokenizer, text_offsets, vocabulary_of
+from ochat_ray.serve.engines.base import RequestRefusedError
+from ochat_ray.serve.fields import Message
+from ochat_ray.serve.tool_fields import ToolDefinition
 from ochat_ray.template import encode, template_for
+from ochat_ray.tokenization.chat_template import TemplateError
+from ochat_ray.tokenization.messages import Chat
 from ochat_ray.tokenizer import encode_texts
 
 T = TypeVar("T")
+
+
+class Conversation(Protocol):
+    """Fields of a request with messages."""
+
+    @property
+    def messages(self) -> Sequence[Message] | None: ...
+    @property
+    def tools(self) -> Sequence[ToolDefinition] | None: ...
+    @property
+    def turns(self) -> list[Turn]: ...
+    @property
+    def condition(self) -> str | None: ...
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any] | None: ...
+
 
 LONG_TEXT = 4096
 """Characters, or ids, from which work runs on a thread, to keep other streams responsive."""
@@ -26,29 +52,73 @@ class Prompts:
         self._tokenizer = tokenizer
         self._model_type = model_type
         self._ids = vocabulary
-        self._bos = [tokenizer.bos_token_id] if template_for(model_type).bos else []
+        if model_type == CHAT:
+            adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        else:
+            adds_bos = template_for(model_type).bos
+        self._bos = [tokenizer.bos_token_id] if adds_bos else []
 
     async def conversation(
         self,
-        turns: Sequence[Turn],
-        condition: str | None,
+        request: Conversation,
         *,
         add_generation_prompt: bool,
         continue_final: bool = False,
     ) -> list[int]:
-        """Return the ids of a conversation; a continued one ends within its last turn."""
+        """Return the ids of a request's messages; a continued one ends within its last turn.
 
-        def work() -> list[int]:
-            ids = encode(
-                turns,
-                self._model_type,
-                self._tokenizer,
-                condition=condition or "",
-                add_generation_prompt=add_generation_prompt,
-            )[0]
-            return ids[:-1] if continue_final else ids  # without the end-of-turn token
+        Raises:
+            RequestRefusedError: The template cannot represent them.
+        """
+        own = self._model_type == CHAT
+        if not own:
+            _check_for_2023(request)
+        work = partial(
+            self._own_ids if own else self._ids_of_2023,
+            request,
+            add_generation_prompt=add_generation_prompt,
+            continue_final=continue_final,
+        )
+        return await _run(work, sum(len(turn.text) for turn in request.turns))
 
-        return await _run(work, sum(len(turn.text) for turn in turns))
+    def _ids_of_2023(
+        self, request: Conversation, *, add_generation_prompt: bool, continue_final: bool
+    ) -> list[int]:
+        ids = encode(
+            request.turns,
+            self._model_type,
+            self._tokenizer,
+            condition=request.condition or "",
+            add_generation_prompt=add_generation_prompt,
+        )[0]
+        return ids[:-1] if continue_final else ids  # without the end-of-turn token
+
+    def _own_ids(self, request: Conversation, **options: bool) -> list[int]:
+        """Return the ids that the model's own chat template gives."""
+        template = self._tokenizer.chat
+        if request.condition:
+            raise RequestRefusedError("condition: this model has none", "condition")
+        if request.tools and not template.writes_hermes_calls:
+            raise RequestRefusedError(
+                "tools: the model's chat template writes calls in a syntax that this server does "
+                "not read; leave them out, or send tool_choice none",
+                "tools",
+            )
+        tools = [tool.model_dump(exclude_unset=True) for tool in request.tools or ()]
+        chat = Chat(
+            own_turns_of(request.messages or ()),
+            json.dumps(tools, ensure_ascii=False) if tools else "",
+        )
+        try:
+            arguments = template.checked_arguments(request.chat_template_kwargs or {})
+        except UserError as error:
+            field = "chat_template_kwargs"
+            raise RequestRefusedError(f"{field}: {error}", field) from error
+        try:
+            return template.ids(chat, arguments=arguments, **options)
+        except TemplateError as error:
+            problem = f"messages: the model's chat template refuses them: {error}"
+            raise RequestRefusedError(problem, "messages") from error
 
     async def text(self, text: str) -> list[int]:
         """Return the ids of a text, after the template's BOS token."""
@@ -76,6 +146,18 @@ class Prompts:
         return await _run(
             lambda: Detokenizer(self.vocabulary, special_tokens=True).push(ids), len(ids)
         )
+
+
+def _check_for_2023(request: Conversation) -> None:
+    if request.chat_template_kwargs:
+        field = "chat_template_kwargs"
+        raise RequestRefusedError(f"{field}: this model's template has no variables", field)
+    for position, message in enumerate(request.messages or ()):
+        if message.reasoning_content:
+            raise RequestRefusedError(
+                f"messages[{position}].reasoning_content: this model's template has no reasoning",
+                "messages",
+            )
 
 
 async def _run(work: Callable[[], T], size: int) -> T:

@@ -193,6 +193,9 @@ class ChatRequest(SamplingRequest, ToolFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     add_generation_prompt: bool | None = Field(None, description="false: no assistant's prefix")
     continue_final_message: bool | None = Field(None, description="continue the last message")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="variables of the model's own chat template"
+    )
     condition: Text | None = Field(None, max_length=64, description="C-RLFT's class of answer")
 
     @model_validator(mode="before")
@@ -348,6 +351,7 @@ class TokenizeRequest(Strict):
     tools: Tools | None = None
     condition: Text | None = Field(None, max_length=64)
     add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizeRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 
 from ochat_ray.errors import UserError
 from ochat_ray.model_directory import files_of, on_this_host
-from ochat_ray.tokenizer import end_of_turn_id, has_end_of_turn, load_tokenizer
+from ochat_ray.recipes import CHAT
+from ochat_ray.tokenizer import end_of_turn_id, has_end_of_turn, load_tokenizer, open_tokenizer
 from ochat_ray.train.weights import check_loaded
 
 VOCABULARY_MULTIPLE = 64
@@ -212,30 +214,44 @@ def vocabulary_size(tokenizer: Any) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def generation_config(tokenizer: Any) -> Any:
+def generation_config(tokenizer: Any, base: Any = None) -> Any:
     """Return a transformers GenerationConfig that stops at the end-of-turn token.
 
-    It takes no settings from the base model.
+    It takes no settings from the base model. With the base's own template, it is instead a copy of
+    `base` that also stops at each token that ends a turn.
     """
     from transformers import GenerationConfig
 
+    if tokenizer.chat_template is not None:
+        found = copy.deepcopy(base) or GenerationConfig()
+        own = found.eos_token_id
+        ends = [*tokenizer.chat_ends, *(own if isinstance(own, list) else [own])]
+        found.eos_token_id = [id for id in dict.fromkeys(ends) if id is not None]
+        if found.pad_token_id is None:
+            found.pad_token_id = tokenizer.pad_token_id
+        return found
     eos = end_of_turn_id(tokenizer)
     return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=eos)
 
 
-def prepare_base(path: str, directory: Path, *, allow_pickle: bool = False) -> Path:
+def prepare_base(
+    path: str, directory: Path, *, model_type: str = "openchat", allow_pickle: bool = False
+) -> Path:
     """Return a Hugging Face directory of the base with the end-of-turn token and safetensors.
 
     It is `path` itself, or its copy on this host, if nothing has to change; otherwise a copy in
     `directory`, in the weights' own dtype. The model is changed once, before training, since
-    resizing embeddings that ZeRO-3 has partitioned is slow and error-prone.
+    resizing embeddings that ZeRO-3 has partitioned is slow and error-prone. For the base's own
+    template (`model_type` "chat") no token is added.
     """
-    if has_end_of_turn(path) and not allow_pickle:
+    adds_token = model_type != CHAT and not has_end_of_turn(path)
+    if not adds_token and not allow_pickle:
         return Path(on_this_host(path))
     shutil.rmtree(directory, ignore_errors=True)
-    tokenizer = load_tokenizer(path)
+    tokenizer = open_tokenizer(path) if model_type == CHAT else load_tokenizer(path)
     model = load_model(path, "auto", allow_pickle=allow_pickle)
-    add_end_of_turn(model, tokenizer)
+    if model_type != CHAT:
+        add_end_of_turn(model, tokenizer)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

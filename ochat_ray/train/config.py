@@ -32,7 +32,7 @@ class TrainConfig:
     """Fine-tune a model on the token tables of jobs/prepare.py."""
 
     recipe: str = "demo"
-    """One of demo, openchat, openchat_8192, opencoder."""
+    """Recipe: demo, openchat, openchat_8192, opencoder, or chat for any base model."""
     data: str = ""
     """Run directory of jobs/prepare.py."""
     model: str = ""
@@ -225,7 +225,7 @@ class TrainConfig:
             recipe=name,
             data=f"runs/{name}/data",
             output=f"runs/{name}/model",
-            num_workers=chosen.num_workers,
+            num_workers=chosen.num_workers or 1,
             **asdict(chosen.hyperparameters),
         )
 

@@ -59,7 +59,7 @@ def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> 
                     assert torch.equal(written, tensor.cpu()), f"{name} differs from its file"
     if first:
         write_config(config, directory)
-        generation_config(tokenizer).save_pretrained(directory)
+        generation_config(tokenizer, engine.model.generation_config).save_pretrained(directory)
         export_tokenizer(tokenizer, model_type).save_pretrained(directory)
     distributed.barrier()
 

@@ -21,7 +21,8 @@ from torch import distributed
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, not_on_this_host, read_manifest
 from ochat_ray.run_lock import check_held
-from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
+from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
+from ochat_ray.tokenizer import end_of_turn_id
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
 from ochat_ray.train.base_model import prepare_base, vocabulary_size
@@ -40,12 +41,7 @@ from ochat_ray.train.engine import (
 )
 from ochat_ray.train.export import ExportedState, export, exported_config, publish
 from ochat_ray.train.failures import Place
-from ochat_ray.train.flops import (
-    ModelShape,
-    measured_peak_flops,
-    peak_flops,
-    training_flops,
-)
+from ochat_ray.train.flops import ModelShape, measured_peak_flops, peak_flops, training_flops
 from ochat_ray.train.loss import check_finite, check_held_out, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
@@ -97,7 +93,7 @@ class _Worker:
         if self.manifest["digest"] != settings["identity"]["data_digest"]:
             raise UserError(f"{self.config.data} was prepared again meanwhile; run training again")
         self.base = self._prepare_base()
-        self.tokenizer = load_tokenizer(self.base)
+        self.tokenizer = load_tokenizer_of(self.base, self.manifest)
         self.table = TokenTable(self.config.data, "train", self.config.max_length)
         self.held_out = TokenTable(self.config.data, "eval", self.config.max_length)
         self.resumed: Checkpoint | None = self._agree(checkpoints.latest(run))
@@ -179,7 +175,10 @@ class _Worker:
         """Return the base with the end-of-turn token, which one worker per host adds if needed."""
         directory = Path(self.settings["staging"], f"base-{self.node_rank}")
         if self.local_rank == 0:
-            prepare_base(self.config.model, directory, allow_pickle=self.config.allow_pickle)
+            prepare_base(
+                self.config.model, directory, model_type=self.manifest["model_type"],
+                allow_pickle=self.config.allow_pickle,
+            )  # fmt: skip
         distributed.barrier()
         return str(directory) if directory.exists() else self.config.model
 
@@ -343,6 +342,7 @@ class _Worker:
                 {
                     "recipe": self.config.recipe,
                     "model_type": self.manifest["model_type"],
+                    **{k: v for k, v in self.manifest.items() if k == "template"},
                     "context_length": self.manifest["context_length"],
                     "data_digest": self.manifest["digest"],
                     "tokenizer": self.manifest["tokenizer"],

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from ochat_ray.tokenizer import load_tokenizer
+from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from, start_of
 from ochat_ray.train.deepspeed_config import deepspeed_config
@@ -89,5 +89,5 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     starts = [sum(len(ids) for ids, _ in rows[:n]) for n in range(len(rows))]
     ids = [int(i) for ids, _ in rows for i in ids]
     weights = [float(w) for _, weights in rows for w in weights]
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer_of(config.model, manifest)
     return result | {"pack": coloured_pack(ids, weights, starts, tokenizer, colour=colour)}

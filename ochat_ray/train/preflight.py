@@ -14,7 +14,8 @@ from ochat_ray.locations import check_output_apart
 from ochat_ray.ownership import Ownership
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import RunDir, Split, completed, read_manifest
-from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer, tokenizer_digest
+from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_tokenizer_of
+from ochat_ray.tokenizer import end_of_turn_id, tokenizer_digest
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.base_model import (
     check_weights,
@@ -50,7 +51,8 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
     manifest = read_manifest(config.data)
     check_shape(config.data, manifest)
     chosen = recipe(config.recipe)
-    if manifest["model_type"] != chosen.model_type:
+    fits = manifest["model_type"] == chosen.model_type
+    if not fits and manifest.get("config", {}).get("recipe") != config.recipe:
         raise UserError(
             f"{config.data} was prepared with the template {manifest['model_type']}, but recipe "
             f"{config.recipe} needs {chosen.model_type}; prepare it again with --recipe "
@@ -74,8 +76,8 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
     tensors = check_files(config.model)
     model_config = load_config(config.model)
     check_config(config.model, model_config)
-    tokenizer = load_tokenizer(config.model)
-    export_tokenizer(tokenizer, chosen.model_type)  # raises now, and not after the training
+    tokenizer = load_tokenizer_of(config.model, manifest)
+    export_tokenizer(tokenizer, manifest["model_type"])  # raises now, and not after the training
     if tokenizer_digest(tokenizer) != manifest["tokenizer"]:
         raise UserError(
             f"{config.data} was tokenised with another tokenizer ({manifest['tokenizer_path']}) "
@@ -223,6 +225,8 @@ def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> di
     """
     identity = config.identity()
     del identity["data"]
+    if settings := TemplateSettings.of_manifest(manifest):
+        identity["template"] = settings.digest
     if config.rope_scaling is not None or recipe(config.recipe).extends_context:
         # The digest covers only the rows, and the embeddings are extended to this context.
         identity["context_length"] = manifest["context_length"]

@@ -17,7 +17,8 @@ import numpy as np
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
 from ochat_ray.template import encode
-from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
+from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
+from ochat_ray.tokenizer import end_of_turn_id
 from ochat_ray.train.batch import Batch, make_batch
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.metrics import Metrics, lines_up_to
@@ -91,7 +92,7 @@ def prompts_of(config: TrainConfig, manifest: Mapping[str, Any]) -> list[list[in
         most = config.max_tokens // HELD_OUT_PROMPTS - config.sample_tokens - 1
         prompts = held_out_prompts(held_out, config.seed, most)
     else:
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer_of(config.model, manifest)
         prompts = read_prompts(config.sample_prompts, manifest["model_type"], tokenizer)
     check_prompts(prompts, config.sample_tokens, config.max_tokens)
     return prompts

@@ -89,6 +89,7 @@ def statistics(order=(0, 1), kept=None):
                 ["eval", 4, 25, 5, 1, 20, 8, 0.5, 1.0, EVIL],
             ],
             "offered": 35,
+            "template_notes": {},
             "yields": {
                 "cut": yields(2, 2, 30, 12),
                 "split": yields(2, 3, 36, 14),
@@ -286,7 +287,7 @@ def test_the_worst_are_by_the_worse_of_both_measures():
     kept = [["train", 2, 9, 0, 1, 9, 4, *share, "en"] for share in shares.values()]
     stats.add_tokenize(
         {
-            "kept": kept, "worst": worst, "offered": 27, "yields": {},
+            "kept": kept, "worst": worst, "offered": 27, "template_notes": {}, "yields": {},
             "samples": [], "dropped": [], "drop_counts": {},
         }
     )  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.serve.args import ConfigurationError, ServeArgs, resolve
+from ochat_ray.serve.served_model import served_name
 
 
 @pytest.fixture
@@ -26,11 +27,11 @@ def test_a_bare_directory_is_served_under_its_name(model_directory):
     assert (settings.min_replicas, settings.max_replicas) == (1, 2)
 
 
-def test_the_recipe_names_the_model_its_template_and_its_context(copy):
+def test_training_names_the_template_and_the_context_and_the_directory_the_model(copy):
     card = {"recipe": "demo", "model_type": "opencoder", "context_length": 1024}
     (copy / "ochat.json").write_text(json.dumps(card))
     settings = resolve(ServeArgs(model=str(copy)))
-    assert settings.ingress.served_model_name == "demo"
+    assert settings.ingress.served_model_name == copy.name
     assert settings.ingress.model_type == "opencoder"
     assert settings.ingress.context_length == settings.engine.context_length == 1024
 
@@ -59,8 +60,25 @@ def test_what_a_directory_lacks_is_said_in_one_line(copy, name):
 def test_a_tokenizer_without_the_end_of_turn_token_is_refused(copy):
     path = copy / "tokenizer.json"
     path.write_text(path.read_text().replace("<|end_of_turn|>", "<|other|>"))
-    with pytest.raises(UserError, match="end_of_turn"):
+    with pytest.raises(UserError, match=r"neither a chat template nor a <.end_of_turn.> token"):
         resolve(ServeArgs(model=str(copy)))
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert resolve(ServeArgs(model=str(copy))).ingress.model_type == "chat"
+    with pytest.raises(UserError, match=r"has no <.end_of_turn.> token"):
+        resolve(ServeArgs(model=str(copy), model_type="openchat"))
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/data/my-model", "my-model"),
+        ("/w/runs/poems/model", "poems"),
+        ("s3://bucket/runs/poems/model/", "poems"),
+        ("/model", "model"),
+    ],
+)
+def test_a_model_has_the_name_of_its_run_or_directory(place, name):
+    assert served_name(place) == name
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def refusal(**fields):
         ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ({"echo": True}, "echo"),
-        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": "enable_thinking"}, "chat_template_kwargs"),
         ({"continue_final_message": True}, "continue_final_message"),
         (
             {

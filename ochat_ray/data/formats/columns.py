@@ -27,16 +27,19 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     ),
     "model": ("model",),
     "title": ("title", "topic"),
+    "tools": ("tools", "functions"),
 }
 """Keys of known formats by logical name, in the order in which they are tried."""
 
 
-def keys_of(columns: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
-    """Return KEYS with the user's name for each column tried first."""
-    if not columns:
-        return KEYS
+def keys_of(columns: Mapping[str, str], *, tools: bool = False) -> Mapping[str, tuple[str, ...]]:
+    """Return KEYS with the user's name for each column tried first.
+
+    Without `tools` the template cannot represent any, and no key has them.
+    """
     own = {logical: (name,) for logical, name in columns.items()}
-    return {logical: (*own.get(logical, ()), *names) for logical, names in KEYS.items()}
+    keys = {logical: (*own.get(logical, ()), *names) for logical, names in KEYS.items()}
+    return keys if tools else {**keys, "tools": ()}
 
 
 def parse_columns(text: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from ochat_ray.data.blank_text import shows_nothing
 from ochat_ray.data.formats.answers import Shape
 from ochat_ray.data.formats.tables import Keys, is_pair, is_rounds
+from ochat_ray.data.formats.tool_calls import tools_of
 from ochat_ray.data.formats.turns import (
     ParsedTurn,
     check_supported,
@@ -50,7 +51,7 @@ def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, 
     Raises:
         RecordError: The record is not a conversation.
     """
-    for name in sorted(_UNSUPPORTED & item.keys()):
+    for name in sorted(_UNSUPPORTED.difference(keys["tools"]) & item.keys()):
         if not is_empty(item[name]):
             raise unsupported(name)
     for name in ("weight", "loss_weight"):
@@ -74,6 +75,7 @@ def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, 
     turns = [*_system(item, keys, known), *(turn.turn for turn in parsed)]
     unknown = [name for turn in parsed for name in turn.unknown]
     values = {logical: _label(item, keys[logical], known) for logical in ("id", "title", "model")}
+    tools = next((name for name in keys["tools"] if not is_empty(item.get(name))), "")
     conversation = Conversation(
         id=values["id"] or "",
         source="",
@@ -81,7 +83,8 @@ def conversation_of(item: Mapping[str, Any], keys: Keys) -> tuple[Conversation, 
         model=values["model"],
         title=values["title"],
         condition=_condition(item, keys, known),
-        unknown_keys=once_each([*unknown_names(item, known | _UNSUPPORTED), *unknown]),
+        tools=tools_of(item.get(tools)),
+        unknown_keys=once_each([*unknown_names(item, known | {tools} | _UNSUPPORTED), *unknown]),
     )
     return conversation, shape
 
@@ -136,7 +139,7 @@ def _parse_rounds(rows: Sequence[Mapping[str, Any]], keys: Keys) -> list[ParsedT
     turns = []
     for position, row in enumerate(rows):
         try:
-            check_supported(row)
+            check_supported(row, tools=bool(keys["tools"]))
             weight, names = loss_weight(row, keys)
             known = set(names)
             system = [ParsedTurn(turn, ()) for turn in _system(row, keys, known)]

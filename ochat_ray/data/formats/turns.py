@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ochat_ray.data.formats.columns import KEYS
+from ochat_ray.data.formats.tool_calls import call_of_text, calls_of, reasoning_of
 from ochat_ray.data.formats.values import (
     RecordError,
     as_list,
@@ -19,7 +20,7 @@ from ochat_ray.data.formats.values import (
     unsupported,
     weight_of,
 )
-from ochat_ray.schema import Role, Turn
+from ochat_ray.schema import Role, ToolCall, Turn
 
 ROLES: Mapping[str, Role] = {
     "human": "user",
@@ -37,13 +38,15 @@ ROLES: Mapping[str, Role] = {
     "chatbot": "assistant",
     "ai": "assistant",
     "system": "system",
-    "developer": "system",
+    "developer": "developer",
 }
-TOOL_ROLES = frozenset(
-    "tool function function_call function_response observation tool_call tool_response tool_result "
-    "ipython environment".split()
+CALL_ROLES = frozenset({"function_call", "tool_call"})
+"""Roles of turns whose text is a call, as in LLaMA-Factory's format."""
+TOOL_ROLES = CALL_ROLES | frozenset(
+    "tool function function_response observation tool_response tool_result ipython "
+    "environment".split()
 )
-"""Roles of messages to or from tools, which the template cannot represent."""
+"""Roles of messages to or from tools."""
 
 _NUMBERED = re.compile(r"(human|user|assistant|bot|gpt)[-_ ]?(?:\d+|[ab])?")
 
@@ -53,10 +56,13 @@ ones."""
 _OPPOSITE_FLAGS = ("mask", "masked", "ignore_loss")
 
 _UNSUPPORTED = frozenset(
-    "tool_calls function_call tool_call_id tool_responses refusal audio image images video videos "
-    "audios files attachments train_detail training_detail tools functions function_calls".split()
+    "tool_responses refusal audio image images video videos audios files attachments train_detail "
+    "training_detail tools functions function_calls".split()
 )
-"""Keys that change the meaning of a turn in ways the template cannot represent."""
+"""Keys that change the meaning of a turn in ways that no template can represent."""
+
+_OF_TOOLS = ("function_call", "tool_call_id", "tool_calls")
+"""Keys of a turn that a template without tools cannot represent."""
 
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
@@ -69,17 +75,19 @@ class ParsedTurn:
     unknown: tuple[str, ...]
 
 
-def role_of(value: Any) -> Role:
-    """Return the role of a label.
+def role_of(value: Any, *, tools: bool = False) -> Role:
+    """Return the role of a label; a developer is a system where the template has no tools.
 
     Raises:
-        RecordError: The label is a tool's, which is unsupported, or not a role.
+        RecordError: The label is a tool's and there are none, or it is not a role.
     """
     name = value.strip().lower() if isinstance(value, str) else ""
     if name in ROLES:
-        return ROLES[name]
+        return "system" if name == "developer" and not tools else ROLES[name]
     if name in TOOL_ROLES:
-        raise unsupported(f"role {name}")
+        if not tools:
+            raise unsupported(f"role {name}")
+        return "assistant" if name in CALL_ROLES else "tool"
     if numbered := _NUMBERED.fullmatch(name):
         return ROLES[numbered[1]]
     raise RecordError("no role" if value is None else f"unknown role {str(value)[:50]!r}")
@@ -98,24 +106,46 @@ def parse_turn(raw: Any, keys: Mapping[str, tuple[str, ...]]) -> ParsedTurn:
         raise RecordError("not an object")
     role_key, text_key = first_of(raw, keys["role"]), first_of(raw, keys["text"])
     # A null content occurs with tool calls, so those are reported first.
+    tools = bool(keys["tools"])
     if len(raw) > 2 or text_key is None:
-        check_supported(raw)
+        check_supported(raw, tools=tools)
     for name in ("role", "text"):
         # If the user named the column and no turn has it, report that.
         if keys[name] != KEYS[name] and raw.keys().isdisjoint(keys[name]):
             raise RecordError(f"no {name}: the turn has none of {', '.join(keys[name])}")
-    role = role_of(raw.get(role_key) if role_key else None)
+    role = role_of(raw.get(role_key) if role_key else None, tools=tools)
     content = raw[text_key] if text_key else None
+    if len(raw) == 2 and role_key and text_key and str(raw[role_key]).lower() not in CALL_ROLES:
+        if role == "system" and is_empty(content) and not isinstance(content, str):
+            content = ""
+        text, unknown = _text(content)
+        return ParsedTurn(Turn(role=role, text=text), unknown)
     if role == "system" and is_empty(content) and not isinstance(content, str):
         content = ""
+    calls: tuple[ToolCall, ...] = ()
+    reasoning, key = "", None
+    if role == "assistant" and tools:
+        calls, (reasoning, key) = calls_of(raw), reasoning_of(raw)
+        if str(raw.get(role_key or "")).strip().lower() in CALL_ROLES:
+            calls, content = call_of_text(text_of(content)), ""
+    if content is None and (calls or role == "tool"):
+        content = ""
     text, unknown = _text(content)
-    if len(raw) == 2 and role_key and text_key:
-        return ParsedTurn(Turn(role=role, text=text), unknown)
     if role == "system" and str(raw.get("name") or "").startswith("example_"):
         raise unsupported("name: a system turn that is an example of another role's")
     weight, read = loss_weight(raw, keys)
-    names = unknown_names(raw, [name for name in (role_key, text_key, *read) if name], "turn.")
-    turn = Turn(role=role, text=text, weight=weight)
+    known = [name for name in (role_key, text_key, key, *read, *_OF_TOOLS) if name]
+    answers = role == "tool"
+    names = unknown_names(raw, [*known, *(["name"] if answers else [])], "turn.")
+    turn = Turn(
+        role=role,
+        text=text,
+        weight=weight,
+        reasoning=reasoning,
+        tool_calls=calls,
+        tool_call_id=str(raw.get("tool_call_id") or "") if answers else "",
+        name=str(raw.get("name") or "") if answers else "",
+    )
     return ParsedTurn(turn, (*unknown, *names))
 
 
@@ -156,8 +186,9 @@ def _text(content: Any) -> tuple[str, tuple[str, ...]]:
     return "".join(texts), tuple(unknown)
 
 
-def check_supported(raw: Mapping[str, Any]) -> None:
-    for name in sorted(_UNSUPPORTED & raw.keys()):
+def check_supported(raw: Mapping[str, Any], *, tools: bool) -> None:
+    names = _UNSUPPORTED if tools else _UNSUPPORTED.union(_OF_TOOLS)
+    for name in sorted(names & raw.keys()):
         if not is_empty(raw[name]):
             raise unsupported(name)
 

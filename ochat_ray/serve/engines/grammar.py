@@ -14,10 +14,12 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from llguidance.hf import from_tokenizer
 
 from ochat_ray.errors import UserError
+from ochat_ray.model_directory import local_directory
 from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
 from ochat_ray.serve.engines.schema_limits import check_counts, is_costly
 from ochat_ray.serve.engines.schema_trial import PARAM, SchemaTrial
-from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
+from ochat_ray.serve.served_model import open_served_tokenizer
+from ochat_ray.tokenizer import end_of_turn_id
 
 COMPILED = 64
 COMPILED_BYTES = 256 << 20
@@ -244,7 +246,7 @@ def open_tokens(directory: str) -> Tokens:
         RequestRefusedError: There is none that schemas can be compiled for.
     """
     try:
-        tokenizer = load_tokenizer(directory)
+        tokenizer = open_served_tokenizer(local_directory(directory))
         return Tokens(tokenizer, end_of_turn_id(tokenizer))
     except (UserError, ValueError) as error:
         raise RequestRefusedError(f"this model cannot follow a schema: {error}", PARAM) from error

@@ -1,0 +1,202 @@
+"""Convert conversations to rows of the token table with a model's own chat template."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ochat_ray.data.config import PrepareConfig, SeparateAnswers
+from ochat_ray.data.long_conversations import CHOICES, Long
+from ochat_ray.data.model_labels import normalize_model
+from ochat_ray.data.tokenize import Tokenized, TokenRow, Yield, tokenize
+from ochat_ray.recipes import CHAT
+from ochat_ray.schema import Conversation, ModelClass, Turn
+from ochat_ray.tokenization.chat_template import ChatTemplate, TemplateError
+from ochat_ray.tokenization.messages import Chat
+from ochat_ray.tokenization.supervision import Sample, Supervised, supervise
+
+
+def tokenize_as_configured(
+    conversations: Sequence[Conversation], config: PrepareConfig, tokenizer: Any
+) -> list[Tokenized]:
+    """Return the samples of conversations with the run's template and options.
+
+    `tokenizer` is of `load_chat_tokenizer` for a chat template, otherwise of `load_tokenizer`.
+    """
+    if config.model_type == CHAT:
+        return tokenize_chats(
+            conversations,
+            template=tokenizer.chat,
+            max_length=config.max_length,
+            classes=config.classes(),
+            long=config.long,
+            separate_answers=config.separate_answers,
+        )
+    return tokenize(
+        conversations,
+        model_type=config.model_type,
+        tokenizer=tokenizer,
+        max_length=config.max_length,
+        classes=config.classes(),
+        long=config.long,
+    )
+
+
+def sum_notes(tokenized: Iterable[Tokenized]) -> dict[str, int]:
+    """Return the sums of what the chat template did, by name."""
+    notes: Counter[str] = Counter()
+    for result in tokenized:
+        notes.update(result.notes)
+    return dict(notes)
+
+
+def shown_text(turn: Mapping[str, Any]) -> str:
+    """Return all that a stored turn has, as text for people."""
+    calls = [f"{call['name']}({call['arguments']})" for call in turn["tool_calls"] or ()]
+    reasoning = [f"[reasoning] {turn['reasoning']}"] if turn["reasoning"] else []
+    return "\n".join([*reasoning, *([turn["text"]] if turn["text"] else []), *calls])
+
+
+def tokenize_chats(
+    conversations: Sequence[Conversation],
+    *,
+    template: ChatTemplate,
+    max_length: int,
+    classes: Mapping[str, ModelClass] | None = None,
+    long: Long = "cut",
+    separate_answers: SeparateAnswers = "each",
+) -> list[Tokenized]:
+    """Return the conversations' samples, in order, each of at most `max_length` tokens.
+
+    Further samples of a conversation have "#2", "#3", ... appended to its id.
+
+    Args:
+        conversations: The conversations.
+        template: The model's chat template.
+        max_length: Maximum tokens per sample.
+        classes: Weights by normalized model label; other labels have weight 1.
+        long: Treatment of conversations longer than `max_length`.
+        separate_answers: Which answers are learnt of a conversation whose answers cannot share a
+            sample, since the template writes earlier turns differently: each one, or the last.
+    """
+    last_only = separate_answers == "last"
+    chats = [Chat(conversation.turns, conversation.tools) for conversation in conversations]
+    results = []
+    for conversation, chat, found in zip(
+        conversations, chats, supervise(chats, template, last_only=last_only), strict=True
+    ):
+        if isinstance(found, TemplateError):
+            results.append(_refused(str(found)))
+            continue
+        label = normalize_model(conversation.model)
+        factor = (classes or {}).get(label, ModelClass()).weight
+        split: list[Sample] = []
+        if _longest(found) > max_length:
+            windows = _windows(chat, template, max_length, last_only=last_only)
+            split = [sample for window in windows for sample in window.samples]
+        by_choice = {choice: _of_choice(choice, found, split, max_length) for choice in CHOICES}
+        results.append(_tokenized(conversation.id, found, by_choice, long, factor))
+    return results
+
+
+def _refused(reason: str) -> Tokenized:
+    yields = dict.fromkeys(CHOICES, Yield())
+    return Tokenized(samples=(), length=0, cut=0, first_turn=0, yields=yields, refused=reason)
+
+
+def _longest(found: Supervised) -> int:
+    return max((len(sample.ids) for sample in found.samples), default=0)
+
+
+def _of_choice(
+    choice: Long, found: Supervised, split: Sequence[Sample], max_length: int
+) -> list[tuple[Sample, int]]:
+    """Return samples of at most `max_length` tokens, and how many were cut off each."""
+    whole = _longest(found) <= max_length
+    if choice == "drop" and not whole:
+        return []
+    samples = split if choice == "split" and not whole else found.samples
+    shortened = [
+        (
+            Sample(sample.ids[:max_length], sample.weights[:max_length], sample.answers),
+            max(len(sample.ids) - max_length, 0),
+        )
+        for sample in samples
+    ]
+    return [(sample, cut) for sample, cut in shortened if any(sample.weights)]
+
+
+def _tokenized(
+    id: str,
+    found: Supervised,
+    by_choice: Mapping[Long, Sequence[tuple[Sample, int]]],
+    long: Long,
+    factor: float,
+) -> Tokenized:
+    chosen = by_choice[long]
+    longest = max((len(sample.ids) + cut for sample, cut in chosen), default=0)
+    return Tokenized(
+        samples=tuple(
+            TokenRow(
+                id=id if number == 1 else f"{id}#{number}",
+                input_ids=sample.ids,
+                loss_weights=[factor * weight for weight in sample.weights],
+            )
+            for number, (sample, _) in enumerate(chosen, 1)
+        ),
+        length=max(found.length, longest),
+        cut=sum(cut for _, cut in chosen),
+        first_turn=0,
+        yields={choice: _yield(kept) for choice, kept in by_choice.items()},
+        notes=found.notes,
+    )
+
+
+def _yield(samples: Sequence[tuple[Sample, int]]) -> Yield:
+    return Yield(
+        samples=len(samples),
+        tokens=sum(len(sample.ids) for sample, _ in samples),
+        supervised=sum(weight != 0.0 for sample, _ in samples for weight in sample.weights),
+    )
+
+
+def _windows(
+    chat: Chat, template: ChatTemplate, max_length: int, *, last_only: bool
+) -> Iterator[Supervised]:
+    """Yield the samples of consecutive rounds, each window with the instructions before them.
+
+    A window has as many rounds as fit; one that fits into no window is alone in its own.
+    """
+    head, rounds = _rounds(chat.turns)
+    window: list[Turn] = []
+    fitting: Supervised | None = None
+    for turns in rounds:
+        longer = _supervised([*head, *window, *turns], chat.tools, template, last_only)
+        if fitting is not None and (longer is None or _longest(longer) > max_length):
+            yield fitting
+            window, longer = [], _supervised([*head, *turns], chat.tools, template, last_only)
+        window, fitting = [*window, *turns], longer or Supervised((), 0, Counter())
+    if fitting is not None:
+        yield fitting
+
+
+def _supervised(
+    turns: Sequence[Turn], tools: str, template: ChatTemplate, last_only: bool
+) -> Supervised | None:
+    (found,) = supervise([Chat(turns, tools)], template, last_only=last_only)
+    return None if isinstance(found, TemplateError) else found
+
+
+def _rounds(turns: Sequence[Turn]) -> tuple[list[Turn], list[list[Turn]]]:
+    """Return the turns before the first question, and each question with what follows it."""
+    head: list[Turn] = []
+    rounds: list[list[Turn]] = []
+    for turn in turns:
+        if turn.role == "user":
+            rounds.append([turn])
+        elif rounds:
+            rounds[-1].append(turn)
+        else:
+            head.append(turn)
+    return head, rounds

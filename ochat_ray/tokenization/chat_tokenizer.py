@@ -1,0 +1,181 @@
+"""Open a model's tokenizer with its own chat template, and check that answers can be learnt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ochat_ray.errors import UserError
+from ochat_ray.schema import ToolCall, Turn
+from ochat_ray.tokenization.chat_template import ChatTemplate, TemplateError
+from ochat_ray.tokenization.messages import Chat
+from ochat_ray.tokenization.supervision import supervise
+from ochat_ray.tokenizer import load_tokenizer, open_tokenizer, probe
+
+CLOCK = "2024-07-26"
+"""Date in training data for a template that writes the current one: data must not depend on the day
+of its preparation. It is the date that Llama 3 writes where there is no clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateSettings:
+    """Chat template of a run: its Jinja source, its arguments, and the date that it reads."""
+
+    source: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    today: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that the ids depend on, besides the tokenizer."""
+        written = json.dumps([self.source, dict(self.arguments), self.today], sort_keys=True)
+        return hashlib.sha256(written.encode()).hexdigest()
+
+    @classmethod
+    def of_manifest(cls, manifest: Mapping[str, Any]) -> TemplateSettings | None:
+        """Return the settings of a data or model manifest; None for a template of 2023."""
+        found = manifest.get("template")
+        return cls(**found) if found else None
+
+
+def load_chat_tokenizer(path: str, settings: TemplateSettings | None = None) -> Any:
+    """Return a probed tokenizer with `chat`, its ChatTemplate, and the end of turn as `eos_token`.
+
+    Args:
+        path: A Hugging Face directory, its URI, or the name of a Hub repository.
+        settings: The template; None: the tokenizer's own, with today's date where it writes one.
+
+    Raises:
+        UserError: There is no tokenizer or no template, or no answer can be learnt with it.
+    """
+    tokenizer = open_tokenizer(path)
+    tokenizer.chat_template = settings.source if settings else own_template(path)
+    probe(tokenizer, path)
+    tokenizer.chat = ChatTemplate(
+        tokenizer,
+        arguments=settings.arguments if settings else None,
+        today=date.fromisoformat(settings.today) if settings and settings.today else None,
+    )
+    ends = ends_of_turn(tokenizer.chat)
+    tokenizer.chat_ends = ends
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+    _check_ids(tokenizer, path)
+    return tokenizer
+
+
+def load_tokenizer_of(path: str, manifest: Mapping[str, Any]) -> Any:
+    """Return the tokenizer at `path` for the template of a data or model manifest.
+
+    Raises:
+        UserError: There is no usable tokenizer.
+    """
+    settings = TemplateSettings.of_manifest(manifest)
+    return load_tokenizer(path) if settings is None else load_chat_tokenizer(path, settings)
+
+
+def own_template(path: str) -> str:
+    """Return the source of the chat template of the tokenizer at `path`.
+
+    Raises:
+        UserError: There is no tokenizer, or it has none or several.
+    """
+    source = open_tokenizer(path).chat_template
+    if isinstance(source, str):
+        return source
+    found = f"several chat templates ({', '.join(source)})" if source else "no chat template"
+    raise UserError(
+        f"the tokenizer at {path} has {found}; give one with --template: openchat, opencoder, or "
+        "a Jinja file"
+    )
+
+
+def read_template(path: str) -> str:
+    """Return the source of a chat template in a file.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--template: cannot read {path}: {error}") from error
+
+
+def ends_of_turn(template: ChatTemplate) -> tuple[int, ...]:
+    """Return the special tokens that end an answer; the first ends an answer of text.
+
+    Another one may end an answer that calls a tool (<|call|> of gpt-oss).
+
+    Raises:
+        UserError: The template refuses a question with an answer, does not write the answer after
+            its own prompt for one, or ends it with no special token.
+    """
+    call = ToolCall(id="probeprob", name="probe_call", arguments='{"a": "b"}')
+    question = Turn(role="user", text="question")
+    tools = json.dumps([{"type": "function", "function": _TOOL}])
+    probes = [
+        Chat([question, Turn(role="assistant", text="answer")]),
+        Chat([question, Turn(role="assistant", text="answer", reasoning="reason")]),
+        Chat([question, Turn(role="assistant", text="", tool_calls=(call,))], tools),
+    ]
+    plain, reasoned, called = supervise(probes, template)
+    if isinstance(plain, TemplateError):
+        raise UserError(f"the chat template refuses a question with an answer: {plain}")
+    found = [f.samples for f in (plain, reasoned, called) if not isinstance(f, TemplateError)]
+    samples = [sample for of_probe in found for sample in of_probe]
+    if not any(found[:2]):
+        prompt = template.render(Chat([question]), add_generation_prompt=True).text
+        raise UserError(
+            f"the chat template does not write an answer after its own prompt for one, "
+            f"{prompt[-60:]!r}, so none can be learnt; give another with --template FILE.jinja"
+        )
+    ends = []
+    for sample in samples:
+        supervised = [id for id, w in zip(sample.ids, sample.weights, strict=True) if w]
+        special = [id for id in supervised if template.is_special(id)]
+        if special and not _shows_text(template, supervised, special[-1]):
+            ends.append(special[-1])
+        elif not ends:  # an answer of text; one that calls a tool may have no end of its own
+            raise UserError(
+                f"the chat template ends an answer with {template.decode(supervised)[-40:]!r}, "
+                "which is no special token of the tokenizer: the model could not learn where an "
+                "answer ends; give another template with --template FILE.jinja"
+            )
+    return tuple(dict.fromkeys(ends))
+
+
+_TOOL = {
+    "name": "probe_call",
+    "description": "probe",
+    "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
+}
+
+
+def _shows_text(template: ChatTemplate, ids: list[int], end: int) -> bool:
+    """Return whether visible text follows the last special token."""
+    after = ids[len(ids) - ids[::-1].index(end) :]
+    return bool(template.decode(after).strip()) if after else False
+
+
+def _check_ids(tokenizer: Any, path: str) -> None:
+    """Check that a conversation has the ids that transformers gives it.
+
+    Raises:
+        UserError: It has others.
+    """
+    turns = [
+        Turn(role="user", text="Hi,  there!\n\n  é 你好"),
+        Turn(role="assistant", text="Yes.\n"),
+    ]
+    ours = tokenizer.chat.render(Chat(turns))
+    plain = tokenizer(ours.text, add_special_tokens=False)["input_ids"]
+    if tokenizer.chat.encode([ours])[0].ids != plain:
+        raise UserError(
+            f"the tokenizer at {path} gives other ids where typed names of special tokens are kept "
+            "as text; use the model's original tokenizer.json"
+        )

@@ -1,0 +1,122 @@
+"""Turns of a conversation as the messages that chat templates read.
+
+Sources: transformers' documentation of chat templates (tools and their calls); OpenAI's chat
+completions (`tool_calls`, `tool_call_id`, the role developer).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ochat_ray.schema import ToolCall, Turn
+
+_REASONING = re.compile(r"\s*<think>\n?(.*?)\n?</think>\s*(.*)", re.DOTALL)
+INLINE = "reasoning before the content"
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation and the tools that it offers; `tools` is a JSON array, or empty."""
+
+    turns: Sequence[Turn]
+    tools: str = ""
+
+
+def text_of(chat: Chat) -> str:
+    """Return all texts of a conversation, joined."""
+    parts = [json.dumps(json.loads(chat.tools), ensure_ascii=False) if chat.tools else ""]
+    for turn in chat.turns:
+        parts += [turn.text, turn.reasoning, turn.tool_call_id, turn.name]
+        for call in turn.tool_calls:
+            decoded = json.dumps(_arguments(call.arguments, CallStyle()), ensure_ascii=False)
+            parts += [call.id, call.name, call.arguments, decoded]
+    return "".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class CallStyle:
+    """How a template wants an answer's tool calls.
+
+    `content` is that of an answer without text: "" or None. `arguments_as_text` says whether the
+    arguments are JSON text, as OpenAI's client sends them, and not an object.
+    """
+
+    content: str | None = ""
+    arguments_as_text: bool = False
+
+
+CALL_STYLES = tuple(
+    CallStyle(content, as_text) for as_text in (False, True) for content in ("", None)
+)
+
+
+def messages_of(
+    chat: Chat, template: str, calls: CallStyle = CallStyle()
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Return messages and tools for a template, given by its source.
+
+    An answer's reasoning is in the field that the template reads; where it reads none but knows
+    </think>, it is under `INLINE`, to be written before the content. A developer's message is a
+    system message for a template that does not know the role. A result has the name of the function
+    whose call it answers.
+    """
+    keys = [key for key in _REASONING_KEYS if re.search(rf"[.'\"]{key}\b", template)]
+    names: dict[str, str] = {}
+    messages = []
+    for turn in chat.turns:
+        names |= {call.id: call.name for call in turn.tool_calls}
+        message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+        if turn.role == "developer" and "developer" not in template:
+            message["role"] = "system"
+        elif turn.role == "assistant":
+            message |= _answer(turn, keys, inline="</think>" in template)
+            if turn.tool_calls:
+                message["tool_calls"] = [_call(call, calls) for call in turn.tool_calls]
+                message["content"] = message["content"] or calls.content
+        elif turn.role == "tool":
+            message["tool_call_id"] = turn.tool_call_id
+            if name := turn.name or names.get(turn.tool_call_id):
+                message["name"] = name
+        elif turn.name:
+            message["name"] = turn.name
+        messages.append(message)
+    return messages, json.loads(chat.tools) if chat.tools else []
+
+
+def split_reasoning(turn: Turn) -> tuple[str, str]:
+    """Return an answer's reasoning and its text; <think>...</think> at its start is reasoning."""
+    if turn.reasoning:
+        return turn.reasoning, turn.text
+    found = _REASONING.fullmatch(turn.text)
+    return (found[1], found[2]) if found else ("", turn.text)
+
+
+def _answer(turn: Turn, keys: Sequence[str], *, inline: bool) -> dict[str, Any]:
+    message: dict[str, Any] = {}
+    reasoning, text = split_reasoning(turn)
+    if reasoning and keys:
+        message = {"content": text} | dict.fromkeys(keys, reasoning)
+    elif reasoning and inline:
+        message = {"content": text, INLINE: reasoning}
+    return message
+
+
+def _call(call: ToolCall, style: CallStyle) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": _arguments(call.arguments, style)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _arguments(text: str, style: CallStyle) -> Any:
+    """Return the object that a call's arguments are in JSON, or the text."""
+    if style.arguments_as_text:
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, dict) else text
