@@ -129,6 +129,17 @@ class Prompts:
         check_ids(name, ids, self._ids)
         return ids
 
+    async def inputs(self, inputs: Sequence[str | list[int]], name: str) -> list[list[int]]:
+        """Return the ids of texts, after the BOS token, and checked ids of the field `name`."""
+        texts = [item for item in inputs if isinstance(item, str)]
+        encoded = iter(
+            await _run(lambda: encode_texts(texts, self._tokenizer), sum(map(len, texts)))
+        )
+        return [
+            self._bos + next(encoded) if isinstance(item, str) else self.checked(item, name)
+            for item in inputs
+        ]
+
     async def words(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids of words, each at the beginning of a text and after a space."""
         texts = [prefix + word.lstrip(" ") for word in words for prefix in ("", " ")]

@@ -19,15 +19,18 @@ _GRAMMARS = frozenset(
 
 UNSUPPORTED: Mapping[str, frozenset[str]] = {
     "transformers": frozenset(),
-    "vllm": _GRAMMARS,
+    "vllm": _GRAMMARS | {"embeddings"},
     "scripted": _GRAMMARS
     | frozenset(
         "min_p repetition_penalty presence_penalty frequency_penalty logit_bias response_format"
         " seed echo prompt_logprobs bad_words tools guided_json structured_outputs.json"
-        " structured_outputs.json_object".split()
+        " structured_outputs.json_object adapters embeddings".split()
     ),
 }
-"""Request fields that each engine does not support, by engine name; such requests are rejected."""
+"""Request fields and arguments that each engine does not support, by engine name.
+
+Such requests are rejected, and the server does not start with such arguments.
+"""
 
 
 class EngineError(Exception):
@@ -55,6 +58,15 @@ class RequestRefusedError(EngineError):
 
     def __reduce__(self) -> tuple[type[RequestRefusedError], tuple[str, str | None]]:
         return type(self), (str(self), self.param)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """LoRA adapter: its name, the directory of its files, and the digest of their content."""
+
+    name: str
+    directory: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +98,8 @@ class Sampling:
         stop_ids: Token ids that end generation with reason "stop".
         min_tokens: Tokens before which no stop id is possible.
         bad_words: Sequences of token ids that the answer does not contain.
+        adapter: LoRA adapter that the model runs with; None is the model as it is.
+        embed: Whether to report the embedding of the prompt.
     """
 
     max_tokens: int
@@ -106,6 +120,8 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()
+    adapter: Adapter | None = None
+    embed: bool = False
 
     @property
     def greedy(self) -> bool:
@@ -172,7 +188,8 @@ class Delta:
     A stop token that ended generation is the last of `token_ids`. `logprobs` has one entry per
     token if requested, and is empty otherwise. The first delta of a request has the prompt's
     log-probabilities, if requested, and the number of prompt tokens found in the engine's cache;
-    None means that the engine does not report it.
+    None means that the engine does not report it. It also has the prompt's embedding, if requested:
+    the mean over its tokens of the last hidden states, [hidden size], float32.
     """
 
     token_ids: tuple[int, ...]
@@ -180,6 +197,7 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: PromptLogprobs | None = None
     cached_tokens: int | None = None
+    embedding: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
