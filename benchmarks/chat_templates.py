@@ -157,7 +157,7 @@ def conversations(count: int) -> list[Conversation]:
     """Return the first conversations of the demo's data whose roles alternate."""
     import json
 
-    found = []
+    found: list[Conversation] = []
     path = demo_assets.conversations()
     text = path.read_text(encoding="utf-8", errors="ignore")
     decoder, position = json.JSONDecoder(), text.index("[") + 1
