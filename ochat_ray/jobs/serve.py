@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from typing import Any
+
+from ochat_ray.errors import UserError
 
 APPLICATION = "ochat_ray.serve:app"
 
@@ -31,6 +34,31 @@ def main(arguments: Sequence[str], program: str = "ochat-ray serve") -> int:
     except click.Abort:
         return 130
     return 0
+
+
+def work(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Serve a model until Ray Serve is shut down; return its base URL and its name.
+
+    Raises:
+        UserError: An argument is unknown or invalid, or the model cannot be served.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client  # no public API gives the proxy's port
+
+    from ochat_ray import ray_session
+    from ochat_ray.serve import ServeArgs, app
+    from ochat_ray.serve.args import ConfigurationError, resolve
+
+    try:
+        args = ServeArgs.model_validate(arguments)
+        application, name = app(args), resolve(args).ingress.served_model_name
+    except ConfigurationError as error:
+        raise UserError(str(error)) from None
+    ray_session.join_or_start()
+    serve.run(application)
+    client = _get_global_client()
+    assert client is not None
+    return {"url": f"http://127.0.0.1:{client.http_config.port}/v1", "model": name}
 
 
 def usage(program: str) -> str:
