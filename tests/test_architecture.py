@@ -17,7 +17,6 @@ MAY_IMPORT_RAY = (
     "ochat_ray/train/process_group.py",
     "ochat_ray/train/restore.py",
     "ochat_ray/serve/",
-    "ochat_ray/evaluate/spread.py",
     "ochat_ray/jobs/serve.py",
     "jobs/",
 )
