@@ -70,7 +70,7 @@ def test_every_option_of_a_command_is_an_argument(monkeypatch, stage, for_recipe
 
 def test_a_function_returns_what_json_prints(tmp_path, capsys):
     path = tmp_path / "annotations.json"
-    path.write_text(json.dumps([{"preference": 2.0, "output_2": "So it is."}]))
+    path.write_text(json.dumps([{"preference": 2.0, "output_1": "No.", "output_2": "So it is."}]))
     options = {"step": "score", "suite": "alpaca_eval", "annotations": path}
     command = ["evaluate", "score", "--suite", "alpaca_eval", "--annotations", str(path), "--json"]
     assert main(command) == 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ochat_ray.command_line import run
+from ochat_ray.data.advice import last_lines
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.errors import UserError
 
@@ -48,7 +49,7 @@ def describe(config: PrepareConfig, manifest: dict[str, Any]) -> str:
         lines.append(f"unknown keys: {most(keys)}")
     if notes := manifest.get("template_notes"):
         lines.append(f"chat template: {most(notes)} (explained in the report)")
-    return "\n".join(lines)
+    return "\n".join([*lines, *last_lines(config, manifest)])
 
 
 def most(counts: dict[str, int], shown: int = 6) -> str:
