@@ -36,9 +36,7 @@ from ochat_ray.serve.prompts import Prompts
 from ochat_ray.serve.protocol import (
     ChatRequest,
     CompletionRequest,
-    DetokenizeRequest,
     SamplingRequest,
-    TokenizeRequest,
 )
 from ochat_ray.serve.responses import (
     ChatCompletion,
@@ -53,6 +51,7 @@ from ochat_ray.serve.responses import (
 )
 from ochat_ray.serve.responses_format import ResponseBody, ResponsesFormat
 from ochat_ray.serve.responses_request import ResponsesRequest, renamed
+from ochat_ray.serve.tokenize_request import DetokenizeRequest, TokenizeRequest
 from ochat_ray.serve.tool_format import ToolFormat
 from ochat_ray.tokenizer import ends_of_turn
 

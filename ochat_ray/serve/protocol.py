@@ -24,10 +24,10 @@ from ochat_ray.serve.conversation import turns_of
 from ochat_ray.serve.decoding import DecodingFields, check_ids
 from ochat_ray.serve.engines.base import Sampling
 from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.fields import Message, StreamOptions, Strict, Text
-from ochat_ray.serve.neutral import CHAT, COMPLETION, TOKENIZE
+from ochat_ray.serve.fields import Message, StreamOptions, Text
+from ochat_ray.serve.neutral import CHAT, COMPLETION
 from ochat_ray.serve.structure import Constraint
-from ochat_ray.serve.tool_fields import ToolFields, Tools
+from ochat_ray.serve.tool_fields import ToolFields
 from ochat_ray.serve.tools import CallRules
 
 MAX_CHOICES = 128
@@ -341,45 +341,6 @@ class CompletionRequest(SamplingRequest):
     def prompt_field(self) -> str:
         """Name of the prompt's field; see `SamplingRequest.prompt_field`."""
         return "prompt"
-
-
-class DetokenizeRequest(Strict):
-    """Body of POST /detokenize."""
-
-    model: Text | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
-
-
-class TokenizeRequest(Strict):
-    """Body of POST /tokenize: either a prompt or messages."""
-
-    NEUTRAL = TOKENIZE
-
-    model: Text | None = None
-    prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
-    tools: Tools | None = None
-    condition: Text | None = Field(None, max_length=64)
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
-    add_special_tokens: bool | None = Field(None, description="false: no BOS before the prompt")
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> TokenizeRequest:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("prompt: give either prompt or messages")
-        if self.tools and self.messages is None:
-            raise ValueError("tools: only with messages")
-        if self.add_special_tokens and self.messages is not None:
-            raise ValueError("add_special_tokens: not with messages; the template has its own")
-        _ = self.turns  # raises if results do not fit the calls
-        return self
-
-    @cached_property
-    def turns(self) -> list[Turn]:
-        """Turns that the model reads."""
-        tools = [tool.tool() for tool in self.tools or ()]
-        return turns_of(self.messages, tools) if self.messages else []
 
 
 def _given(value: float | None, default: float) -> float:

@@ -83,7 +83,7 @@ def test_a_long_prompt_is_refused_with_the_numbers(tokenizer):
     # OpenAI's words, by which LiteLLM and others recognise it.
     assert re.fullmatch(
         r"This model's maximum context length is 64 tokens\. However, your messages resulted in "
-        r"\d{3} tokens\. Please reduce the length of the messages\.",
+        r"\d{3} tokens\. Please reduce the length of the messages\. \(context_length_exceeded\)",
         error["message"],
     )
     app = app_for(tokenizer, script)

@@ -16,7 +16,8 @@ from ochat_ray.serve.engines.base import (
 )
 from ochat_ray.serve.errors import ApiError, to_api_error, validation_error
 from ochat_ray.serve.lenient import LenientChatRequest, ignored_fields
-from ochat_ray.serve.protocol import ChatRequest, CompletionRequest, TokenizeRequest
+from ochat_ray.serve.protocol import ChatRequest, CompletionRequest
+from ochat_ray.serve.tokenize_request import TokenizeRequest
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
