@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.recipes import CHAT
 from ochat_ray.schema import Reason
+
+if TYPE_CHECKING:
+    from ochat_ray.data.statistics import Statistics
 
 LITTLE = 0.5
 """Share of conversations; if fewer are kept, an option that would keep more is named."""
@@ -49,6 +52,12 @@ def advice(config: PrepareConfig, dropped: Mapping[str, int], *, kept: int) -> s
     return f"{dropped[most]:,} of {total:,} were dropped as {most}: {options[most]}"
 
 
+def explain_nothing(what: str, config: PrepareConfig, statistics: Statistics) -> str:
+    """Return why nothing is left, and the option that would keep most of it."""
+    option = advice(config, statistics.counts()["dropped"], kept=0)
+    return f"{what}: {statistics.explain_drops()}{f'; {option}' if option else ''}"
+
+
 def last_lines(config: PrepareConfig, manifest: Mapping[str, Any]) -> list[str]:
     """Return the advice on a finished run: on what was dropped, and on an empty split."""
     counts, tokens = manifest["counts"], manifest["tokens"]
@@ -57,7 +66,7 @@ def last_lines(config: PrepareConfig, manifest: Mapping[str, Any]) -> list[str]:
     if counts["kept"] and not tokens["eval"].get("rows", 1):
         lines.append(
             f"no conversation is held out, and train needs some: give a larger --eval-ratio than "
-            f"{config.eval_ratio:g}, such as 0.2"
+            f"{config.eval_ratio:g}, such as 0.5"
         )
     return lines
 

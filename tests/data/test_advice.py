@@ -53,4 +53,4 @@ def test_blocked_words_can_be_none():
 def test_an_empty_split_names_its_option():
     manifest = {"counts": {"kept": 3, "dropped": {}}, "tokens": {"eval": {"rows": 0}}}
     (line,) = last_lines(CHAT, manifest)
-    assert "--eval-ratio than 0.05, such as 0.2" in line
+    assert "--eval-ratio than 0.05, such as 0.5" in line
