@@ -2,68 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Any
 
-from ochat_ray.command_line import run
-from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
-
-
-def work(config: EvaluateConfig) -> dict[str, Any]:
-    config.check()
-    if config.step == "compare":
-        from ochat_ray.evaluate.comparison import compare
-
-        return compare(config.runs, config.output, seed=config.seed)
-    if config.step == "tasks":
-        from ochat_ray.evaluate.harness import run_tasks
-
-        return run_tasks(config)
-    if config.annotations:
-        from ochat_ray.evaluate.alpaca import read_annotations
-
-        return read_annotations(
-            config.annotations,
-            model=next(iter(config.model), None),
-            difficulty=config.difficulty,
-        )
-    if config.is_demo:
-        from ochat_ray.evaluate import demo
-        from ochat_ray.serve.temporary import served
-
-        return demo.run(config, served)
-    from ochat_ray.evaluate import steps
-
-    return steps.run(config)
-
-
-def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
-    if "page" in result:
-        rows = [(group, row) for group in result["groups"] for row in group["rows"]]
-        scores = [
-            f"{group['suite']}, {row['name']}: {row['score']:.2f} ({row['low']:.2f} to "
-            f"{row['high']:.2f}) {group['unit']}"
-            for group, row in rows
-            if row["score"] is not None
-        ]
-        return "\n".join([*scores, *result["notes"], f"comparison: {result['page']}"])
-    if "scores" not in result:
-        return json.dumps(result, indent=2)
-    lines = []
-    for one in result["scores"]:
-        if one["score"] is None:
-            lines.append(f"{one['model']}: nothing was judged")
-            continue
-        share = one["failed"] / one["judgments"]
-        lines.append(
-            f"{one['model']}: {one['score']:.2f} ({one['low']:.2f} to {one['high']:.2f}) "
-            f"{result['unit']} · {share:.1%} of the judgments could not be read"
-        )
-    lines += result["warnings"]
-    return "\n".join([*lines, f"report: {result['config']['output']}/report.html"])
-
+from ochat_ray.jobs.evaluate import main
 
 if __name__ == "__main__":
-    sys.argv[1:] = replace_renamed_options(sys.argv[1:])
-    sys.exit(run(lambda _recipe: EvaluateConfig(), work, describe, "jobs/evaluate.py"))
+    sys.exit(main(sys.argv[1:], "jobs/evaluate.py"))

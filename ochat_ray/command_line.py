@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ochat_ray.errors import JobFailedError, UserError, is_store_failure
@@ -16,7 +16,7 @@ from ochat_ray.errors import JobFailedError, UserError, is_store_failure
 Config = TypeVar("Config")
 
 
-def parse(for_recipe: Callable[[str], Config], arguments: list[str], program: str) -> Config:
+def parse(for_recipe: Callable[[str], Config], arguments: Sequence[str], program: str) -> Config:
     """Return the configuration of the options, with the defaults of the recipe that they name.
 
     Exits with status 2 and a message for an unknown option, as tyro does.
@@ -38,6 +38,7 @@ def run(
     work: Callable[[Config], dict[str, Any]],
     describe: Callable[[Config, dict[str, Any]], str],
     program: str,
+    arguments: Sequence[str],
 ) -> int:
     """Parse the options, do the work and print its result; return the exit status.
 
@@ -46,13 +47,14 @@ def run(
         work: returns the result, which `--json` prints.
         describe: returns the result as text.
         program: name of the program, for messages.
+        arguments: what follows the program's name.
 
     Returns:
         0; 2 for a user's error, 130 for Ctrl-C, 1 for a job that failed. Bugs are raised.
     """
     try:
         try:
-            config = parse(for_recipe, sys.argv[1:], program)
+            config = parse(for_recipe, arguments, program)
         except BrokenPipeError:  # of `... --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for buffered output
             return 1
@@ -162,7 +164,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         pending += [e for e in reversed(inner) if isinstance(e, BaseException)]
 
 
-def _recipe_name(arguments: list[str]) -> str:
+def _recipe_name(arguments: Sequence[str]) -> str:
     for position, argument in enumerate(arguments):
         if argument == "--recipe" and position + 1 < len(arguments):
             return arguments[position + 1]

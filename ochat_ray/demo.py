@@ -1,7 +1,7 @@
 """Run `make demo`: all stages on one machine, from a download to two answered questions.
 
-python -m ochat_ray.demo [--keep]     run the demo; --keep leaves the server running python -m
-ochat_ray.demo stop         stop the server that --keep left running
+`ochat-ray demo [--keep]` runs the demo; --keep leaves the server running. `ochat-ray demo stop`
+stops the server that --keep left running. `python -m ochat_ray.demo` is the same.
 """
 
 from __future__ import annotations
@@ -128,6 +128,9 @@ class Demo:
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
+    if arguments in (["--help"], ["-h"]):
+        print(__doc__)
+        return 0
     if arguments not in ([], ["--keep"], ["stop"]):
         print(__doc__, file=sys.stderr)
         return 2
@@ -168,10 +171,10 @@ def demo(*, keep: bool) -> None:
         with run.stage("ray", "ray start --head   (loopback, token authentication)"):
             run.start_ray()
             print(f"dashboard      http://127.0.0.1:{local_cluster.DASHBOARD_PORT}")
-        with run.stage("prepare", "ray job submit -- python jobs/prepare.py"):
-            run.run("ray", "job", "submit", "--", "python", "jobs/prepare.py")
-        with run.stage("train", "ray job submit -- python jobs/train.py"):
-            run.run("ray", "job", "submit", "--", "python", "jobs/train.py")
+        for stage in ("prepare", "train"):
+            command = ["ray", "job", "submit", "--", *_job(stage)]
+            with run.stage(stage, " ".join(command)):
+                run.run(*command)
         with run.stage("serve", "serve run ochat_ray.serve:app"):
             run.start_serve()
         with run.stage("ask", f"POST {_URL}/v1/chat/completions   (stream: true)"):
@@ -188,6 +191,12 @@ def demo(*, keep: bool) -> None:
             run.end()
         if not keep_logs:
             shutil.rmtree(run.temp_dir, ignore_errors=True)
+
+
+def _job(stage: str) -> list[str]:
+    """Return the command of a stage: the script of a checkout, or else the installed command."""
+    script = f"jobs/{stage}.py"
+    return ["python", script] if Path(script).is_file() else ["ochat-ray", stage]
 
 
 def ask(question: str) -> Answer:

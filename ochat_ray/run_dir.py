@@ -246,7 +246,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
     manifest = RunDir.open(uri).read_json(MANIFEST, "prepare the data again")
     if manifest is None:
         raise UserError(
-            f"no complete data at {uri}: {MANIFEST} is missing; run jobs/prepare.py --output {uri}"
+            f"no complete data at {uri}: {MANIFEST} is missing; run prepare with --output {uri}"
         )
     for key in ("digest", "tokens", "tokenizer", "model_type", "context_length"):
         if not isinstance(manifest, dict) or key not in manifest:

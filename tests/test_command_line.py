@@ -180,5 +180,5 @@ def test_the_last_line_is_the_message(monkeypatch, capsys, error, status, printe
 
     monkeypatch.setattr("ochat_ray.command_line.parse", lambda *_: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    assert run(None, work, None, "job") == status
+    assert run(None, work, None, "job", []) == status
     assert capsys.readouterr().err == printed

@@ -4,7 +4,7 @@ import pytest
 
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.errors import UserError
-from ochat_ray.recipes import RECIPES, recipe
+from ochat_ray.recipes import CHAT, RECIPES, recipe
 from ochat_ray.template import template_for
 from ochat_ray.train.config import TrainConfig
 
@@ -31,7 +31,8 @@ def test_every_recipe_makes_valid_configurations_and_has_a_template(name):
     train = TrainConfig.for_recipe(name)
     train.check()
     assert train.max_tokens >= recipe(name).context_length
-    template_for(recipe(name).model_type)
+    if recipe(name).model_type != CHAT:  # which has the tokenizer's own
+        template_for(recipe(name).model_type)
 
 
 def test_every_hyperparameter_reaches_the_training_configuration():
@@ -41,7 +42,7 @@ def test_every_hyperparameter_reaches_the_training_configuration():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"zero_stage": 0}, {"num_workers": 0}, {"max_steps": 0}, {"max_length": 0}]
+    "wrong", [{"zero_stage": 0}, {"num_workers": -1}, {"max_steps": 0}, {"max_length": 0}]
 )
 def test_impossible_values_are_one_clear_line(wrong):
     with pytest.raises(UserError, match="must be"):

@@ -31,6 +31,7 @@ import ray.data
 from ochat_ray import ray_session
 from ochat_ray.cluster_resources import apart_from_gpus, most, room_for
 from ochat_ray.data import clean, parts
+from ochat_ray.data.advice import explain_nothing
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.decontaminate import load_questions
@@ -138,7 +139,7 @@ def _run(
     lock.check()
     summaries = _tokenize_pass(config, work, list(parts_found), statistics)
     if statistics.counts()["kept"] == 0:
-        raise UserError(f"nothing was kept: {statistics.explain_drops()}")
+        raise UserError(explain_nothing("nothing was kept", config, statistics))
     lock.check()
     files = _write_pass(output, work, lock, summaries, statistics)
 
@@ -236,9 +237,9 @@ def _clean_pass(
         add(summary)
     statistics.seconds["clean"] = progress.finish(f"{statistics.cleaned:,} pass the rules")
     if statistics.read_well == 0:
+        what = explain_nothing(f"no conversations in {', '.join(config.input)}", config, statistics)
         raise UserError(
-            f"no conversations in {', '.join(config.input)}: {statistics.explain_drops()}; "
-            "expected share pages, or ShareGPT or OpenAI records "
+            f"{what}; expected share pages, or ShareGPT or OpenAI records "
             "({id, conversations: [{from, value}]})"
         )
     return dict(sorted(rows.items()))

@@ -251,7 +251,8 @@ class EvaluateConfig:
         if self.baseline_answers and self.baseline_url:
             raise UserError("give --baseline-url or --baseline-answers, not both")
         baseline = self.baseline or self.baseline_answers or self.baseline_url
-        if self.compares and not (self.baseline or self.baseline_answers):
+        compares = self.compares and self.step != "answer"
+        if compares and not (self.baseline or self.baseline_answers):
             raise UserError("--baseline or --baseline-answers is needed")
         if not self.compares and baseline:
             without = "on --suite code" if self.suite == "code" else "without --pairwise"

@@ -142,7 +142,7 @@ class Evaluation:
     def to_answer(self) -> list[str]:
         """Return the models to request answers from."""
         asked = self.config.compares and not self._given and self.baseline not in self.models
-        return [*self.models, self.baseline] if asked else self.models
+        return [*self.models, self.baseline] if asked and self.baseline else self.models
 
     def answering(self, question: Question, model: str) -> dict[str, Any]:
         """Return the fields of a request for a model's answer, except its messages."""

@@ -41,7 +41,8 @@ class TrainConfig:
     """Model directory to write; default: runs/RECIPE/model."""
 
     num_workers: int = 8
-    """Ray Train workers: one GPU each if the cluster has GPUs, otherwise one CPU each."""
+    """Ray Train workers: one GPU each if the cluster has GPUs, otherwise one CPU each. 0: as
+    many as the cluster has GPUs, or one."""
     num_workers_min: int | None = None
     """Continue with at least this many workers after node failures, and scale up again when nodes
     return. Default: --num-workers."""
@@ -171,7 +172,8 @@ class TrainConfig:
             raise UserError(f"--warmup-ratio must be in [0, 1], not {self.warmup_ratio}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise UserError(f"--betas must be in [0, 1), not {self.betas}")
-        if self.num_workers_min is not None and self.num_workers_min >= self.num_workers:
+        known = self.num_workers > 0
+        if known and self.num_workers_min is not None and self.num_workers_min >= self.num_workers:
             raise UserError(
                 f"--num-workers-min {self.num_workers_min} has no effect with --num-workers "
                 f"{self.num_workers}; give a smaller one or none"
@@ -225,13 +227,13 @@ class TrainConfig:
             recipe=name,
             data=f"runs/{name}/data",
             output=f"runs/{name}/model",
-            num_workers=chosen.num_workers or 1,
+            num_workers=chosen.num_workers or 0,
             **asdict(chosen.hyperparameters),
         )
 
 
 _LEAST = {
-    "num_workers": 1,
+    "num_workers": 0,
     "num_workers_min": 1,
     "max_failures": 0,
     "checkpoint_every": 1,

@@ -43,6 +43,7 @@ from ochat_ray.train.preflight import (
 )
 from ochat_ray.train.process_group import OwnNetworkConfig
 from ochat_ray.train.samples import prompts_of
+from ochat_ray.train.workers import with_workers
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         JobFailedError: workers failed too often, or because of a bug.
     """
     config.check()
+    config = with_workers(config, start_ray=True)
     manifest = check_inputs(config)
     output, model = output_of(config.output), fingerprint(config.model)
     prompts = prompts_of(config, manifest)

@@ -45,7 +45,9 @@ from ochat_ray.train.flops import ModelShape, measured_peak_flops, peak_flops, t
 from ochat_ray.train.loss import check_finite, check_held_out, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
+from ochat_ray.train.model_card import write_card
 from ochat_ray.train.optimizer import frozen_by
+from ochat_ray.train.origin import origin_of
 from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
 from ochat_ray.train.preflight import extended_config, min_length_for_own_pack, steps_of
@@ -330,39 +332,37 @@ class _Worker:
             if self.rank == 0:
                 with self.engine.unpartitioned_loading():
                     difference = check_export(directory, pack, expected, self.engine.dtype)
+                result = self._result(before, after, done) | {"export_difference": difference}
+                write_card(directory, result)
                 self._check_held()
                 record_model(output_of(self.config.output), [p.name for p in directory.iterdir()])
                 publish(directory, self.run)
         if self.rank == 0:
             self._plot()
             self._check_held()
-            best = checkpoints.best(checkpoints.list_complete(self.run))
-            self.run.write_json(
-                MODEL_MANIFEST,
-                {
-                    "recipe": self.config.recipe,
-                    "model_type": self.manifest["model_type"],
-                    **{k: v for k, v in self.manifest.items() if k == "template"},
-                    "context_length": self.manifest["context_length"],
-                    "data_digest": self.manifest["digest"],
-                    "tokenizer": self.manifest["tokenizer"],
-                    "conversations": len(self.table.lengths),
-                    "step": done,
-                    "stopped_early": done < len(self.steps),
-                    "best": best and {"step": best.step, "eval_loss": best.eval_loss},
-                    "world_size": self.world_size,
-                    "zero_stage": self.config.zero_stage,
-                    "dtype": str(self.engine.dtype).removeprefix("torch."),
-                    "peak_flops": self.peak_flops,
-                    "deepspeed": self.engine.settings,
-                    "attention": asdict(self.mode),
-                    "eval_before": asdict(before),
-                    "eval_after": asdict(after),
-                    "export_difference": difference,
-                    "config": asdict(self.config),
-                    "identity": self.settings["identity"],
-                },
-            )
+            self.run.write_json(MODEL_MANIFEST, result)
+
+    def _result(self, before: Evaluation, after: Evaluation, done: int) -> dict[str, Any]:
+        """Return the content of ochat.json, except for what the export adds."""
+        best = checkpoints.best(checkpoints.list_complete(self.run))
+        return {
+            "recipe": self.config.recipe,
+            **origin_of(self.manifest),
+            "conversations": len(self.table.lengths),
+            "step": done,
+            "stopped_early": done < len(self.steps),
+            "best": best and {"step": best.step, "eval_loss": best.eval_loss},
+            "world_size": self.world_size,
+            "zero_stage": self.config.zero_stage,
+            "dtype": str(self.engine.dtype).removeprefix("torch."),
+            "peak_flops": self.peak_flops,
+            "deepspeed": self.engine.settings,
+            "attention": asdict(self.mode),
+            "eval_before": asdict(before),
+            "eval_after": asdict(after),
+            "config": asdict(self.config),
+            "identity": self.settings["identity"],
+        }
 
     @contextlib.contextmanager
     def _scratch(self, prefix: str) -> Iterator[Path]:

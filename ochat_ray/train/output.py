@@ -13,6 +13,7 @@ from ochat_ray.run_dir import RunDir
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.metrics import METRICS, TENSORBOARD
+from ochat_ray.train.model_card import MODEL_CARD
 from ochat_ray.train.samples import SAMPLES
 from ochat_ray.train.trackers import TRACKED
 
@@ -25,7 +26,7 @@ _OF_THE_RUN = (METRICS, PLOT, SAMPLES, TRACKED, *checkpoints.RAYS_OWN)
 _KEPT_ON_RESUME = (METRICS, SAMPLES, TRACKED)
 _FOLDERS = (checkpoints.FOLDER, TENSORBOARD, TRACKED.split("/")[0])
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model")
-_MODEL_NAMES = ("merges.txt", "vocab.txt")
+_MODEL_NAMES = (MODEL_CARD, "merges.txt", "vocab.txt")
 
 
 def output_of(uri: str) -> Ownership:

@@ -30,6 +30,7 @@ from ochat_ray.train.preflight import (
 )
 from ochat_ray.train.samples import prompts_of
 from ochat_ray.train.tokens import TokenTable
+from ochat_ray.train.workers import with_workers
 
 
 def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
         UserError: data, model and options do not fit each other.
     """
     config.check()
+    config = with_workers(config, start_ray=False)
     manifest = check_inputs(config)
     config = with_step_size(config, find_resume_checkpoint(config))
     identity = identity_of(config, manifest, fingerprint(config.model))

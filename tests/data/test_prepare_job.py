@@ -1,24 +1,17 @@
-"""The last lines of jobs/prepare.py name all that was not kept."""
-
-import importlib.util
-from pathlib import Path
+"""The last lines of prepare name all that was not kept."""
 
 from ochat_ray.data.config import PrepareConfig
-
-JOB = Path(__file__).parents[2] / "jobs/prepare.py"
+from ochat_ray.jobs import prepare
 
 
 def describe(**counts):
-    spec = importlib.util.spec_from_file_location("prepare_job", JOB)
-    job = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(job)
     manifest = {
         "counts": {"read": 1234, "kept": 1000, "dropped": {}, "passed_over": {}} | counts,
         "tokens": {"train": {"tokens": 5}, "eval": {"tokens": 6}},
         "unknown_keys": {"language": 1200, "turn.timestamp": 3} if counts else {},
         "samples": 1000,
     }
-    return job.describe(PrepareConfig(output="out"), manifest).splitlines()
+    return prepare.describe(PrepareConfig(output="out"), manifest).splitlines()
 
 
 def test_what_was_dropped_and_passed_over_is_named_with_its_count():

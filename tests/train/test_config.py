@@ -15,7 +15,7 @@ from ochat_ray.train.preflight import identity_of
         ({"zero_stage": 4}, "--zero-stage must be 1, 2 or 3"),
         ({"output": ""}, "--output is empty; give a value"),
         ({"wandb": ""}, "--wandb is empty"),
-        ({"num_workers": 0}, "--num-workers must be at least 1"),
+        ({"num_workers": -1}, "--num-workers must be at least 0"),
         ({"max_failures": -1}, "--max-failures must be at least 0"),
         ({"learning_rate": 0.0}, "--learning-rate must be a positive number"),
         *(

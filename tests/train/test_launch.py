@@ -73,6 +73,7 @@ def test_the_output_is_a_plain_hugging_face_directory(undisturbed, data):
     assert RunDir.open(config.output).read_json("ochat.json") == result
     assert result["world_size"] == 2
     assert result["data_digest"] == read_manifest(data)["digest"]
+    assert result["data_digest"] in Path(config.output, "README.md").read_text()
 
 
 def test_metrics_have_one_line_per_step_and_one_evaluation_per_epoch(undisturbed):

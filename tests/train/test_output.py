@@ -137,7 +137,7 @@ def test_a_resumed_training_keeps_metrics_and_checkpoints(tmp_path):
     "name",
     [
         "config.json", "metrics.jsonl", "ochat.json", "model-00001-of-00002.safetensors",
-        "pytorch_model.bin", "merges.txt", "loss.png", "trackers/runs.json",
+        "pytorch_model.bin", "README.md", "merges.txt", "loss.png", "trackers/runs.json",
         "checkpoints/checkpoint_manager_snapshot.json",
     ],
 )  # fmt: skip
@@ -150,7 +150,7 @@ def test_a_file_that_no_training_wrote_is_not_overwritten(tmp_path, name):
 
 
 def test_files_of_other_names_are_no_obstacle(tmp_path):
-    for name in ("README.md", "checkpoints/mine/x", "tensorboard/x", "photo.png"):
+    for name in ("NOTES.md", "checkpoints/mine/x", "tensorboard/x", "photo.png"):
         write(tmp_path, name)
     train(tmp_path)
 

@@ -1,0 +1,1 @@
+"""Commands of the project: options, work and printed result of each."""
