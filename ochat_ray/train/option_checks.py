@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ochat_ray.errors import UserError
+from ochat_ray.recipes import recipe
 
 if TYPE_CHECKING:
     from ochat_ray.train.config import TrainConfig
@@ -20,7 +21,8 @@ def check_options(config: TrainConfig) -> None:
     _check_schedule(config)
     _check_freeze(config)
     _check_from_checkpoint(config)
-    for name, default in (("sample_prompts", None), ("sample_tokens", 128)):
+    usual = recipe(config.recipe).hyperparameters.sample_tokens
+    for name, default in (("sample_prompts", None), ("sample_tokens", usual)):
         if config.sample_every is None and getattr(config, name) != default:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} has no effect without --sample-every; leave it out")
