@@ -30,7 +30,9 @@ class CompareConfig:
     Runs that cannot be read are named on the page and on standard error.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    runs: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN...]")
+    ] = ()
     """Output directories of trainings, complete or not; local paths or URIs."""
     output: str = "training-runs.html"
     """Page to write; a local path or URI."""
