@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 from ochat_ray.errors import UserError
-from ochat_ray.recipes import recipe
 
 if TYPE_CHECKING:
     from ochat_ray.train.config import TrainConfig
@@ -21,9 +20,9 @@ def check_options(config: TrainConfig) -> None:
     _check_schedule(config)
     _check_freeze(config)
     _check_from_checkpoint(config)
-    usual = recipe(config.recipe).hyperparameters.sample_tokens
-    for name, default in (("sample_prompts", None), ("sample_tokens", usual)):
-        if config.sample_every is None and getattr(config, name) != default:
+    usual = type(config).for_recipe(config.recipe)
+    for name in ("sample_prompts", "sample_tokens"):
+        if config.sample_every is None and getattr(config, name) != getattr(usual, name):
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} has no effect without --sample-every; leave it out")
 

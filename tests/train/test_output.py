@@ -139,7 +139,7 @@ def test_a_resumed_training_keeps_metrics_and_checkpoints(tmp_path):
     "name",
     [
         "config.json", "metrics.jsonl", "ochat.json", "model-00001-of-00002.safetensors",
-        "pytorch_model.bin", "merges.txt", "loss.png", "report.html", "trackers/runs.json",
+        "pytorch_model.bin", "merges.txt", "loss.png", "trackers/runs.json",
         "checkpoints/checkpoint_manager_snapshot.json",
     ],
 )  # fmt: skip
