@@ -177,3 +177,11 @@ def test_the_plot_has_the_lines_of_all_runs_in_their_colours():
     assert image.size == (2000, 1040)
     drawn = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in image.getcolors(1 << 20)}
     assert [colour(n) in drawn for n in range(5)] == [True, True, False, False, True]
+
+
+def test_runs_and_page_may_be_at_uris(tmp_path):
+    one, other = two_runs(tmp_path)
+    output = f"file://{tmp_path}/new/page.html"
+    result = compare(CompareConfig(runs=(f"file://{one}", other), output=output))
+    assert result == {"page": output, "runs": [f"file://{one}", other], "notes": []}
+    assert "the tuned one&#39;s" in (tmp_path / "new/page.html").read_text()
