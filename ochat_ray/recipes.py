@@ -40,6 +40,10 @@ class Hyperparameters:
     max_length: int | None = None
     """Maximum tokens per conversation; longer ones are left out. None: no limit."""
     gradient_checkpointing: bool = True
+    sample_every: Literal["evaluation"] | None = None
+    """"evaluation" writes answers to sample prompts at every evaluation."""
+    sample_tokens: int = 128
+    """Maximum tokens per sampled answer."""
     seed: int = 0
 
 
@@ -112,7 +116,9 @@ RECIPES: Mapping[str, Recipe] = {
             blocked_words=(),
             eval_ratio=0.05,
             num_workers=None,
-            hyperparameters=Hyperparameters(epochs=3, sequences_per_step=16),
+            hyperparameters=Hyperparameters(
+                epochs=3, sequences_per_step=16, sample_every="evaluation", sample_tokens=64
+            ),
         ),
     )
 }

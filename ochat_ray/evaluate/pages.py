@@ -1,32 +1,23 @@
-"""Render HTML pages from Jinja2 templates; all text is escaped automatically.
+"""Pages of evaluations, with their filters; see `report_template`.
 
-Pages open offline and run no script. A template gets colors and layout from `report_style` and
-from templates/evaluate.css.
+A template gets colors and layout from `report_style` and from templates/evaluate.css.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from ochat_ray.report_style import STYLE
+from ochat_ray.report_template import render_page
 
 
 def render(template: str, **values: Any) -> str:
     """Return the page of a template in `templates/`."""
-    environment = Environment(
-        loader=PackageLoader("ochat_ray.evaluate"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "share": share, "interval": interval}
-    environment.filters["categories"] = categories
-    environment.globals["scale"] = scale
-    return environment.get_template(template).render(base_style=STYLE, **values)
+    functions: dict[str, Callable[..., Any]] = {
+        "number": number, "share": share, "interval": interval, "categories": categories,
+        "scale": scale,
+    }  # fmt: skip
+    return render_page("ochat_ray.evaluate", template, values, functions)
 
 
 def number(value: float | None, digits: int = 2) -> str:

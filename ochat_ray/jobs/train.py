@@ -43,7 +43,7 @@ def describe(config: TrainConfig, result: dict[str, Any]) -> str:
     return (
         f"held-out loss {before['loss']:.4f} -> {after['loss']:.4f} · end of turn chosen "
         f"{100 * before['end_of_turn']:.0f}% -> {100 * after['end_of_turn']:.0f}% of the time\n"
-        f"model: {config.output}   metrics: {config.output}/metrics.jsonl, loss.png"
+        f"model: {config.output}   metrics: {config.output}/metrics.jsonl, report.html"
     )
 
 

@@ -135,9 +135,10 @@ class TrainConfig:
     """Maximum held-out tokens per evaluation; default: all."""
     early_stopping: int | None = None
     """Stop after this many evaluations in a row without a lower held-out loss."""
-    sample_every: int | None = None
-    """Optimizer steps between samples: answers of the model to a few prompts, in samples.jsonl and
-    TensorBoard; also before the first step and after the last."""
+    sample_every: int | Literal["evaluation"] | None = None
+    """Optimizer steps between samples, or "evaluation" for samples at every evaluation: answers of
+    the model to a few prompts, in samples.jsonl, report.html and TensorBoard; also before the first
+    step and after the last. None writes none."""
     sample_prompts: str | None = None
     """File with one prompt per line; default: the first turns of four held-out conversations."""
     sample_tokens: int = 128
@@ -162,7 +163,7 @@ class TrainConfig:
                 raise UserError(f"{_flag(name)} must be a finite number, not {value}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if isinstance(value, int | float) and value < least:
                 raise UserError(f"{_flag(name)} must be at least {least}, not {value}")
         for name in _POSITIVE:
             value = getattr(self, name)

@@ -42,6 +42,7 @@ from ochat_ray.train.preflight import (
     with_step_size,
 )
 from ochat_ray.train.process_group import OwnNetworkConfig
+from ochat_ray.train.report import write_report
 from ochat_ray.train.samples import prompts_of
 from ochat_ray.train.workers import with_workers
 
@@ -63,6 +64,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if isinstance(task := _settle(config, manifest, output, model), dict):
         if output.has_work():  # that run was killed during its cleanup
             with hold(output.run, "train"):
+                write_report(config.output)
                 output.clear_work()
         return task
     probe_on_driver(config, extended_config(config, config.model, manifest))
@@ -78,6 +80,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         discard(output.run, task.start)
         try:
             _run(task, output, lock, prompts, use_gpu=use_gpu)
+            lock.check()
+            write_report(config.output)
         finally:
             if not lock.is_lost:
                 with suppress(OSError):  # a terminating worker still writes; the next run clears it

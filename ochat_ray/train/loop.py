@@ -164,7 +164,8 @@ class _Worker:
                 done, conversations = step.number, conversations + len(step.conversations)
                 evaluation = self._evaluate(done) if step.evaluates else None
                 losses += [evaluation.loss] if evaluation else []
-                sampler.after(done)  # before the checkpoint, from which a killed run resumes
+                # Before the checkpoint, from which a killed run resumes.
+                sampler.after(done, evaluated=step.evaluates)
                 if step.saves:
                     self._save(step, conversations, before, evaluation)
             evaluation = evaluation or self._evaluate(done)  # resumed from the last step

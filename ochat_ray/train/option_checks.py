@@ -20,8 +20,9 @@ def check_options(config: TrainConfig) -> None:
     _check_schedule(config)
     _check_freeze(config)
     _check_from_checkpoint(config)
-    for name, default in (("sample_prompts", None), ("sample_tokens", 128)):
-        if config.sample_every is None and getattr(config, name) != default:
+    usual = type(config).for_recipe(config.recipe)
+    for name in ("sample_prompts", "sample_tokens"):
+        if config.sample_every is None and getattr(config, name) != getattr(usual, name):
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} has no effect without --sample-every; leave it out")
 

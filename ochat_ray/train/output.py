@@ -19,8 +19,9 @@ from ochat_ray.train.trackers import TRACKED
 
 MODEL_MANIFEST = "ochat.json"
 PLOT = "loss.png"
+REPORT = "report.html"
 
-_OF_THE_RUN = (METRICS, PLOT, SAMPLES, TRACKED, *checkpoints.RAYS_OWN)
+_OF_THE_RUN = (METRICS, PLOT, REPORT, SAMPLES, TRACKED, *checkpoints.RAYS_OWN)
 """Files that are recorded at the start; those of the model are recorded at the export."""
 
 _KEPT_ON_RESUME = (METRICS, SAMPLES, TRACKED)

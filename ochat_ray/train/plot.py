@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _MUTED, _GRID = "#1f2430", "#6b7280", "#e7e9ee"
+INK, MUTED, GRID = "#1f2430", "#6b7280", "#e7e9ee"
 _TRAINING, _HELD_OUT, _RATE, _NORM = "#2563eb", "#ea580c", "#0f766e", "#7c3aed"
 
 
@@ -28,7 +29,7 @@ def plot(lines: list[dict[str, Any]]) -> bytes:
     loss, rate, norm = (figure.add_subplot(g) for g in (grid[0, :], grid[1, 0], grid[1, 1]))
     last = max((line["step"] for line in lines), default=0)
     for axes in (loss, rate, norm):
-        _style(axes, last)
+        style(axes, last)
     _loss(loss, steps, held_out)
     _series(rate, steps, "learning_rate", "learning rate", _RATE)
     rate.yaxis.set_major_formatter(
@@ -60,12 +61,12 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 def _loss(axes: Axes, steps: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> None:
     from matplotlib.patheffects import withStroke
 
-    axes.set_title("Loss", loc="left", fontsize=15, fontweight="bold", color=_INK, pad=30)
-    x, y = _column(steps, "loss")
+    axes.set_title("Loss", loc="left", fontsize=15, fontweight="bold", color=INK, pad=30)
+    x, y = column(steps, "loss")
     smooth = smoothed(y)
     _raw(axes, x, y, _TRAINING, label="training")
     axes.plot(x, smooth, color=_TRAINING, linewidth=2, label="training, smoothed")
-    ex, ey = _column(held_out, "eval_loss")
+    ex, ey = column(held_out, "eval_loss")
     axes.plot(
         ex,
         ey,
@@ -93,11 +94,11 @@ def _loss(axes: Axes, steps: list[dict[str, Any]], held_out: list[dict[str, Any]
             zorder=5,
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )
-    axes.set_ylabel("nats per supervised token", color=_MUTED, fontsize=10)
+    axes.set_ylabel("nats per supervised token", color=MUTED, fontsize=10)
     if len(x) or len(ex):
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.012, 1.005), ncols=3, frameon=False, fontsize=10,
-            labelcolor=_INK, borderaxespad=0.3, handlelength=1.8,
+            labelcolor=INK, borderaxespad=0.3, handlelength=1.8,
         )  # fmt: skip
     # A spike of a single step must not determine the scale.
     shown = np.concatenate([smooth, ey, np.quantile(y[np.isfinite(y)], [0.005, 0.995])
@@ -117,8 +118,8 @@ def _series(
     *,
     noisy: bool = False,
 ) -> None:
-    x, y = _column(steps, name)
-    axes.set_title(label, loc="left", fontsize=11, color=_INK, pad=8)
+    x, y = column(steps, name)
+    axes.set_title(label, loc="left", fontsize=11, color=INK, pad=8)
     axes.margins(y=0.12)
     if noisy:
         _raw(axes, x, y, colour)
@@ -145,22 +146,24 @@ def _raw(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | Non
     )
 
 
-def _style(axes: Axes, last_step: int) -> None:
+def style(axes: Axes, last_step: int) -> None:
+    """Style axes whose x axis has the steps up to `last_step`."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(-0.01 * max(last_step, 1), 1.01 * max(last_step, 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_xlabel("optimizer step", color=_MUTED, fontsize=10)
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_xlabel("optimizer step", color=MUTED, fontsize=10)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_MUTED, labelsize=10, length=0)
+    axes.tick_params(colors=MUTED, labelsize=10, length=0)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_GRID)
+        spine.set_color(GRID)
 
 
-def _column(lines: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def column(lines: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and values of the lines that have a number of this name."""
     having = [line for line in lines if isinstance(line.get(name), int | float)]
     return (
         np.array([line["step"] for line in having], dtype=float),

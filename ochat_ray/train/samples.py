@@ -7,6 +7,7 @@ each new token takes a forward pass of all workers: there is no KV cache, as in 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +27,14 @@ from ochat_ray.train.tokens import TokenTable
 
 SAMPLES = "samples.jsonl"
 
+EVERY_EVALUATION = "evaluation"
+"""Value of `--sample-every` for samples at every evaluation."""
+
 HELD_OUT_PROMPTS = 4
 """Number of prompts from the held-out split, if there is no file with prompts."""
+
+SHORT_PROMPT = 128
+"""Tokens of a held-out prompt that is preferred to longer ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,24 +73,29 @@ def read_prompts(path: str, model_type: str, tokenizer: Any) -> list[list[int]]:
 def held_out_prompts(table: TokenTable, seed: int, most: int) -> list[list[int]]:
     """Return the token ids of held-out conversations before their first supervised token.
 
-    Prompts of more than `most` tokens are skipped.
+    Prompts of more than `most` tokens are skipped; those of at most `SHORT_PROMPT` tokens come
+    first, since each token of an answer takes a forward pass over its prompt.
     """
-    prompts = []
+    short: list[list[int]] = []
+    others: list[list[int]] = []
     for index in np.random.default_rng(seed).permutation(table.lengths.size):
         ids, weights = table.row(int(index))
         start = int(np.flatnonzero(weights)[0]) if weights.any() else len(ids)
         if 0 < start <= most:
-            prompts.append([int(i) for i in ids[:start]])
-        if len(prompts) == HELD_OUT_PROMPTS:
+            chosen = short if start <= SHORT_PROMPT else others
+            if len(chosen) < HELD_OUT_PROMPTS:
+                chosen.append([int(i) for i in ids[:start]])
+        if len(short) == HELD_OUT_PROMPTS:
             break
-    return prompts
+    return [*short, *others][:HELD_OUT_PROMPTS]
 
 
 def prompts_of(config: TrainConfig, manifest: Mapping[str, Any]) -> list[list[int]] | None:
     """Return the token ids of a run's sample prompts; None if it writes no samples.
 
     Raises:
-        UserError: they cannot be read, or do not fit a pack.
+        UserError: they cannot be read, or do not fit a pack. Samples that are only a recipe's
+            default are omitted instead.
     """
     if config.sample_every is None:
         return None
@@ -91,6 +103,9 @@ def prompts_of(config: TrainConfig, manifest: Mapping[str, Any]) -> list[list[in
         held_out = TokenTable(config.data, "eval", config.max_length)
         most = config.max_tokens // HELD_OUT_PROMPTS - config.sample_tokens - 1
         prompts = held_out_prompts(held_out, config.seed, most)
+        if not prompts and config.sample_every == EVERY_EVALUATION:
+            print("no samples: all held-out prompts are too long for a pack", file=sys.stderr)
+            return None
     else:
         tokenizer = load_tokenizer_of(config.model, manifest)
         prompts = read_prompts(config.sample_prompts, manifest["model_type"], tokenizer)
@@ -195,9 +210,13 @@ class Sampler:
         self._check = check
         self._last: int | None = None
 
-    def after(self, step: int) -> None:
-        """Write samples if they are due after this step."""
-        if self._every is not None and step % self._every == 0:
+    def after(self, step: int, *, evaluated: bool) -> None:
+        """Write samples if they are due after this step; `evaluated` if an evaluation followed."""
+        if isinstance(self._every, int):
+            due = step % self._every == 0
+        else:
+            due = evaluated and self._every == EVERY_EVALUATION
+        if due:
             self.write(step)
 
     def write(self, step: int) -> None:

@@ -39,6 +39,10 @@ def test_a_complete_run_gets_another_epoch_with_its_own_schedule(undisturbed, tm
     samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
     # Two of the four held-out prompts are short enough for a pack of 128 tokens.
     assert [s["step"] for s in samples] == [44, 44, 48, 48, 49, 49]
+    assert "This run wrote no samples" in (Path(config.output) / "report.html").read_text()
+    report = (output / "report.html").read_text()
+    assert f"after step {STEPS + 7}" in report
+    assert "--from-checkpoint" in report
     assert train(longer) == result  # complete already
 
 

@@ -53,6 +53,7 @@ def train(folder, token=ONE, steps=(7,)):
     for name in MODEL:
         write(folder, name, "model")
     write(folder, "loss.png", "png")
+    write(folder, "report.html", "page")
     output.run.write_json("ochat.json", {"identity": {}})
     assert work.exists()
     return output
@@ -60,9 +61,10 @@ def train(folder, token=ONE, steps=(7,)):
 
 NAMES = st.sampled_from(
     [
-        *MODEL, "ochat.json", "metrics.jsonl", "loss.png", "samples.png", "notes.json", "README.md",
-        "model-00001-of-00002.safetensors", ".failed", "merges.txt", "x.bin", "photo.jpg",
-        f".tmp-{'0' * 32}-notes.txt", "trackers/runs.json", "trackers/x", "tensorboard/x",
+        *MODEL, "ochat.json", "metrics.jsonl", "loss.png", "report.html", "samples.png",
+        "notes.json", "README.md", "model-00001-of-00002.safetensors", ".failed", "merges.txt",
+        "x.bin", "photo.jpg", f".tmp-{'0' * 32}-notes.txt", "trackers/runs.json", "trackers/x",
+        "tensorboard/x",
         "tensorboard/events.out.tfevents.1.host.1.0", f"tensorboard/events.{TWO}", "wandb/x",
         "checkpoints/x", "checkpoints/checkpoint_manager_snapshot.json",
         "checkpoints/.validate_storage_marker", f"checkpoints/{STEP}/notes.txt",

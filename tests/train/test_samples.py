@@ -1,16 +1,19 @@
 """Greedy answers during training, and the prompts that they answer."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from ochat_ray.errors import UserError
+from ochat_ray.recipes import RECIPES
 from ochat_ray.run_dir import RunDir
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.forward import logits
 from ochat_ray.train.metrics import Metrics
-from ochat_ray.train.samples import Sampler, generate, prompts_of
+from ochat_ray.train.samples import Sampler, generate, held_out_prompts, prompts_of
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,7 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
         )  # fmt: skip
         sampler.write(0)
         for step in range(1, 5):
-            sampler.after(step)
+            sampler.after(step, evaluated=False)
         sampler.write(4)
         sampler.write(4)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -120,6 +123,55 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
         "step": 0, "prompt": tokenizer.decode([0, 5]), "answer": tokenizer.decode([70, 70]),
         "ended": False,
     }  # fmt: skip
+
+
+def test_samples_at_every_evaluation(tmp_path, tokenizer):
+    run = RunDir.open(str(tmp_path))
+    with Metrics(run) as metrics:
+        sampler = Sampler(
+            [[0, 5]], lambda _: [70], tokenizer,
+            TrainConfig(sample_every="evaluation", sample_tokens=1),
+            packed=True, run=run, metrics=metrics,
+        )  # fmt: skip
+        for step, evaluated in ((1, False), (2, True), (3, False), (4, True)):
+            sampler.after(step, evaluated=evaluated)
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+
+
+def test_only_the_chat_recipe_writes_samples_by_default():
+    chosen = {name: TrainConfig.for_recipe(name).sample_every for name in RECIPES}
+    assert chosen == dict.fromkeys(RECIPES, None) | {"chat": "evaluation"}
+    replace(TrainConfig.for_recipe("chat"), sample_every=None).check()
+
+
+def test_a_default_without_prompts_that_fit_writes_no_samples(data, model_directory, capsys):
+    small = {"max_tokens": 8, "sample_tokens": 5}
+    chosen = config(data, model_directory, sample_every="evaluation", **small)
+    assert prompts_of(chosen, {"model_type": "openchat"}) is None
+    assert "no samples" in capsys.readouterr().err
+    with pytest.raises(UserError, match="all held-out conversations are too long"):
+        prompts_of(config(data, model_directory, **small), {"model_type": "openchat"})
+
+
+def test_short_held_out_prompts_are_preferred():
+    lengths = [129, 128, 5, 300, 1, 2, 3]
+
+    class Table:
+        def __init__(self):
+            self.lengths = np.array(lengths)
+
+        def row(self, index):
+            weights = np.ones(lengths[index] + 1, np.float32)
+            weights[:-1] = 0.0
+            return np.zeros(len(weights), np.int64), weights
+
+    found = sorted(map(len, held_out_prompts(Table(), 0, 200)))
+    assert len(found) == 4
+    assert set(found) <= {128, 5, 1, 2, 3}
+    lengths[1:3], lengths[4:6] = [140, 150], [160, 170]
+    assert sorted(map(len, held_out_prompts(Table(), 0, 150)))[0] == 3
+    assert max(map(len, held_out_prompts(Table(), 0, 150))) <= 150
 
 
 def test_samples_are_written_after_lines_with_any_character_and_after_damaged_ones(
