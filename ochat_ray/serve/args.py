@@ -103,9 +103,9 @@ class ServeArgs(BaseModel):
     """Ingress replicas; each counts rate limits separately."""
 
     keys: str | None = None
-    """File of API keys, one `key`, `name:key` or `name:sha256:DIGEST` per line, reloaded when it
-    changes; or env:NAME, an environment variable with such lines. Without keys only clients on
-    this machine are served."""
+    """File of API keys (mode 600), one `key`, `name:key` or `name:sha256:DIGEST` per line, reloaded
+    when it changes; or env:NAME, an environment variable with such lines. Without keys only clients
+    on this machine are served."""
     insecure_open: bool = False
     """Serve all clients without keys."""
     cors_origins: str | None = None
@@ -139,7 +139,8 @@ class ServeArgs(BaseModel):
             if first["type"] == "extra_forbidden":
                 text = f"unknown argument {name!r}; arguments are {', '.join(cls.model_fields)}"
             else:
-                text = f"argument {name}={first['input']!r}: {first['msg']}"
+                value = "..." if name == "keys" else repr(first["input"])  # never shown
+                text = f"argument {name}={value}: {first['msg']}"
             raise ConfigurationError(text) from None
 
 
@@ -360,10 +361,12 @@ def _keys(args: ServeArgs) -> tuple[tuple[ApiKey, ...], str | None]:
     if args.keys.startswith("env:"):
         name = args.keys.removeprefix("env:")
         if name not in os.environ:
-            raise UserError(f"keys={args.keys}: there is no environment variable {name}")
+            shown = name if re.fullmatch("[A-Z][A-Z0-9_]*", name) else "of that name"
+            raise UserError(f"keys=env:NAME: there is no environment variable {shown}")
         return parse_keys(os.environ[name], f"environment variable {name}"), None
-    path = Path(args.keys).expanduser().absolute()
-    return read_keys(path), str(path)
+    path = Path(os.path.expanduser(args.keys)).absolute()
+    read_keys(path)
+    return (), str(path)  # each ingress replica reads the file as it is when it starts
 
 
 def _ui(args: ServeArgs) -> bool:

@@ -26,6 +26,7 @@ def url(cluster, model_directory, tmp_path_factory):
     """The application with keys, room for one request and one in the queue."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"test:{KEY}\n")
+    keys.chmod(0o600)
     deploy(
         model_directory, keys=str(keys), max_ongoing=1, max_queued=1, num_cpus=1,
         context_length=4096,
