@@ -1,10 +1,13 @@
 """cluster.yaml, serve.yaml and runtime_env.yaml, against Ray's own schemas."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ochat_ray.local_cluster import SERVE_PORT
 from ochat_ray.serve import ServeArgs
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +33,50 @@ def test_a_cluster_with_a_mistake_would_be_refused():
     config["max_workers"] = "many"
     with pytest.raises(ValidationError):
         validate_config(config)
+
+
+def test_every_node_type_has_an_image_imdsv2_and_encrypted_disks():
+    from ray.autoscaler._private.aws.config import DEFAULT_AMI
+
+    for node_type in load("cluster.yaml")["available_node_types"].values():
+        config = node_type["node_config"]
+        image = config["ImageId"]
+        assert image.startswith(("ami-", "resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-"))
+        assert image not in DEFAULT_AMI.values()
+        assert config["MetadataOptions"]["HttpTokens"] == "required"
+        assert all(disk["Ebs"]["Encrypted"] for disk in config["BlockDeviceMappings"])
+
+
+def test_mounts_are_what_jobs_need_by_name():
+    config = load("cluster.yaml")
+    mounts = config["file_mounts"]
+    sources = {source for source in mounts.values() if not source.startswith("~")}
+    for target, source in mounts.items():
+        if source in sources:
+            assert target == f"~/ochat_ray/{source}"
+            assert (ROOT / source).exists()
+    assert {"ochat_ray", "jobs", "deploy", "pyproject.toml", "constraints.txt"} <= sources
+    assert not {".", ".git", ".venv", "runs"} & sources
+    # What the build of the package reads must be there, too.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {project["readme"], *project["license-files"]} <= sources
+
+
+def test_the_first_command_checks_the_node():
+    first, *_ = load("cluster.yaml")["setup_commands"]
+    script = first.removeprefix("sh ~/ochat_ray/")
+    assert (ROOT / script).exists()
+
+
+def test_serve_has_one_port_everywhere():
+    ports = {
+        rule["FromPort"]
+        for rule in load("cluster.yaml")["provider"]["security_group"]["IpPermissions"]
+    }
+    assert ports == {load("serve.yaml")["http_options"]["port"]} == {SERVE_PORT}
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        named = re.findall(r"127\.0\.0\.1:(\d+)/v1", path.read_text())
+        assert set(named) <= {str(SERVE_PORT)}, path.name
 
 
 def test_the_dashboard_stays_on_loopback():
