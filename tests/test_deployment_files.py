@@ -9,6 +9,7 @@ import yaml
 
 from ochat_ray.local_cluster import SERVE_PORT
 from ochat_ray.serve import ServeArgs
+from ochat_ray.serve.deployment import DRAIN_S
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,7 +92,19 @@ def test_serve_yaml_is_an_application_with_our_arguments():
     assert schema.http_options.host == "127.0.0.1"
     for application in schema.applications:
         assert application.import_path == "ochat_ray.serve:app"
-        ServeArgs.model_validate(application.args)
+        args = ServeArgs.model_validate(application.args)
+        address = (schema.http_options.host, schema.http_options.port)
+        assert (args.http_host, args.http_port) == address
+
+
+def test_a_serving_job_is_stopped_as_by_ctrl_c():
+    from ray.dashboard.modules.job.job_supervisor import JobSupervisor
+    from ray.runtime_env import RuntimeEnv
+
+    variables = RuntimeEnv(**load("deploy/serving_job.yaml")).env_vars()
+    assert variables["RAY_JOB_STOP_SIGNAL"] in JobSupervisor.VALID_STOP_SIGNALS
+    assert variables["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
+    assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > DRAIN_S
 
 
 def test_runtime_env_yaml_is_a_runtime_environment():

@@ -102,6 +102,9 @@ class ServeArgs(BaseModel):
     ingress_replicas: int = Field(1, ge=1)
     """Ingress replicas; each counts rate limits separately."""
 
+    http_host: str | None = None
+    http_port: int | None = Field(None, ge=1, le=65535)
+    """The address in `http_options`. A running Serve keeps its own: another one is rejected."""
     keys: str | None = None
     """File of API keys (mode 600), one `key`, `name:key` or `name:sha256:DIGEST` per line, reloaded
     when it changes; or env:NAME, an environment variable with such lines. Without keys only clients
@@ -211,6 +214,8 @@ class Settings:
     routing: Literal["balanced", "session"]
     ingress_replicas: int
     max_surge_percent: int
+    http_host: str | None = None
+    http_port: int | None = None
 
 
 def resolve(args: ServeArgs) -> Settings:
@@ -283,6 +288,8 @@ def resolve(args: ServeArgs) -> Settings:
         routing=args.routing,
         ingress_replicas=args.ingress_replicas,
         max_surge_percent=args.max_surge_percent,
+        http_host=args.http_host,
+        http_port=args.http_port,
     )
 
 
