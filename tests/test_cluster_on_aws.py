@@ -5,10 +5,13 @@ import socket
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import yaml
+
+from ochat_ray.local_cluster import SERVE_PORT
 
 ROOT = Path(__file__).parent.parent
 RAY = Path(sys.executable).with_name("ray")
@@ -118,6 +121,8 @@ def test_the_instances_are_those_of_the_definition(aws):
     for name, one in launched.items():
         assert one["InstanceType"] == definition[name]["node_config"]["InstanceType"]
         assert one["Placement"]["AvailabilityZone"] == "us-west-2b"
+        assert one["ImageId"] == definition[name]["node_config"]["ImageId"]  # unchanged by Ray
+        assert one["MetadataOptions"]["HttpTokens"] == "required"
     spot = {name for name, one in launched.items() if one.get("InstanceLifecycle") == "spot"}
     assert spot == {"prepare"}
 
@@ -126,7 +131,7 @@ def test_the_instances_are_those_of_the_definition(aws):
 def test_disks_are_as_large_as_said(aws, name, gigabytes):
     (volume,) = instances(aws)[name]["BlockDeviceMappings"]
     (found,) = aws.describe_volumes(VolumeIds=[volume["Ebs"]["VolumeId"]])["Volumes"]
-    assert (found["Size"], found["VolumeType"]) == (gigabytes, "gp3")
+    assert (found["Size"], found["VolumeType"], found["Encrypted"]) == (gigabytes, "gp3", True)
 
 
 def test_the_stack_is_valid_to_cloudformation():
@@ -154,10 +159,21 @@ def test_all_may_use_the_bucket_and_the_head_alone_may_start_instances(aws, acco
         own = iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
         assert own == (["start-nodes"] if name == "head" else [])
     policy = iam.get_role_policy(RoleName="ray-autoscaler-v1", PolicyName="start-nodes")
-    starts, gives, _ = yaml.safe_load(policy["PolicyDocument"])["Statement"]
-    assert "ec2:RunInstances" in starts["Action"]
-    assert gives["Action"] == "iam:PassRole"
-    assert gives["Resource"].endswith(":role/ochat-ray-node")
+    by_action = {}
+    for statement in yaml.safe_load(policy["PolicyDocument"])["Statement"]:
+        actions = statement["Action"]
+        for action in [actions] if isinstance(actions, str) else actions:
+            by_action.setdefault(action, statement)
+    assert "ec2:RunInstances" in by_action
+    assert by_action["iam:PassRole"]["Resource"].endswith(":role/ochat-ray-node")
+    for action in ("ec2:TerminateInstances", "ec2:StopInstances", "ec2:DeleteTags"):
+        assert by_action[action]["Condition"] == {
+            "StringLike": {"ec2:ResourceTag/ray-cluster-name": "ochat-ray*"}
+        }
+    (parameters,) = {by_action["ssm:GetParameters"]["Resource"]}
+    image = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]["head"]
+    name = image["node_config"]["ImageId"].removeprefix("resolve:ssm:")
+    assert fnmatch(f"arn:aws:ssm:us-west-2::parameter{name}", parameters)
 
 
 def test_the_outside_reaches_ssh_and_serve_alone(aws):
@@ -166,7 +182,9 @@ def test_the_outside_reaches_ssh_and_serve_alone(aws):
         assert group["GroupName"] == "ochat-ray"
         (found,) = aws.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"]
         rules = found["IpPermissions"]
-        assert {r["FromPort"] for r in rules if r["IpRanges"]} == {22, 8000}
+        serve = yaml.safe_load((ROOT / "serve.yaml").read_text())["http_options"]["port"]
+        assert {r["FromPort"] for r in rules if r["IpRanges"]} == {22, serve}
+        assert serve == SERVE_PORT
         inside = [
             pair["GroupId"] for r in rules if not r["IpRanges"] for pair in r["UserIdGroupPairs"]
         ]

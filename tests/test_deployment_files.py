@@ -1,11 +1,15 @@
 """cluster.yaml, serve.yaml and runtime_env.yaml, against Ray's own schemas."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ochat_ray.local_cluster import SERVE_PORT
 from ochat_ray.serve import ServeArgs
+from ochat_ray.serve.deployment import DRAIN_S
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +36,50 @@ def test_a_cluster_with_a_mistake_would_be_refused():
         validate_config(config)
 
 
+def test_every_node_type_has_an_image_imdsv2_and_encrypted_disks():
+    from ray.autoscaler._private.aws.config import DEFAULT_AMI
+
+    for node_type in load("cluster.yaml")["available_node_types"].values():
+        config = node_type["node_config"]
+        image = config["ImageId"]
+        assert image.startswith(("ami-", "resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-"))
+        assert image not in DEFAULT_AMI.values()
+        assert config["MetadataOptions"]["HttpTokens"] == "required"
+        assert all(disk["Ebs"]["Encrypted"] for disk in config["BlockDeviceMappings"])
+
+
+def test_mounts_are_what_jobs_need_by_name():
+    config = load("cluster.yaml")
+    mounts = config["file_mounts"]
+    sources = {source for source in mounts.values() if not source.startswith("~")}
+    for target, source in mounts.items():
+        if source in sources:
+            assert target == f"~/ochat_ray/{source}"
+            assert (ROOT / source).exists()
+    assert {"ochat_ray", "jobs", "deploy", "pyproject.toml", "constraints.txt"} <= sources
+    assert not {".", ".git", ".venv", "runs"} & sources
+    # What the build of the package reads must be there, too.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {project["readme"], *project["license-files"]} <= sources
+
+
+def test_the_first_command_checks_the_node():
+    first, *_ = load("cluster.yaml")["setup_commands"]
+    script = first.removeprefix("sh ~/ochat_ray/")
+    assert (ROOT / script).exists()
+
+
+def test_serve_has_one_port_everywhere():
+    ports = {
+        rule["FromPort"]
+        for rule in load("cluster.yaml")["provider"]["security_group"]["IpPermissions"]
+    }
+    assert ports == {load("serve.yaml")["http_options"]["port"]} == {SERVE_PORT}
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        named = re.findall(r"127\.0\.0\.1:(\d+)/v1", path.read_text())
+        assert set(named) <= {str(SERVE_PORT)}, path.name
+
+
 def test_the_dashboard_stays_on_loopback():
     commands = load("cluster.yaml")["head_start_ray_commands"]
     assert any("--dashboard-host=127.0.0.1" in command for command in commands)
@@ -44,7 +92,19 @@ def test_serve_yaml_is_an_application_with_our_arguments():
     assert schema.http_options.host == "127.0.0.1"
     for application in schema.applications:
         assert application.import_path == "ochat_ray.serve:app"
-        ServeArgs.model_validate(application.args)
+        args = ServeArgs.model_validate(application.args)
+        address = (schema.http_options.host, schema.http_options.port)
+        assert (args.http_host, args.http_port) == address
+
+
+def test_a_serving_job_is_stopped_as_by_ctrl_c():
+    from ray.dashboard.modules.job.job_supervisor import JobSupervisor
+    from ray.runtime_env import RuntimeEnv
+
+    variables = RuntimeEnv(**load("deploy/serving_job.yaml")).env_vars()
+    assert variables["RAY_JOB_STOP_SIGNAL"] in JobSupervisor.VALID_STOP_SIGNALS
+    assert variables["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
+    assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > DRAIN_S
 
 
 def test_runtime_env_yaml_is_a_runtime_environment():

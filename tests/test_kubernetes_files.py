@@ -14,6 +14,7 @@ import yaml
 
 from ochat_ray.cluster_resources import DEFINITION
 from ochat_ray.serve import ServeArgs
+from ochat_ray.serve.deployment import DRAIN_S
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -173,7 +174,7 @@ def test_groups_are_the_roles_of_cluster_yaml():
 
 
 def test_jobs_are_told_of_the_pods_that_may_come():
-    manifest, told = yaml.safe_load_all((FOLDER / "raycluster.yaml").read_text())
+    manifest, told, _ = yaml.safe_load_all((FOLDER / "raycluster.yaml").read_text())
     (definition,) = told["data"].values()
     groups = as_ray_reads(manifest)["available_node_types"]
     expected = {
@@ -245,7 +246,76 @@ def test_the_image_has_what_it_copies():
     assert all((ROOT / source).exists() for source in sources)
 
 
+# --- how pods end, and what they may do ---
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_pod_has_time_to_finish_its_requests(name):
+    manifest = load(name)
+    for group in groups_of(manifest):
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] > DRAIN_S
+    if manifest["kind"] == "RayService":
+        assert manifest["spec"]["rayClusterDeletionDelaySeconds"] > DRAIN_S
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_cluster_autoscalers_leave_pods_alone(name):
+    for group in groups_of(load(name)):
+        annotations = group["template"]["metadata"]["annotations"]
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_with_gpus_and_no_others_tolerate_their_taint(name):
+    for group in groups_of(load(name)):
+        pod = group["template"]["spec"]
+        gpus = any("nvidia.com/gpu" in c["resources"]["limits"] for c in pod["containers"])
+        tolerations = pod.get("tolerations", [])
+        assert [t["key"] for t in tolerations] == ["nvidia.com/gpu"] * gpus
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_have_no_privileges(name):
+    for number, group in enumerate(groups_of(load(name))):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] == (number == 0)  # the head's autoscaler
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_keys_are_not_readable_by_every_user():
+    for group in groups_of(load("rayservice.yaml")):
+        pod = group["template"]["spec"]
+        (secret,) = [v["secret"] for v in pod["volumes"] if "secret" in v]
+        assert secret["defaultMode"] == 0o440
+        assert pod["securityContext"]["fsGroup"] == 1000
+
+
 # --- who may reach what ---
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_network_policy_names_the_pods(name, kubernetes):
+    import kubernetes_validate
+
+    *_, policy = yaml.safe_load_all((FOLDER / name).read_text())
+    kubernetes_validate.validate(policy, kubernetes_validate.latest_version(), strict=True)
+    selector = policy["spec"]["podSelector"]["matchLabels"]
+    manifest = load(name)
+    for group in groups_of(manifest):
+        labels = {"ray.io/cluster": manifest["metadata"]["name"]}  # by KubeRay
+        labels |= group["template"]["metadata"].get("labels", {})
+        assert selector.items() <= labels.items()
+    peers = [rule.get("from") for rule in policy["spec"]["ingress"]]
+    assert {"podSelector": {"matchLabels": selector}} in peers[-1]
+    # Without `from`, everybody may reach the ports: those of Serve and no other.
+    open_ports = [rule["ports"] for rule in policy["spec"]["ingress"] if "from" not in rule]
+    assert open_ports == ([[{"port": 8000}]] if manifest["kind"] == "RayService" else [])
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import tyro
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate.key_files import environment_key
 
 Off = tyro.conf.FlagCreatePairsOff
 
@@ -99,7 +99,7 @@ class EvaluateConfig:
     url: str = SERVED_URL
     """Base URL of the models. The API key is read from OPENAI_API_KEY for OpenAI's URL, and from
     OCHAT_RAY_API_KEY for any other; OCHAT_RAY_JUDGE_API_KEY and OCHAT_RAY_BASELINE_API_KEY are for
-    a judge and a baseline elsewhere."""
+    a judge and a baseline elsewhere. With _FILE appended, each names a file with the key."""
     baseline: str = ""
     """Name of the model to compare with."""
     baseline_url: str = ""
@@ -338,14 +338,17 @@ def key_for(role: Role, url: str, models_url: str) -> str:
 
     Each endpoint has its own variable. OPENAI_API_KEY is sent only to OpenAI, and the models' key
     to another endpoint only if it is on the same server.
+
+    Raises:
+        UserError: A variable with _FILE appended does not name a valid file.
     """
-    own = os.environ.get(KEYS[role], "")
+    own = environment_key(KEYS[role])
     if url.rstrip("/") == OPENAI_URL:
-        key = os.environ.get("OPENAI_API_KEY", "")
+        key = environment_key("OPENAI_API_KEY")
         return key if role == "models" else own or key
     if own or role == "models":
         return own
-    shared = os.environ.get(KEYS["models"], "")
+    shared = environment_key(KEYS["models"])
     if shared and urlsplit(url)[:2] != urlsplit(models_url)[:2]:
         print(f"no API key is sent to {url}; set {KEYS[role]} if it needs one", file=sys.stderr)
         return ""

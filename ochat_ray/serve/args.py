@@ -102,10 +102,13 @@ class ServeArgs(BaseModel):
     ingress_replicas: int = Field(1, ge=1)
     """Ingress replicas; each counts rate limits separately."""
 
+    http_host: str | None = None
+    http_port: int | None = Field(None, ge=1, le=65535)
+    """The address in `http_options`. A running Serve keeps its own: another one is rejected."""
     keys: str | None = None
-    """File of API keys, one `key`, `name:key` or `name:sha256:DIGEST` per line, reloaded when it
-    changes; or env:NAME, an environment variable with such lines. Without keys only clients on
-    this machine are served."""
+    """File of API keys (mode 600), one `key`, `name:key` or `name:sha256:DIGEST` per line, reloaded
+    when it changes; or env:NAME, an environment variable with such lines. Without keys only clients
+    on this machine are served."""
     insecure_open: bool = False
     """Serve all clients without keys."""
     cors_origins: str | None = None
@@ -139,7 +142,8 @@ class ServeArgs(BaseModel):
             if first["type"] == "extra_forbidden":
                 text = f"unknown argument {name!r}; arguments are {', '.join(cls.model_fields)}"
             else:
-                text = f"argument {name}={first['input']!r}: {first['msg']}"
+                value = "..." if name == "keys" else repr(first["input"])  # never shown
+                text = f"argument {name}={value}: {first['msg']}"
             raise ConfigurationError(text) from None
 
 
@@ -210,6 +214,8 @@ class Settings:
     routing: Literal["balanced", "session"]
     ingress_replicas: int
     max_surge_percent: int
+    http_host: str | None = None
+    http_port: int | None = None
 
 
 def resolve(args: ServeArgs) -> Settings:
@@ -282,6 +288,8 @@ def resolve(args: ServeArgs) -> Settings:
         routing=args.routing,
         ingress_replicas=args.ingress_replicas,
         max_surge_percent=args.max_surge_percent,
+        http_host=args.http_host,
+        http_port=args.http_port,
     )
 
 
@@ -360,10 +368,12 @@ def _keys(args: ServeArgs) -> tuple[tuple[ApiKey, ...], str | None]:
     if args.keys.startswith("env:"):
         name = args.keys.removeprefix("env:")
         if name not in os.environ:
-            raise UserError(f"keys={args.keys}: there is no environment variable {name}")
+            shown = name if re.fullmatch("[A-Z][A-Z0-9_]*", name) else "of that name"
+            raise UserError(f"keys=env:NAME: there is no environment variable {shown}")
         return parse_keys(os.environ[name], f"environment variable {name}"), None
-    path = Path(args.keys).expanduser().absolute()
-    return read_keys(path), str(path)
+    path = Path(os.path.expanduser(args.keys)).absolute()
+    read_keys(path)
+    return (), str(path)  # each ingress replica reads the file as it is when it starts
 
 
 def _ui(args: ServeArgs) -> bool:

@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.context import _get_global_client  # no public API gives the proxy's address
 from ray.serve.handle import DeploymentHandle
 
 from ochat_ray.cluster_resources import head_node, room_for
@@ -170,6 +171,30 @@ def _check_cluster_capacity(settings: Settings) -> None:
         )
 
 
+def _check_http_address(settings: Settings) -> None:
+    """Check that a running Serve listens where the application's settings expect it.
+
+    `serve deploy` ignores other `http_options` than those of the running Serve, and reports success
+    (Ray 2.60, issues 56163 and 65699).
+
+    Raises:
+        UserError: It listens at another address.
+    """
+    expected = {"host": settings.http_host, "port": settings.http_port}
+    if not ray.is_initialized() or not any(expected.values()):
+        return
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    for name, value in expected.items():
+        current = getattr(client.http_config, name)
+        if value is not None and value != current:
+            raise UserError(
+                f"http_{name}={value}: Serve already runs with {name} {current}, which a "
+                "deployment cannot change; run `serve shutdown` first, which ends all applications"
+            )
+
+
 def _prefer_head_node() -> dict[str, Any]:
     """Return options that keep a replica on the head node while that exists.
 
@@ -189,8 +214,9 @@ def build(settings: Settings) -> Application:
     """Build the application: ingress replicas in front of autoscaled model replicas.
 
     Raises:
-        UserError: The cluster can never hold the replicas.
+        UserError: The cluster can never hold the replicas, or Serve listens at another address.
     """
+    _check_http_address(settings)
     _check_cluster_capacity(settings)
     engine = settings.engine
     shared: dict[str, Any] = {

@@ -93,6 +93,11 @@ class Metrics:
             "ochat_ray_requests_in_flight", "Requests under way in this ingress replica",
             registry=self.registry,
         )  # fmt: skip
+        self._key_used = Gauge(
+            "ochat_ray_key_last_used_timestamp_seconds",
+            "Last request with a key, in seconds since the epoch", ("key",),
+            registry=self.registry,
+        )  # fmt: skip
         self._prompt = Counter("ochat_ray_prompt_tokens", "Tokens in", by, registry=self.registry)
         self._generated = Counter(
             "ochat_ray_generated_tokens", "Tokens out", by, registry=self.registry
@@ -130,6 +135,8 @@ class Metrics:
             record.model, record.route, str(record.status), record.code or ""
         ).inc()
         self._seconds.labels(record.model, record.replica).observe(record.seconds)
+        if record.key:
+            self._key_used.labels(record.key).set_to_current_time()
         if record.replica:
             self._prompt.labels(record.model, record.replica).inc(record.prompt_tokens)
             self._generated.labels(record.model, record.replica).inc(record.completion_tokens)

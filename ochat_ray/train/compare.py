@@ -201,7 +201,7 @@ def _describe(config: CompareConfig, result: dict[str, Any]) -> str:
 
 def main() -> int:
     """Run the command and return its exit status."""
-    return run_command(lambda _: CompareConfig(), compare, _describe, PROGRAM)
+    return run_command(lambda _: CompareConfig(), compare, _describe, PROGRAM, sys.argv[1:])
 
 
 if __name__ == "__main__":

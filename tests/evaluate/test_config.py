@@ -2,6 +2,7 @@
 
 import pytest
 
+from ochat_ray.errors import UserError
 from ochat_ray.evaluate.config import OPENAI_URL, key_for, replace_renamed_options
 
 
@@ -41,3 +42,42 @@ def test_a_key_is_sent_only_to_its_endpoint(role, url, key, monkeypatch, capsys)
     assert ("OCHAT_RAY_JUDGE_API_KEY" in capsys.readouterr().err) == (key == "")
     monkeypatch.setenv("OCHAT_RAY_JUDGE_API_KEY", "judge")
     assert key_for("judge", url, "http://gpu:8000/v1") == "judge"
+
+
+@pytest.mark.parametrize("content", ["sk-secret", "sk-secret\n", "\ufeffsk-secret\r\n"])
+def test_a_key_is_read_from_the_file_that_a_variable_names(content, tmp_path, monkeypatch):
+    path = tmp_path / "key"
+    path.write_text(content)
+    path.chmod(0o600)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("OCHAT_RAY_JUDGE_API_KEY_FILE", str(path))
+    assert key_for("judge", OPENAI_URL, "http://gpu:8000/v1") == "sk-secret"
+    assert key_for("models", OPENAI_URL, "http://gpu:8000/v1") == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "text"),
+    [
+        ("sk-secret", 0o644, "chmod 600"), ("sk-secret two", 0o600, "one line"),
+        ("", 0o600, "one line"), (None, 0o600, "FileNotFoundError"),
+    ],
+)  # fmt: skip
+def test_a_key_file_that_is_not_valid_is_one_line_without_the_key(
+    content, mode, text, tmp_path, monkeypatch
+):
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_text(content)
+        path.chmod(mode)
+    monkeypatch.setenv("OCHAT_RAY_API_KEY_FILE", str(path))
+    with pytest.raises(UserError, match=text) as caught:
+        key_for("models", "http://gpu:8000/v1", "http://gpu:8000/v1")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_and_a_file_of_it_contradict_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("OCHAT_RAY_API_KEY", "sk-secret")
+    monkeypatch.setenv("OCHAT_RAY_API_KEY_FILE", str(tmp_path / "key"))
+    with pytest.raises(UserError, match="both set"):
+        key_for("models", "http://gpu:8000/v1", "http://gpu:8000/v1")

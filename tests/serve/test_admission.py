@@ -36,6 +36,7 @@ async def echo(scope, receive, send):
 def keys(tmp_path):
     path = tmp_path / "keys"
     path.write_text(KEYS)
+    path.chmod(0o600)
     return read_keys(path)
 
 
@@ -171,4 +172,6 @@ def test_a_request_is_recorded_without_its_key(keys, caplog):
     assert "secret" not in caplog.text
     counted = metrics.expose("m", {}).decode()
     assert 'route="other",status="401"} 1.0' in counted
+    assert 'key_last_used_timestamp_seconds{key="alice"} ' in counted
+    assert counted.count("key_last_used_timestamp_seconds{") == 1
     assert "ochat_ray_requests_in_flight 0.0" in counted

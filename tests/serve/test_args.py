@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import click
 import pytest
 
 from ochat_ray.errors import UserError
@@ -90,12 +91,30 @@ def test_a_model_has_the_name_of_its_run_or_directory(place, name):
         ({"min_replicas": "3", "max_replicas": "2"}, "below min_replicas"),
         ({"context_length": "5000"}, "above the model's 4096"),
         ({"keys": "/nowhere"}, "cannot read API keys"),
+        ({"keys": "env:NO_KEYS"}, "no environment variable NO_KEYS"),
     ],
 )
 def test_an_argument_that_does_not_hold_is_one_line(model_directory, fields, text):
     with pytest.raises(UserError, match=text) as caught:
         resolve(ServeArgs(**({"model": str(model_directory)} | fields)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["sk-secret", "env:sk-secret", {"sk-secret": 1}, "~sk-secret"])
+def test_a_key_given_as_the_argument_is_refused_without_showing_it(model_directory, value):
+    with pytest.raises((UserError, click.ClickException)) as caught:
+        resolve(ServeArgs(model=str(model_directory), keys=value))
+    assert "secret" not in str(caught.value)
+
+
+def test_keys_of_a_file_are_not_stored_in_the_settings_of_the_application(
+    model_directory, tmp_path
+):
+    (tmp_path / "keys").write_text("a:secret\n")
+    (tmp_path / "keys").chmod(0o600)
+    settings = resolve(ServeArgs(model=str(model_directory), keys=str(tmp_path / "keys")))
+    assert settings.ingress.keys == ()
+    assert settings.ingress.keys_path == str(tmp_path / "keys")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 
@@ -17,6 +18,7 @@ KEYS = "# ours\nalice:secret-of-alice\n\nsecret-of-nobody\n"
 def path(tmp_path):
     path = tmp_path / "keys"
     path.write_text(KEYS)
+    path.chmod(0o600)
     return path
 
 
@@ -42,25 +44,113 @@ def test_keys_are_kept_as_digests_only(path):
 def test_a_line_may_hold_the_digest_instead_of_the_key():
     digest = hashlib.sha256(b"secret").hexdigest()
     assert parse_keys(f"a:sha256:{digest}", "x") == parse_keys("a:secret", "x")
-    # What merely looks like one is a key.
-    assert KeyRing(parse_keys("a:sha256:abc", "x")).find("Bearer sha256:abc")
-    # And the digest is no key.
+    # The digest is not a key.
     assert not KeyRing(parse_keys(f"a:sha256:{digest}", "x")).find(f"Bearer sha256:{digest}")
+
+
+DIGEST = hashlib.sha256(b"secret").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a:sha256:abc", f"a:sha256:{DIGEST.upper()}", f"a:sha256:{DIGEST}0", "a:sha256:",
+        f"a:SHA256:{DIGEST}", f"sha256:{DIGEST}",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_digest_and_is_none_is_an_error_and_never_a_key(line):
+    with pytest.raises(UserError, match="line 1 of x is not a digest") as caught:
+        parse_keys(line, "x")
+    assert DIGEST not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_key(path):
+    path.write_bytes(b"\xef\xbb\xbfsecret-of-nobody\r\nbob:secret-of-bob\r\n")
+    ring = KeyRing(path=str(path))
+    assert ring.find("Bearer secret-of-nobody").name == "line 1"
+    assert ring.find("Bearer secret-of-bob").name == "bob"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o444])
+def test_a_file_that_every_user_can_read_is_refused(path, mode):
+    path.chmod(mode)
+    with pytest.raises(UserError, match=f"chmod 600 {path}"):
+        read_keys(path)
+    assert not KeyRing(path=str(path)).find("Bearer secret-of-alice")
+
+
+def test_a_file_of_the_group_is_accepted_as_kubernetes_mounts_secrets(path):
+    path.chmod(0o440)
+    assert len(read_keys(path)) == 2
+
+
+@pytest.mark.parametrize("key", ["sk-secret", "secret/with/slashes", "s" * 5000, "secret\0"])
+def test_a_key_in_place_of_the_file_is_not_in_the_message(key, tmp_path):
+    with pytest.raises(UserError, match="no such file") as caught:
+        read_keys(tmp_path / key)
+    assert "secret" not in str(caught.value)
+    assert "sss" not in str(caught.value)
+
+
+def test_a_key_expires_at_the_end_of_its_last_day():
+    today = [date(2027, 1, 31)]
+    text = f"a:secret expires=2027-01-31\nb:sha256:{hashlib.sha256(b'other').hexdigest()}"
+    ring = KeyRing(parse_keys(text, "x"), today=lambda: today[0])
+    assert ring.find("Bearer secret").name == "a"
+    today[0] = date(2027, 2, 1)
+    assert ring.find("Bearer secret") is None
+    assert ring.find("Bearer other").name == "b"
+
+
+@pytest.mark.parametrize("end", ["31.1.2027", "2027-02-30", "2027-1-1", "", "2027-01-01 x"])
+def test_a_date_that_is_none_is_an_error(end):
+    with pytest.raises(UserError, match="line 1 of x") as caught:
+        parse_keys(f"a:secret expires={end}", "x")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_new_replica_reads_the_file_as_it_is_now(path):
+    assert KeyRing(path=str(path)).find("Bearer secret-of-alice").name == "alice"
+    path.write_text("bob:secret-of-bob\n")  # alice is revoked; then the ingress dies
+    assert KeyRing(path=str(path)).find("Bearer secret-of-alice") is None
+
+
+@pytest.mark.parametrize("text", ["", None])
+def test_a_new_replica_without_a_valid_file_admits_nobody(path, text, caplog):
+    write(path, text, 1)
+    ring = KeyRing(path=str(path))
+    assert ring  # requests still need a key
+    assert ring.find("Bearer secret-of-alice") is None
+    assert "no request is admitted" in caplog.text
+
+
+def test_a_file_that_is_gone_closes_until_it_is_back(path, caplog):
+    now = [0.0]
+    ring = KeyRing(path=str(path), clock=lambda: now[0])
+    path.unlink()
+    for now[0] in (2, 4, 6):
+        assert ring.find("Bearer secret-of-alice") is None
+        assert ring
+    assert len(caplog.records) == 1
+    assert "gone" in caplog.text
+    path.write_text(KEYS)
+    path.chmod(0o600)
+    now[0] = 8
+    assert ring.find("Bearer secret-of-alice").name == "alice"
 
 
 def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(path, caplog):
     now = [0.0]
-    ring = KeyRing(read_keys(path), str(path), clock=lambda: now[0])
+    ring = KeyRing(path=str(path), clock=lambda: now[0])
     write(path, "bob:secret-of-bob\n", 1)
     assert ring.find("Bearer secret-of-alice").name == "alice"  # looked at once a second
     now[0] = 1.5
     assert ring.find("Bearer secret-of-alice") is None
     assert ring.find("Bearer secret-of-bob").name == "bob"
-    for number, text in enumerate(["", None], start=2):
-        write(path, text, number)
-        now[0] += 2
-        assert ring.find("Bearer secret-of-bob").name == "bob"
-        assert bool(ring)
+    write(path, "", 2)
+    now[0] += 2
+    assert ring.find("Bearer secret-of-bob").name == "bob"
+    assert bool(ring)
     assert "keeping the API keys" in caplog.text
     write(path, "carol:secret-of-carol\n", 9)
     now[0] += 2
@@ -81,3 +171,6 @@ def test_a_new_key_is_made_by_a_command():
     key, line = (row.split(":", 1)[1].strip() for row in made.splitlines())
     assert KeyRing(parse_keys(line, "x")).find(f"Bearer {key}").name == "alice"
     assert subprocess.run(command, capture_output=True).returncode == 2
+    bad = subprocess.run([*command, "a", "soon"], capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert "YYYY-MM-DD" in bad.stderr

@@ -26,6 +26,7 @@ def url(cluster, model_directory, tmp_path_factory):
     """The application with keys, room for one request and one in the queue."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"test:{KEY}\n")
+    keys.chmod(0o600)
     deploy(
         model_directory, keys=str(keys), max_ongoing=1, max_queued=1, num_cpus=1,
         context_length=4096,
@@ -274,6 +275,15 @@ def test_without_keys_this_machine_is_answered_and_no_proxy(cluster, model_direc
         assert answer.status_code == 200
         headers = {"X-Forwarded-For": "10.0.0.9"}
         assert httpx.get(f"{cluster}/open/v1/models", headers=headers).status_code == 403
+
+
+def test_another_address_than_that_of_the_running_serve_is_refused(cluster, model_directory):
+    port = int(cluster.rpartition(":")[2])
+    with deployed(model_directory, "same", http_host="127.0.0.1", http_port=port):
+        pass
+    for other in ({"http_port": port - 1}, {"http_host": "0.0.0.0"}):
+        with pytest.raises(ConfigurationError, match="run `serve shutdown` first"):
+            deploy(model_directory, "other", engine="scripted", **other)
 
 
 def test_a_conversation_stays_with_the_replica_that_has_its_beginning(cluster, model_directory):
