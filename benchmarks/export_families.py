@@ -212,7 +212,7 @@ class LocalEngine:
 
     model: Any
 
-    def whole(self, parameter: Any, *, changes: bool = False) -> Any:  # noqa: ARG002
+    def gathered(self, parameter: Any, *, changes: bool = False) -> Any:  # noqa: ARG002
         """See `Engine.whole`."""
         return contextlib.nullcontext()
 

@@ -271,11 +271,11 @@ def padded_logits(model: Any, batch: Batch, *, vocabulary: int | None = None) ->
     """Replace `forward.logits`: one padded row per conversation, and logits for all positions."""
     from torch.nn.utils.rnn import pad_sequence
 
-    lengths = batch.borders.diff().tolist()
+    lengths = batch.cu_seqlens.diff().tolist()
     ids = pad_sequence(batch.input_ids[0].split(lengths), batch_first=True)
     mask = pad_sequence((batch.input_ids[0] >= 0).long().split(lengths), batch_first=True)
     result = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.flatten(0, 1)
-    return result[mask.flatten().nonzero()[:, 0][batch.predicting]][:, :vocabulary]
+    return result[mask.flatten().nonzero()[:, 0][batch.label_positions]][:, :vocabulary]
 
 
 if __name__ == "__main__":

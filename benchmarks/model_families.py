@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING
 from ochat_ray.errors import UserError
 from ochat_ray.train.base_model import without_dropout
 from ochat_ray.train.forward import PACKED_SDPA
-from ochat_ray.train.probe import Way, candidates_of, choose_way
+from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
 from ochat_ray.train.tiny import layer_kinds
 
 _CONV = ["conv", "conv", "full_attention"] * 4
@@ -142,45 +142,45 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     transformers.logging.set_verbosity_error()
     started = time.monotonic()
-    print("| family | layers | way | logits | gradient |\n| --- | --- | --- | --- | --- |")
-    ways = [
+    print("| family | layers | mode | logits | gradient |\n| --- | --- | --- | --- | --- |")
+    modes = [
         row(family, model_type, changes)
         for family, (model_type, changes) in FAMILIES.items()
         if not wanted or model_type in wanted
     ]
-    packed = sum(way is not None and way.packed for way in ways)
+    packed = sum(mode is not None and mode.packed for mode in modes)
     print(
-        f"\n{len(ways)} families: {packed} in packs, "
-        f"{sum(way is not None for way in ways) - packed} one conversation at a time, "
-        f"{ways.count(None)} refused; {time.monotonic() - started:.0f} s, Python "
+        f"\n{len(modes)} families: {packed} packed, "
+        f"{sum(mode is not None for mode in modes) - packed} unpacked, "
+        f"{modes.count(None)} rejected; {time.monotonic() - started:.0f} s, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}"
     )
 
 
-def row(family: str, model_type: str, changes: dict[str, Any]) -> Way | None:
+def row(family: str, model_type: str, changes: dict[str, Any]) -> AttentionMode | None:
     """Print a family's line of the table."""
     config = without_dropout(CONFIG_MAPPING[model_type](**changes))
     candidates = candidates_of("auto", PACKED_SDPA)
     note = ""
     try:
         try:
-            way = choose_way(config, candidates)
+            mode = choose_attention_mode(config, candidates)
         except UserError as error:
             if "--no-gradient-checkpointing" not in str(error):
                 raise
             note = ", no gradient checkpointing"
-            way = choose_way(config, candidates, gradient_checkpointing=False)
+            mode = choose_attention_mode(config, candidates, gradient_checkpointing=False)
     except UserError as error:
-        print(f"| {family} | {layers(config)} | refused: {error} | | |", flush=True)
+        print(f"| {family} | {layers(config)} | rejected: {error} | | |", flush=True)
         return None
-    how = "packed" if way.packed else f"unpacked ({way.attention})"
+    how = "packed" if mode.packed else f"unpacked ({mode.attention})"
     print(
-        f"| {family} | {layers(config)} | {how}{note} | {way.logits_error:.0e} | "
-        f"{way.gradient_error:.0e} |",
+        f"| {family} | {layers(config)} | {how}{note} | {mode.logits_error:.0e} | "
+        f"{mode.gradient_error:.0e} |",
         flush=True,
     )
-    return way
+    return mode
 
 
 def layers(config: Any) -> str:

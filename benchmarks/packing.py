@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ochat_ray.train.packing import Step, cost, plan, steps
+from ochat_ray.train.packing import StepPacks, cost, plan, steps
 
 
 def main() -> None:
@@ -127,18 +127,18 @@ def packed_share(lengths: np.ndarray, world_size: int, max_tokens: int) -> float
     return float(np.mean(tokens) / (world_size * max_tokens))
 
 
-def balance(values: np.ndarray, of_steps: list[Step]) -> float:
+def balance(values: np.ndarray, of_steps: list[StepPacks]) -> float:
     """Return the mean divided by the maximum of the ranks' sums, averaged over the steps."""
     loads = [shares(values, step) for step in of_steps]
     return float(np.mean([load.mean() / load.max() for load in loads]))
 
 
-def shares(values: np.ndarray, step: Step) -> np.ndarray:
+def shares(values: np.ndarray, step: StepPacks) -> np.ndarray:
     """Return the sum of the values of each rank's conversations in a step, shape (ranks,)."""
     return np.array([values[[i for pack in packs for i in pack]].sum() for packs in step])
 
 
-def deal_in_turn(step: Step, world_size: int) -> Step:
+def deal_in_turn(step: StepPacks, world_size: int) -> StepPacks:
     """Assign the conversations of a step to the ranks in turn."""
     indices = sorted(i for packs in step for pack in packs for i in pack)
     return [[indices[rank::world_size]] for rank in range(world_size)]

@@ -163,8 +163,8 @@ def train_ours(given: Work, variant: str) -> Times:
 
 def all_logits(model: Any, batch: Batch, **options: Any) -> torch.Tensor:
     """Return `forward.logits` after computing the logits of all positions."""
-    everywhere = replace(batch, predicting=torch.arange(batch.input_ids.shape[1]))
-    return logits(model, everywhere, **options)[batch.predicting]
+    everywhere = replace(batch, label_positions=torch.arange(batch.input_ids.shape[1]))
+    return logits(model, everywhere, **options)[batch.label_positions]
 
 
 def train_padded(given: Work, _: str) -> Times:

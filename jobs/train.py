@@ -1,4 +1,4 @@
-"""Train: token tables to a fine-tuned model. `python jobs/train.py --help`."""
+"""Fine-tune a model on token tables. See `python jobs/train.py --help`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ochat_ray.train.config import TrainConfig
 
 
 def work(config: TrainConfig) -> dict[str, Any]:
+    """Train, or plan a training with `--dry-run`; return its result."""
     if config.recipe == "demo" and not config.model:
         from ochat_ray import demo_assets
 
@@ -29,6 +30,7 @@ def work(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe(config: TrainConfig, result: dict[str, Any]) -> str:
+    """Return the result as text for a terminal."""
     if config.dry_run:
         from ochat_ray.train import dry_run
 

@@ -1,4 +1,4 @@
-"""What the jobs share: recipe, flags, one clear line for a user's error, the result as JSON."""
+"""Command line of the jobs: options with a recipe's defaults, one-line errors, results as JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Config = TypeVar("Config")
 
 
 def parse(for_recipe: Callable[[str], Config], arguments: list[str], program: str) -> Config:
-    """The configuration that the flags give, over the defaults of the recipe that they name.
+    """Return the configuration of the options, with the defaults of the recipe that they name.
 
-    Exits with status 2 and a message on a flag that does not exist, as tyro does.
+    Exits with status 2 and a message for an unknown option, as tyro does.
     """
-    import tyro  # not needed, and not paid, by those who only report errors
+    import tyro  # slow to import, and not needed to report errors
 
     default = for_recipe(_recipe_name(arguments))
     return tyro.cli(
@@ -39,21 +39,28 @@ def run(
     describe: Callable[[Config, dict[str, Any]], str],
     program: str,
 ) -> int:
-    """Parse, work, print; the exit status: 0, 2 for a user's error, 130 for Ctrl-C, 1 for a bug.
+    """Parse the options, do the work and print its result; return the exit status.
 
-    `work` returns what `--json` prints; `describe` says the same to a person.
+    Args:
+        for_recipe: returns the default configuration of a recipe.
+        work: returns the result, which `--json` prints.
+        describe: returns the result as text.
+        program: name of the program, for messages.
+
+    Returns:
+        0; 2 for a user's error, 130 for Ctrl-C, 1 for a job that failed. Bugs are raised.
     """
     try:
         try:
             config = parse(for_recipe, sys.argv[1:], program)
         except BrokenPipeError:  # of `... --help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for buffered output
             return 1
         result = work(config)
     except KeyboardInterrupt:
-        # A second Ctrl-C would print a traceback of what ends the process.
+        # A second Ctrl-C would print a traceback of the interpreter's shutdown.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("interrupted; run it again, nothing half-written counts", file=sys.stderr)
+        print("interrupted; run it again: incomplete files are not used", file=sys.stderr)
         return 130
     except JobFailedError as error:
         sys.stdout.flush()
@@ -72,7 +79,7 @@ def run(
 
 
 def user_message(error: BaseException) -> str | None:
-    """The one line for the user, where the error or one that it wraps is theirs to mend."""
+    """Return one line for the user if they can fix the error, or one that it wraps; else None."""
     for cause in _chain(error):
         if isinstance(cause, UserError) and not hasattr(cause, "cause"):
             return str(cause)
@@ -91,7 +98,7 @@ def user_message(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in _FAILED_DISK:
             return (
                 f"the disk or network file system failed ({first}); check it, and run again: "
-                "what was finished is kept"
+                "finished work is kept"
             )
         if isinstance(cause, OSError) and cause.errno in (errno.ENOTDIR, errno.EISDIR):
             return f"a file lies where a folder belongs, or a folder in a file's place ({first})"
@@ -102,8 +109,8 @@ def user_message(error: BaseException) -> str | None:
     return None
 
 
-# Libraries written in Rust raise types of their own with the system's text; torch.save's writer in
-# C++ says only that less was written than it gave, or nothing.
+# Libraries written in Rust raise their own types with the system's text; torch.save's writer in
+# C++ reports only that too few bytes were written, or nothing.
 _FULL_DISK = (
     "No space left on device",
     "Disk quota exceeded",
@@ -115,11 +122,12 @@ _FULL_DISK = (
 _FAILED_DISK = {
     getattr(errno, name, errno.EIO) for name in ("EIO", "ESTALE", "EREMOTEIO", "EUCLEAN")
 }
-"""Errors of a damaged disk, or of a network file system whose server is gone; not all on macOS."""
+"""Errors of a damaged disk, or of a network file system without a server; not all exist on macOS.
+"""
 
-_NO_BUCKET = re.compile("Bucket '[^']+' not found")  # of pyarrow, which has no type for it
+_NO_BUCKET = re.compile("Bucket '[^']+' not found")  # pyarrow has no exception type for it
 
-# An expired token is a 400; a HEAD request's response has no body that names it.
+# An expired token is a 400, and the response to a HEAD request has no body with the reason.
 _CREDENTIALS = re.compile(
     r"ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIALS|UNRECOGNIZED_CLIENT|REQUEST_EXPIRED"
     r"|(?:Expired|Invalid)Token|TokenRefreshRequired|TooSkewed|HTTP status 40[13]"
@@ -145,10 +153,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        # Ray keeps a task's own exception in `cause`, or several workers' in a dict.
+        # Ray keeps a task's exception in `cause`, and those of several workers in a dict.
         inner = [getattr(current, "cause", None), current.__cause__, current.__context__]
         inner += list(getattr(current, "worker_failures", {}).values())
-        # A group with an error of ours among the users' is ours to mend.
+        # A group that also holds an error of another kind is a bug.
         if isinstance(current, BaseExceptionGroup) and all(map(user_message, current.exceptions)):
             inner += current.exceptions
         pending += [e for e in reversed(inner) if isinstance(e, BaseException)]

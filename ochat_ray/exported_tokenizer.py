@@ -1,8 +1,8 @@
-"""The tokenizer that goes with a trained model, for programs that apply its chat template.
+"""Tokenizer of an exported model, for programs that apply its chat template.
 
 `AutoTokenizer.from_pretrained(...).apply_chat_template(...)` gives the ids of `template.encode`:
-the template writes `segment_marks` where segments meet, and tokenizer.json acts on them.
-`load_tokenizer` takes that off again: our own jobs and server call `encode`.
+the template writes `segment_marks` between segments, and tokenizer.json splits at them.
+`load_tokenizer` removes this again, since our own jobs and server call `encode`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ochat_ray.tokenizer import END_OF_TURN, PROBE_TEXTS
 
 
 def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
-    """A copy with the chat template of a model type, to be written with `save_pretrained`.
+    """Return a copy with the chat template of a model type, to be saved by `save_pretrained`.
 
-    With the base's own template it is the base's tokenizer, whose EOS is what ends an answer.
+    With the base's own template it is the base's tokenizer, whose EOS ends an answer.
 
-    Its EOS is the end-of-turn token: converters to GGUF and others take from the tokenizer where
-    an answer ends. The base's EOS stays a special token.
+    Its EOS is the end-of-turn token, since converters to GGUF and other programs take the stop
+    token from the tokenizer. The base's EOS remains a special token.
 
-    The chat template takes messages of the roles system, user and assistant and the variable
-    `condition`. A text without U+FDD0 and U+FDD1 has the ids that it had.
+    The chat template accepts messages of the roles system, user and assistant and the variable
+    `condition`. The ids of texts without U+FDD0 and U+FDD1 do not change.
 
     Raises:
-        UserError: unknown model type, a tokenizer that `encode` refuses, or one that gives other
-            ids for a whole conversation than for its segments.
+        UserError: unknown model type, a tokenizer that `encode` rejects, or one whose ids of a
+            complete conversation differ from those of its segments.
     """
     from tokenizers import Tokenizer
 
@@ -61,11 +61,12 @@ def _end_at_end_of_turn(tokenizer: Any) -> None:
 
 @cache
 def _exported_class() -> type:
-    """A tokenizer whose tokenizer_config.json is read by transformers 4 and 5.
+    """Return a tokenizer class whose tokenizer_config.json transformers 4 and 5 can read.
 
-    Its name is what is written there: under it both take tokenizer.json as it stands. Version 4
-    knows neither the name that 5 writes nor its list of special tokens. It wrote the added tokens
-    there, too; converters to GGUF that want a SentencePiece tokenizer.model look for them.
+    The file names the class, and with this name both versions use tokenizer.json unchanged.
+    Version 4 knows neither the name that version 5 writes nor its list of special tokens. Version
+    4 also wrote the added tokens to the file, where converters to GGUF that need a SentencePiece
+    tokenizer.model look for them.
     """
     import transformers
 
@@ -97,6 +98,6 @@ def _check(exported: Any, tokenizer: Any, model_type: str, special_tokens: list[
         ids = exported(rendered, add_special_tokens=False)["input_ids"]
         if ids != encode(turns, model_type, tokenizer)[0]:
             raise UserError(
-                f"no chat template can give this tokenizer's ids: with the text {text[:60]!r} a "
-                "whole conversation has other ids than its segments"
+                f"no chat template can give this tokenizer's ids: with the text {text[:60]!r} the "
+                "ids of a complete conversation differ from those of its segments"
             )

@@ -1,7 +1,7 @@
-"""Where a run's artifacts lie, on a local disk or behind any URI that pyarrow can open.
+"""Run directories: artifacts of a run on a local disk or at any URI that pyarrow can open.
 
-A file appears whole or not at all, under the same name however often it is written. A stage's
-manifest is written last: where there is none, the stage is not complete.
+Files are written atomically, and a retry replaces the file of the same name. A stage's manifest is
+written last; without one the stage is not complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ochat_ray.errors import UserError
 MANIFEST = "manifest.json"
 
 S3_ATTEMPTS = 11
-"""Requests until an S3 error (503, a reset connection) is raised: after 25 ms, 50 ms, ... 25 s."""
+"""Attempts of a request until an S3 error (503, a reset connection) is raised, with waits of 25 ms,
+50 ms, ... 25 s between them."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -33,20 +34,20 @@ Split = Literal["train", "eval"]
 
 
 def absolute(uri: str) -> str:
-    """A path that means the same in any directory; a URI as it is."""
+    """Return the absolute path of a local path; URIs unchanged."""
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def not_on_this_host(path: str) -> UserError:
-    """What to say of a local path that is there on another host of the cluster, and not here."""
+    """Return the error for a local path that exists on another node, but not on this one."""
     return UserError(
-        f"{path} is not there on {socket.gethostname()}; "
-        "what several hosts use must be at a URI (s3://...) or in a folder that all of them mount"
+        f"{path} does not exist on {socket.gethostname()}; files that several nodes use must be "
+        "at a URI (s3://...) or in a folder that all of them mount"
     )
 
 
 def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path in it of a local path or a URI.
+    """Return the file system of a local path or URI, and the path on it.
 
     Raises:
         UserError: the URI's scheme is not one that pyarrow or fsspec can open.
@@ -61,13 +62,13 @@ def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def with_retries(fs: pafs.FileSystem) -> pafs.FileSystem:
-    """Return an S3 file system that backs off exponentially for 50 s; others as they are.
+    """Return an S3 file system that retries with exponential backoff for 50 s; others unchanged.
 
-    `from_uri` takes no retry strategy, and pickling loses it (apache/arrow issue 47348). The
+    `from_uri` accepts no retry strategy, and pickling loses it (apache/arrow issue 47348). The
     options are those that pickling keeps. AWS's "standard" strategy, pyarrow's default, stops
-    retrying once a hundred retries of a process have failed, as under a rate limit they do.
-    A small file is one request and no multipart upload (`allow_delayed_open`), of which a killed
-    process would leave a part behind.
+    retrying after a hundred failed retries of a process, which a rate limit causes.
+    A small file is one request instead of a multipart upload (`allow_delayed_open`), of which a
+    killed process would leave parts.
     """
     if not isinstance(fs, pafs.S3FileSystem):
         return fs
@@ -79,7 +80,7 @@ def with_retries(fs: pafs.FileSystem) -> pafs.FileSystem:
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """One directory of artifacts; names below it use "/" and are relative to it."""
+    """Directory of artifacts; names of files are relative to it and use "/"."""
 
     fs: pafs.FileSystem
     root: str
@@ -89,25 +90,25 @@ class RunDir:
 
     @classmethod
     def open(cls, uri: str) -> RunDir:
-        """The run directory at a local path or URI; nothing is created yet.
+        """Return the run directory at a local path or URI, without creating it.
 
         Raises:
-            UserError: no file system has such a place.
+            UserError: the path is not UTF-8, or no file system can open the URI.
         """
         if _SURROGATE.search(uri):
-            raise UserError(f"{uri!r} is not UTF-8, as pyarrow requires it; give another directory")
+            raise UserError(f"{uri!r} is not UTF-8, which pyarrow requires; give another directory")
         return cls(*open_location(uri))
 
     def path(self, name: str) -> str:
-        """The full path of a name, on this directory's file system."""
+        """Return the full path of a name on this directory's file system."""
         return posixpath.join(self.root, name)
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is a file or folder of this name."""
+        """Return whether a file or folder of this name exists."""
         return self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound
 
     def files(self, folder: str, suffix: str) -> list[str]:
-        """Names of the whole files in a folder, sorted."""
+        """Return the sorted names of the complete files in a folder."""
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
         names = (
             posixpath.join(folder, info.base_name)
@@ -118,7 +119,7 @@ class RunDir:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
-        """A stream that becomes the file `name` when the block ends without an error."""
+        """Yield a stream that becomes the file `name` if the block ends without an error."""
         folder, base = posixpath.split(self.path(name))
         self.fs.create_dir(folder, recursive=True)
         unfinished = posixpath.join(folder, f".tmp-{uuid.uuid4().hex}-{base}")
@@ -133,10 +134,10 @@ class RunDir:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[pa.NativeFile]:
-        """A file that the run wrote before, for random access.
+        """Open a file that the run wrote before, for random access.
 
         Raises:
-            UserError: it is not there or damaged, as after a crash of the host.
+            UserError: it is missing or damaged, for example after a crash of the host.
         """
         try:
             with self.fs.open_input_file(self.path(name)) as file:
@@ -148,17 +149,17 @@ class RunDir:
             ) from error
 
     def move(self, name: str, to: str) -> None:
-        """Rename a file; one that is there under the new name is replaced."""
+        """Rename a file, replacing a file of the new name."""
         self.fs.create_dir(posixpath.dirname(self.path(to)), recursive=True)
         self.fs.move(self.path(name), self.path(to))
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small text file, whole or not at all."""
+        """Write a small text file atomically."""
         with self.writing(name) as stream:
             stream.write(text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file for people to read, whole or not at all."""
+        """Write an indented JSON file atomically."""
         text = json.dumps(value, indent=2, ensure_ascii=False)
         if not text.isascii() and _SURROGATE.search(text):  # of a file name that is not UTF-8
             text = json.dumps(value, indent=2)
@@ -167,11 +168,11 @@ class RunDir:
     def read_json(
         self, name: str, advice: str = "run again without --resume, or remove it"
     ) -> Any | None:
-        """The JSON file's value, or None where there is no such file.
+        """Return the value of a JSON file, or None if it does not exist.
 
         Raises:
-            UserError: it is no file, or not JSON; a crash of the host may have cut it off. Ends in
-                `advice`.
+            UserError: it is not a file, or not JSON, for example truncated by a crash of the host.
+                The message ends with `advice`.
         """
         kind = self.fs.get_file_info(self.path(name)).type
         if kind == pafs.FileType.NotFound:
@@ -186,10 +187,10 @@ class RunDir:
             raise UserError(f"{self.path(name)} is damaged ({error}); {advice}") from error
 
     def load_json(self, name: str) -> Any:
-        """The JSON file's value.
+        """Return the value of a JSON file.
 
         Raises:
-            UserError: there is no such file, as on a host that does not share the directory.
+            UserError: it does not exist, for example on a node that does not share the directory.
         """
         value = self.read_json(name)
         if value is None:
@@ -197,7 +198,7 @@ class RunDir:
         return value
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder, if it is there."""
+        """Remove a file or folder if it exists."""
         kind = self.fs.get_file_info(self.path(name)).type
         if kind == pafs.FileType.File:
             self.fs.delete_file(self.path(name))
@@ -212,12 +213,13 @@ def _reopen(fs: pafs.FileSystem, root: str) -> RunDir:
 def completed(
     run: RunDir, manifest: str, identity: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any] | None:
-    """The manifest, where the run that it describes is the one that is asked for; otherwise None.
+    """Return the manifest of a complete run of this identity; None if no run is complete.
 
-    `identity` is what a run's result depends on, in plain JSON values; manifests repeat it.
+    `identity` holds everything that a run's result depends on, in plain JSON values. Manifests
+    contain it. With `overwrite` a run of another identity counts as none.
 
     Raises:
-        UserError: another run is complete there, and `overwrite` does not give it up.
+        UserError: a run of another identity is complete, and `overwrite` is not set.
     """
     found = run.read_json(manifest)
     if found is None:
@@ -236,7 +238,7 @@ def completed(
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
-    """The manifest of a complete `prepare` run.
+    """Return the manifest of a complete `prepare` run.
 
     Raises:
         UserError: there is none.
@@ -253,7 +255,11 @@ def read_manifest(uri: str) -> dict[str, Any]:
 
 
 def open_tokens(uri: str, split: Split) -> pa.Table:
-    """One split's token table, in the order of its files; memory-mapped where it is local."""
+    """Return the token table of a split, in the order of its files; memory-mapped if local.
+
+    Raises:
+        UserError: a file is damaged, or the split is empty.
+    """
     run = RunDir.open(uri)
     tables = []
     for name in run.files(f"tokens/{split}", ".arrow"):

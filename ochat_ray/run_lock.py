@@ -1,15 +1,15 @@
 """Lock of an output directory: one run at a time, on a disk, a network disk or an object store.
 
-The lock lies in the directory itself, so hosts that share nothing else respect it. Its owner renews
-a heartbeat from a thread. A claim is live while its process exists, where that can be seen from
-here, and otherwise while its heartbeat is young. Ages are differences of two time stamps of one
-clock, that of the disk or store: the hosts' clocks need not agree. `lock_claims.py` has the
-protocol by which one of several contenders gets the lock, and why no two can.
+The lock is stored in the directory itself, so it also works between hosts that share nothing else.
+Its owner renews a heartbeat from a thread. A claim is live while its process exists, if this
+process can check that, and otherwise while its heartbeat is recent. Ages are differences of two
+time stamps of the disk's or store's clock, so the hosts' clocks need not agree. `lock_claims.py`
+describes the protocol by which exactly one of several contenders gets the lock.
 
-**A paused owner** (a laptop asleep, a stopped virtual machine) may be taken for dead. It finds its
-claim superseded at its next heartbeat or `check`, and stops. What remains is the time between its
-last `check` and the write that follows. No file system refuses that write, which is why readers
-verify tables against their manifest.
+**A paused owner** (a laptop asleep, a stopped virtual machine) may be declared dead. It finds its
+claim superseded at its next heartbeat or `check`, and stops. The time between its last `check` and
+the following write is not protected. No file system rejects that write, so readers verify tables
+against their manifest.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class RunLock:
     def __init__(self, run: RunDir, claims: Claims, beat_s: float, token: str) -> None:
         self._run, self._claims, self._beat_s = run, claims, beat_s
         self.token = token
-        """Name of this claim, by which other processes of the run find it (`check_held`)."""
+        """Name of this claim, for `check_held` in other processes of the run."""
         self._lost, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
 
     @property
     def is_lost(self) -> bool:
-        """Return True if a heartbeat found the lock taken over, without looking again."""
+        """Return whether a heartbeat or `check` found the lock taken over, without a new check."""
         return self._lost.is_set()
 
     def check(self) -> None:
-        """Ask the disk or store whether this process still holds the lock.
+        """Check on the disk or store that this process still holds the lock.
 
         Raises:
             UserError: another run has taken it over, or the claim was deleted.
@@ -74,18 +74,18 @@ class RunLock:
         if self._thread.is_alive():
             self._thread.join(self._beat_s)
         if not self.is_lost:
-            # A claim that stays is found dead with its process, or by its age.
+            # A claim that remains counts as dead: its process has ended, or its heartbeat is old.
             with suppress(OSError):
                 self._claims.release()
 
 
 @contextmanager
 def hold(run: RunDir, stage: str, timing: Timing | None = None) -> Iterator[RunLock]:
-    """Hold the lock of an output directory; `stage` names the job for others' messages.
+    """Hold the lock of an output directory; messages of other runs name `stage`.
 
     Raises:
-        UserError: another run holds it; a file lies where its folder belongs; or the block failed
-            and the lock was lost, which explains why its files were gone.
+        UserError: another run holds it; a file has the name of its folder; or the block failed
+            after the lock was lost, which explains missing files.
     """
     timing = timing or Timing()
     owner = Owner.current(stage)
@@ -114,9 +114,9 @@ def hold(run: RunDir, stage: str, timing: Timing | None = None) -> Iterator[RunL
 
 
 def check_held(run: RunDir, token: str) -> None:
-    """Ask the disk or store whether the claim of this token still holds the lock.
+    """Check on the disk or store that the claim of this token still holds the lock.
 
-    For processes of a run on other hosts, which may outlive the process that holds it.
+    For processes of a run on other nodes, which may outlive the process that holds the lock.
 
     Raises:
         UserError: another run has taken the lock over, or the run that held it has ended.
@@ -128,7 +128,7 @@ def check_held(run: RunDir, token: str) -> None:
     files = run.files(LOCK_FOLDER, ".json")
     numbers = {file: claim_number(posixpath.basename(file)) or 0 for file in files}
     with suppress(FileNotFoundError):
-        highest = max(files, key=numbers.__getitem__, default=None)  # which holds the lock
+        highest = max(files, key=numbers.__getitem__, default=None)  # it holds the lock
         owner = Owner.parse(Path(run.path(highest)).read_bytes()) if highest else None
         if owner is not None and owner.token == token:
             return

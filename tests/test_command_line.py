@@ -1,4 +1,4 @@
-"""How the jobs end: what a person reads, and the exit status."""
+"""End of the jobs: messages for the user, and the exit status."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ def job(*arguments):
     )
 
 
-def test_help_that_is_read_to_its_first_line_ends_without_a_traceback():
+def test_help_whose_reader_closes_the_pipe_ends_without_a_traceback():
     command = f"{sys.executable} jobs/prepare.py --help | head -n 1"
     shown = subprocess.run(
         command, shell=True, capture_output=True, text=True, check=False, cwd=ROOT
@@ -76,16 +76,16 @@ def test_a_user_error_in_nested_exception_groups_is_found():
 
 
 @pytest.mark.parametrize("others", [[], [UserError("of one task")]])
-def test_an_exception_group_with_a_bug_in_it_is_ours(others):
+def test_an_exception_group_with_a_bug_is_not_a_user_error(others):
     assert user_message(ExceptionGroup("tasks", [*others, ValueError("a bug")])) is None
 
 
-def test_no_space_left_is_the_users_to_mend():
+def test_no_space_left_is_a_user_error():
     assert "no space left" in user_message(OSError(errno.ENOSPC, "No space left on device", "/x"))
 
 
 @pytest.mark.parametrize("size", [10, 10_000])
-def test_no_space_left_for_a_torch_file_is_the_users_to_mend(size):
+def test_no_space_left_for_a_torch_file_is_a_user_error(size):
     import torch
 
     with pytest.raises(RuntimeError) as error:
@@ -93,24 +93,24 @@ def test_no_space_left_for_a_torch_file_is_the_users_to_mend(size):
     assert "no space left" in user_message(error.value)
 
 
-def test_a_quota_that_is_used_up_is_a_full_disk():
+def test_an_exhausted_quota_is_reported_as_a_full_disk():
     assert "no space left" in (user_message(OSError(errno.EDQUOT, "Disk quota exceeded")) or "")
 
 
-def test_a_file_where_a_folder_belongs_is_one_line():
+def test_a_file_in_place_of_a_folder_is_one_line():
     message = user_message(NotADirectoryError(errno.ENOTDIR, "Not a directory", "/data/tokens"))
     assert message is not None
     assert "a file lies where a folder belongs" in message
     assert "/data/tokens" in message
 
 
-def test_a_bucket_that_is_not_there_is_one_line(s3):
+def test_a_missing_bucket_is_one_line(s3):
     with pytest.raises(OSError, match="nobucket") as missing:
         RunDir.open("s3://nobucket/out").fs.create_dir("nobucket/out")
     assert user_message(missing.value).startswith("Bucket 'nobucket' not found; create it")
 
 
-def test_other_errors_are_ours():
+def test_other_errors_are_not_user_errors():
     assert user_message(ValueError("a bug")) is None
 
 
@@ -171,7 +171,7 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(code, line):
         (UserError("give another"), 2, "job: give another\n"),
         (JobFailedError("TypeError in step 3: x", "Traceback\n"), 1,
          "Traceback\njob: TypeError in step 3: x\n"),
-        (KeyboardInterrupt(), 130, "interrupted; run it again, nothing half-written counts\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run it again: incomplete files are not used\n"),
     ],
 )  # fmt: skip
 def test_the_last_line_is_the_message(monkeypatch, capsys, error, status, printed):

@@ -1,4 +1,4 @@
-"""The chat template, applied by transformers' own AutoTokenizer, against `encode`, id for id."""
+"""Ids of the chat template in transformers' AutoTokenizer, compared with those of `encode`."""
 
 import copy
 import io
@@ -250,7 +250,7 @@ def test_an_exported_tokenizer_exported_again_is_the_same(opened, model_type, di
             assert (path / name).read_text() == Path(directory, name).read_text()
 
 
-def test_the_tokenizer_that_is_exported_is_left_as_it_was(tokenizer):
+def test_the_original_tokenizer_is_not_changed(tokenizer):
     before, template = tokenizer.backend_tokenizer.to_str(), copy.copy(tokenizer.chat_template)
     export_tokenizer(tokenizer, "openchat")
     assert tokenizer.backend_tokenizer.to_str() == before
@@ -258,7 +258,7 @@ def test_the_tokenizer_that_is_exported_is_left_as_it_was(tokenizer):
 
 
 def test_an_answer_ends_at_the_end_of_turn_token(opened, directory):
-    """In the tokenizer too: converters to GGUF ask no other file."""
+    """In the tokenizer too, since converters to GGUF read no other file."""
     config = json.loads(Path(directory, "tokenizer_config.json").read_bytes())
     assert opened.eos_token == config["eos_token"] == END_OF_TURN
 
@@ -279,7 +279,7 @@ def test_transformers_4_can_read_the_configuration(directory):
     assert "extra_special_tokens" not in config
 
 
-def test_marks_that_a_person_typed_are_left_out(tokenizer):
+def test_typed_marks_are_removed(tokenizer):
     exported = export_tokenizer(tokenizer, "openchat")
     typed = turns_of("he\ufdd0llo <\ufdd1s>", "\ufdd1")
     clean = turns_of("hello <s>", "")
@@ -294,7 +294,7 @@ def test_marks_that_a_person_typed_are_left_out(tokenizer):
         ({"role": "user", "content": [{"type": "text", "text": "x"}]}, "that is a string"),
     ],
 )
-def test_a_message_that_it_cannot_write_is_refused(tokenizer, message, problem):
+def test_a_message_that_the_template_does_not_support_is_rejected(tokenizer, message, problem):
     with pytest.raises(TemplateError, match=problem):
         export_tokenizer(tokenizer, "openchat").apply_chat_template([message])
 
@@ -315,7 +315,7 @@ def with_a_prefix_for_the_first_word_alone(backend):
         ("sentencepiece", with_a_prefix_for_the_first_word_alone),
     ],
 )
-def test_a_tokenizer_whose_ids_no_chat_template_can_give_is_refused(bases, base, change):
+def test_a_tokenizer_whose_ids_no_chat_template_can_give_is_rejected(bases, base, change):
     with pytest.raises(UserError, match="no chat template can give this tokenizer's ids"):
         export_tokenizer(changed(bases[base], change), "openchat")
 
@@ -337,7 +337,7 @@ REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 @pytest.mark.parametrize(
     "pre_tokenizer", [None, {"type": "ByteLevel"}, {"type": "Sequence", "pretokenizers": []}]
 )
-def test_the_steps_for_marks_come_off_without_a_trace(normalizer, pre_tokenizer):
+def test_the_steps_for_marks_are_removed_completely(normalizer, pre_tokenizer):
     tokenizer = {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "added_tokens": []}
     assert remove_marks(tokenizer) == tokenizer
     assert remove_marks(add_marks(tokenizer)) == tokenizer

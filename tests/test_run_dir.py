@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Run directories: atomic writes, JSON, and retries on S3."""
 
 import os
 import pickle
@@ -25,7 +25,7 @@ def write_tokens(run, name, ids):
         writer.write_table(tokens(ids))
 
 
-def test_a_file_that_was_not_finished_is_not_there(tmp_path):
+def test_an_unfinished_file_does_not_appear(tmp_path):
     run = RunDir.open(str(tmp_path))
 
     def write_half():
@@ -54,7 +54,7 @@ def test_json_comes_back(tmp_path):
     assert run.read_json("a.json") == {"é": [1]}
 
 
-def test_what_is_no_file_is_not_read_as_json(tmp_path):
+def test_only_files_are_read_as_json(tmp_path):
     run = RunDir.open(str(tmp_path))
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "folder.json").mkdir()
@@ -63,7 +63,7 @@ def test_what_is_no_file_is_not_read_as_json(tmp_path):
             run.read_json(name, "remove it")
 
 
-def test_files_lists_whole_files_in_order(tmp_path):
+def test_files_lists_complete_files_in_order(tmp_path):
     run = RunDir.open(str(tmp_path))
     for name in ("b.arrow", "a.arrow", ".tmp-1-c.arrow", "d.txt"):
         run.write_text(f"t/{name}", "")
@@ -71,7 +71,7 @@ def test_files_lists_whole_files_in_order(tmp_path):
     assert run.files("nowhere", ".arrow") == []
 
 
-def test_remove_takes_files_and_folders_and_what_is_not_there(tmp_path):
+def test_remove_accepts_files_folders_and_missing_names(tmp_path):
     run = RunDir.open(str(tmp_path))
     run.write_text("t/a", "")
     run.write_text("b", "")
@@ -107,11 +107,11 @@ def test_an_unknown_scheme_is_one_clear_line():
 
 
 def test_a_directory_whose_name_is_not_utf8_is_one_clear_line():
-    with pytest.raises(UserError, match="is not UTF-8, as pyarrow requires it"):
+    with pytest.raises(UserError, match="is not UTF-8, which pyarrow requires"):
         RunDir.open("/x/\udce9")
 
 
-def test_a_moved_file_replaces_the_one_that_is_there(tmp_path):
+def test_a_moved_file_replaces_an_existing_one(tmp_path):
     run = RunDir.open(str(tmp_path))
     run.write_text("a/x.txt", "new")
     run.write_text("b/x.txt", "old")

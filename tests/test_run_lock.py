@@ -1,4 +1,4 @@
-"""Of the runs that want an output directory at the same time, one gets it."""
+"""Lock of an output directory: at most one of several runs holds it."""
 
 import errno
 import json
@@ -50,14 +50,14 @@ def test_a_second_run_is_refused_with_owner_and_advice_in_one_line(run):
     assert "\n" not in line
 
 
-def test_a_run_that_was_refused_takes_nothing_from_the_owner(run):
+def test_a_rejected_run_does_not_affect_the_owner(run):
     with hold(run, "prepare", QUICK) as lock:
         with pytest.raises(UserError), hold(run, "prepare", QUICK):
             pass
         lock.check()
 
 
-def test_a_lock_that_was_released_is_free_at_once(run):
+def test_a_released_lock_is_free_immediately(run):
     for _ in range(3):
         with hold(run, "prepare", Timing(settle_s=0.1)) as lock:
             lock.check()
@@ -70,7 +70,7 @@ def test_a_run_that_fails_releases_its_lock(run):
         pass
 
 
-def test_heartbeats_keep_a_lock_young_for_as_long_as_it_is_held(run, monkeypatch):
+def test_heartbeats_keep_a_held_lock_live(run, monkeypatch):
     monkeypatch.setattr(Owner, "is_alive", lambda owner: None)  # as of another host
     with hold(run, "prepare", QUICK) as lock:
         time.sleep(2 * QUICK.stale_s)
@@ -137,7 +137,7 @@ def test_kill_9_of_the_owner_frees_the_lock_at_once_on_the_same_host(tmp_path):
     run = RunDir.open(str(tmp_path))
     with pytest.raises(UserError, match=rf"pid {process.pid}, "):
         hold(run, "prepare").__enter__()
-    os.kill(process.pid, signal.SIGSTOP)  # a process that is stopped may go on
+    os.kill(process.pid, signal.SIGSTOP)  # a stopped process may continue later
     with pytest.raises(UserError, match=rf"pid {process.pid}, "):
         hold(run, "prepare", Timing(stale_s=0.0)).__enter__()
     os.kill(process.pid, signal.SIGKILL)
@@ -164,7 +164,7 @@ def test_another_users_process_that_is_hidden_is_judged_by_its_heartbeat(monkeyp
     assert owner.is_alive() is None
 
 
-def test_of_many_that_start_at_the_same_instant_at_most_one_goes_on(run):
+def test_at_most_one_of_many_simultaneous_runs_gets_the_lock(run):
     for _ in range(3):
         start, others_done, holders = threading.Barrier(6), threading.Barrier(6), []
 
@@ -183,16 +183,16 @@ def test_of_many_that_start_at_the_same_instant_at_most_one_goes_on(run):
         assert len(holders) == 1
 
 
-def test_of_many_that_find_a_dead_owner_at_most_one_takes_over(run, monkeypatch):
+def test_at_most_one_of_many_takes_over_from_a_dead_owner(run, monkeypatch):
     dead = replace(Owner.current("prepare"), process_started=0.0)
     with monkeypatch.context() as patch:
         patch.setattr(Owner, "current", lambda stage: dead)
         patch.setattr(run_lock.RunLock, "_end", lambda lock: lock._stop.set())
         hold(run, "prepare", QUICK).__enter__()
-    test_of_many_that_start_at_the_same_instant_at_most_one_goes_on(run)
+    test_at_most_one_of_many_simultaneous_runs_gets_the_lock(run)
 
 
-def test_a_contender_that_was_slow_gives_way_to_a_higher_claim(tmp_path, monkeypatch):
+def test_a_slow_contender_yields_to_a_higher_claim(tmp_path, monkeypatch):
     run = RunDir.open(str(tmp_path))
     with hold(run, "prepare"):
         pass
@@ -214,7 +214,7 @@ def test_a_disk_without_hard_links_has_the_lock(tmp_path, monkeypatch):
         hold(run, "prepare").__enter__()
     with hold(run, "prepare") as lock:
         lock.check()
-    test_of_many_that_start_at_the_same_instant_at_most_one_goes_on(run)
+    test_at_most_one_of_many_simultaneous_runs_gets_the_lock(run)
 
 
 def test_a_network_disk_that_reports_our_own_claim_as_anothers_is_believed_by_content(
@@ -259,7 +259,7 @@ def test_a_lock_is_released_on_a_disk_that_has_filled_up(tmp_path, full_disk, mo
 
 
 @pytest.mark.parametrize("place", ["out", "out/.run", "out/.run/lock"])
-def test_a_file_where_a_folder_belongs_is_one_line(tmp_path, place):
+def test_a_file_in_place_of_a_folder_is_one_line(tmp_path, place):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text("mine")
     run = RunDir.open(str(tmp_path / "out"))
@@ -295,7 +295,7 @@ def test_a_claim_without_its_text_yet_is_respected(tmp_path):
         assert json.loads((claim.parent / "00000002.json").read_text())["pid"] == os.getpid()
 
 
-def test_a_store_that_writes_too_slowly_for_the_protocol_is_refused(tmp_path, monkeypatch):
+def test_a_store_that_writes_too_slowly_for_the_protocol_is_rejected(tmp_path, monkeypatch):
     run = RunDir(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "out")
     write = lock_claims.StoreClaims._write
     monkeypatch.setattr(
@@ -320,7 +320,7 @@ def test_the_lock_on_s3(s3):
 
 
 def test_another_process_of_a_run_finds_out_that_its_lock_is_gone(run):
-    """As a worker does that outlives its driver: before every write it asks for the run's claim."""
+    """Like a worker that outlives its driver, which checks the run's claim before every write."""
     with hold(run, "train", QUICK) as lock:
         check_held(run, lock.token)
         with pytest.raises(UserError, match="another run has taken over"):
@@ -335,7 +335,7 @@ def test_another_process_of_a_run_finds_out_that_its_lock_is_gone(run):
         check_held(RunDir(run.fs, run.path("empty")), lock.token)
 
 
-def test_a_worker_whose_driver_was_killed_may_go_on_until_another_run_starts(run):
+def test_a_worker_whose_driver_was_killed_may_continue_until_another_run_starts(run):
     context = multiprocessing.get_context("fork")
     found = context.Queue()
 

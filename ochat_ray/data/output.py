@@ -1,7 +1,7 @@
-"""Output directory of prepare: its tables, its work folders, and what of it no run wrote.
+"""Output directory of prepare: tables, work folders, and a check for files of other programs.
 
-A run's tasks write in its work folder alone, so a task that outlives its run (a worker cut off from
-a cluster, say) cannot reach the tables of another.
+The tasks of a run write only to its work folder. So a task that outlives its run, for example on a
+node that lost its connection, cannot change the tables of another run.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ochat_ray.run_dir import MANIFEST, RunDir
 
 REPORT = "report.html"
 TABLES = ("conversations", "dropped", "tokens")
-"""Folders of the contract's tables."""
+"""Folders of the tables in docs/data-format.md."""
 
 PLAN = "plan.json"
-"""File of a work folder: what its run is, once that is settled."""
+"""File of a work folder: identity of its run, and number of input groups."""
 
 FINISHED = "tables"
-"""Folder of a work folder for the contract's tables, which `publish` moves to their places."""
+"""Folder of a work folder for finished tables, which `publish` moves to the output directory."""
 
 MOVERS = 16
-"""Files that are moved at a time: on an object store a move is a copy."""
+"""Threads that move files: on an object store a move is a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Output:
         return self._ownership.work(token)
 
     def start_work(self, token: str) -> RunDir:
-        """Record a work folder as ours; it is created with its first file."""
+        """Record a work folder as written by prepare; it is created with its first file."""
         return self._ownership.start_work(token)
 
     def unfinished(self) -> tuple[str, dict[str, Any]] | None:
-        """Token and plan of the run that was killed here last, if it has a plan."""
+        """Return token and plan of the last run that was killed here, if it has a plan."""
         for token in reversed(self._ownership.work_tokens()):
             plan = self.work(token).read_json(PLAN)
             if plan is not None:
@@ -55,20 +55,20 @@ class Output:
         return None
 
     def is_recorded(self) -> bool:
-        """Return whether there is a record of what runs wrote here."""
+        """Return whether there is a record of the files that runs wrote here."""
         return self._ownership.is_recorded()
 
     def check_ownership(self) -> None:
-        """Raise a UserError if a file that no run wrote lies where tables are to be written."""
+        """Raise a UserError if a file that no run wrote has the place of a table."""
         self._ownership.check(self._present())
 
     def clear(self) -> None:
-        """Delete what runs wrote: the manifest first, so that what is left is not complete."""
+        """Delete the files of runs, the manifest first: without it the rest is not complete."""
         self._ownership.remove([MANIFEST, *self._present()])
         self.clear_work()
 
     def clear_work(self) -> None:
-        """Delete work folders, those that a late task has created again included."""
+        """Delete work folders, including those that a late task has created again."""
         self._ownership.clear_work()
 
     def has_work(self) -> bool:
@@ -76,7 +76,7 @@ class Output:
         return self._ownership.has_work()
 
     def publish(self, work: RunDir, names: Iterable[str]) -> None:
-        """Move files of a work folder's `tables/` to their places, except those that are there."""
+        """Move files of a work folder's `tables/` to the output, unless they were moved before."""
         names = list(names)
         self._ownership.record([*names, REPORT, MANIFEST], instead_of=_is_place)
         folder = work.root.rstrip("/").rsplit("/", 1)[-1]
@@ -90,7 +90,7 @@ class Output:
             list(pool.map(place, names))
 
     def _present(self) -> Iterator[str]:
-        """Names of files in the places of the contract's, unfinished ones included."""
+        """Yield names of tables, reports and manifests that exist, unfinished ones included."""
         for name, is_folder in top_entries(self.run):
             if not is_folder and _is_place(final_name(name)):
                 yield name
@@ -99,5 +99,5 @@ class Output:
 
 
 def _is_place(name: str) -> bool:
-    """Return whether a file of prepare's lies under this name."""
+    """Return whether prepare writes files of this name."""
     return name in (MANIFEST, REPORT) or name.split("/")[0] in TABLES

@@ -1,4 +1,4 @@
-"""The base model: open it, give it the end-of-turn token, and a context as long as the data's."""
+"""Base model: loading, the end-of-turn token and the extension of its context length."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ochat_ray.tokenizer import end_of_turn_id, has_end_of_turn, load_tokenizer,
 from ochat_ray.train.weights import check_loaded
 
 VOCABULARY_MULTIPLE = 64
-"""Rows of an embedding are a multiple of this while it trains, which tensor cores like."""
+"""Embeddings are padded to a multiple of this many rows during training, for tensor cores."""
 
 
 def load_config(path: str) -> Any:
-    """The configuration of a Hugging Face directory, its URI or hub name; no code of it is run.
+    """Return the configuration of a Hugging Face directory, URI or hub name; run none of its code.
 
     Raises:
-        UserError: there is none, it is damaged, or it needs code of its own.
+        UserError: it is missing or damaged, or needs code from the directory.
     """
     from transformers import AutoConfig
 
     directory = on_this_host(path, weights=False)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        config._attn_implementation = None  # the run's, not that of whoever saved the base
+        config._attn_implementation = None  # the run chooses it, not the saved configuration
     except Exception as error:  # whatever a configuration's code raises
         raise _cannot_open(path, error) from error
     return config
@@ -45,19 +45,23 @@ def load_model(
     attention: str | None = None,
     allow_pickle: bool = False,
 ) -> Any:
-    """A causal language model from a Hugging Face directory, its URI or hub name.
+    """Load a causal language model from a Hugging Face directory, URI or hub name.
 
-    `config` replaces the directory's; `dtype` may be "auto", that of the file. Weights are read
-    from safetensors; with `allow_pickle` from a pickle, where torch admits only tensors.
+    Args:
+        path: the directory, URI or hub name.
+        dtype: of the weights; "auto" is that of the file.
+        config: transformers configuration; None takes that of the directory.
+        attention: transformers' name of the attention implementation; None is its default.
+        allow_pickle: read weights from a pickle, from which torch loads only tensors, instead of
+            safetensors.
 
     Raises:
-        UserError: there is no such model, it would need code or a pickle to open, or its weights
-            are not all there.
+        UserError: there is no such model, it needs code or a pickle, or weights are missing.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of loading, which would fill a job's log
+    disable_progress_bar()  # it would fill the job's log
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -66,7 +70,7 @@ def load_model(
             config=config,
             use_safetensors=not allow_pickle,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # for check_loaded, which says it in one line
+            ignore_mismatched_sizes=True,  # check_loaded reports them in one line
             output_loading_info=True,
             **options,
         )
@@ -78,10 +82,11 @@ def load_model(
 
 
 def check_weights(path: str, *, allow_pickle: bool) -> None:
-    """Hold the weights of a directory or URI against the --allow-pickle flag.
+    """Check the weight files of a directory or URI against the --allow-pickle flag.
 
     Raises:
-        UserError: there are no weights, or only pickled ones without the flag, or it has no effect.
+        UserError: there are no weights, only pickled ones without the flag, or the flag has no
+            effect.
     """
     found = files_of(path)
     if found is None:
@@ -96,22 +101,25 @@ def check_weights(path: str, *, allow_pickle: bool) -> None:
     if pickled and not safe and not allow_pickle:
         raise UserError(
             f"{path} has pickled weights (*.bin) and no safetensors; a pickle can run code: "
-            "convert it, or trust it with --allow-pickle"
+            "convert it to safetensors, or trust it with --allow-pickle"
         )
 
 
 def extend_context(
     config: Any, context: int, *, extrapolate: bool, rope_scaling: str | None
 ) -> None:
-    """Make a configuration admit positions up to `context` tokens, in place.
+    """Extend a configuration in place to positions up to `context` tokens.
 
-    Without scaling the rotary embeddings are extrapolated as in 2023. Scalings are those of
-    transformers, with the factor that reaches `context`.
+    Args:
+        config: transformers configuration of the base model.
+        context: length in tokens.
+        extrapolate: extend rotary embeddings without scaling, as OpenChat did in 2023.
+        rope_scaling: type of scaling in transformers, with the factor that reaches `context`.
 
     Raises:
-        UserError: the model cannot have that context, or the scaling would have no effect.
+        UserError: the model cannot have this context, or the scaling would have no effect.
     """
-    config = config.get_text_config(decoder=True)  # of a model that sees images, too
+    config = config.get_text_config(decoder=True)  # for models that also take images
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or context <= limit:
         if rope_scaling is not None:
@@ -136,15 +144,15 @@ def extend_context(
     if rope_scaling == "yarn":
         scaled["original_max_position_embeddings"] = limit
     config.rope_parameters = scaled
-    if rope_scaling != "dynamic":  # dynamic stretches whatever goes beyond this
+    if rope_scaling != "dynamic":  # dynamic scales inputs beyond this limit
         config.max_position_embeddings = context
 
 
 def without_dropout(config: Any) -> Any:
-    """The configuration with every rate of dropout and of a router's noise 0, in place.
+    """Set every dropout rate and router noise of a configuration to 0 in place, and return it.
 
-    Fine-tuning has none. GPTBigCode's default is 0.1 in three places, Emu 3's is in its
-    `text_config`, and PhiMoE multiplies what its router sees by noise.
+    Fine-tuning uses none. GPTBigCode's default is 0.1 in three places, Emu 3's is in its
+    `text_config`, and PhiMoE multiplies its router's input by noise.
     """
     for name, value in list(vars(config).items()):
         if name.startswith("_"):
@@ -160,15 +168,15 @@ def without_dropout(config: Any) -> Any:
 
 
 def add_end_of_turn(model: Any, tokenizer: Any) -> None:
-    """Give the model's embeddings a row for the tokenizer's new end-of-turn token, in place.
+    """Add a row for the tokenizer's new end-of-turn token to the model's embeddings, in place.
 
-    The row of the input embedding, and of the output embedding where that is another tensor, is
-    the exact float32 mean of all rows before it. Further rows, up to a multiple of
-    `VOCABULARY_MULTIPLE`, belong to no token: the loss leaves them out and `export` cuts them off,
-    so that no served model can produce their ids. A vocabulary that has the row keeps its size.
+    The row of the input embedding, and of the output embedding if it is another tensor, is the
+    exact float32 mean of all rows before it. The padding up to a multiple of
+    `VOCABULARY_MULTIPLE` belongs to no token: the loss ignores it and `export` removes it, so a
+    served model cannot produce its ids. A vocabulary that already has the row keeps its size.
 
     Raises:
-        UserError: the model's vocabulary ends before the tokenizer's.
+        UserError: the model has fewer embeddings than the tokenizer has ids.
     """
     new_id = end_of_turn_id(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -190,26 +198,27 @@ def add_end_of_turn(model: Any, tokenizer: Any) -> None:
 
 
 def embeddings(model: Any) -> list[nn.Parameter]:
-    """Input and output embedding; one where they are tied."""
+    """Return input and output embedding; only one if they are tied."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     return list({id(module.weight): module.weight for module in modules}.values())
 
 
 def _weights_by_token(model: Any) -> list[nn.Parameter]:
-    """All weights with a row per token: `embeddings`, and those of each layer (Gemma 3n, 4)."""
+    """Return all weights with a row per token: `embeddings` and per-layer ones (Gemma 3n, 4)."""
     per_layer = getattr(model, "get_per_layer_input_embeddings", lambda: None)()
     return embeddings(model) + ([] if per_layer is None else [per_layer.weight])
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """One more than the tokenizer's highest id: rows beyond it belong to no token."""
+    """Return the tokenizer's highest id + 1; embedding rows from there on belong to no token."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
 def generation_config(tokenizer: Any, base: Any = None) -> Any:
-    """A transformers GenerationConfig that ends at the end-of-turn token; none of the base's.
+    """Return a transformers GenerationConfig that stops at the end-of-turn token.
 
-    With the base's own template it is the base's, which also ends at each token that ends a turn.
+    It takes no settings from the base model, except with the base's own template: then it is the
+    base's, which also stops at each token that ends a turn.
     """
     from transformers import GenerationConfig
 
@@ -228,11 +237,11 @@ def generation_config(tokenizer: Any, base: Any = None) -> Any:
 def prepare_base(
     path: str, directory: Path, *, model_type: str = "openchat", allow_pickle: bool = False
 ) -> Path:
-    """The base model with the end-of-turn token and as safetensors, as a Hugging Face directory.
+    """Return a Hugging Face directory of the base with the end-of-turn token and safetensors.
 
-    That is `path` itself, or its copy on this host, where it is so already; otherwise a copy in
-    `directory`, in the weights' own dtype. Done once, on one machine, before training: resizing
-    embeddings that ZeRO-3 has partitioned is slow and easy to get wrong.
+    It is `path` itself, or its copy on this host, if nothing has to change; otherwise a copy in
+    `directory`, in the weights' own dtype. The model is changed once, before training, since
+    resizing embeddings that ZeRO-3 has partitioned is slow and error-prone.
     """
     adds_token = model_type != CHAT and not has_end_of_turn(path)
     if not adds_token and not allow_pickle:
@@ -248,7 +257,7 @@ def prepare_base(
 
 
 def _mean_row(weight: torch.Tensor) -> torch.Tensor:
-    # In float64 and rounded once: the float32 mean to its last bit, whatever the summation order.
+    # In float64 and rounded once: the exact float32 mean for every summation order.
     return weight.detach().to(torch.float64).mean(dim=0).to(torch.float32)
 
 

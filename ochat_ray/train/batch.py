@@ -1,8 +1,7 @@
-"""A pack of conversations as the tensors of one forward pass, and its loss.
+"""Tensors of a pack of conversations for one forward pass, and the loss.
 
-Source of the isolation rule: transformers 5 detects a packed sequence by position ids that start
-again, and only where there is neither an attention mask nor a cache. flash-attn is told the
-borders outright.
+How conversations are kept apart: transformers 5 detects a packed sequence by position ids that
+restart, if there is neither an attention mask nor a cache. flash-attn gets `cu_seqlens`.
 """
 
 from __future__ import annotations
@@ -17,71 +16,77 @@ from torch.nn import functional
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """One pack of `tokens` tokens, of which `predicted` positions enter the loss.
+    """Tensors of a pack.
 
-    `input_ids` and `position_ids` are of shape (1, tokens). `borders` is int32 of shape
-    (conversations + 1,): the tokens before each conversation, and all. `predicting` are the
-    positions whose next token has a weight, `targets` that token's id and `weights` (float32) its
-    weight, each of shape (predicted,); logits elsewhere are never computed. `longest` is the
-    number of tokens of the longest conversation.
+    Attributes:
+        input_ids: shape (1, tokens).
+        position_ids: shape (1, tokens); they restart with each conversation.
+        cu_seqlens: cumulative lengths of the conversations in tokens, from 0; int32 of shape
+            (conversations + 1,).
+        label_positions: positions whose next token has a weight, shape (labels,); logits at other
+            positions are never computed.
+        labels: ids of these next tokens, shape (labels,).
+        weights: their loss weights, float32 of shape (labels,).
+        max_seqlen: length of the longest conversation in tokens.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    borders: torch.Tensor
-    predicting: torch.Tensor
-    targets: torch.Tensor
+    cu_seqlens: torch.Tensor
+    label_positions: torch.Tensor
+    labels: torch.Tensor
     weights: torch.Tensor
-    longest: int
+    max_seqlen: int
 
     def to(self, device: torch.device) -> Batch:
-        """The same pack on another device."""
+        """Return the pack on another device."""
         return Batch(
             input_ids=self.input_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
-            borders=self.borders.to(device, non_blocking=True),
-            predicting=self.predicting.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            label_positions=self.label_positions.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
             weights=self.weights.to(device, non_blocking=True),
-            longest=self.longest,
+            max_seqlen=self.max_seqlen,
         )
 
 
 def make_batch(conversations: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """A pack of (input ids, loss weights), where a conversation's first token is never a target.
+    """Return the pack of conversations, given as (input ids, loss weights) of the same length.
 
-    An empty pack becomes one token, and a pack without weight predicts one token of weight 0: it
-    adds nothing to the loss, and its worker still takes part in every collective operation.
+    A conversation's first token is never a label. An empty pack becomes one token, and a pack
+    without weight gets one label of weight 0: it adds nothing to the loss, and its worker still
+    takes part in every collective operation.
     """
     if not conversations:
         conversations = [(np.zeros(1, np.int64), np.zeros(1, np.float32))]
     lengths = [len(ids) for ids, _ in conversations]
     ids = np.concatenate([ids for ids, _ in conversations]).astype(np.int64)
     following = np.concatenate([np.append(w[1:], 0.0) for _, w in conversations])
-    predicting = np.flatnonzero(following)
-    if not predicting.size:
-        predicting = np.zeros(1, np.int64)
+    label_positions = np.flatnonzero(following)
+    if not label_positions.size:
+        label_positions = np.zeros(1, np.int64)
     return Batch(
         input_ids=torch.from_numpy(ids)[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
-        borders=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
-        predicting=torch.from_numpy(predicting),
-        targets=torch.from_numpy(np.append(ids[1:], 0)[predicting]),
-        weights=torch.from_numpy(following[predicting].astype(np.float32)),
-        longest=max(lengths),
+        cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        label_positions=torch.from_numpy(label_positions),
+        labels=torch.from_numpy(np.append(ids[1:], 0)[label_positions]),
+        weights=torch.from_numpy(following[label_positions].astype(np.float32)),
+        max_seqlen=max(lengths),
     )
 
 
 def trained_weight(weights: np.ndarray) -> float:
-    """Sum of the weights that enter the loss: a conversation's first token is never a target."""
+    """Return the sum of a conversation's weights in the loss; its first token is never a label."""
     return float(weights[1:].sum(dtype=np.float64))
 
 
 def weighted_nll(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Sum over a pack of weight x negative log-likelihood, a float32 scalar.
+    """Return the sum over a pack of weight x negative log-likelihood, a float32 scalar.
 
-    `logits` has shape (predicted, vocabulary). Not a mean: the caller divides by the weight of
-    the whole step, over all packs and workers.
+    `logits` has shape (labels, vocabulary). This is not a mean: the caller divides by the weight
+    of the step, over all packs and workers.
     """
-    nll = functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+    nll = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
     return (nll * batch.weights).sum()

@@ -1,11 +1,11 @@
-"""The checkpoints in a model directory: which are whole, which to go on from, which to keep.
+"""Checkpoints in a model directory: completeness, choice for resuming, and retention.
 
-    <output>/checkpoints/step-00000050-1f3a/deepspeed/...   every worker's shards
-                                           /state.json      written last: the checkpoint is whole
+    <output>/checkpoints/step-00000050-1f3a/deepspeed/...   shards of all workers
+                                           /state.json      written last: marks it as complete
 
-A name is never used twice, since Ray Train merges what is written under one name; the part after
-the step is the attempt's. What an attempt left behind without `state.json` does not count, nor does
-a folder whose `state.json` no run recorded as its own (`ochat_ray.ownership`).
+A name is never used twice, since Ray Train merges files that are written under the same name; its
+part after the step identifies the attempt. Folders without `state.json` are ignored, and so are
+folders whose `state.json` no run has recorded as its own (`ochat_ray.ownership`).
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ RAYS_OWN = (
     f"{FOLDER}/checkpoint_manager_snapshot.json",
     f"{FOLDER}/.validate_storage_marker",
 )
-"""Files of Ray Train 2.60 beside the checkpoints; from the first it would restore a run."""
+"""Files of Ray Train 2.60 beside the checkpoints; it would restore a run from the first one."""
 
 _STATE = "state.json"
 
 _WITHOUT = (
-    "remove that checkpoint's folder to resume from an earlier one, or give the run up with "
+    "remove that checkpoint's folder to resume from an earlier one, or discard the run with "
     "--overwrite"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint.
+    """A complete checkpoint: the content of its state.json.
 
-    `step` and `conversations` are done; `eval_loss` is None where none was measured at this step.
-    `identity` is what the result depends on; `files` are the shards' names and sizes in bytes.
+    `step` and `conversations` count what is trained; `eval_loss` is None if there was no
+    evaluation at this step. `identity` holds everything that the result depends on; `files` are
+    the shards' names and sizes in bytes.
     """
 
     name: str
@@ -62,21 +63,21 @@ class Checkpoint:
 
     @property
     def folder(self) -> str:
-        """Its name in the run directory."""
+        """Path in the run directory."""
         return f"{FOLDER}/{self.name}"
 
     def needs_conversion(self, *, world_size: int, zero_stage: int) -> bool:
-        """Whether it opens only as a universal checkpoint."""
+        """Return whether it must be converted to a universal checkpoint to be loaded."""
         return (self.world_size, self.zero_stage) != (world_size, zero_stage)
 
 
 def directory_name(step: int, attempt: str) -> str:
-    """The name of a step's checkpoint in one attempt at the run."""
+    """Return the name of a step's checkpoint in an attempt of the run."""
     return f"step-{step:08d}-{attempt}"
 
 
 def shards(run: RunDir, name: str) -> dict[str, int]:
-    """Names and sizes in bytes of a checkpoint's files, state.json aside."""
+    """Return names and sizes in bytes of a checkpoint's files, except state.json."""
     root = run.path(f"{FOLDER}/{name}")
     found = run.fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
     files = {
@@ -89,7 +90,7 @@ def shards(run: RunDir, name: str) -> dict[str, int]:
 
 
 def sizes(directory: Path) -> dict[str, int]:
-    """Names and sizes in bytes of the files in a directory of this machine."""
+    """Return names and sizes in bytes of the files in a local directory."""
     return {
         path.relative_to(directory).as_posix(): path.stat().st_size
         for path in directory.rglob("*")
@@ -98,18 +99,18 @@ def sizes(directory: Path) -> dict[str, int]:
 
 
 def record(run: RunDir, name: str, files: Iterable[str]) -> None:
-    """Record the files of a checkpoint as this run's, before the first of them is written."""
+    """Record the files of a checkpoint as written by this run, before it writes the first one."""
     own = [f"{FOLDER}/{name}/{file}" for file in [*files, _STATE]]
     Ownership(run, "train").record(own)
 
 
-def complete(run: RunDir, checkpoint: Checkpoint) -> None:
-    """Declare a checkpoint whole, once all of its shards lie in the run directory."""
+def mark_complete(run: RunDir, checkpoint: Checkpoint) -> None:
+    """Mark a checkpoint as complete, after all of its shards arrived in the run directory."""
     run.write_json(f"{checkpoint.folder}/{_STATE}", asdict(checkpoint))
 
 
-def whole(run: RunDir) -> list[Checkpoint]:
-    """The whole checkpoints, in the order of their steps.
+def list_complete(run: RunDir) -> list[Checkpoint]:
+    """Return the complete checkpoints, in the order of their steps.
 
     Raises:
         UserError: a state.json is damaged.
@@ -138,19 +139,19 @@ def _read_state(run: RunDir, name: str) -> Checkpoint | None:
             and all(isinstance(value, dict) for value in objects)
             and isinstance(checkpoint.eval_loss, float | None)
         ):
-            raise TypeError("a value is of another type, or it is of another checkpoint")
+            raise TypeError("a value has the wrong type, or belongs to another checkpoint")
     except (ValueError, TypeError) as error:
         raise UserError(f"{run.path(state)} is damaged ({error}); {_WITHOUT}") from error
     return checkpoint
 
 
 def check_shards(directory: Path, names: Iterable[str], where: str) -> None:
-    """Compare shards with the checksums that torch.save wrote in them; torch.load does not.
+    """Verify the checksums that torch.save wrote in shards; torch.load does not.
 
     Args:
         directory: the checkpoint, on this host.
-        names: of its files; those that are no shards are passed over.
-        where: its folder, for the message.
+        names: files of the checkpoint; files that are not shards are skipped.
+        where: path of the checkpoint for messages.
 
     Raises:
         UserError: a shard is damaged.
@@ -162,7 +163,7 @@ def check_shards(directory: Path, names: Iterable[str], where: str) -> None:
             with zipfile.ZipFile(directory / name) as archive:
                 damaged = archive.testzip()
         except Exception as error:
-            # Of damaged archives, zipfile raises many types.
+            # zipfile raises many types for damaged archives.
             if user_message(error) is not None:
                 raise
             damaged = str(error)
@@ -171,31 +172,31 @@ def check_shards(directory: Path, names: Iterable[str], where: str) -> None:
 
 
 def latest(run: RunDir) -> Checkpoint | None:
-    """The whole checkpoint that went furthest; one that lost a file does not count."""
-    return max(whole(run), key=lambda checkpoint: checkpoint.step, default=None)
+    """Return the complete checkpoint of the highest step; one that lost a file is ignored."""
+    return max(list_complete(run), key=lambda checkpoint: checkpoint.step, default=None)
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """The one with the lowest held-out loss, of those where it was measured."""
+    """Return the checkpoint with the lowest held-out loss; None if none was evaluated."""
     measured = [c for c in checkpoints if c.eval_loss is not None]
     return min(measured, key=lambda c: (c.eval_loss, c.step), default=None)
 
 
 def to_keep(checkpoints: list[Checkpoint], count: int) -> list[Checkpoint]:
-    """The last `count`, and the one with the lowest held-out loss."""
+    """Return the last `count` checkpoints and the one with the lowest held-out loss."""
     last = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)[-count:]
     first = best(checkpoints)
     return last if first is None or first in last else [first, *last]
 
 
 def prune(run: RunDir, count: int) -> None:
-    """Remove what is not to be kept, and what no attempt finished; only while none is writing."""
-    kept = {checkpoint.name for checkpoint in to_keep(whole(run), count)}
+    """Remove checkpoints that are not kept or not complete; call it while no worker writes one."""
+    kept = {checkpoint.name for checkpoint in to_keep(list_complete(run), count)}
     remove(run, [name for name in _folders(run) if name not in kept])
 
 
 def remove_all(run: RunDir) -> None:
-    """Remove every checkpoint that runs wrote here."""
+    """Remove every checkpoint that a run wrote here."""
     remove(run, _folders(run))
 
 
@@ -204,7 +205,7 @@ def remove(run: RunDir, names: Iterable[str]) -> None:
     ownership, gone = Ownership(run, "train"), list[str]()
     for name in names:
         folder = f"{FOLDER}/{name}"
-        # First what makes it whole: a removal that breaks off leaves nothing that looks so.
+        # state.json first: after an interrupted removal the rest does not look complete.
         ownership.remove([f"{folder}/{_STATE}"])
         ownership.remove(files_below(run, folder))
         gone += [file for file in ownership.files() if file.startswith(f"{folder}/")]
@@ -213,10 +214,10 @@ def remove(run: RunDir, names: Iterable[str]) -> None:
 
 
 def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], where: str) -> None:
-    """Hold a checkpoint against the run that is to go on from it.
+    """Check that a checkpoint belongs to the run that is to resume from it.
 
     Raises:
-        UserError: it is of another model, other data or other options; the line names the first.
+        UserError: model, data or options differ; the message names the first difference.
     """
     there = checkpoint.identity
     for key in [*_NAMED, *sorted(set(identity) | set(there))]:
@@ -225,8 +226,8 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], where: str)
                 key, f"--{key.replace('_', '-')} {there.get(key)}, not {identity.get(key)}"
             )
             raise UserError(
-                f"the checkpoint at step {checkpoint.step} of {where} is of {what}; give the same "
-                "as then, choose another --output, or give it up with --overwrite"
+                f"the checkpoint at step {checkpoint.step} of {where} was trained with {what}; "
+                "give the same as before, choose another --output, or discard it with --overwrite"
             )
 
 
@@ -235,12 +236,12 @@ _NAMED = {
     "data_digest": "other data",
     "context_length": "data prepared with another --max-length",
     "deepspeed": "another --deepspeed file",
-    "step": "another size of a step (--sequences-per-step, --tokens-per-step)",
+    "step": "another step size (--sequences-per-step, --tokens-per-step)",
 }
 
 
 def _folders(run: RunDir) -> list[str]:
-    """Names of the checkpoints that runs recorded, whole or not."""
+    """Return names of the checkpoints that runs recorded, complete or not."""
     recorded = Ownership(run, "train").files()
     states = (re.fullmatch(rf"{FOLDER}/(step-[^/]+)/{_STATE}", file) for file in recorded)
     return sorted(match.group(1) for match in states if match)

@@ -1,14 +1,13 @@
-"""The loss of a pack without all of its logits: a chunk of positions at a time.
+"""Loss of a pack, computed in chunks of positions to avoid materializing all logits.
 
-A model's logits are by far the largest tensor of a forward pass where the vocabulary is: 8,192
-tokens of 128,000 logits take 4 GB in float32, three times over in the backward pass. Here the
-output head computes the losses of a chunk of positions, and the backward pass computes the chunk's
-logits again (as in Liger's fused linear cross-entropy: Hsu et al., 2024, arXiv:2410.10989, where
-gradients are computed in the forward pass).
+With a large vocabulary the logits are by far the largest tensor of a forward pass: 8,192 tokens
+with 128,000 logits each take 4 GB in float32, and three times as much in the backward pass. Here
+the output head computes the losses chunk by chunk, and the backward pass recomputes each chunk's
+logits (similar to Liger's fused linear cross-entropy: Hsu et al., 2024, arXiv:2410.10989, which
+computes gradients in the forward pass).
 
-The head's own module does it, in a forward method that is replaced for the time of the model's
-forward pass. So hooks on the module work as before: with ZeRO-3, DeepSpeed gathers the head's
-weight for it.
+The forward method of the head's own module is replaced during the model's forward pass. So hooks
+on the module still run: with ZeRO-3, DeepSpeed gathers the head's weight in one.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from ochat_ray.train.batch import Batch, make_batch
 from ochat_ray.train.forward import logits
 
 CHUNK_LOGITS = 1 << 26
-"""Logits of a chunk, 256 MiB in float32; a pack with fewer is computed in one piece."""
+"""Logits per chunk, 256 MiB in float32; a pack with fewer is not split."""
 
 _SENTINELS = (-48.0, 7.0, 40.0, -3.0, 0.5, 24.0, 1.0)
-"""Logits that a soft cap or a scale would change; exact in bfloat16."""
+"""Logits that soft-capping or scaling would change; exact in bfloat16."""
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Positions of a chunk."""
+    """Return the positions per chunk."""
     return max(1, CHUNK_LOGITS // vocabulary)
 
 
 def has_plain_head(model: Any) -> bool:
-    """Return whether a model's logits are what its output head computes, and nothing else.
+    """Return whether a model returns the output of its output head unchanged as logits.
 
-    It runs the model on a few tokens with a head of known output, so with ZeRO-3 all workers must
-    call it. Models that cap or scale their logits are found whatever the option's name.
+    Runs the model on a few tokens with a head of known output, so all workers must call it with
+    ZeRO-3. This finds models that cap or scale their logits, under any name of the option.
     """
     head = getattr(model, "module", model).get_output_embeddings()
     if type(head) is not torch.nn.Linear:
@@ -63,14 +62,14 @@ def has_plain_head(model: Any) -> bool:
 def chunked_nll(model: Any, batch: Batch, *, vocabulary: int | None = None) -> torch.Tensor:
     """Return `batch.weighted_nll` of a model with a plain head, chunk by chunk.
 
-    Ids from `vocabulary` on belong to no token and are left out.
+    Ids from `vocabulary` on belong to no token and are excluded.
     """
     head = getattr(model, "module", model).get_output_embeddings()
 
     def losses(hidden: torch.Tensor) -> torch.Tensor:
         rows = vocabulary or head.weight.shape[0]
         chunk = chunk_rows(rows)
-        nll = _ChunkedNll.apply(hidden[0], head.weight, head.bias, batch.targets, rows, chunk)
+        nll = _ChunkedNll.apply(hidden[0], head.weight, head.bias, batch.labels, rows, chunk)
         return nll[None, :, None]
 
     with _replaced(head, losses):
@@ -82,7 +81,7 @@ def chunked_nll(model: Any, batch: Batch, *, vocabulary: int | None = None) -> t
 def chunked_evaluation(
     model: Any, batch: Batch, id: int, *, vocabulary: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `batch.weighted_nll`, and at which positions `id` has the highest logit."""
+    """Return `batch.weighted_nll`, and for each position whether `id` has the highest logit."""
     head = getattr(model, "module", model).get_output_embeddings()
 
     def figures(hidden: torch.Tensor) -> torch.Tensor:
@@ -90,7 +89,7 @@ def chunked_evaluation(
         found = []
         for part in _parts(hidden.shape[1], chunk_rows(rows)):
             scores = _logits(hidden[0, part], head.weight, head.bias, rows)
-            nll = functional.cross_entropy(scores, batch.targets[part], reduction="none")
+            nll = functional.cross_entropy(scores, batch.labels[part], reduction="none")
             found.append(torch.stack([nll, (scores.argmax(-1) == id).float()], dim=-1))
         return torch.cat(found)[None]
 
@@ -100,9 +99,9 @@ def chunked_evaluation(
 
 
 class _ChunkedNll(torch.autograd.Function):
-    """Negative log-likelihoods of `targets` (positions,), given hidden states and a head's weight.
+    """Negative log-likelihoods of labels (positions,), given hidden states and a head's weight.
 
-    The backward pass computes each chunk's logits again, and sums the weight's gradient in
+    The backward pass recomputes each chunk's logits, and accumulates the weight's gradient in
     float32.
     """
 
@@ -163,7 +162,7 @@ class _ChunkedNll(torch.autograd.Function):
 def _logits(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: int
 ) -> torch.Tensor:
-    # Without autograd, in which the caller's chunks would be kept; a new float32 tensor.
+    # Without autograd, which would keep the chunks; returns a new float32 tensor.
     with torch.no_grad():
         scores = functional.linear(hidden, weight[:rows], None if bias is None else bias[:rows])
         return scores.float()
@@ -176,7 +175,7 @@ def _parts(count: int, chunk: int) -> Iterator[slice]:
 
 @contextlib.contextmanager
 def _replaced(module: torch.nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """A context in which a module's forward method is another."""
+    """Replace a module's forward method in the context."""
     before = vars(module).get("forward")
     module.forward = forward
     try:

@@ -1,4 +1,4 @@
-"""What `jobs/train.py` can be told."""
+"""Command-line options of `jobs/train.py`."""
 
 from __future__ import annotations
 
@@ -24,47 +24,50 @@ OPERATIONAL = frozenset(
     from_checkpoint sample_every sample_prompts sample_tokens
     """.split()
 )
-"""Options that say how a run is done and not what comes out of it, rounding aside. A run may be
-resumed with others of these."""
+"""Options that do not affect the result, up to rounding; they may change when a run resumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Fine-tune a model on the token tables that jobs/prepare.py wrote."""
+    """Fine-tune a model on the token tables of jobs/prepare.py."""
 
     recipe: str = "demo"
     """Recipe: demo, openchat, openchat_8192, opencoder, or chat for any base model."""
     data: str = ""
     """Run directory of jobs/prepare.py."""
     model: str = ""
-    """Base model: a Hugging Face directory, its URI or hub name. The demo recipe has its own."""
+    """Base model: a Hugging Face directory, URI or hub name. The demo recipe downloads its own."""
     output: str = ""
-    """Model directory to write; runs/RECIPE/model when not given."""
+    """Model directory to write; default: runs/RECIPE/model."""
 
     num_workers: int = 8
-    """Ray Train workers, one GPU each where there are GPUs, otherwise one CPU."""
+    """Ray Train workers: one GPU each if the cluster has GPUs, otherwise one CPU each."""
     num_workers_min: int | None = None
-    """Go on with as few workers as this when hosts are lost, and grow again when they are back."""
+    """Continue with at least this many workers after node failures, and scale up again when nodes
+    return. Default: --num-workers."""
     max_failures: int = 3
-    """How often training starts again from its last checkpoint after workers died."""
+    """How often to restart from the latest checkpoint after worker failures."""
     checkpoint_every: int = 25
-    """Optimizer steps between checkpoints, besides one at each epoch's end."""
+    """Optimizer steps between checkpoints; also one at the end of each epoch."""
     keep_checkpoints: int = 2
-    """Checkpoints to keep, besides the one with the lowest held-out loss."""
+    """Number of latest checkpoints to keep, in addition to the one with the lowest held-out
+    loss."""
     resume: Annotated[bool, Off] = False
-    """Go on from the last checkpoint in the output directory, as the same run does by itself; for
-    scripts that say so."""
+    """Resume from the latest checkpoint. This is the default if the output directory holds one of
+    the same run; the flag makes it explicit."""
     from_checkpoint: str | None = None
-    """Continue from this checkpoint of the output directory, finished or not, with other options:
-    its step, "latest", or "best" (lowest held-out loss). --epochs, --max-steps, the schedule,
-    learning rates and --early-stopping may differ from before; the schedule starts again at that
-    step and covers the remaining ones. Later checkpoints are removed."""
+    """Continue a run in the output directory, complete or not, from this checkpoint and with other
+    options: a step, "latest", or "best" (lowest held-out loss). --epochs, --max-steps, the
+    schedule, learning rates and --early-stopping may change; the schedule restarts at this step
+    and covers the remaining ones. Later checkpoints are removed."""
     overwrite: Annotated[bool, Off] = False
-    """Give up another finished run, or an unfinished one, in the output directory."""
+    """Replace another run in the output directory, complete or not."""
     dry_run: Annotated[bool, Off] = False
-    """Print steps, packing, memory a device and one pack; start nothing and load no weights."""
+    """Print steps, packing, memory per device and one pack, without starting the training or
+    loading weights."""
     gpu_memory_gib: float | None = None
-    """With --dry-run: what a GPU of the cluster has; without it, one of this machine is asked."""
+    """With --dry-run: memory per GPU in GiB. Default: that of this machine's GPU, if there is
+    one."""
 
     zero_stage: int = 3
     """DeepSpeed ZeRO stage: 1, 2 or 3."""
@@ -73,78 +76,83 @@ class TrainConfig:
     offload_parameters: Annotated[bool, Off] = False
     """Keep the parameters in host memory (GPUs and ZeRO stage 3 only)."""
     deepspeed: str | None = None
-    """A DeepSpeed configuration in JSON, laid over the one that these options make."""
+    """JSON file with a DeepSpeed configuration, merged into the one from these options."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """auto is the first that is exact for the model, as tried on a tiny one: flash_attention_2
-    (with flash-attn and GPUs), sdpa, eager."""
+    """Attention implementation. auto takes the first that is exact for the model, tested on a tiny
+    model of its kind: flash_attention_2 (with flash-attn and GPUs), sdpa, eager."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the forward and backward pass; auto is bfloat16 where the hardware computes in it."""
+    """Data type of the forward and backward pass; auto is bfloat16 if the hardware supports it."""
     allow_pickle: Annotated[bool, Off] = False
-    """Open a base model that has no safetensors but pickled weights."""
+    """Load a base model that has pickled weights and no safetensors."""
 
     epochs: int = 5
+    """Passes over the training split."""
     max_steps: int | None = None
     """Stop after this many optimizer steps."""
     sequences_per_step: int | None = 128
-    """Conversations an optimizer step over all workers."""
+    """Conversations per optimizer step, over all workers."""
     tokens_per_step: int | None = None
-    """Tokens of an optimizer step over all workers, in full packs, instead of a number of
-    conversations. With neither, one pack a worker."""
+    """Tokens per optimizer step over all workers, in full packs, instead of a number of
+    conversations. Without both options: one pack per worker."""
     max_tokens: int = 8192
-    """Tokens of a pack, the unit of one forward pass on one worker."""
+    """Maximum tokens per pack, the unit of one forward pass on one worker."""
     max_length: int | None = None
-    """Leave out conversations of more tokens, in training and in evaluation."""
+    """Exclude longer conversations (in tokens) from training and evaluation."""
     rope_scaling: Literal["linear", "dynamic", "yarn"] | None = None
-    """How a model's rotary embeddings are stretched to a longer context."""
+    """Scaling of the model's rotary embeddings for a longer context."""
     loss: Literal["exact", "openchat-2023"] = "exact"
-    """openchat-2023 is the mean of the packs' means, with a first learning rate of 0."""
+    """exact: the weighted mean over all tokens of a step. openchat-2023: the mean of the packs'
+    means, with a learning rate of 0 in the first step."""
     learning_rate: float = 2e-5
+    """Peak learning rate of AdamW."""
     embedding_learning_rate: float | None = None
-    """Of input and output embeddings; None takes the learning rate."""
+    """Peak learning rate of input and output embeddings; default: --learning-rate."""
     schedule: Schedule = "cosine"
-    """Learning rate after the warm-up: cosine or linear, falling over all remaining steps;
-    constant; or wsd, constant and at the end linear."""
+    """Learning rate after the warm-up: cosine or linear decay over all remaining steps; constant;
+    or wsd (warm-up, stable, decay), which is constant and decays linearly at the end."""
     warmup_ratio: float = 0.03
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate warms up."""
     min_rate_ratio: float = 0.0
-    """Share of the learning rate at which the schedule ends."""
+    """Learning rate at the end of the schedule, as a share of its peak."""
     wsd_decay_ratio: float | None = None
-    """Share of the steps in which --schedule wsd falls; None is 0.1."""
+    """Share of the steps in which --schedule wsd decays; default: 0.1."""
     freeze: tuple[str, ...] = ()
-    """Regular expressions: parameters whose names one of them matches anywhere are not trained."""
+    """Regular expressions; parameters with a match anywhere in the name are not trained."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
     eps: float = 1e-8
+    """AdamW's epsilon."""
     weight_decay: float = 0.0
-    """Of matrices; norms and biases have none."""
+    """AdamW's weight decay of matrices; norms and biases have none."""
     max_grad_norm: float = 1.0
-    """The gradient's norm is clipped at this."""
+    """Norm at which the gradient is clipped."""
     eval_every: int | None = None
-    """Optimizer steps between evaluations, besides before the first and after each epoch."""
+    """Optimizer steps between evaluations; also one before the first step and after each epoch."""
     eval_tokens: int | None = None
-    """Held-out tokens to evaluate on; None takes all."""
+    """Maximum held-out tokens per evaluation; default: all."""
     early_stopping: int | None = None
-    """End the run after this many evaluations in a row without a lower held-out loss."""
+    """Stop after this many evaluations in a row without a lower held-out loss."""
     sample_every: int | None = None
-    """Optimizer steps between samples: the model's answers to a few prompts, in samples.jsonl and
+    """Optimizer steps between samples: answers of the model to a few prompts, in samples.jsonl and
     TensorBoard; also before the first step and after the last."""
     sample_prompts: str | None = None
-    """File with one prompt per line; None takes the first turns of four held-out conversations."""
+    """File with one prompt per line; default: the first turns of four held-out conversations."""
     sample_tokens: int = 128
-    """Tokens of a sample's answer."""
+    """Maximum tokens per sampled answer."""
     seed: int = 0
+    """Seed of the order of conversations and of samples of the held-out split."""
 
     wandb: str | None = None
-    """Project at Weights & Biases that gets the metrics, too."""
+    """Weights & Biases project that also gets the metrics."""
     mlflow: str | None = None
-    """Experiment of MLflow that gets the metrics, too."""
+    """MLflow experiment that also gets the metrics."""
     json: Annotated[bool, Off] = False
     """Print the result as one JSON object on the last line of standard output."""
 
     def check(self) -> None:
-        """Raise a UserError for a value that no run can have, or that would have no effect."""
+        """Raise a UserError for a value that is invalid or would have no effect."""
         if self.zero_stage not in (1, 2, 3):
             raise UserError(f"--zero-stage must be 1, 2 or 3, not {self.zero_stage}")
         for name, value in vars(self).items():
@@ -173,7 +181,7 @@ class TrainConfig:
         if self.offload_parameters and self.zero_stage != 3:
             raise UserError("--offload-parameters needs --zero-stage 3")
         if self.resume and self.overwrite:
-            raise UserError("--resume goes on with a run and --overwrite gives it up; give one")
+            raise UserError("--resume continues a run and --overwrite discards it; give one")
         if (
             self.tokens_per_step is not None
             and self.sequences_per_step is not None
@@ -186,13 +194,13 @@ class TrainConfig:
                 f"{self.max_tokens}, the tokens of a pack"
             )
         for name in ("data", "output", "wandb", "mlflow"):
-            if getattr(self, name) == "":  # the current directory, or a service's own default
+            if getattr(self, name) == "":  # would be the current directory, or a service's default
                 raise UserError(f"{_flag(name)} is empty; give a value, or leave it out")
         check_options(self)
 
     @property
     def step_size(self) -> dict[str, int]:
-        """What `packing.steps` needs to know of the size of a step."""
+        """Arguments of `packing.steps` for the size of a step."""
         if self.tokens_per_step is not None:
             return {"packs_per_step": self.tokens_per_step // self.max_tokens}
         if self.sequences_per_step is not None:
@@ -200,18 +208,18 @@ class TrainConfig:
         return {"packs_per_step": self.num_workers}
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide what comes out, as JSON gives them back."""
+        """Return the options that affect the result, as plain JSON values."""
         settings = {k: v for k, v in asdict(self).items() if k not in OPERATIONAL}
         for name in ("sequences_per_step", "tokens_per_step"):
             del settings[name]
-        if self.early_stopping is not None:  # then evaluations decide where the run ends
+        if self.early_stopping is not None:  # evaluations then decide when the run ends
             settings["eval_every"] = self.eval_every
         identity: dict[str, Any] = json.loads(json.dumps(settings | {"step": self.step_size}))
         return identity
 
     @classmethod
     def for_recipe(cls, name: str) -> TrainConfig:
-        """The recipe's defaults; what the demo recipe fetches is not fetched yet."""
+        """Return a recipe's defaults; the base model of the demo recipe is not downloaded yet."""
         chosen = recipe(name)
         return cls(
             recipe=name,

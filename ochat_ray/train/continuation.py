@@ -1,8 +1,8 @@
-"""The checkpoint that a run starts from, and what may differ from the run that wrote it.
+"""Checkpoint that a run starts from, and options that may differ from the run that wrote it.
 
-A run of the same options resumes from the latest checkpoint. `--from-checkpoint` continues from a
+A run with the same options resumes from the latest checkpoint. `--from-checkpoint` continues from a
 chosen one with other epochs, steps, schedule or learning rates; the run's identity then records
-under "continues" the step, and the options of before that differ.
+the step and the previous values of these options under "continues".
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ MAY_DIFFER = frozenset(
     embedding_learning_rate early_stopping eval_every
     """.split()
 )
-"""Keys of an identity that may differ between a run and the one whose checkpoint it starts from."""
+"""Keys of an identity in which a run may differ from the run whose checkpoint it starts from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
-    """Where a run starts.
+    """Starting point of a run.
 
-    `checkpoint` is None for a run from the base model; `identity` is that of the run;
-    `continues` where it is another than the checkpoint's, and `discarded` are then the checkpoints
-    after the chosen one.
+    `checkpoint` is None for a run from the base model; `identity` is that of the run. If it
+    differs from the checkpoint's, `continues` is set, and `discarded` are the checkpoints after
+    the chosen one.
     """
 
     checkpoint: Checkpoint | None
@@ -48,23 +48,23 @@ class Start:
 
     @property
     def expected(self) -> dict[str, Any]:
-        """The identity that the checkpoint must have."""
+        """Identity that the checkpoint must have."""
         if self.continues and self.checkpoint is not None:
             return self.checkpoint.identity
         return self.identity
 
 
 def schedule_from(identity: Mapping[str, Any]) -> int:
-    """The step after which the learning rate's schedule starts."""
+    """Return the step after which the learning-rate schedule starts."""
     continues = identity.get(CONTINUES)
     return int(continues["step"]) if continues else 0
 
 
 def start_of(config: TrainConfig, identity: dict[str, Any], output: Ownership) -> Start:
-    """Return where a run into this output directory starts; `identity` is of its options alone.
+    """Return the starting point of a run with this output; `identity` is that of its options.
 
     Raises:
-        UserError: `--from-checkpoint` names no checkpoint, or other options differ than may.
+        UserError: `--from-checkpoint` names no checkpoint, or an option differs that may not.
     """
     if config.overwrite:
         return Start(checkpoint=None, identity=identity)
@@ -72,14 +72,14 @@ def start_of(config: TrainConfig, identity: dict[str, Any], output: Ownership) -
     return choose_start(
         config.from_checkpoint,
         identity,
-        checkpoints.whole(output.run),
+        checkpoints.list_complete(output.run),
         None if complete is None else complete.get("identity"),
         config.output,
     )
 
 
 def discard(run: RunDir, start: Start) -> None:
-    """Remove checkpoints and samples after the chosen step; what follows is computed again."""
+    """Remove checkpoints and samples after the chosen step, which will be computed again."""
     if start.checkpoint is not None:
         drop_later_samples(run, start.checkpoint.step)
     if start.discarded:
@@ -95,17 +95,17 @@ def choose_start(
     before: Mapping[str, Any] | None,
     where: str,
 ) -> Start:
-    """Return the checkpoint to start from, and the identity of the run that does so.
+    """Return the checkpoint to start from, and the identity of the run that starts there.
 
     Args:
         chosen: `--from-checkpoint`; None resumes from the latest checkpoint.
-        identity: of the options alone.
-        found: whole checkpoints, in the order of their steps.
-        before: the identity in ochat.json where a run is complete.
-        where: the output directory, for messages.
+        identity: that of the options.
+        found: complete checkpoints, in the order of their steps.
+        before: identity in ochat.json if a run is complete.
+        where: output directory for messages.
 
     Raises:
-        UserError: there is no such checkpoint, or other options differ than may.
+        UserError: there is no such checkpoint, or an option differs that may not.
     """
     latest = max(found, key=lambda checkpoint: checkpoint.step, default=None)
     last = before if before is not None else latest.identity if latest else {}
@@ -158,15 +158,15 @@ def _chosen(chosen: str | None, found: Sequence[Checkpoint], where: str) -> Chec
         if str(checkpoint.step) == chosen:
             return checkpoint
     raise UserError(
-        f"--from-checkpoint {chosen}: {where} has no such checkpoint; those of steps "
-        f"{', '.join(map(str, steps))} are there"
+        f"--from-checkpoint {chosen}: {where} has no such checkpoint, only those of steps "
+        f"{', '.join(map(str, steps))}"
     )
 
 
 def _check_difference(checkpoint: Checkpoint, identity: dict[str, Any], where: str) -> None:
     there = checkpoint.identity
     may_differ = MAY_DIFFER | {CONTINUES}
-    # With a rate of their own, embeddings are a group of their own in the optimizer's state.
+    # With their own learning rate, embeddings are a separate group in the optimizer's state.
     rates = [i.get("embedding_learning_rate") for i in (there, identity)]
     if None in rates:
         may_differ -= {"embedding_learning_rate"}

@@ -1,9 +1,9 @@
-"""Check a DeepSpeed configuration with DeepSpeed's own reader; run as a process of its own.
+"""Check of a DeepSpeed configuration with DeepSpeed's own reader, in a separate process.
 
 `python -m ochat_ray.train.deepspeed_check` reads a configuration from standard input. DeepSpeed
-ignores keys that it does not know outside of its pydantic models, so the keys that it looks up are
-recorded, and others are reported. A process of its own keeps the import, which takes seconds and
-prints, away from the job, and has no accelerator to choose.
+ignores unknown keys outside of its pydantic models, so this records the keys that it looks up and
+reports the others. It runs in a separate process because importing DeepSpeed takes seconds, prints
+and selects an accelerator.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def check_with_deepspeed(path: str, config: dict[str, Any]) -> None:
 
     Args:
         path: the user's file, for the message.
-        config: the configuration with the user's laid over it, for one worker.
+        config: the configuration for one worker, with the user's file merged in.
     """
     done = subprocess.run(
         [sys.executable, "-m", "ochat_ray.train.deepspeed_check"],
@@ -56,12 +56,12 @@ class Traced(dict[str, Any]):
         return super().__getitem__(key)
 
     def __iter__(self) -> Iterator[str]:
-        # With an iterator of its own, `f(**self)` looks every key up by `__getitem__`: what is
-        # handed on to a pydantic model, which checks its keys, counts as looked up.
+        # With this iterator, `f(**self)` looks up every key by `__getitem__`: keys that are passed
+        # to a pydantic model, which checks them, count as looked up.
         return super().__iter__()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As of a dictionary."""
+        """Return a value like `dict.get`, and record the key."""
         self.read.add(key)
         return super().get(key, default)
 
@@ -73,9 +73,9 @@ class Traced(dict[str, Any]):
         return self
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, set[str]]]:
-        """Yield keys that were not looked up, each with those that were looked up beside it.
+        """Yield each key that was not looked up, with the keys of its section that were.
 
-        A section of which no key was looked up is one that is off.
+        Sections without any looked-up key are disabled and skipped.
         """
         for key, value in self.items():
             if key not in self.read:
@@ -85,7 +85,7 @@ class Traced(dict[str, Any]):
 
 
 def problem_of(config: dict[str, Any]) -> str | None:
-    """Return what is wrong with a configuration, as the rest of a sentence on its file."""
+    """Return the first problem of a configuration, as a predicate of its file's name."""
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
@@ -98,8 +98,8 @@ def problem_of(config: dict[str, Any]) -> str | None:
         if first["type"] != "extra_forbidden":
             return f"has {key} {json.dumps(first['input'], default=str)}: {first['msg']}"
         return f"has {key}, which is no key of {error.title}{_hint(key, _fields(error.title))}"
-    except Exception as error:  # noqa: BLE001 - of many types, and all are about the file
-        return f"is refused by DeepSpeed: {type(error).__name__}: {str(error).splitlines()[0]}"
+    except Exception as error:  # noqa: BLE001 - of many types, all caused by the file
+        return f"is rejected by DeepSpeed: {type(error).__name__}: {str(error).splitlines()[0]}"
     for key, known in traced.unread():
         return f"has {key}, which DeepSpeed does not know{_hint(key, known)}"
     return None

@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration that a training configuration means, and a user's own laid over it.
+"""DeepSpeed configuration of a training configuration, with a user's JSON file merged in.
 
 Keys are those of https://www.deepspeed.ai/docs/config-json/.
 """
@@ -28,9 +28,9 @@ _OWNED = {
     "scheduler": "--learning-rate and --warmup-ratio",
     "zero_optimization.stage": "--zero-stage",
     "checkpoint.load_universal": "--resume",
-    "data_types.grad_accum_dtype": "nothing: gradients are accumulated in float32",
+    "data_types.grad_accum_dtype": "this project: gradients are accumulated in float32",
 }
-"""Keys that an option of ours decides, and that option."""
+"""Keys that are set by our options, and the options."""
 
 _OPERATIONAL = re.compile(
     r"(steps_per_print|wall_clock_breakdown|memory_breakdown|dump_state|log_level|timers|aio"
@@ -43,11 +43,13 @@ _OPERATIONAL = re.compile(
     r"|gather_16bit_.*|module_granularity_.*|memory_efficient_.*|pipeline_loading_checkpoint"
     r"|load_from_fp32_weights|legacy_stage1|zero_hpz_.*|mics_.*|log_trace_.*)"
 )
-"""Keys that decide how DeepSpeed computes and reports, and not what comes out."""
+"""Keys that affect how DeepSpeed computes and reports, but not the result."""
 
 
 def decisive_override(path: str | None) -> dict[str, Any]:
-    """Return what of a user's JSON the result may depend on, by key ("a.b"), for the identity.
+    """Return the values of a user's JSON that may affect the result, by key ("a.b").
+
+    They are part of a run's identity.
 
     Raises:
         UserError: the file is not a JSON object.
@@ -64,13 +66,14 @@ def decisive_override(path: str | None) -> dict[str, Any]:
 def deepspeed_config(
     config: TrainConfig, *, world_size: int, bf16: bool, cuda: bool, universal: bool = False
 ) -> dict[str, Any]:
-    """The whole configuration; `universal` opens a checkpoint of another number of workers.
+    """Return the complete configuration; `universal` loads a checkpoint of other workers.
 
-    The loop sets the boundary between optimizer steps and the loss's scale itself, since steps
-    differ in their number of packs; so DeepSpeed is told of one micro-batch a step.
+    The engine sets the boundary between optimizer steps and the scale of the loss itself, since
+    the number of packs differs between steps; so DeepSpeed's configuration has one micro-batch per
+    step.
 
     Raises:
-        UserError: the user's own JSON cannot be read, or contradicts an option.
+        UserError: the user's JSON cannot be read, or contradicts an option.
     """
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
@@ -93,8 +96,8 @@ def deepspeed_config(
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": zero,
-        # The optimizer is PyTorch's AdamW; DeepSpeed's CPU one is compiled at run time, and worth
-        # it only where the state lies in host memory.
+        # The optimizer is PyTorch's AdamW; DeepSpeed's CPU version is compiled at run time, which
+        # only pays off if the state is in host memory.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "checkpoint": {"load_universal": universal},
@@ -106,11 +109,11 @@ def deepspeed_config(
 
 
 def read_override(path: str, ours: dict[str, Any]) -> dict[str, Any]:
-    """A user's DeepSpeed JSON, held against the configuration that the options make.
+    """Read a user's DeepSpeed JSON and check it against the configuration from the options.
 
     Raises:
-        UserError: it is not a JSON object, gives a key that an option decides another value, or
-            has a value where a section belongs.
+        UserError: it is not a JSON object, changes a key that an option sets, or has a value in
+            place of a section or the reverse.
     """
     override = _read(path)
     if mixed := _first_mixed(ours, override):
@@ -125,8 +128,8 @@ def read_override(path: str, ours: dict[str, Any]) -> dict[str, Any]:
         if option is None or value in ("auto", decided.get(key, False)):
             continue
         raise UserError(
-            f"--deepspeed: {path} sets {key} to {json.dumps(value)}, but that is decided by "
-            f"{option}; leave the key out"
+            f"--deepspeed: {path} sets {key} to {json.dumps(value)}, but the key is set by "
+            f"{option}; remove it"
         )
     return override
 
@@ -142,7 +145,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _owner(key: str) -> str | None:
-    """Return the option that decides a key."""
+    """Return the option that sets a key."""
     return next((o for k, o in _OWNED.items() if key == k or key.startswith(f"{k}.")), None)
 
 

@@ -1,4 +1,4 @@
-"""What a training run would do: its steps, packs and memory, and one pack as the model reads it."""
+"""Summary of a planned training run: steps, packs, memory, and one decoded pack."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ochat_ray.train import packing
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape, attention_tokens, training_flops
 from ochat_ray.train.memory import MemoryPlan, fits
-from ochat_ray.train.packing import Step
+from ochat_ray.train.packing import StepPacks
 from ochat_ray.train.steps import forward_passes
 
 if TYPE_CHECKING:
-    from ochat_ray.train.probe import Way
+    from ochat_ray.train.probe import AttentionMode
 
 _SUPERVISED, _OTHER, _SPECIAL, _BORDER, _RESET = (
     "\x1b[32m",
@@ -34,7 +34,7 @@ def dry_run(
     config: TrainConfig,
     *,
     lengths: np.ndarray,
-    epoch: Sequence[Step],
+    epoch: Sequence[StepPacks],
     steps_per_epoch: Sequence[int],
     world_size: int,
     shape: ModelShape,
@@ -43,23 +43,28 @@ def dry_run(
     device_bytes: int | None = None,
     longest_pack: int | None = None,
     deepspeed: Mapping[str, Any] | None = None,
-    way: Way | None = None,
+    mode: AttentionMode | None = None,
 ) -> dict[str, Any]:
-    """What is to be known of a run before it starts, in plain JSON values.
+    """Return the summary of a run before it starts, in plain JSON values.
 
     Args:
+        config: options of the run.
         lengths: tokens of every conversation of the training split.
-        epoch: the first epoch's steps, as steps[rank[pack[index]]].
-        steps_per_epoch: steps of every epoch.
-        memory: of one device; `device_bytes` is what it has, None when unknown.
-        longest_pack: tokens of the longest conversation that a device holds by the plan.
-        schedule_from: step that a run continues from with a schedule of its own.
-        deepspeed: the configuration that DeepSpeed would be given.
-        way: how conversations go through the model, as `probe.choose_way` proved it.
+        epoch: steps of the first epoch, as steps[rank[pack[index]]].
+        steps_per_epoch: number of steps of every epoch.
+        world_size: number of workers.
+        shape: sizes of the model.
+        memory: memory plan of one device.
+        schedule_from: step from which a run continues with a new schedule.
+        device_bytes: memory of a device; None if unknown.
+        longest_pack: tokens of the longest conversation that fits a device by the plan.
+        deepspeed: DeepSpeed's configuration.
+        mode: result of `probe.choose_attention_mode`.
 
-    `packing.efficiency` is the share of the packs' room that holds tokens, `packing.balance` the
-    share of its time that a rank computes when all wait for the most loaded one, by the operations
-    that its conversations cost.
+    Returns:
+        Among others `packing.efficiency`, the share of the packs' capacity that tokens fill, and
+        `packing.balance`, the share of its time that an average rank computes while all wait for
+        the most loaded one, by the operations of its conversations.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     costs = packing.cost(lengths, attention_tokens(shape))
@@ -104,35 +109,37 @@ def dry_run(
             "longest_pack": longest_pack,
         },
         "deepspeed": None if deepspeed is None else dict(deepspeed),
-        "attention": None if way is None else asdict(way) | {"forward_passes": _passes(epoch, way)},
+        "attention": None
+        if mode is None
+        else asdict(mode) | {"forward_passes": _passes(epoch, mode)},
     }
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """`dry_run`'s result as a page for a terminal."""
+    """Format the result of `dry_run` for a terminal."""
     epoch, packs, memory, model = (result[k] for k in ("epoch", "packing", "memory", "model"))
     per_rank = packs["packs_per_rank_and_step"]
     many = result["steps_per_epoch"]
     steps = f"{result['steps']:,}, of which {result['warmup_steps']:,} warm up"
     if len(many) > 1:
-        steps += f"; {_range(min(many), max(many))} an epoch, {len(many)} epochs"
+        steps += f"; {_range(min(many), max(many))} per epoch, {len(many)} epochs"
     if result["schedule_from"]:
         steps += f"; the schedule starts after step {result['schedule_from']:,}"
     rows = [
         ("Run", ""),
         ("optimizer steps", steps),
-        ("conversations an epoch", f"{epoch['conversations']:,}"),
-        ("tokens an epoch", f"{epoch['tokens']:,}; longest conversation {epoch['longest']:,}"),
-        ("operations an epoch", f"{epoch['flops']:.2e}"),
+        ("conversations per epoch", f"{epoch['conversations']:,}"),
+        ("tokens per epoch", f"{epoch['tokens']:,}; longest conversation {epoch['longest']:,}"),
+        ("FLOPs per epoch", f"{epoch['flops']:.2e}"),
         ("Packs", f"{packs['max_tokens']:,} tokens, {result['world_size']} workers"),
-        ("packs an epoch", f"{packs['packs']:,}, {_percent(packs['efficiency'])} full"),
+        ("packs per epoch", f"{packs['packs']:,}, {_percent(packs['efficiency'])} full"),
         (
-            "packs a worker and step",
+            "packs per worker and step",
             f"{_range(per_rank['least'], per_rank['most'])}, {per_rank['mean']:.1f} on average",
         ),
         ("balance of the workers", _percent(packs["balance"])),
         *_attention_rows(result["attention"]),
-        ("Memory a device", f"model of {model['parameters']:,} parameters"),
+        ("Memory per device", f"model of {model['parameters']:,} parameters"),
         *((name, _gib(memory[name])) for name in _PARTS if memory[name]),
         ("at most", f"{_gib(memory['total'])}  {_verdict(memory)}"),
         *(
@@ -140,7 +147,7 @@ def describe(result: Mapping[str, Any]) -> str:
             if memory["longest_pack"]
             else []
         ),
-        *([("host memory a device", _gib(memory["host"]))] if memory["host"] else []),
+        *([("host memory per device", _gib(memory["host"]))] if memory["host"] else []),
     ]
     return "\n".join(
         f"\n{name}{f': {value}' if value else ''}" if name[0].isupper() else f"  {name:<26}{value}"
@@ -148,9 +155,9 @@ def describe(result: Mapping[str, Any]) -> str:
     ).lstrip("\n")
 
 
-def _passes(epoch: Sequence[Step], way: Way) -> int:
-    """Forward passes of a worker in an epoch."""
-    return sum(len(forward_passes(packs, 0, packed=way.packed)) for packs in epoch)
+def _passes(epoch: Sequence[StepPacks], mode: AttentionMode) -> int:
+    """Return the forward passes of a worker per epoch."""
+    return sum(len(forward_passes(packs, 0, packed=mode.packed)) for packs in epoch)
 
 
 def _attention_rows(attention: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -158,9 +165,9 @@ def _attention_rows(attention: Mapping[str, Any] | None) -> list[tuple[str, str]
         return []
     together = "one per pack" if attention["packed"] else "one per conversation"
     return [
-        ("forward passes an epoch", f"{attention['forward_passes']:,} per worker, {together}"),
+        ("forward passes per epoch", f"{attention['forward_passes']:,} per worker, {together}"),
         ("attention", f"{attention['attention']}, exact on a tiny model of this kind"),
-        *([("not another, since", attention["because"])] if attention["because"] else []),
+        *([("reason for this mode", attention["because"])] if attention["because"] else []),
     ]
 
 
@@ -202,11 +209,11 @@ def coloured_pack(
     *,
     colour: bool,
 ) -> str:
-    """A pack's text, where a reader sees what the loss counts and what is a special token.
+    """Return a pack's text with supervised and special tokens marked.
 
     With colour, supervised tokens are green, others dim and special tokens reversed; without,
-    supervised tokens stand in 「」 and special ones in ⟪⟫. `starts` are the conversations' first
-    positions. Whatever could steer a terminal is written as its escape.
+    supervised tokens are in 「」 and special ones in ⟪⟫. `starts` are the conversations' first
+    positions. Characters that control a terminal are escaped.
     """
     lines = []
     borders = [*starts, len(ids)]
@@ -226,9 +233,9 @@ def coloured_pack(
 
 
 def escaped(text: str) -> str:
-    """Untrusted text for a terminal: control, format and surrogate characters as escapes.
+    """Escape control, format and surrogate characters of untrusted text for a terminal.
 
-    A newline, a tab and the joiner of emoji stay.
+    Newlines, tabs and the zero-width joiner of emoji are kept.
     """
     return "".join(
         c
@@ -241,13 +248,13 @@ def escaped(text: str) -> str:
 def _runs(
     ids: Sequence[int], weights: Sequence[float], tokenizer: Any
 ) -> Iterator[tuple[str, bool, bool]]:
-    """One conversation as (text, supervised, special): neighbours of one kind are one run."""
+    """Yield (text, supervised, special) for each run of tokens of one kind in a conversation."""
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     kinds = [(bool(w), int(i) in special) for i, w in zip(ids, weights, strict=True)]
     end, before = 0, ""
     for (weighs, is_special), run in groupby(kinds):
         end += len(list(run))
-        # From the conversation's start: a decoder may strip the blank at the start of a text.
+        # From the conversation's start, since a decoder may strip a space at the start of a text.
         text = tokenizer.decode(
             list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
@@ -260,5 +267,5 @@ def _painted(text: str, *, weighs: bool, special: bool, colour: bool) -> str:
         text = f"⟪{text}⟫" if special else text
         return f"「{text}」" if weighs else text
     code = (_SUPERVISED if weighs else _OTHER) + (_SPECIAL if special else "")
-    # Line by line, since a pager ends a colour at the end of its line.
+    # Line by line, since a pager resets colours at the end of a line.
     return "\n".join(f"{code}{line}{_RESET}" if line else "" for line in text.split("\n"))

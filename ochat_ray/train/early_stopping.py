@@ -1,4 +1,4 @@
-"""When a run ends before its last step, since the held-out loss falls no more."""
+"""Early stopping: the end of a run whose held-out loss no longer decreases."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def held_out_losses(metrics: Sequence[Mapping[str, Any]], first: int, last: int)
     return [float(m["eval_loss"]) for m in sorted(evaluated, key=lambda m: m["step"])]
 
 
-def is_over(losses: Sequence[float], patience: int | None) -> bool:
-    """Return whether the last `patience` evaluations all were no better than one before them."""
+def should_stop(losses: Sequence[float], patience: int | None) -> bool:
+    """Return whether none of the last `patience` losses is below the minimum before them."""
     if patience is None or len(losses) <= patience:
         return False
     return min(losses[-patience:]) >= min(losses[:-patience])

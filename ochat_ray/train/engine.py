@@ -1,4 +1,4 @@
-"""A DeepSpeed engine around a causal language model: steps, evaluations and checkpoints."""
+"""DeepSpeed engine around a causal language model: steps, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 from ochat_ray.train.optimizer import freeze, make_optimizer, parameter_groups
-from ochat_ray.train.probe import Way, candidates_of, choose_way
+from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
 from ochat_ray.train.shared_memory_op import load_shared_memory_op
 from ochat_ray.train.universal import complete_for_all_stages
 
@@ -40,7 +40,7 @@ _PROBE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """One optimizer step over all workers: the loss that was minimised, and its gradient's norm."""
+    """Result of an optimizer step over all workers: the loss and its gradient's norm."""
 
     loss: float
     grad_norm: float
@@ -50,8 +50,8 @@ class StepResult:
 class Evaluation:
     """Held-out figures over all workers.
 
-    `loss` is the mean negative log-likelihood a weighted token, in nats; `end_of_turn` the share
-    of end-of-turn tokens that the model would have chosen.
+    `loss` is the weighted mean negative log-likelihood per token, in nats; `end_of_turn` the share
+    of end-of-turn tokens that greedy decoding would choose; `weight` the sum of the loss weights.
     """
 
     loss: float
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def compute_dtype(name: str) -> torch.dtype:
-    """The dtype of a TrainConfig's `dtype`; "auto" asks the hardware of this worker."""
+    """Return the dtype of a TrainConfig's `dtype`; "auto" depends on this worker's hardware."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if torch.cuda.is_available():
@@ -70,54 +70,54 @@ def compute_dtype(name: str) -> torch.dtype:
 
 
 def attention_implementation(name: str) -> str:
-    """The name for transformers of a TrainConfig's `attention`."""
+    """Return transformers' name of a TrainConfig's `attention`."""
     if name == "auto" and torch.cuda.is_available() and importlib.util.find_spec("flash_attn"):
         return "flash_attention_2"
     return PACKED_SDPA if name in ("auto", "sdpa") else name
 
 
 def worker_device() -> torch.device:
-    """Return this worker's GPU, or its CPU."""
+    """Return this worker's GPU, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def prove_exact_here(config: TrainConfig, model_config: Any) -> Way:
-    """Prove how conversations go through the model, on this worker's device and in its dtype.
+def probe_on_worker(config: TrainConfig, model_config: Any) -> AttentionMode:
+    """Choose an exact attention mode on this worker's device and in its dtype.
 
-    Called before an Engine is made, within which new models are partitioned.
+    Call it before an Engine exists, since new models are partitioned from then on.
 
     Raises:
-        UserError: no way is exact.
+        UserError: no mode is exact.
     """
-    return choose_way(
+    return choose_attention_mode(
         model_config,
         candidates_of(config.attention, attention_implementation(config.attention)),
         device=worker_device(),
-        # On a CPU in float32, as in the preflight: there two right ways differ by 1e-5 at most.
+        # On a CPU in float32, as in the preflight: there two exact modes differ by 1e-5 at most.
         dtype=compute_dtype(config.dtype) if torch.cuda.is_available() else torch.float32,
         gradient_checkpointing=config.gradient_checkpointing,
     )
 
 
 def device_memory() -> int | None:
-    """Bytes of this worker's GPU; None where it has none."""
+    """Return the bytes of this worker's GPU; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
 
 class Engine:
-    """Needs torch.distributed to be up; with world size 1 it is a group of one.
+    """Training engine of one worker; torch.distributed must be initialized, also for one worker.
 
     Args:
-        config: of the run.
-        base: directory of the base model, end-of-turn token included.
-        model_config: its transformers configuration, as training changes it.
-        vocabulary: ids from here on belong to no token.
-        universal: it will `load` a universal checkpoint.
-        attention: transformers' name of the implementation; that of `config` when None.
+        config: options of the run.
+        base: directory of the base model, with the end-of-turn token.
+        model_config: its transformers configuration with the changes for training.
+        vocabulary: number of tokens; ids from here on belong to no token.
+        universal: prepare to `load` a universal checkpoint.
+        attention: transformers' name of the implementation; None takes that of `config`.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Engine:
         cuda = torch.cuda.is_available()
         if not cuda:
             load_shared_memory_op()
-        # Joins the group that is up; without it zero.Init believes in a world of one.
+        # Joins the existing process group; without it zero.Init assumes a world size of 1.
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo")
         self.device = worker_device()
         self.dtype = compute_dtype(config.dtype)
@@ -159,7 +159,7 @@ class Engine:
             config=model_config,
             attention=attention or attention_implementation(config.attention),
         )
-        # A packed sequence is recognised only without a cache.
+        # transformers recognizes a packed sequence only without a cache.
         model.config.use_cache = False
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -180,16 +180,16 @@ class Engine:
 
     @property
     def model(self) -> Any:
-        """The model inside; under ZeRO-3 its parameters are partitioned."""
+        """The wrapped model; its parameters are partitioned under ZeRO-3."""
         return self._engine.module
 
     def step(self, packs: Iterable[Batch], scales: Sequence[float], *, rate: float) -> StepResult:
-        """One optimizer step on this worker's packs, of which all workers have the same number.
+        """Run an optimizer step on this worker's packs; all workers need the same number of packs.
 
         The gradient is that of the sum over all packs of all workers of scale x sum(weight x nll),
-        accumulated in float32. With every scale 1 / sum(all weights of the step) it is the same
-        for every packing, number of packs and number of workers. `rate` is the share of their
-        peak at which the learning rates are.
+        accumulated in float32. With every scale 1 / sum(all weights of the step) it does not
+        depend on packing, number of packs and number of workers. `rate` is the learning rate as a
+        share of its peak.
         """
         for group, peak in zip(self._optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = rate * peak
@@ -200,7 +200,7 @@ class Engine:
             self._engine.set_gradient_accumulation_boundary(position == len(scales) - 1)
             scaled = self._nll(pack) * scale
             loss += scaled.detach()
-            # DeepSpeed averages over workers; this makes it a sum.
+            # DeepSpeed averages over workers; the factor turns that into a sum.
             self._engine.backward(scaled * world_size)
             self._engine.step()
         distributed.all_reduce(loss)
@@ -208,11 +208,11 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, packs: Iterable[Batch], end_of_turn_id: int) -> Evaluation:
-        """Exact figures over all packs of all workers, which have the same number of packs."""
+        """Evaluate exactly over all packs of all workers, which need the same number of packs."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self._engine.eval()
         for pack in packs:
-            ends = (pack.targets == end_of_turn_id) & (pack.weights > 0)
+            ends = (pack.labels == end_of_turn_id) & (pack.weights > 0)
             if self._in_chunks(pack):
                 nll, chosen = chunked_evaluation(
                     self._engine, pack, end_of_turn_id, vocabulary=self._vocabulary
@@ -238,9 +238,9 @@ class Engine:
 
     @torch.no_grad()
     def next_ids(self, pack: Batch) -> list[int]:
-        """The likeliest token at each predicting position; all workers give the same pack.
+        """Return the most likely token at each label position; all workers pass the same pack.
 
-        The first worker's choice, so that all go on with the same.
+        All workers return the first worker's choice, so that they continue with the same ids.
         """
         self._engine.eval()
         scores = logits(self._engine, pack.to(self.device), vocabulary=self._vocabulary)
@@ -250,15 +250,15 @@ class Engine:
         return chosen
 
     def save(self, directory: Path) -> None:
-        """Write this worker's shard of parameters, optimizer and random state; all call it.
+        """Write this worker's shard of parameters, optimizer and RNG state; all workers call it.
 
-        Every worker may give a directory of its own; their contents together are the checkpoint.
+        Workers may use different directories; their contents together are the checkpoint.
         """
         directory.mkdir(parents=True, exist_ok=True)
         try:
             self._engine.save_checkpoint(str(directory), tag=_TAG)
         except RuntimeError as error:
-            # torch's writer does not say why the system refused to write.
+            # torch's writer does not report the system's error.
             if "failed writing" in str(error) or "unexpected pos" in str(error):
                 raise _write_error(directory) from error
             raise
@@ -268,7 +268,7 @@ class Engine:
         torch.save(state, directory / _random_state())
 
     def load(self, directory: Path) -> None:
-        """Go on from a checkpoint: all workers' shards, or a universal one; all call it."""
+        """Load a checkpoint, either all workers' shards or a universal one; all workers call it."""
         ours = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(
             str(directory), tag=_TAG, load_lr_scheduler_states=False
@@ -286,7 +286,7 @@ class Engine:
         for group, decay in zip(self._optimizer.param_groups, self._decays, strict=True):
             group["weight_decay"] = decay
         file = directory / _random_state()
-        if file.exists():  # another number of workers has other streams
+        if file.exists():  # not with another number of workers, which has other RNG streams
             state = torch.load(file, weights_only=True)
             torch.set_rng_state(state["cpu"])
             if "cuda" in state and self.device.type == "cuda":
@@ -294,19 +294,19 @@ class Engine:
 
     @torch.no_grad()
     def predict(self, pack: Batch) -> torch.Tensor:
-        """Logits at the pack's predicting positions, float32 on the CPU; all workers call it.
+        """Return logits at the pack's label positions, float32 on the CPU; all workers call it.
 
-        Every worker gives the same pack, and has the same result.
+        All workers pass the same pack and get the same result.
         """
         self._engine.eval()
         return logits(self._engine, pack, vocabulary=self._vocabulary).float().cpu()
 
-    def whole(
+    def gathered(
         self, parameter: torch.nn.Parameter, *, changes: bool = False
     ) -> contextlib.AbstractContextManager[Any]:
-        """A context in which the parameter is whole; every worker must enter it.
+        """Gather a partitioned parameter in the context; all workers must enter it.
 
-        With `changes`, what is done to it there stays; all workers must do the same.
+        With `changes`, modifications are kept; all workers must make the same.
         """
         if not hasattr(parameter, "ds_id"):
             return contextlib.nullcontext()
@@ -316,11 +316,11 @@ class Engine:
         return deepspeed.zero.GatheredParameters([parameter], modifier_rank=rank)
 
     @contextlib.contextmanager
-    def opens_whole_models(self) -> Iterator[None]:
-        """A context in which transformers opens other models unpartitioned, in this worker alone.
+    def unpartitioned_loading(self) -> Iterator[None]:
+        """Let transformers load other models without partitioning, on this worker only.
 
-        transformers 5.19 partitions every model that it opens as long as ZeRO-3 is configured,
-        with collective operations in which all workers take part.
+        While ZeRO-3 is configured, transformers 5.19 partitions every model that it loads, with
+        collective operations in which all workers take part.
         """
         from transformers.integrations import deepspeed as integration
 
@@ -337,14 +337,14 @@ class Engine:
         return weighted_nll(logits(self._engine, pack, vocabulary=self._vocabulary), pack)
 
     def _in_chunks(self, pack: Batch) -> bool:
-        return self._chunk is not None and len(pack.targets) > self._chunk
+        return self._chunk is not None and len(pack.labels) > self._chunk
 
 
 def make_universal(checkpoint: Path, directory: Path) -> None:
-    """Convert a checkpoint of all workers' shards into one for any workers and ZeRO stage.
+    """Convert a checkpoint of all workers' shards for any number of workers and any ZeRO stage.
 
-    The format is DeepSpeed's universal checkpoint (Lian et al., 2024). One process calls it; it
-    runs in another, since DeepSpeed forks and prints.
+    The format is DeepSpeed's universal checkpoint (Lian et al., 2024). One worker per host calls
+    it; the conversion runs in a subprocess, since DeepSpeed forks and prints.
     """
     command = [
         *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"),
@@ -360,7 +360,7 @@ def make_universal(checkpoint: Path, directory: Path) -> None:
 
 
 def _write_error(directory: Path) -> OSError:
-    """Return the system's reason for not writing a checkpoint, by writing again there."""
+    """Return the system's error for a failed write of a checkpoint, found by another write."""
     probe = directory / "probe"
     try:
         with probe.open("wb") as file:
@@ -375,10 +375,10 @@ def _write_error(directory: Path) -> OSError:
 
 
 def _unlink_shared_memory() -> None:
-    """Remove the name of DeepSpeed's buffer between CPU workers; all of them have it open.
+    """Unlink DeepSpeed's shared-memory buffer of CPU workers, which all of them have open.
 
-    DeepSpeed 0.19.8 leaves 69 MB a worker behind in /dev/shm, under a name that a later run with
-    the same port would open.
+    DeepSpeed 0.19.8 leaves 69 MB per worker in /dev/shm, under a name that a later run with the
+    same port would open.
     """
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     who = f"{os.getuid()}_{address}_{port}_{distributed.get_rank()}"

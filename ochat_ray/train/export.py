@@ -1,4 +1,4 @@
-"""From a training engine to a plain Hugging Face directory."""
+"""Export of a training engine's model as a plain Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SHARD_BYTES = 4 << 30
 
 
 def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> None:
-    """Write bfloat16 safetensors, configuration and tokenizer; all workers call it together.
+    """Write bfloat16 safetensors, configuration and tokenizer; all workers must call it.
 
-    Names and layouts are those of the hub. One group of parameters at a time is gathered and only
-    the first worker keeps it, so memory stays at one shard of the model. Each is gathered again
-    and compared with what was written. Rows of the vocabulary that belong to no token are cut off.
-    The engine's weights are rounded to what is written, so that it computes what the export does.
+    Names and layouts are those of the hub. Parameters are gathered one group at a time, and only
+    the first worker keeps them, so memory is limited to one shard of the model. Each is gathered
+    again and compared with the file. Embedding rows that belong to no token are removed. The
+    engine's weights are rounded to the written ones, so that both models compute the same.
     """
     first = distributed.get_rank() == 0
     config = exported_config(engine.model, tokenizer)
@@ -56,7 +56,7 @@ def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> 
             if first:
                 for name, tensor in hub.to_file(state.take(group)).items():
                     written = _read(directory / writer.where[name], name)
-                    assert torch.equal(written, tensor.cpu()), f"{name} was not written as it is"
+                    assert torch.equal(written, tensor.cpu()), f"{name} differs from its file"
     if first:
         write_config(config, directory)
         generation_config(tokenizer, engine.model.generation_config).save_pretrained(directory)
@@ -65,7 +65,7 @@ def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> 
 
 
 def exported_config(model: Any, tokenizer: Any) -> Any:
-    """The configuration of an export: of its dtype, its vocabulary and its end-of-turn token."""
+    """Return the configuration of an export, with its dtype, vocabulary and end-of-turn token."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = torch.bfloat16
@@ -75,12 +75,12 @@ def exported_config(model: Any, tokenizer: Any) -> Any:
     named = dict(model.named_parameters(remove_duplicate=False))
     for target, source in model.all_tied_weights_keys.items():
         if named.get(target) is not named.get(source):
-            config.tie_word_embeddings = False  # whatever the base's says
+            config.tie_word_embeddings = False  # regardless of the base's setting
     return config
 
 
 def meta_model(model_class: Any, config: Any) -> Any:
-    """A model without weights, on torch's meta device."""
+    """Return a model without weights, on torch's meta device."""
     with torch.device("meta"):
         model = model_class(copy.deepcopy(config))
     model.tie_weights()
@@ -88,17 +88,17 @@ def meta_model(model_class: Any, config: Any) -> Any:
 
 
 class ExportedState:
-    """The tensors of a model that go into its files, by their names at run time.
+    """Tensors of a model that are written to files, by their names at run time.
 
-    Of tensors that are tied, the one is taken that transformers keeps. Persistent buffers (the
-    bias of DeepSeek-V3's experts) are tensors like others.
+    Of tied tensors it has the one that transformers keeps. Persistent buffers (the bias of
+    DeepSeek-V3's experts) are included.
 
     Args:
-        model: of the engine; under ZeRO-3 its parameters are partitioned.
-        config: of the model that is exported; its shapes are those of the files.
+        model: model of the engine; its parameters are partitioned under ZeRO-3.
+        config: configuration of the exported model, which determines the shapes in the files.
 
     Raises:
-        UserError: a model of that configuration has other tensors.
+        UserError: a model of this configuration has other tensors.
     """
 
     def __init__(self, model: Any, config: Any) -> None:
@@ -123,7 +123,7 @@ class ExportedState:
 
     @property
     def names(self) -> list[str]:
-        """All names, in the model's order."""
+        """Names of all tensors, in the model's order."""
         return list(self._tensors)
 
     @torch.no_grad()
@@ -135,11 +135,11 @@ class ExportedState:
                 tensor.copy_(tensor.to(self._dtype(name)))
 
     def rounds(self, name: str) -> bool:
-        """Whether a tensor is written in another dtype than it has."""
+        """Return whether a tensor is written in another dtype."""
         return self._dtype(name) != self._tensors[name].dtype
 
     def take(self, group: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Gathered tensors as they are written, without the padding of the vocabulary."""
+        """Return gathered tensors in the written dtype, without the padding of the vocabulary."""
         return {name: self._take(name) for name in group}
 
     def _take(self, name: str) -> torch.Tensor:
@@ -147,7 +147,7 @@ class ExportedState:
         return tensor[tuple(slice(size) for size in shape)].to(self._dtype(name))
 
     def _fits(self, found: Sequence[int], expected: Sequence[int]) -> bool:
-        """Whether two shapes are equal, but for the padding of the vocabulary."""
+        """Return whether two shapes are equal except for the padding of the vocabulary."""
         if len(found) != len(expected):
             return False
         pairs = zip(found, expected, strict=True)
@@ -170,19 +170,19 @@ def _gathered(
         for name in group:
             if (parameter := state.parameters.get(name)) is not None:
                 rounded = changes and state.rounds(name)
-                stack.enter_context(engine.whole(parameter, changes=rounded))
+                stack.enter_context(engine.gathered(parameter, changes=rounded))
         yield
 
 
 def publish(directory: Path, run: RunDir) -> None:
-    """Copy a directory's files into a run directory, each of them whole or not at all."""
+    """Copy a directory's files into a run directory, each of them atomically."""
     for path in sorted(directory.iterdir()):
         with path.open("rb") as source, run.writing(path.name) as target:
             shutil.copyfileobj(source, target, 16 << 20)
 
 
 class _ShardWriter:
-    """Collects tensors and writes a file whenever a shard is full."""
+    """Writer that collects tensors and writes a file when a shard is full."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

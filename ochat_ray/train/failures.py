@@ -19,10 +19,10 @@ from ochat_ray.errors import JobFailedError, UserError
 from ochat_ray.run_dir import RunDir
 
 FAILURE = "failure.json"
-"""File of a run's work folder: why training must not start again."""
+"""File of a run's work folder: the reason why workers must not be restarted."""
 
 _SEEN = "errors-{rank}.json"
-"""File of a run's work folder: the error that a worker ended with last."""
+"""File of a run's work folder: the last error of a worker."""
 
 _FROM_CODE = (
     TypeError,
@@ -55,7 +55,7 @@ _OUT_OF_MEMORY = re.compile(r"out of memory", re.IGNORECASE)
 
 @dataclass
 class Place:
-    """What a worker is doing, as a message names it, and its step (0 before the first)."""
+    """Current activity of a worker, as text for messages, and its step (0 before the first)."""
 
     text: str = "while starting"
     step: int = 0
@@ -63,40 +63,40 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """Why a run ended: a line for the user and, of a bug, the worker's traceback."""
+    """Reason for the end of a run: a line for the user and, for a bug, the worker's traceback."""
 
     message: str
     is_bug: bool = False
     traceback: str = ""
 
     def error(self) -> Exception:
-        """Return the exception that ends the job with it."""
+        """Return the exception to raise in the job."""
         if self.is_bug:
             return JobFailedError(self.message, detail=self.traceback)
         return UserError(self.message)
 
 
 def final_failure(error: BaseException, place: Place, work: RunDir, rank: int) -> Failure | None:
-    """Return what ends the run, or None where another attempt may get further.
+    """Return the failure if an error ends the run, or None if it is to be retried.
 
-    An error of unknown kind is remembered in the work folder: it ends the run if the attempt after
-    it ends with the same error at the same step.
+    An error of unknown kind is recorded in the work folder: it ends the run if the next attempt
+    fails with the same error at the same step.
     """
     if message := user_message(error):
         return Failure(message=message)
     if is_of_connection(error):
         return None
-    if is_from_code(error) or _came_again(error, place, work, rank):
+    if is_from_code(error) or _recurred(error, place, work, rank):
         return describe(error, place)
     return None
 
 
 def describe(error: BaseException, place: Place) -> Failure:
-    """Return the failure that an error of a worker is."""
+    """Return the failure that describes an error of a worker."""
     text = f"{type(error).__name__} {place.text}: {_first_line(error)}"
     if _OUT_OF_MEMORY.search(str(error)):
         return Failure(
-            message=f"{text}; take a smaller --max-tokens, more workers, or offload "
+            message=f"{text}; use a smaller --max-tokens, more workers, or offload "
             "(--offload-optimizer, --offload-parameters)"
         )
     return Failure(
@@ -125,26 +125,26 @@ def is_of_connection(error: BaseException) -> bool:
     )
 
 
-def leave(work: RunDir, failure: Failure) -> None:
-    """Write a failure into the run's work folder; on a full disk its name may have to do."""
+def write(work: RunDir, failure: Failure) -> None:
+    """Write a failure to the run's work folder; on a full disk the file may stay empty."""
     data = json.dumps(asdict(failure)).encode()
     with contextlib.suppress(OSError), work.fs.open_output_stream(work.path(FAILURE)) as stream:
         stream.write(data)
 
 
 def read(work: RunDir) -> Failure | None:
-    """Return the failure that a worker left."""
+    """Return the failure that a worker wrote, or None."""
     if not work.exists(FAILURE):
         return None
     with work.fs.open_input_stream(work.path(FAILURE), compression=None) as stream:
         data = stream.read()
     try:
         return Failure(**json.loads(data))
-    except (ValueError, TypeError):  # it was cut off
+    except (ValueError, TypeError):  # truncated
         return Failure(message="no space left on the device; free some, or choose another --output")
 
 
-def _came_again(error: BaseException, place: Place, work: RunDir, rank: int) -> bool:
+def _recurred(error: BaseException, place: Place, work: RunDir, rank: int) -> bool:
     name = _SEEN.format(rank=rank)
     message = re.sub(r"0x[0-9a-f]+|\d+", "N", str(error))
     now = {"type": type(error).__name__, "message": message, "step": place.step}

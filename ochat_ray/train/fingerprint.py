@@ -1,4 +1,4 @@
-"""Identity of a base model by its content, so that another one is never taken for it."""
+"""Fingerprint of a base model's content, which identifies the model of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.model_directory import files_of
 
 WHOLE_BYTES = 64 * 2**20
-"""Files of up to this size are hashed entirely; of larger ones as many bytes, evenly spread."""
+"""Files up to this size are hashed completely; of larger ones this many bytes, evenly spread."""
 
 BLOCK_BYTES = 2**20
 
@@ -28,9 +28,9 @@ _READERS = 8
 def fingerprint(path: str) -> str:
     """Return a digest of a base model's configuration and weights.
 
-    Of weights: each file's name, size and bytes; of a large file the header (safetensors: names,
-    types and shapes), the first and last block, and blocks evenly spread between. Of a hub's name:
-    the commit that this host has in its cache, which names the content, or else the name.
+    For weights: each file's name, size and bytes; for a large file the header (safetensors: names,
+    types and shapes), the first and last block, and blocks evenly spread between them. For a hub
+    name: the commit in this host's cache, which identifies the content, or else the name.
 
     Raises:
         UserError: a file cannot be read.
@@ -56,7 +56,7 @@ def fingerprint(path: str) -> str:
 
 
 def content_digest(fs: pafs.FileSystem, file: pafs.FileInfo) -> str:
-    """Return SHA-256 of a file's bytes, or of the header and blocks of a large one."""
+    """Return the SHA-256 of a file's bytes, or of the header and blocks of a large file."""
     state = hashlib.sha256()
     with fs.open_input_file(file.path) as stream:
         for start, length in blocks(file.size, _header_bytes(stream, file)):
@@ -71,7 +71,7 @@ def content_digest(fs: pafs.FileSystem, file: pafs.FileInfo) -> str:
 
 
 def blocks(size: int, header: int = 0) -> list[tuple[int, int]]:
-    """Return start and length in bytes of what is hashed of a file, in ascending order."""
+    """Return start and length in bytes of the hashed blocks of a file, in ascending order."""
     if size <= WHOLE_BYTES:
         return [(0, size)]
     count = WHOLE_BYTES // BLOCK_BYTES
@@ -81,7 +81,7 @@ def blocks(size: int, header: int = 0) -> list[tuple[int, int]]:
 
 
 def _header_bytes(stream: pa.NativeFile, file: pafs.FileInfo) -> int:
-    """Return the length of a safetensors header with its own length before it; 0 of others."""
+    """Return the length of a safetensors header with its length field; 0 for other files."""
     if not file.base_name.endswith(".safetensors") or file.size < 8:
         return 0
     length = 8 + int.from_bytes(stream.read_at(8, 0), "little")
@@ -89,7 +89,7 @@ def _header_bytes(stream: pa.NativeFile, file: pafs.FileInfo) -> int:
 
 
 def _described(config: bytes) -> Any:
-    """Return config.json as it describes the model; as text where it is none."""
+    """Return the content of config.json that describes the model; as text if it is not JSON."""
     try:
         found = json.loads(config)
     except ValueError:
@@ -106,7 +106,7 @@ def _read(fs: pafs.FileSystem, path: str) -> bytes:
 
 
 def _commit(name: str) -> str | None:
-    """Return the commit of the hub's repository whose config.json the cache has."""
+    """Return the commit of a hub repository whose config.json is in the cache."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -1,16 +1,15 @@
-"""What a model is made of, what training it costs in floating-point operations, and what a device
-could do.
+"""Sizes of a model, FLOPs of its training, and peak FLOPs of devices.
 
-A forward and backward pass takes 6 operations a token for each parameter of a matrix
-multiplication, and for causal attention 12 x layers x attention width x n / 2 more, n being the
-length of the token's own conversation (Kaplan et al., 2020, arXiv:2001.08361, table 1; Chowdhery
-et al., 2022, arXiv:2204.02311, appendix B, which counts attention without the causal half). What
-gradient checkpointing computes again is not counted: this is the work of the model, so that its
-share of a device's peak is the "model FLOPs utilisation" of that appendix.
+A forward and backward pass takes 6 FLOPs per token for each parameter of a matrix multiplication,
+and 12 x layers x attention width x n / 2 more for causal attention, where n is the length of the
+token's conversation (Kaplan et al., 2020, arXiv:2001.08361, table 1; Chowdhery et al., 2022,
+arXiv:2204.02311, appendix B, which counts attention without the causal half). Recomputation by
+gradient checkpointing is not counted: these are the FLOPs of the model, so that their share of a
+device's peak is the model FLOPs utilization (MFU) of that appendix.
 
 In a mixture of experts a token passes through `top_k` of the experts; only these count. A frozen
-matrix has no gradient of its own (4 operations), and a matrix before the first trained parameter
-no backward pass at all (2 operations).
+matrix has no gradient (4 FLOPs instead of 6), and a matrix before the first trained parameter has
+no backward pass (2 FLOPs).
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
-    """The sizes of a causal language model.
+    """Sizes of a causal language model.
 
-    `matmul_parameters` are those that each token is multiplied with: neither looked up (input
-    and position embeddings) nor norms and biases, but the output head, tied or not; of a layer's
-    experts as many as a token is routed to. `gated` says that the feed-forward part has a gate
-    (SwiGLU) beside its two matrices; `intermediate` is its width, over all active experts of a
-    token. `value_head_size` is None where it equals `head_size`, `attention_layers` where all
-    layers have attention.
+    `matmul_parameters` are those that each token is multiplied with: not input and position
+    embeddings, norms and biases, but the output head, tied or not, and of a layer's experts as
+    many as a token is routed to. `gated` is whether the feed-forward part has a gate (SwiGLU) in
+    addition to its two matrices; `intermediate` is its width, over all active experts of a token.
+    `value_head_size` is None if it equals `head_size`, `attention_layers` if all layers have
+    attention.
 
     `idle_parameters` are those of the experts that a token does not pass through.
-    `frozen_parameters` are not trained, and `frozen_head` is whether the output head is one of
-    them; `frozen_operations` per token, and attention's backward pass in
-    `frozen_attention_layers`, are what this saves.
+    `frozen_parameters` are not trained; `frozen_head` is whether the output head is one of them.
+    This saves `frozen_operations` per token, and the backward pass of attention in
+    `frozen_attention_layers`.
     """
 
     layers: int
@@ -72,9 +71,9 @@ class ModelShape:
 
     @property
     def attention_width(self) -> int:
-        """Attention's operations are those of heads x head size; `hidden` in most models.
+        """Heads x head size, which determines attention's FLOPs; `hidden` in most models.
 
-        Where values are narrower than queries and keys, as in DeepSeek's, it is their mean.
+        If values are narrower than queries and keys, as in DeepSeek's models, the mean of both.
         """
         values = self.head_size if self.value_head_size is None else self.value_head_size
         return self.heads * (self.head_size + values) // 2
@@ -87,11 +86,11 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any, frozen: Collection[str] = ()) -> ModelShape:
-        """The shape of the model that a transformers configuration describes.
+        """Return the shape of the model of a transformers configuration.
 
-        Parameters are counted in the model itself, built on torch's meta device: a fraction of a
-        second and no memory, whatever its size. `frozen` are names of parameters that are not
-        trained.
+        Parameters are counted in the model itself, built on torch's meta device, which takes a
+        fraction of a second and no memory for any size. `frozen` are names of parameters that are
+        not trained.
         """
         model = meta_model(config)
         text = config.get_text_config()
@@ -131,23 +130,24 @@ class ModelShape:
 
 
 def _head_size(text: Any) -> int | None:
-    """`head_dim`; its mean where layers have their own (Gemma 4)."""
+    """Return `head_dim`, or its mean if it differs between layers (Gemma 4)."""
     layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
     sizes = [size for layer in layers if (size := getattr(layer, "head_dim", None))]
     return round(sum(sizes) / len(sizes)) if sizes else None
 
 
 def flops_per_token(shape: ModelShape, length: float) -> float:
-    """Forward and backward pass of one token, averaged over a conversation of `length` tokens."""
+    """Return the FLOPs of training per token, averaged over a conversation of `length` tokens."""
     return training_flops(shape, [1]) + _attention_flops(shape) * (length - 1)
 
 
 def training_flops(
     shape: ModelShape, lengths: Sequence[int] | np.ndarray, *, predicted: int | None = None
 ) -> float:
-    """Forward and backward pass of whole conversations that do not see each other.
+    """Return the FLOPs of a forward and backward pass of isolated conversations.
 
-    `predicted` is the number of tokens for which logits are computed; all of them when None.
+    `lengths` are their tokens. `predicted` is the number of tokens for which logits are computed;
+    None means all.
     """
     n = np.asarray(lengths, dtype=np.float64)
     tokens = float(n.sum())
@@ -160,19 +160,19 @@ def training_flops(
 
 
 def _attention_flops(shape: ModelShape) -> float:
-    """Attention's operations in a conversation, over the square of its length."""
+    """Return attention's FLOPs in a conversation, divided by the square of its length."""
     return 6.0 * shape.attention_work - (
         4.0 * shape.frozen_attention_layers * shape.attention_width
     )
 
 
 def attention_tokens(shape: ModelShape) -> int:
-    """The length of conversation at which attention costs as much as all else."""
+    """Return the conversation length in tokens at which attention costs as much as the rest."""
     return max(1, shape.matmul_parameters // max(1, shape.attention_work))
 
 
-# Dense, with float32 accumulation, at boost clock; makers' figures "with sparsity" are halved.
-# The first name that is part of the device's wins. Sources: NVIDIA's data sheets of B200 (HGX),
+# Dense, with float32 accumulation, at boost clock; vendors' figures "with sparsity" are halved.
+# The first name that is part of the device's is used. Sources: NVIDIA's data sheets of B200 (HGX),
 # H200, H100, A100, A10, L4, L40S and V100; whitepapers "NVIDIA Ampere GA102" (3090, A6000), "Ada"
 # (4090) and "RTX Blackwell" (5090), appendices; AWS's page of G5 instances for the A10G.
 _TERAFLOPS = (
@@ -197,9 +197,9 @@ _NOT_THESE = ("Laptop", "MIG", "4090 D", "5090 D", "GB200")
 
 
 def peak_flops(device_name: str, dtype: str | torch.dtype) -> float | None:
-    """A GPU's peak in operations a second, dense, in bfloat16 or float16; None when unknown.
+    """Return a GPU's dense peak in bfloat16 or float16, in FLOPs per second; None if unknown.
 
-    `device_name` is as torch.cuda.get_device_name gives it.
+    `device_name` is that of `torch.cuda.get_device_name`.
     """
     kind = str(dtype).removeprefix("torch.")
     if kind not in ("bfloat16", "float16") or any(name in device_name for name in _NOT_THESE):
@@ -215,10 +215,10 @@ def peak_flops(device_name: str, dtype: str | torch.dtype) -> float | None:
 def measured_peak_flops(
     device: str | torch.device, dtype: str | torch.dtype, seconds: float = 0.4
 ) -> float:
-    """The best rate of a few square matrix multiplications, in operations a second.
+    """Measure the best rate of a few square matrix multiplications, in FLOPs per second.
 
-    For CPUs, with the threads that torch has at the time, and for GPUs that `peak_flops` does not
-    know. The matrices double until the next would not fit into the time.
+    For CPUs, with torch's current number of threads, and for GPUs that `peak_flops` does not know.
+    The size of the matrices doubles until the next size would exceed `seconds`.
     """
     import torch
 
@@ -236,7 +236,7 @@ def measured_peak_flops(
     best, size = 0.0, 128
     while size <= 8192:
         matrix = torch.ones(size, size, dtype=kind, device=device)
-        once(matrix)  # starts libraries, and threads
+        once(matrix)  # initializes libraries and threads
         took = min(once(matrix) for _ in range(3))
         best = max(best, 2.0 * size**3 / took)
         size *= 2

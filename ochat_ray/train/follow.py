@@ -1,4 +1,4 @@
-"""Following a run from outside: a line for every line that its first worker writes down."""
+"""Progress of a run in the terminal, read from its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ochat_ray.train.metrics import read_metrics
 _RECENT_STEPS = 20
 
 _SLOW = 1 / 3
-"""The share of a step from which the workers' exchange is what to look at first."""
+"""Share of a step from which communication between workers is reported as a bottleneck."""
 
 
 @contextmanager
 def follow_metrics(run: RunDir) -> Iterator[None]:
-    """Print a line for every step that the workers write down, as long as the block lasts."""
+    """Print a line for every new line of metrics.jsonl within the block."""
     ended = threading.Event()
 
     def follow() -> None:
@@ -31,7 +31,7 @@ def follow_metrics(run: RunDir) -> Iterator[None]:
             marks = list(map(_mark, lines))
             pairs = enumerate(zip(known, marks, strict=False))
             same = next((n for n, (a, b) in pairs if a != b), min(len(known), len(marks)))
-            if printed and same < len(known):  # an attempt went back to its checkpoint
+            if printed and same < len(known):  # a new attempt resumed from a checkpoint
                 print(f"{'train':>10}  workers were lost; resuming", file=sys.stderr, flush=True)
             for number, line in enumerate(lines[same:], same):
                 print(progress_line(line, lines[:number]), file=sys.stderr, flush=True)
@@ -58,7 +58,7 @@ def _mark(line: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def progress_line(metrics: dict[str, Any], before: Sequence[dict[str, Any]] = ()) -> str:
-    """One line of metrics.jsonl for a person; `before` are the lines before it."""
+    """Return a line of metrics.jsonl as text; `before` are the lines before it."""
     head = f"{'train':>10}  step {metrics['step']} of {metrics['total_steps']}"
     if "eval_loss" in metrics:
         return (
@@ -71,15 +71,15 @@ def progress_line(metrics: dict[str, Any], before: Sequence[dict[str, Any]] = ()
     rate = metrics["tokens"] / metrics["seconds"] / metrics["world_size"]
     return (
         f"{head} · loss {metrics['loss']:.4f} · lr {metrics['learning_rate']:.2e} · grad norm "
-        f"{metrics['grad_norm']:.2f} · {rate:,.0f} tokens/s a device · "
-        f"MFU {100 * metrics['mfu']:.0f}% · {_exchange(metrics)}{_duration(left)} left"
+        f"{metrics['grad_norm']:.2f} · {rate:,.0f} tokens/s per device · "
+        f"MFU {100 * metrics['mfu']:.0f}% · {_slow_link(metrics)}{_duration(left)} left"
     )
 
 
-def _exchange(metrics: dict[str, Any]) -> str:
-    """What to look at where the link between the workers, and not a device, sets the pace."""
-    share = metrics.get("exchange", 0.0)  # not there in runs that began before it was measured
-    return f"slow link: {100 * share:.0f}% is exchange · " if share >= _SLOW else ""
+def _slow_link(metrics: dict[str, Any]) -> str:
+    """Return a note if the network between workers, and not a device, is the bottleneck."""
+    share = metrics.get("exchange", 0.0)  # missing in runs of earlier versions
+    return f"slow link: {100 * share:.0f}% is communication · " if share >= _SLOW else ""
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""One pack through a transformers model, so that no conversation sees another."""
+"""Forward pass of a pack through a transformers model, with its conversations isolated."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import torch
 from ochat_ray.train.batch import Batch
 
 PACKED_SDPA = "packed"
-"""Our name in transformers, which holds no "sdpa": of models that lack an sdpa, as GPT-OSS, it
-refuses such names (`PreTrainedModel.get_correct_attn_implementation`, 5.19)."""
+"""Name of our attention implementation in transformers. It does not contain "sdpa": for models
+without sdpa, such as GPT-OSS, transformers rejects such names
+(`PreTrainedModel.get_correct_attn_implementation`, 5.19)."""
 
-# Read where a model makes its masks, which gradient checkpointing does not compute again.
+# Read when a model creates its masks, which gradient checkpointing does not recompute.
 _pack_lengths: ContextVar[list[int] | None] = ContextVar("pack_lengths", default=None)
 
 
 class PackMask(NamedTuple):
-    """The mask that `PACKED_SDPA` takes in place of transformers' tensor of tokens x tokens.
+    """Mask of `PACKED_SDPA`, in place of transformers' tensor of shape (tokens, tokens).
 
-    `lengths` are the tokens of each conversation; `allowed` holds, for each of them, a boolean
+    `lengths` are the tokens of each conversation; `allowed` has for each conversation a boolean
     tensor of shape (tokens, tokens), or None for plain causal attention.
     """
 
@@ -31,47 +32,48 @@ class PackMask(NamedTuple):
 
 
 def logits(model: Any, batch: Batch, *, vocabulary: int | None = None) -> torch.Tensor:
-    """Return the logits at the pack's predicting positions, of shape (predicted, vocabulary).
+    """Return the logits at the pack's label positions, of shape (labels, vocabulary).
 
-    `model` is a causal language model or an engine around one, whose `config.use_cache` is False.
-    Whether a model keeps the conversations of a pack apart is for `probe.choose_way` to find out.
-    A pack of one conversation is the model's own plain forward pass.
-    Ids from `vocabulary` on belong to no token and are left out, as if they were impossible.
+    `model` is a causal language model or an engine around one, with `config.use_cache` False.
+    `probe.choose_attention_mode` tests whether a model isolates the conversations of a pack. A
+    pack of one conversation is a plain forward pass of the model. Ids from `vocabulary` on belong
+    to no token; their logits are removed, which gives them probability 0.
     """
     inner = getattr(model, "module", model)
-    _unstretch(inner)
+    _reset_dynamic_rope(inner)
     attention = str(inner.config._attn_implementation)
     accepted = inspect.signature(inner.forward).parameters
     arguments: dict[str, Any] = {}
-    if len(batch.borders) > 2:
+    if len(batch.cu_seqlens) > 2:
         arguments["position_ids"] = batch.position_ids
     if "use_cache" in accepted:
         arguments["use_cache"] = False
     selects = "logits_to_keep" in accepted
     if selects:
-        arguments["logits_to_keep"] = batch.predicting
+        arguments["logits_to_keep"] = batch.label_positions
     if "flash" in attention and any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         arguments |= {
-            "cu_seq_lens_q": batch.borders,
-            "cu_seq_lens_k": batch.borders,
-            "max_length_q": batch.longest,
-            "max_length_k": batch.longest,
+            "cu_seq_lens_q": batch.cu_seqlens,
+            "cu_seq_lens_k": batch.cu_seqlens,
+            "max_length_q": batch.max_seqlen,
+            "max_length_k": batch.max_seqlen,
         }
-    lengths = batch.borders.diff().tolist() if attention == PACKED_SDPA else None
+    lengths = batch.cu_seqlens.diff().tolist() if attention == PACKED_SDPA else None
     token = _pack_lengths.set(lengths)
     try:
         result = model(input_ids=batch.input_ids, **arguments).logits[0]
     finally:
         _pack_lengths.reset(token)
     if not selects:
-        result = result[batch.predicting]
+        result = result[batch.label_positions]
     return result if vocabulary is None else result[:, :vocabulary]
 
 
 def register_packed_sdpa() -> None:
     """Register `PACKED_SDPA` with transformers: PyTorch's attention per conversation.
 
-    Its own "sdpa" takes a packed sequence with a mask of tokens x tokens, and computes all of it.
+    Its own "sdpa" needs a mask of shape (tokens, tokens) for a packed sequence, and computes all
+    scores.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -89,9 +91,9 @@ def _pack_mask(
 ) -> PackMask:
     """Return the mask of a pack, as a mask function of transformers (`masking_utils`, 5.19).
 
-    `mask_function` holds all that one kind of layer has: causality, a sliding window or chunks
-    (both of `local_size` tokens), the borders of conversations. It is asked about positions of the
-    same conversation only.
+    `mask_function` combines the masks of one kind of layer: causality, a sliding window or chunks
+    (both of `local_size` tokens), and the conversations' boundaries. It is called for positions of
+    the same conversation only.
     """
     lengths = _pack_lengths.get()
     if lengths is None:
@@ -106,7 +108,7 @@ def _pack_mask(
     for length in lengths:
         place = torch.arange(start, start + length, device=device)
         own = mask_function(zero, zero, place[:, None], place[None, :])
-        # The fast kernels take no mask, so one that hides nothing is left out.
+        # The fast kernels take no mask, so a mask that is only causal is omitted.
         plain = length <= local_size and torch.equal(own, torch.ones_like(own).tril())
         allowed.append(None if plain else own)
         start += length
@@ -119,8 +121,8 @@ _WITHOUT_EFFECT = frozenset(
     output_hidden_states output_router_logits return_dict layer_idx
     """.split()
 )
-"""Arguments that change nothing here: transformers' masks hold the window and the causality, and
-position ids are in queries and keys already."""
+"""Arguments without effect here: transformers' masks contain the window and the causality, and
+position ids are already applied to queries and keys."""
 
 
 def _packed_sdpa(
@@ -140,11 +142,11 @@ def _packed_sdpa(
 
     Queries, keys and values are of shape (1, heads, tokens, head size).
 
-    `softcap` bounds the scores by a tanh (Gemma 2); `s_aux` of shape (heads,) are scores of
-    attention sinks, which take probability and give nothing (GPT-OSS).
+    `softcap` bounds the scores by a tanh (Gemma 2); `s_aux` of shape (heads,) are the scores of
+    attention sinks, which take part in the softmax without a value (GPT-OSS).
 
     Raises:
-        TypeError: the model passes an argument, or a mask, whose effect would be lost.
+        TypeError: the model passes an argument or a mask that this function cannot apply.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -182,7 +184,7 @@ def _scored_attention(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Compute attention of one conversation through its scores, which kernels do not give out.
+    """Compute attention of one conversation from explicit scores, which kernels do not expose.
 
     The result has the shape (1, tokens, heads, head size). The softmax is in float32.
     """
@@ -202,11 +204,11 @@ def _scored_attention(
     return (weights @ value).transpose(1, 2)
 
 
-def _unstretch(model: Any) -> None:
-    """Forget the longest conversation so far.
+def _reset_dynamic_rope(model: Any) -> None:
+    """Reset the frequencies of dynamic rotary scaling.
 
-    Dynamic rotary scaling (transformers 5.19) keeps the frequencies of the longest input it has
-    seen, so that a result would depend on what came before.
+    transformers 5.19 keeps those of the longest input so far, so a result would depend on earlier
+    inputs.
     """
     for module in model.modules():
         if getattr(module, "rope_type", None) == "dynamic":

@@ -1,8 +1,8 @@
-"""A model's config.json as transformers 5, transformers 4 and engines built on either read it.
+"""config.json for transformers 5, transformers 4 and engines built on either of them.
 
-transformers 5 keeps rotary embeddings in `rope_parameters` and the dtype in `dtype`. Version 4
-reads other keys, and where it does not find them it takes its defaults without a word: a model
-trained with a base of 100,000 ran with one of 10,000. Here both are written.
+transformers 5 stores rotary embeddings in `rope_parameters` and the dtype in `dtype`. Version 4
+reads other keys, and silently uses its defaults if they are missing: a model trained with a rotary
+base of 100,000 ran with 10,000. This module writes the keys of both.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _ROPE_BASES_BY_LAYER_TYPE = {
     "modernbert-decoder": ("global_rope_theta", "local_rope_theta"),
     "olmo3": ("rope_theta", None),
 }
-"""Model types of transformers 4 with two rotary bases: its keys for full and sliding attention."""
+"""Keys of transformers 4 for the rotary base of full and sliding attention, by model type."""
 
 _OLD_LAYER_TYPES = {"linear_attention": "mamba", "full_attention": "attention"}
 _KEYS_OF_OLD_LAYER_TYPES = {"granitemoehybrid": "layer_types", "zamba2": "layers_block_type"}
 _WITH_SLIDING_WINDOW_PATTERN = ("gemma3_text", "cohere2")
 _NO_LIMIT = [0.0, {"__float__": "Infinity"}]
-"""How transformers 5 writes the default of `time_step_limit`; version 4 cannot read it."""
+"""The default of `time_step_limit` as transformers 5 writes it; version 4 cannot read it."""
 
 
 def write_config(config: Any, directory: Path) -> None:
@@ -37,9 +37,9 @@ def write_config(config: Any, directory: Path) -> None:
 
 
 def with_version_4_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """A parsed config.json of transformers 5 with what version 4 reads instead.
+    """Return a parsed config.json of transformers 5 with the keys of version 4 added.
 
-    transformers 5 reads the result as the configuration that it was.
+    transformers 5 reads the same configuration from the result.
     """
     result = {
         key: with_version_4_keys(value)
@@ -61,7 +61,7 @@ def with_version_4_keys(config: dict[str, Any]) -> dict[str, Any]:
     if model_type == "qwen3_moe":
         result["num_experts"] = config["num_local_experts"]
     if model_type == "falcon" and config["multi_query"] and not config["new_decoder_architecture"]:
-        result["num_kv_heads"] = 1  # transformers ignores it there, converters to GGUF do not
+        result["num_kv_heads"] = 1  # transformers ignores it here, converters to GGUF do not
     if model_type == "dbrx":
         ffn = {k: v for k, v in config["ffn_config"].items() if k != "hidden_size"}
         attention = config["attn_config"] | {"rope_theta": result["rope_theta"]}
@@ -70,10 +70,10 @@ def with_version_4_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rope_keys(model_type: str, rope: dict[str, Any]) -> dict[str, Any]:
-    """Keys of version 4 for the value of `rope_parameters`."""
+    """Return version 4's keys for the value of `rope_parameters`."""
     if any(isinstance(value, dict) for value in rope.values()):
         if model_type not in _ROPE_BASES_BY_LAYER_TYPE:
-            return {}  # no model of version 4 has several
+            return {}  # no model of version 4 has more than one
         full, sliding = rope["full_attention"], rope["sliding_attention"]
         for_full, for_sliding = _ROPE_BASES_BY_LAYER_TYPE[model_type]
         bases = {for_full: full["rope_theta"], "rope_scaling": _scaling(model_type, full)}
@@ -88,10 +88,10 @@ def _rope_keys(model_type: str, rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scaling(model_type: str, rope: dict[str, Any]) -> dict[str, Any] | None:
-    """The value of version 4's `rope_scaling`; None where nothing is scaled."""
+    """Return the value of version 4's `rope_scaling`; None without scaling."""
     if rope.get("rope_type", "default") == "default":
         return None
-    if model_type == "phi3":  # takes these three and no other
+    if model_type == "phi3":  # accepts only these three keys
         return {"type": rope["rope_type"]} | {
             key: rope[key] for key in ("short_factor", "long_factor")
         }
@@ -99,7 +99,7 @@ def _scaling(model_type: str, rope: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _sliding_window_pattern(layer_types: list[str]) -> dict[str, int]:
-    """The number n, where every n-th layer, and no other, has full attention; as a key of 4.51."""
+    """Return transformers 4.51's key for n if exactly every n-th layer has full attention."""
     full = [i for i, layer_type in enumerate(layer_types, 1) if layer_type == "full_attention"]
     if not full or full != list(range(full[0], len(layer_types) + 1, full[0])):
         return {}

@@ -1,9 +1,10 @@
-"""Names and layouts of a model's tensors in files, which are not those that it has at run time.
+"""Conversion of a model's tensors between run time and the names and layouts of files on the hub.
 
 transformers 5 renames and fuses tensors while it loads them: the experts of a mixture become one
 tensor, GPT-NeoX's `embed_out` becomes `lm_head`. Files on the hub, and every engine that reads
-them, have the names and layouts of before. `save_pretrained` converts a whole state dict at once;
-here it is one group of tensors after the other, so that memory stays at the largest group.
+them, keep the original names and layouts. `save_pretrained` converts a complete state dict at
+once; here groups of tensors are converted one after the other, so that memory is limited to the
+largest group.
 
 transformers 5.19 has no public function for a part of a model, hence the private imports of
 `core_model_loading` and `conversion_mapping`.
@@ -21,8 +22,8 @@ import torch
 class HubFormat:
     """Conversion of a model's tensors between run time and files.
 
-    It depends on the model's class alone, not on the names in the files that it was loaded from:
-    a base that was saved with names of run time is exported with those of the hub, too.
+    It depends only on the model's class, not on the names in the files that it was loaded from: a
+    base that was saved with run-time names is also exported with those of the hub.
 
     Args:
         model: a transformers model; its tensors are not read, and may be on the meta device.
@@ -36,23 +37,23 @@ class HubFormat:
         self._to_run_time = [
             transform
             for transform in get_model_conversion_mapping(model, add_legacy=False)
-            # Of a part of a larger model; an export is a model of its own.
+            # These are for parts of a larger model; an export is a complete model.
             if not isinstance(transform, PrefixChange)
         ]
-        # Reverse order: what was done last is undone first.
+        # In reverse order, to undo the last transformation first.
         self._to_file = [t.reverse_transform() for t in reversed(self._to_run_time)]
 
     def groups(self, names: Iterable[str]) -> list[tuple[str, ...]]:
-        """Run-time names, in groups that `to_file` must be given together."""
+        """Return run-time names in groups that must be passed to `to_file` together."""
         grouped = self._grouped(names, self._to_file, reverse=True)
         return [tuple(name for name, _ in members) for members, _ in grouped]
 
     def to_file(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Convert one or more whole groups of run-time tensors; the results may be views."""
+        """Convert one or more complete groups of run-time tensors; the results may be views."""
         return self._converted(tensors, self._to_file, reverse=True)
 
     def to_run_time(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Convert the tensors of files, as transformers does while it loads them."""
+        """Convert tensors of files as transformers does when it loads them."""
         return self._converted(tensors, self._to_run_time, reverse=False)
 
     def _converted(
@@ -72,7 +73,7 @@ class HubFormat:
     def _grouped(
         self, names: Iterable[str], transforms: list[Any], *, reverse: bool
     ) -> list[tuple[list[tuple[str, str | None]], str]]:
-        """Groups of (name, the converter's pattern that it matches), each with its target."""
+        """Return groups of (name, matched pattern of a converter), each with its target name."""
         from transformers.core_model_loading import (
             WeightConverter,
             WeightRenaming,
@@ -80,7 +81,7 @@ class HubFormat:
             rename_source_key,
         )
 
-        fresh = copy.deepcopy(transforms)  # a renaming may remember what it has seen
+        fresh = copy.deepcopy(transforms)  # a renaming may have state
         renamings = [t for t in fresh if isinstance(t, WeightRenaming)]
         converters = [t for t in fresh if isinstance(t, WeightConverter)]
         groups: dict[str, list[tuple[str, str | None]]] = {}
@@ -91,7 +92,7 @@ class HubFormat:
 
 
 def _transform(transforms: list[Any], members: list[tuple[str, str | None]], target: str) -> Any:
-    """The transformation of one group: its converter, or a renaming."""
+    """Return the transformation of a group: a converter or a renaming."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
     name, pattern = members[0]

@@ -1,4 +1,4 @@
-"""The training job on Ray Train: check, prepare the base model, start the workers, follow them."""
+"""Driver of a training job: checks, start of the workers with Ray Train, progress and errors."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from ochat_ray.train.continuation import Start, discard, start_of
 from ochat_ray.train.fingerprint import fingerprint
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
-from ochat_ray.train.output import clear, output_of, read_model_manifest, start
+from ochat_ray.train.output import clear, output_of, read_model_manifest, record_start
 from ochat_ray.train.preflight import (
     announce_start,
     check_inputs,
     check_steps,
     completed_already,
     extended_config,
+    find_resume_checkpoint,
     identity_of,
-    prove_exact,
-    to_go_on_from,
+    probe_on_driver,
     with_step_size,
 )
 from ochat_ray.train.process_group import OwnNetworkConfig
@@ -46,39 +46,39 @@ from ochat_ray.train.samples import prompts_of
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Run the whole job; the content of the model directory's ochat.json.
+    """Run a training job and return the content of the model directory's ochat.json.
 
-    Does nothing where the same training is complete already.
+    Does nothing if the same training is already complete.
 
     Raises:
         UserError: data, model or output are not usable, or do not fit each other or the cluster.
-        JobFailedError: workers were lost too often, or there is a bug.
+        JobFailedError: workers failed too often, or because of a bug.
     """
     config.check()
     manifest = check_inputs(config)
     output, model = output_of(config.output), fingerprint(config.model)
     prompts = prompts_of(config, manifest)
     if isinstance(task := _settle(config, manifest, output, model), dict):
-        if output.has_work():  # it was killed while it cleaned up
+        if output.has_work():  # that run was killed during its cleanup
             with hold(output.run, "train"):
                 output.clear_work()
         return task
-    prove_exact(config, extended_config(config, config.model, manifest))
+    probe_on_driver(config, extended_config(config, config.model, manifest))
     ray_session.join_or_start()
     use_gpu = _use_gpu(config)
     with hold(output.run, "train") as lock:
-        # Another run may have written there since the first look.
+        # Another run may have written to the output since the first check.
         if isinstance(task := _settle(config, manifest, output, model), dict):
             return task
-        announce_start(task.config, task.begins.checkpoint, task.begins.expected)
+        announce_start(task.config, task.start.checkpoint, task.start.expected)
         lock.check()
-        clear(output, task.begins.checkpoint)
-        discard(output.run, task.begins)
+        clear(output, task.start.checkpoint)
+        discard(output.run, task.start)
         try:
             _run(task, output, lock, prompts, use_gpu=use_gpu)
         finally:
             if not lock.is_lost:
-                with suppress(OSError):  # a dying worker still writes; the next run clears it
+                with suppress(OSError):  # a terminating worker still writes; the next run clears it
                     output.clear_work()
     result = read_model_manifest(output)
     assert result is not None, "training ended without a result"
@@ -87,21 +87,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Task:
-    """A training as it starts: its options, and where it begins."""
+    """Options of a training with the step size resolved, and its starting point."""
 
     config: TrainConfig
-    begins: Start
+    start: Start
 
 
 def _settle(
     config: TrainConfig, manifest: dict[str, Any], output: Ownership, model: str
 ) -> _Task | dict[str, Any]:
-    """Return what is to be done, or the content of ochat.json where it is complete already."""
-    config = with_step_size(config, to_go_on_from(config))
-    begins = start_of(config, identity_of(config, manifest, model), output)
-    check_steps(config, manifest, begins)
-    done = completed_already(config, output, begins)
-    return done or _Task(config=config, begins=begins)
+    """Return the training to run, or the content of ochat.json if it is already complete."""
+    config = with_step_size(config, find_resume_checkpoint(config))
+    start = start_of(config, identity_of(config, manifest, model), output)
+    check_steps(config, manifest, start)
+    done = completed_already(config, output, start)
+    return done or _Task(config=config, start=start)
 
 
 def _run(
@@ -112,16 +112,16 @@ def _run(
     *,
     use_gpu: bool,
 ) -> None:
-    """Start the workers and follow them to their end."""
+    """Start the workers and print their progress until they end."""
     config, run = task.config, output.run
     trackers = config.wandb is not None or config.mlflow is not None
-    work = start(output, lock.token, trackers=trackers, samples=prompts is not None)
+    work = record_start(output, lock.token, trackers=trackers, samples=prompts is not None)
     least = config.num_workers_min
     with _staging_directory(config, work) as staging, follow_metrics(run):
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
-                # A worker has a directory of its own.
+                # Absolute paths, since every worker has its own working directory.
                 "config": asdict(
                     replace(
                         config,
@@ -136,12 +136,12 @@ def _run(
                 ),
                 "staging": staging,
                 "token": lock.token,
-                "identity": task.begins.identity,
+                "identity": task.start.identity,
                 "sample_prompts": prompts,
             },
             torch_config=OwnNetworkConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                # A pair is elastic, in version 2 of Ray Train's API; its annotations are 1's.
+                # A pair means elastic training in Ray Train V2; the annotations are still V1's.
                 num_workers=config.num_workers  # type: ignore[arg-type]
                 if least is None
                 else (least, config.num_workers),
@@ -166,7 +166,7 @@ def _run(
 
 
 class _EndOnFailure(UserCallback):
-    """Ends the run at once, in Ray Train's controller, where another attempt would fail as well."""
+    """Callback in Ray Train's controller that ends the run if a retry would fail as well."""
 
     def __init__(self, work: RunDir) -> None:
         self._work = work
@@ -176,7 +176,7 @@ class _EndOnFailure(UserCallback):
         run_context: Any,  # noqa: ARG002
         worker_exceptions: dict[int, Exception],
     ) -> None:
-        """Raise what the controller then does not retry."""
+        """Raise an error, after which the controller does not retry."""
         for error in worker_exceptions.values():
             if message := user_message(error):
                 raise UserError(message)
@@ -185,12 +185,12 @@ class _EndOnFailure(UserCallback):
 
 
 def _fit(trainer: TorchTrainer) -> Exception | None:
-    """Run the trainer until it ends; return the error that it ended with.
+    """Run the trainer until it ends; return its error, if any.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C. Ray Train 2.60 answers SIGINT with a handler of its own, which
-            ends the workers and then the process, with status 0 (`_register_sigint_handler` in
-            ray/train/v2/api/data_parallel_trainer.py), and leaves the handler behind.
+        KeyboardInterrupt: Ctrl-C. Ray Train 2.60 installs its own SIGINT handler, which ends the
+            workers and then the process with status 0 (`_register_sigint_handler` in
+            ray/train/v2/api/data_parallel_trainer.py), and does not restore the previous one.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -206,7 +206,7 @@ def _fit(trainer: TorchTrainer) -> Exception | None:
 
 
 def _as_one_line(error: Exception, config: TrainConfig) -> Exception:
-    """Return what the user reads of an error that no worker explained."""
+    """Return a one-line error for an error that no worker reported."""
     failure = getattr(error, "controller_failure", error)
     if message := user_message(failure):
         return UserError(message)
@@ -225,11 +225,11 @@ def _as_one_line(error: Exception, config: TrainConfig) -> Exception:
 
 
 def _use_gpu(config: TrainConfig) -> bool:
-    """Whether the workers get a GPU each.
+    """Return whether each worker gets a GPU.
 
     Raises:
-        UserError: the cluster can never hold that many workers, an option has no effect on its
-            hardware, or DeepSpeed lacks a compiler.
+        UserError: the cluster cannot scale to that many workers, an option has no effect on its
+            hardware, or DeepSpeed's compiler is missing.
     """
     gpus, cpus = most("GPU"), most("CPU")
     needed = config.num_workers_min or config.num_workers
@@ -257,9 +257,9 @@ def _use_gpu(config: TrainConfig) -> bool:
 
 @contextmanager
 def _staging_directory(config: TrainConfig, work: RunDir) -> Iterator[str]:
-    """Make a directory that all workers can write.
+    """Create a directory that all workers can write to.
 
-    Of a local output it is the run's work folder, which workers on other hosts must share anyway.
+    For a local output it is the run's work folder, which workers on other hosts must share anyway.
     """
     if "://" in config.output:
         with tempfile.TemporaryDirectory(prefix="ochat-ray-training-") as staging:

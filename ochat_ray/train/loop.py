@@ -1,4 +1,4 @@
-"""What every Ray Train worker does: restore, evaluate, train, save, export."""
+"""Training loop of a Ray Train worker: restore, evaluate, train, save, export."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from ochat_ray.train import failures
 from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
+from ochat_ray.train.communication import bus_bandwidth, communication_seconds
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from
-from ochat_ray.train.early_stopping import held_out_losses, is_over
+from ochat_ray.train.early_stopping import held_out_losses, should_stop
 from ochat_ray.train.engine import (
     Engine,
     Evaluation,
     compute_dtype,
     device_memory,
-    prove_exact_here,
+    probe_on_worker,
 )
-from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
 from ochat_ray.train.export import ExportedState, export, exported_config, publish
 from ochat_ray.train.failures import Place
 from ochat_ray.train.flops import (
@@ -53,7 +53,7 @@ from ochat_ray.train.metrics import Metrics, read_metrics
 from ochat_ray.train.optimizer import frozen_by
 from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
-from ochat_ray.train.preflight import extended_config, own_pack_from, steps_of
+from ochat_ray.train.preflight import extended_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.restore import local_copy
 from ochat_ray.train.round_trip import check_export, choose_conversation
 from ochat_ray.train.samples import Sampler
@@ -62,13 +62,13 @@ from ochat_ray.train.tokens import TokenTable
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """The function that Ray Train runs on every worker; `settings` holds plain values.
+    """Run a worker's part of the training; Ray Train calls it, with plain values as `settings`.
 
-    An error that would come again is left in the run's work folder; no further attempt is made.
+    An error that would recur is written to the run's work folder, and ends the run.
     """
     torch.set_num_threads(1)  # Ray's OMP_NUM_THREADS is too late if torch is imported before
     output, staging = settings["config"]["output"], settings["staging"]
-    if "://" not in output and not os.path.isdir(staging):  # which is in the output
+    if "://" not in output and not os.path.isdir(staging):  # a folder of the output
         raise not_on_this_host(output)
     run, token = RunDir.open(output), settings["token"]
     work = output_of(output).work(token)
@@ -79,12 +79,12 @@ def train_worker(settings: dict[str, Any]) -> None:
             _Worker(settings, run, place).train()
     except Exception as error:
         if failure := failures.final_failure(error, place, work, rank):
-            failures.leave(work, failure)
+            failures.write(work, failure)
         raise
 
 
 class _Worker:
-    """One worker's part of one attempt."""
+    """A worker in one attempt of a run."""
 
     def __init__(self, settings: dict[str, Any], run: RunDir, place: Place) -> None:
         self.place = place
@@ -106,14 +106,14 @@ class _Worker:
 
         model_config = extended_config(self.config, self.base, self.manifest)
         self.shape = ModelShape.of(model_config, frozen_by(self.config, model_config))
-        self.own_pack_from = own_pack_from(model_config)
+        self.min_length_for_own_pack = min_length_for_own_pack(model_config)
         self.steps = steps_of(
-            self.config, self.table, self.shape, self.own_pack_from, settings["identity"]
+            self.config, self.table, self.shape, self.min_length_for_own_pack, settings["identity"]
         )
-        way = prove_exact_here(self.config, model_config)
-        self.way = replace(way, packed=all(self._gather(way.packed)))
-        if self.rank == 0 and way.notice:
-            print(way.notice)
+        mode = probe_on_worker(self.config, model_config)
+        self.mode = replace(mode, packed=all(self._gather(mode.packed)))
+        if self.rank == 0 and mode.notice:
+            print(mode.notice)
         local = context.get_local_world_size()
         check_holds(
             estimate_run(
@@ -121,19 +121,19 @@ class _Worker:
                 self.shape,
                 world_size=self.world_size,
                 bf16=compute_dtype(self.config.dtype) == torch.bfloat16,
-                attention=self.way.attention,
+                attention=self.mode.attention,
                 cuda=torch.cuda.is_available(),
             ),
             device_memory() or psutil.virtual_memory().total // local,
             self.world_size,
         )
         self.engine = self._engine(model_config)
-        # Now, and not after training, if it cannot be exported.
+        # Raises now, and not after training, if the model cannot be exported.
         ExportedState(self.engine.model, exported_config(self.engine.model, self.tokenizer))
         self.bandwidth = bus_bandwidth(self.engine.device)
 
     def train(self) -> None:
-        """Everything from the last checkpoint, or from the start, to the exported model."""
+        """Train from the latest checkpoint, or from the start, and export the model."""
         resumed = self.resumed
         done, conversations = (resumed.step, resumed.conversations) if resumed else (0, 0)
         evaluation: Evaluation | None = None
@@ -154,13 +154,13 @@ class _Worker:
             losses = self._agree(held_out_losses(lines, since, done)) or [before.loss]
             sampler = Sampler(
                 self.settings["sample_prompts"], self.engine.next_ids, self.tokenizer, self.config,
-                packed=self.way.packed, run=self.run if self.rank == 0 else None,
+                packed=self.mode.packed, run=self.run if self.rank == 0 else None,
                 metrics=self.metrics, check=self._check_held,
             )  # fmt: skip
             if not self.resumed:
                 sampler.write(0)
             for step in self.steps.after(done, self.world_size):
-                if is_over(losses, self.config.early_stopping):
+                if should_stop(losses, self.config.early_stopping):
                     break
                 self.place.text, self.place.step = f"in step {step.number}", step.number
                 self.metrics.write(self._step(step))
@@ -177,7 +177,7 @@ class _Worker:
         ray.train.report({"eval_loss": evaluation.loss})
 
     def _prepare_base(self) -> str:
-        """The base model with the end-of-turn token; one worker a host makes it, where it must."""
+        """Return the base with the end-of-turn token, which one worker per host adds if needed."""
         directory = Path(self.settings["staging"], f"base-{self.node_rank}")
         if self.local_rank == 0:
             prepare_base(
@@ -192,8 +192,8 @@ class _Worker:
         if resumed is not None and resumed.dtype != str(compute_dtype(config.dtype)):
             name = resumed.dtype.removeprefix("torch.")
             raise UserError(
-                f"the checkpoint was trained in {name}, which this hardware does not take by "
-                f"itself; give --dtype {name}"
+                f"the checkpoint was trained in {name}, which --dtype auto does not choose on this "
+                f"hardware; give --dtype {name}"
             )
         convert = resumed is not None and resumed.needs_conversion(
             world_size=self.world_size, zero_stage=config.zero_stage
@@ -204,7 +204,7 @@ class _Worker:
             model_config=model_config,
             vocabulary=vocabulary_size(self.tokenizer),
             universal=convert,
-            attention=self.way.attention,
+            attention=self.mode.attention,
         )
         self.peak_flops = peak_flops(_device_name(engine), engine.dtype) or measured_peak_flops(
             engine.device, engine.dtype
@@ -230,7 +230,7 @@ class _Worker:
             [sum(trained_weight(loss_weights[i]) for i in pack) for pack in packs]
             for packs in step.packs
         ]
-        passes = forward_passes(step.packs, self.rank, packed=self.way.packed)
+        passes = forward_passes(step.packs, self.rank, packed=self.mode.packed)
         scales = pack_scales(weights, self.config.loss)[self.rank]
         result = self.engine.step(
             (self.table.batch(pack).to(self.engine.device) for pack, _ in passes),
@@ -253,11 +253,11 @@ class _Worker:
             "world_size": self.world_size,
             "seconds": seconds,
             "mfu": flops / seconds / self.world_size / self.peak_flops,
-            "exchange": min(1.0, self._exchange_seconds(len(passes)) / seconds),
+            "exchange": min(1.0, self._communication_seconds(len(passes)) / seconds),
         }
 
-    def _exchange_seconds(self, passes: int) -> float:
-        return exchange_seconds(
+    def _communication_seconds(self, passes: int) -> float:
+        return communication_seconds(
             parameters=self.shape.parameters,
             width=self.engine.dtype.itemsize,
             packs=passes,
@@ -278,9 +278,11 @@ class _Worker:
     def _held_out_packs(self) -> Iterator[Batch]:
         config, table = self.config, self.held_out
         chosen = table.sample(config.eval_tokens, config.seed)
-        steps = held_out_steps(config, table.lengths[chosen], self.world_size, self.own_pack_from)
+        steps = held_out_steps(
+            config, table.lengths[chosen], self.world_size, self.min_length_for_own_pack
+        )
         for step in steps:
-            for pack, _ in forward_passes(step, self.rank, packed=self.way.packed):
+            for pack, _ in forward_passes(step, self.rank, packed=self.mode.packed):
                 yield table.batch([int(chosen[i]) for i in pack]).to(self.engine.device)
 
     def _save(
@@ -301,7 +303,7 @@ class _Worker:
                 checkpoint=ray.train.Checkpoint.from_directory(str(directory)),
                 checkpoint_dir_name=name,
             )
-        distributed.barrier()  # report() waits for all before it sends, not until they have sent
+        distributed.barrier()  # report() waits for all workers before the upload, not after it
         if self.rank == 0:
             self._check_held()
             record = Checkpoint(
@@ -317,7 +319,7 @@ class _Worker:
                 files=files,
             )
             self.metrics.flush()
-            checkpoints.complete(self.run, record)
+            checkpoints.mark_complete(self.run, record)
             checkpoints.prune(self.run, self.config.keep_checkpoints)
             self._plot()
 
@@ -331,7 +333,7 @@ class _Worker:
             pack = self.held_out.batch([choose_conversation(self.held_out)])
             expected = self.engine.predict(pack.to(self.engine.device))
             if self.rank == 0:
-                with self.engine.opens_whole_models():
+                with self.engine.unpartitioned_loading():
                     difference = check_export(directory, pack, expected, self.engine.dtype)
                 self._check_held()
                 record_model(output_of(self.config.output), [p.name for p in directory.iterdir()])
@@ -339,7 +341,7 @@ class _Worker:
         if self.rank == 0:
             self._plot()
             self._check_held()
-            best = checkpoints.best(checkpoints.whole(self.run))
+            best = checkpoints.best(checkpoints.list_complete(self.run))
             self.run.write_json(
                 MODEL_MANIFEST,
                 {
@@ -358,7 +360,7 @@ class _Worker:
                     "dtype": str(self.engine.dtype).removeprefix("torch."),
                     "peak_flops": self.peak_flops,
                     "deepspeed": self.engine.settings,
-                    "attention": asdict(self.way),
+                    "attention": asdict(self.mode),
                     "eval_before": asdict(before),
                     "eval_after": asdict(after),
                     "export_difference": difference,
@@ -369,27 +371,27 @@ class _Worker:
 
     @contextlib.contextmanager
     def _scratch(self, prefix: str) -> Iterator[Path]:
-        """A directory of this worker's own, on the output's disk where that is local."""
+        """Create a temporary directory of this worker, on the output's disk if that is local."""
         os.makedirs(self.settings["staging"], exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.settings["staging"], prefix=prefix) as directory:
             yield Path(directory)
 
     def _joined(self, own_files: dict[str, int]) -> dict[str, int]:
-        """All workers' files."""
+        """Return the files of all workers."""
         return dict(sorted(item for files in self._gather(own_files) for item in files.items()))
 
     def _gather(self, value: Any) -> list[Any]:
-        """Every worker's value."""
+        """Return the values of all workers."""
         found: list[Any] = [None] * self.world_size
         distributed.all_gather_object(found, value)
         return found
 
     def _check_held(self) -> None:
-        """Stop before a write, where another run has taken the output directory over."""
+        """Raise a UserError before a write if another run has taken over the output directory."""
         check_held(self.run, self.settings["token"])
 
     def _agree(self, value: Any) -> Any:
-        """The first worker's value, on all workers."""
+        """Return the first worker's value on all workers."""
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]

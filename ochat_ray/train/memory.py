@@ -1,10 +1,10 @@
-"""What a training run needs of every device's memory, by part.
+"""Memory plan of a training run: bytes per device for each use.
 
-It follows what DeepSpeed 0.19 allocates for this project's configuration: parameters in bfloat16
-or float32, gradients accumulated and reduced in float32, PyTorch's AdamW. Source: its files
+It follows DeepSpeed 0.19's allocations for this project's configuration: parameters in bfloat16 or
+float32, gradients accumulated and reduced in float32, PyTorch's AdamW. Source: its files
 `runtime/zero/stage3.py`, `stage_1_and_2.py`, `runtime/bf16_optimizer.py`, and its memory estimates
 (Rajbhandari et al., 2020, arXiv:1910.02054). The activations of a layer are those that autograd
-was seen to keep for Llama and Qwen2 in transformers 5; GPT-NeoX keeps somewhat less.
+was measured to keep for Llama and Qwen2 in transformers 5; GPT-NeoX keeps somewhat less.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape
 
 LIVE_PARAMETERS = 1_000_000_000
-"""DeepSpeed's default of stage3_max_live_parameters, and of sub_group_size."""
+"""DeepSpeed's default of stage3_max_live_parameters and of sub_group_size."""
 
 REDUCE_BUCKET = 100_000_000
-"""DeepSpeed's reduce_bucket_size in elements, allocated whole for any model. Its default of five
-times as many takes 2 GB, since our gradients travel in float32."""
+"""DeepSpeed's reduce_bucket_size in elements, allocated completely for any model. Its default, five
+times as many, takes 2 GB, since our gradients are communicated in float32."""
 
 USABLE = 0.92
 """Share of a device's memory that a plan may take: CUDA, NCCL and fragmentation need the rest."""
 
-
 LONGEST_PLANNED = 1 << 24
+"""Maximum tokens of a pack that `longest_pack` considers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
-    """Bytes on one device; `host` is what offloading moves to the memory of its host, a device.
+    """Bytes on one device; `host` are bytes per device that offloading moves to host memory.
 
-    `weights`, `gradients` and `optimizer` are there all the time. `communication` (parameters
-    that ZeRO-3 has gathered, buckets of gradients), `activations` and `logits` are those of a
-    forward and backward pass, `update` those of the optimizer's step after it. `keeps` is whether
-    the process keeps memory that the passes have freed: so it is on a CPU, where glibc gives back
-    no blocks of less than 32 MB, such as activations and most gathered parameters.
+    `weights`, `gradients` and `optimizer` are always allocated. `communication` (parameters that
+    ZeRO-3 has gathered, gradient buckets), `activations` and `logits` are allocated in a forward
+    and backward pass, `update` in the optimizer step after it. `keeps` is whether the process
+    keeps memory that the passes have freed. It does on a CPU, where glibc does not return blocks of
+    less than 32 MB, such as activations and most gathered parameters.
     """
 
     weights: int
@@ -54,7 +54,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """The peak on the device."""
+        """Peak memory of the device in bytes."""
         held = self.weights + self.gradients + self.optimizer
         if self.keeps:
             return held + self.communication + self.activations + max(self.logits, self.update)
@@ -62,14 +62,14 @@ class MemoryPlan:
 
 
 def fits(plan: MemoryPlan, device_bytes: int) -> bool:
-    """Whether the plan leaves a device the room that it needs for itself."""
+    """Return whether a plan fits a device, with a reserve for CUDA, NCCL and fragmentation."""
     return plan.total <= USABLE * device_bytes
 
 
 def longest_pack(plan_of: Callable[[int], MemoryPlan], device_bytes: int) -> int:
-    """Return the most tokens of a pack, or of a single conversation, whose plan fits a device.
+    """Return the maximum tokens of a pack, or of a single conversation, whose plan fits a device.
 
-    `plan_of` gives the plan of a number of tokens. 0 where not even one fits.
+    `plan_of` returns the plan for a number of tokens. 0 if not even one token fits.
     """
     fitting, too_many = 0, 1
     while fits(plan_of(too_many), device_bytes) and too_many < LONGEST_PLANNED:
@@ -98,36 +98,47 @@ def estimate(
     reduce_bucket: int = REDUCE_BUCKET,
     cuda: bool = True,
 ) -> MemoryPlan:
-    """The memory of one of `world_size` devices.
+    """Estimate the memory of one of `world_size` devices.
 
-    `max_tokens` are those of a pack; `supervised_tokens` those of them for which logits are
-    computed, all of them when None; `reduce_bucket` is DeepSpeed's reduce_bucket_size in elements.
+    Args:
+        shape: sizes of the model.
+        world_size: number of workers.
+        zero_stage: ZeRO stage.
+        bf16: compute in bfloat16 instead of float32.
+        max_tokens: tokens of a pack.
+        gradient_checkpointing: recompute activations.
+        offload_optimizer: keep the optimizer's state in host memory.
+        offload_parameters: keep the parameters in host memory.
+        attention: transformers' name of the attention implementation.
+        supervised_tokens: tokens of a pack for which logits are computed; None means all.
+        reduce_bucket: DeepSpeed's reduce_bucket_size in elements.
+        cuda: train on GPUs.
     """
     trained = shape.parameters - shape.frozen_parameters
     share = -(-trained // world_size)
     frozen = -(-shape.frozen_parameters // (world_size if zero_stage == 3 else 1))
     width = 2 if bf16 else 4
-    # torch.empty takes memory at once on a GPU, on a CPU as it is written to.
+    # torch.empty takes memory immediately on a GPU, and when it is written to on a CPU.
     bucket = reduce_bucket if cuda else min(reduce_bucket, trained)
-    # AdamW computes all at a time, with one temporary tensor; on a CPU it has two.
+    # AdamW updates all parameters at once, with one temporary tensor, or two on a CPU.
     temporary = 4 if cuda else 8
     if zero_stage == 3:
         weights, gradients = width * (share + frozen), 4 * share
-        # In float32 the optimizer works on the parameters themselves, where they are on its device.
+        # In float32 the optimizer updates the parameters themselves, if they are on its device.
         master = bf16 or offload_optimizer != offload_parameters
-        # Gathered parameters; the bucket in float32 and its copy in the order of the ranks.
+        # Gathered parameters; the bucket in float32 and its copy in rank order.
         communication = width * min(shape.parameters, LIVE_PARAMETERS) + 8 * bucket
-        # A sub-group at a time, with a copy of its gradient.
+        # One sub-group after the other, with a copy of its gradient.
         update = (4 + temporary) * min(share, LIVE_PARAMETERS)
     elif zero_stage == 2:
         weights, gradients, master = width * (trained + frozen), 4 * share, True
-        # Two buckets that take turns where communication overlaps; in bfloat16 a float32 copy.
+        # Two alternating buckets if communication overlaps; in bfloat16 also a float32 copy.
         communication = (2 if cuda else 1) * width * bucket + (4 * bucket if bf16 else 0)
-        if not bf16:  # the gradients of a pack, before they are added to those of the step
+        if not bf16:  # gradients of a pack, before they are added to those of the step
             communication += 4 * share
         update = (4 if bf16 else 0) * share + temporary * share
     else:
-        # In bfloat16 the passes leave gradients of their own beside the float32 ones.
+        # In bfloat16 there are gradients in bfloat16 in addition to those in float32.
         weights, master = width * (trained + frozen), True
         gradients = (6 if bf16 else 4) * trained
         communication = min(4 * bucket, 4 * trained) if bf16 else 8 * bucket
@@ -160,24 +171,24 @@ def estimate(
 
 
 def _loss(shape: ModelShape, width: int, tokens: int) -> int:
-    """Bytes of the logits of so many tokens, and of the gradient of the head's weight."""
+    """Return the bytes of the logits of `tokens` tokens and of the head's weight gradient."""
     head = shape.vocabulary * shape.hidden
     if tokens <= chunk_rows(shape.vocabulary):
-        # The float32 log-probabilities, and two gradients of their size in the backward pass;
-        # in the forward pass no more than that.
+        # The float32 log-probabilities, and two gradients of their size in the backward pass; the
+        # forward pass takes no more.
         return 12 * shape.vocabulary * tokens + width * head
-    # A chunk's logits twice in float32, once more in bfloat16; the weight's gradient is summed in
-    # float32, of parts in bfloat16.
+    # A chunk's logits twice in float32 and once in bfloat16; the weight's gradient is accumulated
+    # in float32 from parts in bfloat16.
     narrow = 2 if width == 2 else 0
     return (8 + narrow) * CHUNK_LOGITS + (4 + 2 * narrow) * head
 
 
 def layer_activations(shape: ModelShape, width: int, tokens: int, attention: str) -> int:
-    """Bytes a token that autograd keeps of one layer, in packs of `tokens`.
+    """Return the bytes per token that autograd keeps for one layer, in packs of `tokens` tokens.
 
-    `width` is that of the dtype in bytes. Two norms compute in float32 (8 bytes an element of the
-    hidden state between them); then there are their outputs, queries, keys, values, and what
-    attention and the feed-forward part multiply.
+    `width` is the size of the dtype in bytes. Two norms compute in float32 (together 8 bytes per
+    element of the hidden state); in addition there are their outputs, queries, keys, values, and
+    the inputs of the matrix multiplications in attention and the feed-forward part.
     """
     feed_forward = (4 if shape.gated else 2) * shape.intermediate
     keys_and_values = 2 * shape.kv_heads * shape.head_size
@@ -192,19 +203,19 @@ def _activations_per_token(
     shape: ModelShape, width: int, tokens: int, attention: str, gradient_checkpointing: bool
 ) -> int:
     layer = layer_activations(shape, width, tokens, attention)
-    # Gradients on their way through the feed-forward part, or through attention's scores.
-    on_the_way = max(
+    # Temporary gradients in the feed-forward part, or in attention's scores.
+    gradients = max(
         width * (3 if shape.gated else 2) * shape.intermediate,
         _scores(shape, width, tokens, attention),
     )
-    if gradient_checkpointing:  # the input of each layer, and one layer computed again
-        return shape.layers * width * shape.hidden + layer + on_the_way
-    return shape.layers * layer + on_the_way
+    if gradient_checkpointing:  # the input of each layer, and one recomputed layer
+        return shape.layers * width * shape.hidden + layer + gradients
+    return shape.layers * layer + gradients
 
 
 def _scores(shape: ModelShape, width: int, tokens: int, attention: str) -> int:
-    """Bytes a token that grow with the pack: attention's probabilities, or its mask."""
-    if attention == "eager":  # softmax in float32, and its copy in a narrower dtype
+    """Return the bytes per token of attention's probabilities or mask, which grow with the pack."""
+    if attention == "eager":  # softmax in float32, and its copy in the compute dtype
         return shape.heads * tokens * (4 + (width if width < 4 else 0))
     return width * tokens if attention == "sdpa" else 0
 
@@ -218,7 +229,10 @@ def estimate_run(
     attention: str,
     cuda: bool = True,
 ) -> MemoryPlan:
-    """`estimate` for a training configuration, with its "auto" values resolved."""
+    """Estimate the memory per device of a training configuration.
+
+    `bf16` and `attention` are the values to which its "auto" resolves.
+    """
     return estimate(
         shape,
         world_size=world_size,
@@ -234,7 +248,10 @@ def estimate_run(
 
 
 def check_holds(plan: MemoryPlan, device_bytes: int, world_size: int) -> None:
-    """Raise a UserError where not even what is always held fits a device; the rest is estimated."""
+    """Raise a UserError if weights, gradients and optimizer do not fit a device.
+
+    The other parts of the plan are less certain and are not checked.
+    """
     held = plan.weights + plan.gradients + plan.optimizer
     if held > device_bytes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A model on torch's meta device: its parameters, and those that a token is multiplied with."""
+"""Models on torch's meta device, and the parameters that each token is multiplied with."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LAST = 1 << 60
 class Matrix:
     """A parameter of matrix multiplications.
 
-    `size` counts its elements and `active` those that one token is multiplied with: fewer where it
-    holds the matrices of many experts (`routed`). `position` orders the model's parameters as a
-    forward pass uses them.
+    `size` is the number of its elements, and `active` of those that one token is multiplied with,
+    which are fewer if it holds the matrices of many experts (`routed`). `position` is its place in
+    the order in which a forward pass uses the parameters.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrozenWork:
-    """Work that frozen parameters save.
+    """FLOPs that frozen parameters save.
 
-    `operations` per token, `attention_layers` whose attention has no backward pass, and whether
-    the output head is frozen.
+    `operations` are FLOPs per token; `attention_layers` is the number of layers whose attention
+    has no backward pass; `head` is whether the output head is frozen.
     """
 
     operations: int
@@ -45,7 +45,7 @@ class FrozenWork:
 
 
 def meta_model(config: Any) -> Any:
-    """The causal language model of a transformers configuration, without memory for weights."""
+    """Return the causal language model of a transformers configuration on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -56,16 +56,16 @@ def meta_model(config: Any) -> Any:
 
 
 def matrices(model: Any) -> list[Matrix]:
-    """The model's parameters of matrix multiplications, tied ones once.
+    """Return the model's parameters of matrix multiplications, tied ones once.
 
-    Of a model that sees images or hears, too, those that text passes through.
+    For a model that also takes images or audio, only the parameters that text passes through.
     """
     from torch import nn
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = {name: position for position, name in enumerate(names.values())}
     head = model.get_output_embeddings().weight
-    order[names[id(head)]] = _LAST  # also where it is the input embedding
+    order[names[id(head)]] = _LAST  # also if it is the input embedding
     is_text = model.config.get_text_config(decoder=True) is model.config
     for_text = {id(p) for p in (model if is_text else model.get_decoder()).parameters()} | {
         id(head)
@@ -90,10 +90,10 @@ def matrices(model: Any) -> list[Matrix]:
 
 
 def _routed(model: Any, path: str, module: nn.Module, weight: Any) -> int | None:
-    """Elements per token of experts' matrices (experts, rows, columns); None for other weights.
+    """Return the elements per token of experts' matrices; None for other weights.
 
-    transformers 5 keeps a layer's experts in one tensor; the number that a token is routed to is
-    an attribute `top_k` of the router, which is in the same layer.
+    transformers 5 keeps a layer's experts in one tensor of shape (experts, rows, columns). The
+    number of experts per token is the attribute `top_k` of the router, in the same layer.
     """
     from torch.nn.modules.conv import _ConvNd
 
@@ -106,7 +106,7 @@ def _routed(model: Any, path: str, module: nn.Module, weight: Any) -> int | None
 
 
 def _top_k(model: Any, path: str) -> Iterator[int]:
-    """The routers' `top_k` near a module: its own, then those of the modules around it."""
+    """Yield the `top_k` of routers in a module, then in the modules that contain it."""
     while "." in path:
         for module in model.get_submodule(path).modules():
             value = vars(module).get("top_k")
@@ -116,7 +116,7 @@ def _top_k(model: Any, path: str) -> Iterator[int]:
 
 
 def feed_forward_width(found: Collection[Matrix], hidden: int, *, gated: bool) -> int | None:
-    """The widest feed-forward part of a mixture of experts, over a token's active experts.
+    """Return the largest width of a layer's feed-forward part over a token's active experts.
 
     None for a model without experts.
     """
@@ -132,11 +132,11 @@ def feed_forward_width(found: Collection[Matrix], hidden: int, *, gated: bool) -
 def frozen_work(
     model: Any, found: Collection[Matrix], frozen: Collection[str], attention: Collection[int]
 ) -> FrozenWork:
-    """The work that is saved where the parameters of these names are not trained.
+    """Return the FLOPs that are saved if the parameters with the names `frozen` are not trained.
 
-    A frozen matrix has no gradient (2 operations per element); what comes before the first trained
-    parameter has no gradient of its inputs either (2 more, and attention's backward pass).
-    `attention` are the layers that have attention.
+    A frozen matrix has no gradient (2 FLOPs per element). Before the first trained parameter there
+    are no gradients of inputs either (2 more, and attention's backward pass). `attention` are the
+    layers that have attention.
     """
     if not frozen:
         return FrozenWork(operations=0, attention_layers=0, head=False)
@@ -153,7 +153,7 @@ def frozen_work(
 
 
 def attention_layers(text_config: Any) -> list[int]:
-    """Indices of the layers that have softmax attention; hybrid models name their layers' kinds."""
+    """Return the indices of layers with softmax attention, from a hybrid model's layer types."""
     if not getattr(text_config, "num_attention_heads", None):  # Mamba, RWKV
         return []
     kinds = getattr(text_config, "layer_types", None) or getattr(
@@ -170,6 +170,6 @@ def attention_layers(text_config: Any) -> list[int]:
 
 
 def layer_of(name: str) -> str | None:
-    """The number of a parameter's layer, as in "model.layers.3.mlp.weight"; None outside."""
+    """Return the layer in a parameter's name, "3" in "model.layers.3.mlp.weight", or None."""
     match = _LAYER.search(name)
     return match[1] if match else None

@@ -1,8 +1,8 @@
-"""Where a run's metrics go: metrics.jsonl and TensorBoard always, W&B and MLflow when asked.
+"""Metrics of a run: metrics.jsonl and TensorBoard, and optionally W&B and MLflow.
 
-A line is a flat dictionary with its "step": one for every optimizer step, and one with "eval_loss"
-for every evaluation. A resumed run keeps the lines up to its checkpoint and drops the later ones,
-which it writes again; so no step is counted twice.
+A line is a flat dictionary with a "step": one for every optimizer step, and one with "eval_loss"
+for every evaluation. A resumed run keeps the lines up to its checkpoint and removes later ones,
+which it writes again; so no step is recorded twice.
 """
 
 from __future__ import annotations
@@ -27,42 +27,41 @@ from ochat_ray.train.trackers import check_trackers, trackers
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 REWRITE_SECONDS = 10.0
-"""How often metrics.jsonl is written behind a URI, where a file cannot grow."""
+"""Interval at which metrics.jsonl is written to a URI, where a file cannot be appended to."""
 
 Line = dict[str, Any]
 
 
 def read_metrics(run: RunDir) -> list[Line]:
-    """The whole lines of metrics.jsonl; one that is just being written is not there yet.
+    """Return the complete lines of metrics.jsonl, without one that is just being written.
 
-    Lines that are not what training writes, as after a crash of the host, are left out.
+    Lines that are damaged, for example after a crash of the host, are skipped.
     """
-    lines = _whole_lines(run, METRICS)
+    lines = _complete_lines(run, METRICS)
     return [parsed for line in lines if (parsed := _parse(line)) is not None]
 
 
 def lines_up_to(run: RunDir, name: str, step: int) -> list[str]:
-    """Return the lines of a file of JSON lines up to a step; damaged ones are left out."""
-    lines = [(line, _parse(line)) for line in _whole_lines(run, name)]
+    """Return the lines of a JSONL file up to a step; damaged ones are skipped."""
+    lines = [(line, _parse(line)) for line in _complete_lines(run, name)]
     if damaged := sum(parsed is None for _, parsed in lines):
-        print(f"{run.path(name)}: {damaged} damaged lines are left out", file=sys.stderr)
+        print(f"{run.path(name)}: {damaged} damaged lines are skipped", file=sys.stderr)
     return [line for line, parsed in lines if parsed is not None and parsed["step"] <= step]
 
 
 class Metrics:
-    """Writes a run's metrics; a context manager. Without a `run`, on all workers but one, nothing.
+    """Writer of a run's metrics, and its context manager.
 
     Args:
-        run: the output directory.
-        resume_step: the checkpoint's step, of which and before which lines are kept; None starts
-            anew.
-        token: the run's, in which the names of TensorBoard's files end, so that they are known as
-            its own.
-        check: called before metrics.jsonl is written; raises where the directory is another run's.
-        constants: is added to every line of metrics.jsonl.
+        run: the output directory; None, on all workers but the first, writes nothing.
+        resume_step: step of the checkpoint, up to which lines are kept; None keeps none.
+        token: token of the run; TensorBoard's file names end with it, which identifies them as
+            written by the run.
+        check: called before metrics.jsonl is written; raises if another run owns the directory.
+        constants: values that are added to every line of metrics.jsonl.
         wandb: project at Weights & Biases.
         mlflow: experiment of MLflow.
-        config: the run's options, for W&B and MLflow.
+        config: options of the run, for W&B and MLflow.
 
     Raises:
         UserError: a tracker's package is not installed.
@@ -102,7 +101,7 @@ class Metrics:
         ]
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Write one line everywhere; what is there already is not written again."""
+        """Write a line to all outputs, unless its step was written before."""
         if self._file is None or _key(line) in self._written:
             return
         self._written.add(_key(line))
@@ -118,14 +117,14 @@ class Metrics:
                 sink.write_text(step, name, text)
 
     def flush(self) -> None:
-        """Make the lines so far outlast this process; call it before a checkpoint counts."""
+        """Persist all lines; call it before a checkpoint is marked as complete."""
         if self._file is not None:
             self._file.flush()
             for sink in self._sinks:
                 sink.flush()
 
     def close(self, *, failed: bool = False) -> None:
-        """Flush, publish TensorBoard's files and take leave of the trackers."""
+        """Flush, publish TensorBoard's files and close the trackers."""
         self.flush()
         sinks, self._sinks, self._file = self._sinks, [], None
         for sink in sinks:
@@ -150,7 +149,7 @@ class _Sink(Protocol):
 
 
 class _JsonLines:
-    """metrics.jsonl: a local file grows by whole lines, another is rewritten now and then."""
+    """Writer of metrics.jsonl: appends to a local file, and rewrites one at a URI regularly."""
 
     def __init__(self, run: RunDir, kept: list[str], check: Callable[[], None]) -> None:
         self._run = run
@@ -163,7 +162,7 @@ class _JsonLines:
         text = json.dumps(line)
         if self._appends:
             self._check()
-            # Opened for each line: on a shared file system closing is what others see.
+            # Opened for each line: on a shared file system others see a write when it is closed.
             with open(self._run.path(METRICS), "ab", buffering=0) as file:
                 file.write(f"{text}\n".encode())
             return
@@ -182,7 +181,7 @@ class _JsonLines:
 
 
 class _TensorBoard:
-    """Event files in the output directory; behind a URI they arrive there at the end."""
+    """Writer of event files in the output directory; at a URI they are written at the end."""
 
     def __init__(self, run: RunDir, resume_step: int | None, token: str) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -220,7 +219,7 @@ class _TensorBoard:
         shutil.rmtree(self._directory)
 
 
-def _whole_lines(run: RunDir, name: str) -> list[str]:
+def _complete_lines(run: RunDir, name: str) -> list[str]:
     if not run.exists(name):
         return []
     with run.fs.open_input_stream(run.path(name), compression=None) as stream:
@@ -232,8 +231,8 @@ def _parse(line: str) -> Line | None:
         value = json.loads(line)
     except ValueError:
         return None
-    whole = isinstance(value, dict) and isinstance(value.get("step"), int)
-    return value if whole else None
+    valid = isinstance(value, dict) and isinstance(value.get("step"), int)
+    return value if valid else None
 
 
 def _key(line: Mapping[str, Any]) -> tuple[int, bool]:
@@ -241,7 +240,7 @@ def _key(line: Mapping[str, Any]) -> tuple[int, bool]:
 
 
 def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """The line's finite numbers, as "train/loss" and "eval/loss"."""
+    """Return a line's finite numbers, with names such as "train/loss" and "eval/loss"."""
     return {
         f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}": float(value)
         for name, value in line.items()

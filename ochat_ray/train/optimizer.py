@@ -1,4 +1,4 @@
-"""Which parameters are trained, in which groups, and by which optimizer."""
+"""Optimizer, its parameter groups, and frozen parameters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.meta_model import meta_model
 
 _UNDECAYED = re.compile(r"(^|\.|_)(bias|A_log|D|dt_bias)$")
-"""Names of parameters that have two dimensions in some models and no weight decay in any: biases
-of experts (GPT-OSS), and Mamba's, as its authors train them."""
+"""Names of parameters without weight decay that have two dimensions in some models: biases of
+experts (GPT-OSS), and Mamba's parameters, which its authors train without it."""
 
 
 def frozen_parameters(names: Collection[str], patterns: Sequence[str]) -> frozenset[str]:
-    """The names that one of the regular expressions matches anywhere.
+    """Return the names in which one of the regular expressions matches anywhere.
 
     Raises:
         UserError: an expression matches no name, or nothing is left to train.
@@ -37,10 +37,10 @@ def frozen_parameters(names: Collection[str], patterns: Sequence[str]) -> frozen
 
 
 def frozen_by(config: TrainConfig, model_config: Any) -> frozenset[str]:
-    """The names of parameters that a run does not train, from the model's configuration alone.
+    """Return the names of a run's frozen parameters, from the model's configuration alone.
 
     Raises:
-        UserError: the patterns do not fit the model, or make another option useless.
+        UserError: a pattern does not fit the model, or another option has no effect with it.
     """
     if not config.freeze:
         return frozenset()
@@ -51,14 +51,14 @@ def frozen_by(config: TrainConfig, model_config: Any) -> frozenset[str]:
         names[id(weight)] in frozen for weight in embeddings(model)
     ):
         raise UserError(
-            "--embedding-learning-rate has no effect: --freeze matches the embeddings; leave one "
-            "of them out"
+            "--embedding-learning-rate has no effect: --freeze matches the embeddings; leave out "
+            "one of them"
         )
     return frozen
 
 
 def freeze(model: Any, patterns: Sequence[str]) -> None:
-    """Exclude the parameters that the patterns match from training, in place."""
+    """Freeze the parameters that the patterns match, in place."""
     names = [name for name, _ in model.named_parameters()]
     frozen = frozen_parameters(names, patterns)
     for name, parameter in model.named_parameters():
@@ -67,10 +67,10 @@ def freeze(model: Any, patterns: Sequence[str]) -> None:
 
 
 def parameter_groups(model: Any, config: TrainConfig) -> tuple[list[float], list[dict[str, Any]]]:
-    """Peak learning rates and parameter groups of the trained parameters.
+    """Return peak learning rates and parameter groups of the trained parameters.
 
-    Embeddings are a group of their own where they have a learning rate of their own; norms and
-    biases where there is weight decay, which they do not have.
+    Embeddings are a separate group if they have their own learning rate; norms and biases are one
+    if there is weight decay, since they have none.
     """
     separate = [] if config.embedding_learning_rate is None else embeddings(model)
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
@@ -93,7 +93,7 @@ def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW: PyTorch's, or DeepSpeed's where the optimizer's state lies in host memory."""
+    """Return PyTorch's AdamW, or DeepSpeed's if the optimizer's state is in host memory."""
     kind: Any = torch.optim.AdamW
     if config.offload_optimizer:
         from deepspeed.ops.adam import DeepSpeedCPUAdam

@@ -1,4 +1,4 @@
-"""Checks of options that depend on each other, before anything is read."""
+"""Checks of options that depend on each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_options(config: TrainConfig) -> None:
     """Check schedule, frozen parameters, the start from a checkpoint and samples.
 
     Raises:
-        UserError: a value cannot be, or would have no effect.
+        UserError: a value is invalid or would have no effect.
     """
     _check_schedule(config)
     _check_freeze(config)
@@ -48,7 +48,7 @@ def _check_freeze(config: TrainConfig) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UserError(f"--freeze {pattern!r} is no regular expression: {error}") from error
+            raise UserError(f"--freeze {pattern!r} is not a regular expression: {error}") from error
 
 
 def _check_from_checkpoint(config: TrainConfig) -> None:

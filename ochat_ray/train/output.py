@@ -1,4 +1,4 @@
-"""What train writes in its output directory, and what of an earlier run it deletes."""
+"""Output directory of train: recorded files, ownership checks and removal of an earlier run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_MANIFEST = "ochat.json"
 PLOT = "loss.png"
 
 _OF_THE_RUN = (METRICS, PLOT, SAMPLES, TRACKED, *checkpoints.RAYS_OWN)
-"""Files that are written from the start; those of the model are recorded as it is exported."""
+"""Files that are recorded at the start; those of the model are recorded at the export."""
 
 _KEPT_ON_RESUME = (METRICS, SAMPLES, TRACKED)
 _FOLDERS = (checkpoints.FOLDER, TENSORBOARD, TRACKED.split("/")[0])
@@ -29,15 +29,15 @@ _MODEL_NAMES = ("merges.txt", "vocab.txt")
 
 
 def output_of(uri: str) -> Ownership:
-    """Return the record of what trainings wrote in an output directory."""
+    """Return the record of the files that trainings wrote in an output directory."""
     return Ownership(RunDir.open(uri), "train")
 
 
-def check_way(output: Ownership) -> None:
-    """Refuse an output directory where files lie that no training wrote and this one would write.
+def check_output_dir(output: Ownership) -> None:
+    """Check that a training would not overwrite files that no training wrote.
 
     Raises:
-        UserError: names the first of them.
+        UserError: it would; the message names the first file.
     """
     entries = list(top_entries(output.run))
     for name, is_folder in entries:
@@ -50,16 +50,16 @@ def check_way(output: Ownership) -> None:
     if not output.is_recorded() and _is_of_earlier_version(output):
         raise UserError(
             f"{output.run.root} holds a training of an earlier version of ochat-ray, which did not "
-            "record its files, so none is replaced (serve and --model read it); choose another "
-            "--output, or remove that directory"
+            "record its files, so it is not replaced (serve and --model can read it); choose "
+            "another --output, or remove that directory"
         )
     output.check([*names, *_OF_THE_RUN])
 
 
 def clear(output: Ownership, resumed: Checkpoint | None) -> None:
-    """Delete what earlier trainings wrote, save what this one resumes from.
+    """Delete the files of earlier trainings, except those from which this one resumes.
 
-    The model's manifest goes first, so that what is left is not complete.
+    The model's manifest is deleted first: without it the rest is not complete.
     """
     output.remove([MODEL_MANIFEST])
     kept = () if resumed is None else _KEPT_ON_RESUME
@@ -73,8 +73,8 @@ def clear(output: Ownership, resumed: Checkpoint | None) -> None:
     output.clear_work()
 
 
-def start(output: Ownership, token: str, *, trackers: bool, samples: bool = False) -> RunDir:
-    """Record what a run writes from its start; return its work folder."""
+def record_start(output: Ownership, token: str, *, trackers: bool, samples: bool = False) -> RunDir:
+    """Record the files that a run writes from its start, and return its work folder."""
     unused = {TRACKED: not trackers, SAMPLES: not samples}
     output.record(name for name in _OF_THE_RUN if not unused.get(name))
     return output.start_work(token)
@@ -84,17 +84,17 @@ def record_model(output: Ownership, names: list[str]) -> None:
     """Record the files of an exported model, before the first of them is written.
 
     Raises:
-        UserError: a file of such a name lies there that no training wrote.
+        UserError: there is a file of such a name that no training wrote.
     """
     output.check([*names, MODEL_MANIFEST])
     output.record([*names, MODEL_MANIFEST])
 
 
 def read_model_manifest(output: Ownership) -> dict[str, Any] | None:
-    """Return the content of ochat.json, if a training is complete here."""
+    """Return the content of ochat.json, or None if no training is complete."""
     try:
         found = output.run.read_json(MODEL_MANIFEST)
-    except UserError:  # no JSON: of no run that is complete
+    except UserError:  # not JSON: no run is complete
         return None
     return found if isinstance(found, dict) else None
 
@@ -107,7 +107,7 @@ def _is_of_earlier_version(output: Ownership) -> bool:
 
 
 def _is_place(name: str) -> bool:
-    """Return whether train writes files of such names, or a reader of its model would read it."""
+    """Return whether train writes files of this name, or programs load them with a model."""
     return name in (*_OF_THE_RUN, *_MODEL_NAMES) or name.endswith(_MODEL_SUFFIXES)
 
 

@@ -1,12 +1,11 @@
-"""Which conversations every worker trains on in every step, in packs without padding.
+"""Assignment of conversations to steps, workers and packs, without padding.
 
-Pure and deterministic: every worker computes the same steps from (seed, epoch) and takes its own
-row. What is in a step does not depend on the number of workers, only how the step is dealt out,
-so a run that goes on with another number of workers sees the same steps.
-
-Conversations are dealt to ranks longest processing time first (Graham, 1969) and packed best-fit
-decreasing (Johnson, 1974), in windows of the shuffled epoch: memory does not grow with it, and
-consecutive steps stay a random sample.
+- Pure and deterministic: every worker computes the same steps from (seed, epoch) and takes its row.
+- The conversations of a step do not depend on the number of workers, only their assignment to
+  workers does. So a run that resumes with another number of workers trains on the same steps.
+- Conversations are assigned to ranks longest processing time first (Graham, 1969) and to packs
+  best-fit decreasing (Johnson, 1974), within windows of the shuffled epoch. So memory does not
+  grow with the epoch, and consecutive steps remain a random sample.
 """
 
 from __future__ import annotations
@@ -21,45 +20,45 @@ import numpy as np
 from ochat_ray.errors import UserError
 
 Pack = list[int]
-Step = list[list[Pack]]
-Plan = list[Step]
+StepPacks = list[list[Pack]]
+Plan = list[StepPacks]
 
 WINDOW = 1 << 14
-"""Conversations that are packed together; more where a few steps need more."""
+"""Conversations per window; more if a few steps need more."""
 
 SPREAD = 0.75
 """Share of the tokens, in the longest conversations, that is spread evenly over a window's packs.
 
-More of it and packs are less full; less, and there are packs of long conversations only and packs
-of short ones, whose steps are no random sample.
+With a larger share packs are less full. With a smaller one some packs have only long conversations
+and others only short ones, so that steps are not a random sample.
 """
 
 SPREAD_FILL = 0.999
-"""Share of real tokens that spreading must leave."""
+"""Minimum fill of packs with spreading; below it, packs without spreading are tried."""
 
 SIMILAR_STEPS = 4
-"""Steps whose packs are sorted together by cost, so that those of a step take as long."""
+"""Steps whose packs are sorted by cost together, so that packs of a step cost about the same."""
 
 ATTENTION_TOKENS = 1 << 16
-"""Length at which attention costs as much as everything else: about LLaMA-13B's.
+"""Conversation length at which attention costs as much as everything else, about LLaMA-13B's.
 
-A token takes 6 N operations for N parameters, and 6 layers x hidden x n more for causal attention
-in a conversation of n tokens (Kaplan et al., 2020; Chowdhery et al., 2022, appendix B). They are
-equal at n = N / (layers x hidden): 63,500 for LLaMA-13B, 51,400 for LLaMA-7B.
+A token takes 6 N FLOPs for N parameters, and 6 layers x hidden x n more for causal attention in a
+conversation of n tokens (Kaplan et al., 2020; Chowdhery et al., 2022, appendix B). They are equal
+at n = N / (layers x hidden): 63,500 for LLaMA-13B, 51,400 for LLaMA-7B.
 """
 
 
 def cost(lengths: np.ndarray, attention_tokens: int = ATTENTION_TOKENS) -> np.ndarray:
-    """What training on conversations costs, n x (1 + n / attention_tokens), in tokens; same shape.
+    """Return the costs of training on conversations of these lengths in tokens; same shape.
 
-    The unit is the cost of a token without attention.
+    A cost is n x (1 + n / attention_tokens), in units of a token's cost without attention.
     """
     lengths = np.asarray(lengths, dtype=np.float64)
     return lengths * (1 + lengths / attention_tokens)
 
 
 class Options(TypedDict):
-    """What `plan` and `count_steps` take: the arguments of `steps`."""
+    """Arguments of `steps`, for `plan` and `count_steps`."""
 
     world_size: int
     max_tokens: int
@@ -71,7 +70,7 @@ class Options(TypedDict):
 
 
 def plan(lengths: Sequence[int] | np.ndarray, **options: Unpack[Options]) -> Plan:
-    """The packs of an epoch as steps[rank[pack[index]]]: all of `steps`, which says the rest."""
+    """Return all steps of an epoch, as steps[rank[pack[index]]]; see `steps`."""
     return list(steps(lengths, **options))
 
 
@@ -85,29 +84,29 @@ def steps(
     attention_tokens: int = ATTENTION_TOKENS,
     seed: int,
     epoch: int,
-) -> Iterator[Step]:
-    """The steps of an epoch one at a time, each as rank[pack[index]].
+) -> Iterator[StepPacks]:
+    """Return an iterator over the steps of an epoch, each as rank[pack[index]].
 
-    Every index occurs exactly once in an epoch. Within a step every rank has the same number of
-    packs, and no pack has more than `max_tokens` tokens; where there is nothing left for a rank
-    its pack is empty, and the rank takes part with no conversation. Apart from `lengths` and 8
-    bytes a conversation for their order, memory is that of one window.
+    Every index occurs exactly once per epoch. Within a step every rank has the same number of
+    packs, and no pack has more than `max_tokens` tokens; a rank without conversations gets empty
+    packs. Memory is that of one window, in addition to `lengths` and 8 bytes per conversation for
+    their order.
 
     Args:
         lengths: tokens of each conversation, shape (conversations,).
-        world_size: number of workers; decides how a step is dealt out, not what is in it.
-        max_tokens: tokens that fit in one pack, the unit of a forward pass.
+        world_size: number of workers; affects the assignment to workers, not the content of steps.
+        max_tokens: maximum tokens per pack, the unit of a forward pass.
         sequences_per_step: conversations in every step but the last.
-        packs_per_step: instead, packs in every step but the last over all ranks, each as full as
-            it can be. With neither of the two it is `world_size`, and only then does another
-            number of workers make other steps.
+        packs_per_step: instead, packs over all ranks in every step but the last, as full as
+            possible. Without both it is `world_size`, and only then the content of steps depends
+            on the number of workers.
         attention_tokens: length in tokens at which attention costs as much as everything else.
-        seed: of the run.
-        epoch: from 0; another epoch is another order.
+        seed: seed of the run.
+        epoch: number from 0; each epoch has another order.
 
     Raises:
-        UserError: at the call; a conversation is longer than a pack, a number is not positive, or
-            both `sequences_per_step` and `packs_per_step` are given.
+        UserError: at the call, if a conversation is longer than a pack, a number is not positive,
+            or both `sequences_per_step` and `packs_per_step` are given.
     """
     if sequences_per_step is not None and packs_per_step is not None:
         raise UserError("give sequences_per_step or packs_per_step, not both")
@@ -128,10 +127,13 @@ def steps(
 
 
 def count_steps(lengths: Sequence[int] | np.ndarray, **options: Unpack[Options]) -> int:
-    """How many steps `steps` yields for the same arguments; raises what it raises.
+    """Return the number of steps that `steps` yields for the same arguments.
 
-    Immediate with `sequences_per_step`. Otherwise it goes through them all, and another epoch may
-    have a few more or less.
+    Immediate with `sequences_per_step`. Otherwise all steps are computed, and their number differs
+    slightly between epochs.
+
+    Raises:
+        UserError: as `steps`.
     """
     all_steps = steps(lengths, **options)
     if sequences := options.get("sequences_per_step"):
@@ -141,7 +143,7 @@ def count_steps(lengths: Sequence[int] | np.ndarray, **options: Unpack[Options])
 
 @dataclass(frozen=True)
 class _Epoch:
-    """What stays the same from step to step."""
+    """Settings that are the same for all steps of an epoch."""
 
     lengths: np.ndarray
     rng: np.random.Generator
@@ -150,23 +152,23 @@ class _Epoch:
     attention_tokens: int
 
 
-def _steps_of_sequences(epoch: _Epoch, sequences: int) -> Iterator[Step]:
-    """As many conversations in every step, many steps dealt out at once."""
+def _steps_of_sequences(epoch: _Epoch, sequences: int) -> Iterator[StepPacks]:
+    """Yield steps with the same number of conversations, computed many at a time."""
     order = epoch.rng.permutation(epoch.lengths.size)
-    whole = order.size - order.size % sequences
+    full = order.size - order.size % sequences
     rows = max(1, 2 * WINDOW // max(sequences, epoch.world_size))
-    for start in range(0, whole, rows * sequences):
-        window = order[start : min(whole, start + rows * sequences)]
-        yield from _deal_sequences(epoch, window.reshape(-1, sequences))
-    if whole < order.size:
-        yield from _deal_sequences(epoch, order[None, whole:])
+    for start in range(0, full, rows * sequences):
+        window = order[start : min(full, start + rows * sequences)]
+        yield from _assign_sequences(epoch, window.reshape(-1, sequences))
+    if full < order.size:
+        yield from _assign_sequences(epoch, order[None, full:])
 
 
-def _deal_sequences(epoch: _Epoch, window: np.ndarray) -> Iterator[Step]:
-    """Deal the conversations of each step, indices of shape (steps, conversations), to the ranks.
+def _assign_sequences(epoch: _Epoch, window: np.ndarray) -> Iterator[StepPacks]:
+    """Assign the conversations of each step, indices of shape (steps, conversations), to ranks.
 
-    The longest conversation that is left goes to the rank with the least cost, and there into the
-    pack where it leaves the least room. One pass over the columns does so for all steps at once.
+    The longest remaining conversation goes to the least-loaded rank, and there to the pack where
+    it leaves the least space. One pass over the columns does this for all steps at once.
     """
     world_size, max_tokens = epoch.world_size, epoch.max_tokens
     tokens = epoch.lengths[window].astype(np.int64)
@@ -194,30 +196,30 @@ def _deal_sequences(epoch: _Epoch, window: np.ndarray) -> Iterator[Step]:
         yield [lists[first : first + used] for first in firsts]
 
 
-def _steps_of_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[Step]:
-    """As many full packs in every step, and the packs of a step of similar cost."""
+def _steps_of_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[StepPacks]:
+    """Yield steps with the same number of full packs, which have similar costs within a step."""
     for indices, packs in _full_packs(epoch, packs_per_step):
         costs = np.bincount(packs, cost(epoch.lengths[indices], epoch.attention_tokens))
         lists = _split(indices, packs, costs.size)
         if costs.size >= packs_per_step:
             mixed = epoch.rng.permutation(costs.size)
             group = np.arange(costs.size) // (SIMILAR_STEPS * packs_per_step)
-            dearest_first = mixed[np.lexsort((-costs[mixed], group))]
-            for step in epoch.rng.permutation(dearest_first.reshape(-1, packs_per_step)):
-                yield _deal_packs([lists[i] for i in step], costs[step], epoch.world_size)
+            costliest_first = mixed[np.lexsort((-costs[mixed], group))]
+            for step in epoch.rng.permutation(costliest_first.reshape(-1, packs_per_step)):
+                yield _assign_packs([lists[i] for i in step], costs[step], epoch.world_size)
             continue
-        # The last step: even shares for all ranks, unless that takes them more packs.
-        (shared,) = _deal_sequences(epoch, indices[None])
+        # The last step: equal shares for all ranks, unless that needs more packs.
+        (shared,) = _assign_sequences(epoch, indices[None])
         step = np.argsort(-costs, kind="stable")
-        dealt = _deal_packs([lists[i] for i in step], costs[step], epoch.world_size)
-        yield shared if len(shared[0]) <= len(dealt[0]) else dealt
+        assigned = _assign_packs([lists[i] for i in step], costs[step], epoch.world_size)
+        yield shared if len(shared[0]) <= len(assigned[0]) else assigned
 
 
 def _full_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of conversations and the pack of each, from 0, for whole steps of packs.
+    """Yield indices of conversations and their packs, numbered from 0, for a multiple of a step.
 
-    The emptiest packs of a window, up to a step of them, go back to be packed with the next; those
-    of the last window come last.
+    The emptiest packs of a window, at most those of one step, are dissolved and packed again with
+    the next window; those of the last window come last.
     """
     lengths, max_tokens = epoch.lengths, epoch.max_tokens
     order = epoch.rng.permutation(lengths.size)
@@ -231,29 +233,29 @@ def _full_packs(epoch: _Epoch, packs_per_step: int) -> Iterator[tuple[np.ndarray
         indices, tokens = indices[longest_first], tokens[longest_first]
         opened = _fill(tokens, max_tokens, SPREAD)
         if tokens.sum() < SPREAD_FILL * max_tokens * (1 + opened.max()):
-            # Few conversations to a pack leave no choice: then best-fit decreasing throughout.
+            # With few conversations per pack, best-fit decreasing for all of them fills better.
             opened = min(opened, _fill(tokens, max_tokens, 0.0), key=np.max)
         fill = np.bincount(opened, tokens)
         fullest_first = np.argsort(-fill, kind="stable")
         packs = np.argsort(fullest_first)[opened]
-        whole = (fill.size - 1) // packs_per_step * packs_per_step
-        if whole:
-            yield indices[packs < whole], packs[packs < whole]
-        waiting, last = indices[packs >= whole], packs[packs >= whole] - whole
+        full = (fill.size - 1) // packs_per_step * packs_per_step
+        if full:
+            yield indices[packs < full], packs[packs < full]
+        waiting, last = indices[packs >= full], packs[packs >= full] - full
     if waiting.size:
         yield waiting, last
 
 
 def _fill(tokens: np.ndarray, max_tokens: int, spread: float) -> np.ndarray:
-    """The pack of each conversation, longest first; both of shape (conversations,).
+    """Return the pack of each conversation, sorted longest first; both of shape (conversations,).
 
-    The long ones, which hold that share of the tokens, go where the most room is left, so that
-    every pack gets its share of them; the rest where they leave the least room.
+    The longest ones, with the share `spread` of the tokens, go to the pack with the most space, so
+    that they are spread evenly; the others go to the pack where they leave the least space.
     """
     running = tokens.cumsum()
     long = int(np.searchsorted(running, spread * running[-1])) if spread else 0
     opened = int(running[-1]) // max_tokens
-    # Room and pack in one number, room x count + pack, so that the sorted list is one of integers.
+    # Space and pack in one number, space x count + pack, for a sorted list of integers.
     count, shortest = tokens.size, int(tokens[-1]) * tokens.size
     rooms = list(range(max_tokens * count, max_tokens * count + opened))
     packs = []
@@ -272,21 +274,21 @@ def _fill(tokens: np.ndarray, max_tokens: int, spread: float) -> np.ndarray:
     return np.array(packs)
 
 
-def _deal_packs(packs: list[Pack], costs: np.ndarray, world_size: int) -> Step:
-    """Deal packs, dearest first, one to each rank in turn, the dearest to the least loaded."""
-    ranks: Step = [[] for _ in range(world_size)]
+def _assign_packs(packs: list[Pack], costs: np.ndarray, world_size: int) -> StepPacks:
+    """Assign packs, costliest first, to the ranks in rounds, the costliest to the least loaded."""
+    ranks: StepPacks = [[] for _ in range(world_size)]
     load = [0.0] * world_size
-    dealt = iter(zip(packs, costs.tolist(), strict=True))
+    assigned = iter(zip(packs, costs.tolist(), strict=True))
     for _ in range(0, len(packs), world_size):
         for rank in sorted(range(world_size), key=load.__getitem__):
-            pack, pack_cost = next(dealt, ([], 0.0))
+            pack, pack_cost = next(assigned, ([], 0.0))
             ranks[rank].append(pack)
             load[rank] += pack_cost
     return ranks
 
 
 def _split(values: np.ndarray, keys: np.ndarray, count: int) -> list[Pack]:
-    """The values of each key from 0 to `count` - 1 as a list; both arrays have the same shape."""
+    """Return lists of the values of each key in range(count); both arrays have the same shape."""
     keys = keys.ravel()
     values_by_key = values.ravel()[np.argsort(keys, kind="stable")].tolist()
     ends = np.cumsum(np.bincount(keys, minlength=count)).tolist()

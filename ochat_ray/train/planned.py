@@ -1,4 +1,4 @@
-"""`jobs/train.py --dry-run`: from a configuration to what the run would do. Starts nothing."""
+"""Plan of a run for `jobs/train.py --dry-run`, without starting anything."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ochat_ray.train.preflight import (
     check_inputs,
     check_steps,
     extended_config,
+    find_resume_checkpoint,
     identity_of,
-    own_pack_from,
-    prove_exact,
+    min_length_for_own_pack,
+    probe_on_driver,
     steps_of,
-    to_go_on_from,
     with_step_size,
 )
 from ochat_ray.train.samples import prompts_of
@@ -33,26 +33,26 @@ from ochat_ray.train.tokens import TokenTable
 
 
 def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
-    """`dry_run`'s result with the first step's first pack, decoded, as "pack".
+    """Return the result of `dry_run` and, as "pack", the first step's first pack decoded.
 
-    Of the model it reads the configuration alone. bfloat16 is assumed unless the configuration
-    says otherwise, since the workers' hardware is not there to be asked.
+    It reads the model's configuration, not its weights. bfloat16 is assumed unless the options set
+    float32, since the workers' hardware is not known.
 
     Raises:
         UserError: data, model and options do not fit each other.
     """
     config.check()
     manifest = check_inputs(config)
-    config = with_step_size(config, to_go_on_from(config))
+    config = with_step_size(config, find_resume_checkpoint(config))
     identity = identity_of(config, manifest, fingerprint(config.model))
     start = start_of(config, identity, output_of(config.output))
     check_steps(config, manifest, start)
     prompts_of(config, manifest)
     table = TokenTable(config.data, "train", config.max_length)
     model_config = extended_config(config, config.model, manifest)
-    way = prove_exact(config, model_config)
+    mode = probe_on_driver(config, model_config)
     shape = ModelShape.of(model_config, frozen_by(config, model_config))
-    steps = steps_of(config, table, shape, own_pack_from(model_config), start.identity)
+    steps = steps_of(config, table, shape, min_length_for_own_pack(model_config), start.identity)
     bf16 = config.dtype != "float32"
     epoch = [
         step.packs
@@ -67,7 +67,7 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
             shape,
             world_size=config.num_workers,
             bf16=bf16,
-            attention=way.attention,
+            attention=mode.attention,
         )
 
     result = dry_run(
@@ -82,7 +82,7 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
         device_bytes=device_bytes,
         longest_pack=None if device_bytes is None else longest_pack(memory, device_bytes),
         deepspeed=deepspeed_config(config, world_size=config.num_workers, bf16=bf16, cuda=True),
-        way=way,
+        mode=mode,
     )
     pack = epoch[0][0][0]
     rows = [table.row(index) for index in pack]

@@ -1,4 +1,4 @@
-"""A picture of a training run: loss, learning rate and gradient norm over the steps."""
+"""Plot of a training run: loss, learning rate and gradient norm over the steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _TRAINING, _HELD_OUT, _RATE, _NORM = "#2563eb", "#ea580c", "#0f766e", "#7c3aed"
 
 
 def plot(lines: list[dict[str, Any]]) -> bytes:
-    """The lines of metrics.jsonl as a PNG of 2,000 x 1,300 pixels, to be shown at half that."""
-    # Figure and canvas themselves: pyplot keeps every figure of a process.
+    """Plot the lines of metrics.jsonl as a PNG of 2,000 x 1,300 pixels, to show at half size."""
+    # Without pyplot, which keeps all figures of a process in memory.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,9 +42,9 @@ def plot(lines: list[dict[str, Any]]) -> bytes:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean of each value's neighbours, as many as a fiftieth of all; same shape.
+    """Return the moving average over a window of about 2% of the values; same shape.
 
-    Values that are not finite do not count.
+    Values that are not finite are ignored.
     """
     count = len(values)
     finite = np.isfinite(values)
@@ -93,13 +93,13 @@ def _loss(axes: Axes, steps: list[dict[str, Any]], held_out: list[dict[str, Any]
             zorder=5,
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )
-    axes.set_ylabel("nats a supervised token", color=_MUTED, fontsize=10)
+    axes.set_ylabel("nats per supervised token", color=_MUTED, fontsize=10)
     if len(x) or len(ex):
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.012, 1.005), ncols=3, frameon=False, fontsize=10,
             labelcolor=_INK, borderaxespad=0.3, handlelength=1.8,
         )  # fmt: skip
-    # A spike of a single step must not flatten all the rest.
+    # A spike of a single step must not determine the scale.
     shown = np.concatenate([smooth, ey, np.quantile(y[np.isfinite(y)], [0.005, 0.995])
                             if np.isfinite(y).any() else []])  # fmt: skip
     shown = shown[np.isfinite(shown)]

@@ -1,4 +1,4 @@
-"""What is found out before anything starts: do data, model, options and output fit?"""
+"""Checks that run before a training job starts, and settings derived from data and model."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from ochat_ray.train.deepspeed_config import decisive_override, deepspeed_config
 from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.forward import PACKED_SDPA
 from ochat_ray.train.optimizer import frozen_by
-from ochat_ray.train.output import MODEL_MANIFEST, check_way, read_model_manifest
-from ochat_ray.train.probe import Way, candidates_of, choose_way
+from ochat_ray.train.output import MODEL_MANIFEST, check_output_dir, read_model_manifest
+from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
 from ochat_ray.train.round_trip import check_exportable
 from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
@@ -42,7 +42,7 @@ from ochat_ray.train.weights import check_config, check_files, check_tensors, ch
 
 
 def check_inputs(config: TrainConfig) -> dict[str, Any]:
-    """The manifest of the data, once data, model and recipe are known to fit each other.
+    """Check that data, model and recipe fit each other, and return the data's manifest.
 
     Raises:
         UserError: they do not.
@@ -66,7 +66,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
                 "another --eval-ratio"
             )
     check_trackers(wandb=config.wandb, mlflow=config.mlflow)
-    # Only for its check of a user's own JSON; what the hardware is, the workers know.
+    # Only to check a user's JSON; the workers' hardware is not known here.
     settings = deepspeed_config(
         config, world_size=config.num_workers, bf16=config.dtype != "float32", cuda=True
     )
@@ -77,7 +77,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
     model_config = load_config(config.model)
     check_config(config.model, model_config)
     tokenizer = load_tokenizer_of(config.model, manifest)
-    export_tokenizer(tokenizer, manifest["model_type"])  # now, and not after days, if it cannot be
+    export_tokenizer(tokenizer, manifest["model_type"])  # raises now, and not after the training
     if tokenizer_digest(tokenizer) != manifest["tokenizer"]:
         raise UserError(
             f"{config.data} was tokenised with another tokenizer ({manifest['tokenizer_path']}) "
@@ -91,7 +91,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
     )
     if tensors is not None and (left_out := check_tensors(config.model, tensors, model_config)):
         print(
-            f"{len(left_out)} tensors of {config.model} are no part of the model and are left out: "
+            f"{len(left_out)} tensors of {config.model} are not part of the model and are ignored: "
             f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
             file=sys.stderr,
         )
@@ -112,7 +112,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
 
 
 def extended_config(config: TrainConfig, model: str, manifest: dict[str, Any]) -> Any:
-    """A model's configuration as training uses it.
+    """Return a model's configuration for training, with the data's context and without dropout.
 
     Raises:
         UserError: the model cannot have the data's context.
@@ -127,36 +127,38 @@ def extended_config(config: TrainConfig, model: str, manifest: dict[str, Any]) -
     return model_config
 
 
-def prove_exact(config: TrainConfig, model_config: Any) -> Way:
-    """Prove on a tiny model, in float32 on the CPU, how conversations go through this one.
+def probe_on_driver(config: TrainConfig, model_config: Any) -> AttentionMode:
+    """Choose an attention mode that is exact on a tiny model, in float32 on the CPU.
 
-    The workers prove it again on their own device, in their dtype and with their attention, which
-    may be flash-attn's; here PyTorch's stands for it.
+    The workers repeat this on their own device, in their dtype and with their attention, which may
+    be flash-attn; PyTorch's attention stands in for it here.
 
     Raises:
-        UserError: no way is exact.
+        UserError: no mode is exact.
     """
     own = config.attention if config.attention in ("sdpa", "eager") else "auto"
     candidates = candidates_of(own, "eager" if own == "eager" else PACKED_SDPA)
-    way = choose_way(model_config, candidates, gradient_checkpointing=config.gradient_checkpointing)
-    if way.notice:
-        print(way.notice, file=sys.stderr)
-    return way
+    mode = choose_attention_mode(
+        model_config, candidates, gradient_checkpointing=config.gradient_checkpointing
+    )
+    if mode.notice:
+        print(mode.notice, file=sys.stderr)
+    return mode
 
 
 def steps_of(
     config: TrainConfig,
     table: TokenTable,
     shape: ModelShape,
-    own_pack_from: int | None,
+    min_length_for_own_pack: int | None,
     identity: Mapping[str, Any],
 ) -> Steps:
-    """All steps of a run over a table."""
+    """Return all steps of a run over a table."""
     return Steps(
         config,
         table.lengths,
         attention_tokens=attention_tokens(shape),
-        own_pack_from=own_pack_from,
+        min_length_for_own_pack=min_length_for_own_pack,
         schedule_from=schedule_from(identity),
     )
 
@@ -171,7 +173,7 @@ def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> 
         return
     model_config = extended_config(config, config.model, manifest)
     table = TokenTable(config.data, "train", config.max_length)
-    shape, own_pack = ModelShape.of(model_config), own_pack_from(model_config)
+    shape, own_pack = ModelShape.of(model_config), min_length_for_own_pack(model_config)
     steps = steps_of(config, table, shape, own_pack, start.identity)
     if len(steps) < start.checkpoint.step:
         raise UserError(
@@ -180,11 +182,11 @@ def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> 
         )
 
 
-def own_pack_from(model_config: Any) -> int | None:
-    """The length from which a conversation must not share its pack; None where all may.
+def min_length_for_own_pack(model_config: Any) -> int | None:
+    """Return the length in tokens from which a conversation needs its own pack; None if none does.
 
     Rotary embeddings of the types dynamic and longrope (Phi-3) depend on the length of the longest
-    conversation: beyond a limit it would change its pack's others, too.
+    conversation: beyond a limit, it would affect the other conversations of its pack.
     """
     text = model_config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
@@ -198,13 +200,16 @@ def own_pack_from(model_config: Any) -> int | None:
     return min(limits) + 1 if limits else None
 
 
-def to_go_on_from(config: TrainConfig) -> Checkpoint | None:
-    """The checkpoint in the output directory, unless it is given up."""
+def find_resume_checkpoint(config: TrainConfig) -> Checkpoint | None:
+    """Return the latest checkpoint in the output directory; None with --overwrite."""
     return None if config.overwrite else checkpoints.latest(RunDir.open(config.output))
 
 
 def with_step_size(config: TrainConfig, resumed: Checkpoint | None) -> TrainConfig:
-    """The size of a step, once "one pack a worker" is a number that other workers can keep."""
+    """Replace "one pack per worker" by a number of tokens, which holds for other workers, too.
+
+    A resumed run keeps the number of packs of its checkpoint.
+    """
     if config.tokens_per_step is not None or config.sequences_per_step is not None:
         return config
     packs = config.num_workers
@@ -214,7 +219,7 @@ def with_step_size(config: TrainConfig, resumed: Checkpoint | None) -> TrainConf
 
 
 def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> dict[str, Any]:
-    """What the result depends on, in the form in which ochat.json gives it back.
+    """Return everything that the result depends on, as plain JSON values.
 
     `model` is the base model's fingerprint.
     """
@@ -223,7 +228,7 @@ def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> di
     if settings := TemplateSettings.of_manifest(manifest):
         identity["template"] = settings.digest
     if config.rope_scaling is not None or recipe(config.recipe).extends_context:
-        # The digest is that of the rows alone, and the embeddings are extended to this context.
+        # The digest covers only the rows, and the embeddings are extended to this context.
         identity["context_length"] = manifest["context_length"]
     return identity | {
         "model": model,
@@ -233,31 +238,36 @@ def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> di
 
 
 def completed_already(
-    config: TrainConfig, output: Ownership, begins: Start
+    config: TrainConfig, output: Ownership, start: Start
 ) -> dict[str, Any] | None:
-    """Return the content of ochat.json, if this very training is complete.
+    """Return the content of ochat.json if the same training is complete, or None.
 
     Raises:
-        UserError: files that no training wrote are in the way, or another training is complete
-            there, and --overwrite is not given.
+        UserError: a file that no training wrote would be overwritten, or another training is
+            complete and --overwrite is not given.
     """
-    check_way(output)
+    check_output_dir(output)
     if read_model_manifest(output) is None:
         return None
-    replaces = config.overwrite or begins.continues
-    return completed(output.run, MODEL_MANIFEST, begins.identity, overwrite=replaces)
+    replaces = config.overwrite or start.continues
+    return completed(output.run, MODEL_MANIFEST, start.identity, overwrite=replaces)
 
 
 def announce_start(
     config: TrainConfig, resumed: Checkpoint | None, identity: dict[str, Any]
 ) -> None:
-    """Print where training starts.
+    """Print the step at which training starts.
 
     Raises:
-        UserError: there are checkpoints of another run, which --overwrite does not give up.
+        UserError: there are checkpoints of another run, and --overwrite is not given.
     """
     if resumed is not None:
         checkpoints.check_same_run(resumed, identity, config.output)
-        print(f"going on from step {resumed.step}; --overwrite starts anew", file=sys.stderr)
+        print(
+            f"resuming from step {resumed.step}; --overwrite starts from the beginning",
+            file=sys.stderr,
+        )
     elif config.resume:
-        print(f"{config.output} has no checkpoint yet; starting anew", file=sys.stderr)
+        print(
+            f"{config.output} has no checkpoint yet; starting from the beginning", file=sys.stderr
+        )

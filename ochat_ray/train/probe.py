@@ -1,12 +1,14 @@
-"""Proof, at the start of a run, that a model is trained exactly: conversations that share a pack do
-not see each other, and attention is the model's own.
+"""Probe at the start of a run that a model is trained exactly.
 
-A tiny random model of the same class and the same kinds of layers (`tiny.py`) computes logits and
-gradients of two conversations twice: as training does (`forward.logits`, gradient checkpointing,
-the run's device, dtype and attention), and each conversation alone through transformers' "eager"
-attention in float32, by plain calls that share no code with `forward.py`. The tiny model stands for
-the real one, whose parameters ZeRO-3 partitions: what is lost or leaks (windows, caps, sinks,
-recurrent state, positions) depends on the code and the switches, not on weights and sizes.
+Exact means that conversations of a pack do not attend to each other, and that attention equals the
+model's own. A tiny random model of the same class with the same kinds of layers (`tiny.py`)
+computes logits and gradients of two conversations twice: as in training (`forward.logits`, gradient
+checkpointing, the run's device, dtype and attention), and each conversation alone with
+transformers' "eager" attention in float32, by plain calls that share no code with `forward.py`.
+
+The tiny model stands in for the real one, whose parameters ZeRO-3 partitions. Errors (in windows,
+soft-capping, sinks, recurrent state, positions) depend on the code and the configuration's
+switches, not on weights and sizes.
 """
 
 from __future__ import annotations
@@ -22,26 +24,26 @@ from ochat_ray.errors import UserError
 from ochat_ray.train.batch import make_batch
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 from ochat_ray.train.tiny import layer_kinds, tiny_config
-from ochat_ray.train.trial import build, layer_outputs, undisturbed, widen
+from ochat_ray.train.trial import build, fixed_seed, layer_outputs, rescale_weights
 
 _LENGTHS = (27, 22)
-"""Tokens of the two conversations, beyond `tiny.WINDOW` and no multiple of it."""
+"""Tokens of the two conversations: more than `tiny.WINDOW`, and not a multiple of it."""
 
 _EXACT = (1e-3, 1e-2)
-"""Errors of logits and gradients that rounding may make in float32: it makes 1e-5, and whatever is
-lost or leaks a tenth or more (tests/train/test_probe.py)."""
+"""Tolerances of logits and gradients in float32. Rounding causes errors of 1e-5, and a lost or
+leaked part 0.1 or more (tests/train/test_probe.py)."""
 _NOISE = 3.0
-"""In another dtype errors may be this many times those of the model's own eager attention in it,
-which are 1e-2 in bfloat16, but 1e-1 with a state space."""
+"""Tolerance in another dtype, as a multiple of the errors of the model's own eager attention in
+it, which are 1e-2 in bfloat16, but 1e-1 with a state space."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
-    """A way of passing conversations through a model that the probe found exact.
+class AttentionMode:
+    """Attention implementation and packing that the probe found exact.
 
     `attention` is transformers' name of the implementation. Conversations of a pack share a forward
-    pass if `packed`; otherwise each has its own. `because` is why this is not the first way that
-    was tried, or empty. The errors are those of logits and gradients, relative to the reference.
+    pass if `packed`; otherwise each has its own. `because` is the reason why an earlier candidate
+    was not chosen, or empty. The errors of logits and gradients are relative to the reference.
     """
 
     attention: str
@@ -52,54 +54,56 @@ class Way:
 
     @property
     def notice(self) -> str:
-        """A line for the user where this is not the first way that was tried; or empty."""
+        """Line for the user if this is not the first candidate, or empty."""
         if not self.because:
             return ""
         if self.packed:
             return f"{self.because}; attention {self.attention!r} is used"
-        return f"{self.because}; each conversation gets a forward pass of its own"
+        return f"{self.because}; each conversation gets its own forward pass"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Result:
-    """Logits at all positions but each conversation's last, and the gradient of each parameter."""
+    """Logits at all positions except each conversation's last, and gradients by parameter."""
 
     logits: torch.Tensor
     gradients: dict[str, torch.Tensor]
 
 
 class _NotExactError(Exception):
-    """A way of computing that does not give the reference's figures; its text says why."""
+    """Error for a candidate that differs from the reference; its message is the reason."""
 
 
-def choose_way(
+def choose_attention_mode(
     config: Any,
     candidates: Sequence[tuple[str, bool]],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = True,
-) -> Way:
+) -> AttentionMode:
     """Return the first of `candidates`, as (attention, packed), that is exact.
 
     Args:
-        config: the base model's transformers configuration, as training uses it.
-        candidates: of `candidates_of`, best first.
-        device, dtype, gradient_checkpointing: as in training.
+        config: the base model's transformers configuration, with the changes for training.
+        candidates: candidates of `candidates_of`, best first.
+        device: device of the training.
+        dtype: dtype of the training.
+        gradient_checkpointing: whether training uses gradient checkpointing.
 
     Raises:
-        UserError: none is exact, or no small model of this configuration can be made.
+        UserError: none is exact, or no small model of this configuration can be created.
     """
     family = _family(config)
     register_packed_sdpa()
-    with undisturbed():
+    with fixed_seed():
         try:
             probe = _Probe(config, torch.device(device), dtype, gradient_checkpointing)
         except UserError:
             raise
         except Exception as error:  # whatever a model's code raises
             raise UserError(
-                f"cannot try a small {family} model, and train only what is proved exact: "
+                f"cannot test a small {family} model, which is required before training: "
                 f"{_line(error)}; choose another base (docs/training.md, Model families)"
             ) from error
         because: list[str] = []
@@ -113,7 +117,7 @@ def choose_way(
             if not packed:
                 leaks = [reason for reason in because if "see each other" in reason]
                 reasons = [*leaks, f"the attention of a {family} model takes no packs"]
-            return Way(
+            return AttentionMode(
                 attention=attention,
                 packed=packed,
                 because=reasons[0] if reasons else "",
@@ -127,10 +131,10 @@ def choose_way(
 
 
 def candidates_of(attention: str, implementation: str) -> list[tuple[str, bool]]:
-    """Return the ways to try for a TrainConfig's `attention`; the first is `implementation`.
+    """Return the candidates for a TrainConfig's `attention`; the first is `implementation`.
 
-    transformers' own "sdpa" takes a pack under a mask of tokens x tokens; a forward pass per
-    conversation costs small matrix products and, under ZeRO-3, an all-gather more each.
+    transformers' own "sdpa" needs a mask of shape (tokens, tokens) for a pack; a forward pass per
+    conversation means smaller matrix products and, under ZeRO-3, an additional all-gather each.
     """
     if attention not in ("auto", "sdpa"):
         return [(implementation, True), (implementation, False)]
@@ -142,7 +146,7 @@ def candidates_of(attention: str, implementation: str) -> list[tuple[str, bool]]
 
 
 class _Probe:
-    """A tiny model, two conversations and their reference figures."""
+    """Tiny model, two conversations, and the reference's logits and gradients."""
 
     def __init__(
         self, config: Any, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool
@@ -161,9 +165,9 @@ class _Probe:
                 f"a {self._family} model has no gradient checkpointing in transformers; give "
                 "--no-gradient-checkpointing"
             )
-        widen(self._reference)
+        rescale_weights(self._reference)
         with torch.no_grad():
-            for parameter in self._reference.parameters():  # the dtype's weights, exactly
+            for parameter in self._reference.parameters():  # exactly representable in the dtype
                 parameter.copy_(parameter.to(dtype))
         self._reference.to(device)
         self._kinds = layer_kinds(self._config)
@@ -176,11 +180,11 @@ class _Probe:
     def errors(self, attention: str, *, packed: bool) -> tuple[float, float]:
         """Return the relative errors of logits and gradients, in the run's dtype.
 
-        In float32, too, where that is another one and the attention has it: there rounding hides
-        nothing.
+        They are also checked in float32, if the attention supports it, since rounding hides
+        nothing there.
 
         Raises:
-            _NotExactError: they are beyond the tolerance, or the model cannot be run so.
+            _NotExactError: they exceed the tolerance, or the model cannot run in this mode.
         """
         own = [] if self._dtype == torch.float32 else [self._dtype]
         errors = (0.0, 0.0)
@@ -215,7 +219,7 @@ class _Probe:
         return model.to(self._device)
 
     def _each_alone(self, model: Any) -> torch.Tensor:
-        """Return the logits of plain calls, at all positions but each conversation's last."""
+        """Return the logits of plain calls, at all positions except each conversation's last."""
         return torch.cat([self._alone(model, ids)[:-1] for ids in self._ids])
 
     def _alone(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -245,7 +249,7 @@ class _Probe:
     def _compare(self, found: _Result) -> tuple[float, float]:
         expected = self._expected
         norms = {name: gradient.norm() for name, gradient in expected.gradients.items()}
-        # A gradient that is next to nothing beside the others is only rounding.
+        # A gradient that is much smaller than the others consists of rounding errors.
         least = 0.01 * torch.stack(list(norms.values())).square().mean().sqrt()
         return (
             _relative(found.logits, expected.logits),
@@ -263,7 +267,7 @@ class _Probe:
         errors: tuple[float, float],
         tolerance: float,
     ) -> str:
-        """Say what differs, and in which kind of layer it starts."""
+        """Return a description of the difference and of the kind of layer where it starts."""
         layer = self._first_layer(model, packed, tolerance)
         where = "" if layer is None else f" (layers: {layer})"
         if packed and self._leaks(model, tolerance):
@@ -275,7 +279,7 @@ class _Probe:
 
     @torch.no_grad()
     def _leaks(self, model: Any, tolerance: float) -> bool:
-        """Return True if the second conversation's logits depend on the first one."""
+        """Return whether the second conversation's logits depend on the first one."""
         other = (self._ids[0] - 3 + 1) % (int(self._ids[0].max()) - 3 + 1) + 3
         after = _LENGTHS[0] - 1
         one, two = (
@@ -286,7 +290,7 @@ class _Probe:
 
     @torch.no_grad()
     def _first_layer(self, model: Any, packed: bool, tolerance: float) -> str | None:
-        """Return the kind of the first layer whose output is not the reference's."""
+        """Return the kind of the first layer whose output differs from the reference."""
         with layer_outputs(self._reference) as expected:
             self._each_alone(self._reference)
         with layer_outputs(model) as found:
@@ -309,8 +313,8 @@ class _Probe:
         ids[0, -1] = 3 + (ids[0, -1] - 3 + 1) % 8
         if _relative(self._alone(self._reference, ids)[:-1], before) > _EXACT[0]:
             raise UserError(
-                f"a {self._family} model with this configuration sees what comes after a token; "
-                "it is no causal language model"
+                f"a {self._family} model with this configuration attends to later tokens; "
+                "it is not a causal language model"
             )
 
 

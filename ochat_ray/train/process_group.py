@@ -1,4 +1,4 @@
-"""The process group of Ray Train's workers, over the network that Ray itself uses."""
+"""Process group of Ray Train's workers, over the network interface that Ray itself uses."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import psutil
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend  # Ray has no hook before the group is made
+from ray.train.torch.config import _TorchBackend  # Ray has no hook before it creates the group
 
 
 class OwnNetworkConfig(TorchConfig):
-    """As TorchConfig, on hosts whose name leads to loopback, too.
+    """TorchConfig that also works where the hostname resolves to 127.0.1.1 (Debian, Ubuntu).
 
-    gloo listens where the host's name leads, and Debian's and Ubuntu's leads to 127.0.1.1: workers
-    on other hosts would call themselves. NCCL looks for an interface by itself.
+    gloo listens on the address of the hostname; with a loopback address, workers on other hosts
+    would connect to themselves. NCCL finds an interface itself.
     """
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """What sets the workers up."""
+        """Backend class that sets up the workers."""
         return _OwnNetworkBackend
 
 
@@ -31,13 +31,13 @@ class _OwnNetworkBackend(_TorchBackend):
 
 
 def use_interface_of_ray() -> None:
-    """Have gloo use the interface with this node's address, unless the environment names one."""
+    """Make gloo use the interface with this node's address, unless the environment sets one."""
     if name := interface_of(ray.util.get_node_ip_address()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface with an address; None where there is none."""
+    """Return the network interface with an address, or None."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address == address for one in addresses):
             return name

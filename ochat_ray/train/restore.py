@@ -1,4 +1,4 @@
-"""A checkpoint of the output directory on the disk of a worker's host."""
+"""Local copy of a checkpoint on a worker's host, converted if needed."""
 
 from __future__ import annotations
 
@@ -26,17 +26,15 @@ def local_copy(
     converts: bool,
     leads: bool,
 ) -> Iterator[Path]:
-    """A context in which the checkpoint's directory is on this host.
-
-    All workers must enter it together.
+    """Provide the checkpoint's directory on this host; all workers must enter together.
 
     Args:
-        output: the run's directory.
+        output: output directory of the run.
         checkpoint: one of its checkpoints.
-        staging: a directory that all workers can write.
-        node_rank: of this host, among those of the run.
-        converts: whether a universal checkpoint is needed.
-        leads: whether this worker makes that, for all of its host.
+        staging: directory that all workers can write to.
+        node_rank: rank of this host among those of the run.
+        converts: convert it to a universal checkpoint.
+        leads: whether this worker does the conversion for its host.
 
     Raises:
         UserError: one of the checkpoint's shards is damaged.
@@ -46,7 +44,7 @@ def local_copy(
     with source.as_directory() as directory:
         own = sorted(checkpoint.files)[distributed.get_rank() :: distributed.get_world_size()]
         check_shards(Path(directory), own, f"{output}/{checkpoint.folder}")
-        distributed.barrier()  # no worker opens a shard that another one has not checked
+        distributed.barrier()  # no worker loads a shard before all are checked
         if not converts:
             yield Path(directory)
             return

@@ -1,4 +1,4 @@
-"""Round trip of an export: it opens as any model does, and computes what the engine computes."""
+"""Round-trip check of an export: transformers loads it, and it computes the engine's logits."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ochat_ray.train.hub_format import HubFormat
 from ochat_ray.train.tokens import TokenTable
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Largest relative difference of logits, by the less exact of the two computations' dtypes. The
-weights are the same to the last bit; what differs is the order of summation. In bfloat16 that is
-1 to 3% over some tens of layers; a wrong rotary base or a head of random numbers is 30 to 140%."""
+"""Maximum relative difference of logits, by the less precise dtype of the two computations. The
+weights are identical; only the order of summation differs. In bfloat16 this causes 1 to 3% over
+some tens of layers; a wrong rotary base or a random head causes 30 to 140%."""
 
 _TOKENS = 64
 
 
 def check_exportable(config: Any) -> None:
-    """Give a model of this configuration a token, and convert it to its files' names and back.
+    """Add a token to a model of this configuration, and convert it to the files' names and back.
 
-    It has no weights.
+    The model has no weights.
 
     Raises:
-        UserError: the model that would be exported could not be opened again.
+        UserError: the exported model could not be loaded again.
     """
     from transformers import AutoModelForCausalLM
 
@@ -52,9 +52,9 @@ def check_exportable(config: Any) -> None:
     except Exception as error:  # whatever a model's code raises
         raise UserError(refused + _first_line(error)) from error
     if again is not type(model):
-        raise UserError(f"{refused}it would open as {again.__name__}")
+        raise UserError(f"{refused}it would load as {again.__name__}")
     if len(rows) > 1:
-        raise UserError(f"{refused}its vocabularies of input and output differ")
+        raise UserError(f"{refused}its input and output vocabularies differ")
     changed = [
         name
         for name in sorted({*state, *opened})
@@ -62,12 +62,12 @@ def check_exportable(config: Any) -> None:
     ]
     if changed:
         raise UserError(
-            f"{refused}{', '.join(changed[:3])} would not come back from its files as before"
+            f"{refused}{', '.join(changed[:3])} would change when the files are loaded again"
         )
 
 
 def choose_conversation(table: TokenTable) -> int:
-    """The row of the shortest conversation of 64 tokens or more; else of the longest."""
+    """Return the row of the shortest conversation of 64 tokens or more, or of the longest."""
     lengths = np.asarray(table.lengths)
     enough = np.flatnonzero(lengths >= _TOKENS)
     return int(enough[lengths[enough].argmin()]) if enough.size else int(lengths.argmax())
@@ -76,41 +76,43 @@ def choose_conversation(table: TokenTable) -> int:
 def check_export(
     directory: Path, pack: Batch, expected: torch.Tensor, dtype: torch.dtype
 ) -> float | None:
-    """Open an export with transformers and compare its logits; None where memory is too small.
-
-    Then only names and shapes are compared, without weights.
+    """Load an export with transformers and compare its logits with the engine's.
 
     Args:
         directory: the export.
         pack: one conversation, on the CPU.
-        expected: the engine's logits at its predicting positions, (predicted, vocabulary).
-        dtype: in which the engine computed them.
+        expected: the engine's logits at its label positions, shape (labels, vocabulary).
+        dtype: dtype in which the engine computed them.
 
     Returns:
-        The median over positions of the relative difference of logits.
+        The median over positions of the relative difference of logits. None if the host's free
+        memory does not hold the model; then only names and shapes are compared, without weights.
 
     Raises:
-        UserError: it does not open, a tensor is missing, or the logits are others.
+        UserError: it cannot be loaded, a tensor is missing, or the logits differ.
     """
     opened = _load_dtype(directory)
     model = _open(directory, opened)
     if opened is None:
         return None
     with torch.no_grad():
-        logits = model(input_ids=pack.input_ids, use_cache=False).logits[0][pack.predicting]
+        logits = model(input_ids=pack.input_ids, use_cache=False).logits[0][pack.label_positions]
     difference = relative_difference(logits.float(), expected)
     tolerance = max(TOLERANCE[opened], TOLERANCE[dtype])
     if not difference <= tolerance:
         raise UserError(
             f"the exported model's logits differ by {difference:.1%} from those of training "
-            f"(at most {tolerance:.1%} are rounding); the export is not published, the last "
+            f"(rounding explains at most {tolerance:.1%}); the export is not published, the last "
             "checkpoint is kept"
         )
     return difference
 
 
 def relative_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """Median over positions of |difference| / |expected|; what softmax ignores is left out."""
+    """Return the median over positions of |difference| / |expected|, after removing the mean.
+
+    Softmax ignores a constant that is added to all logits of a position.
+    """
     if logits.shape != expected.shape:
         return float("inf")
     centred = expected - expected.mean(-1, keepdim=True)
@@ -120,7 +122,7 @@ def relative_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _load_dtype(directory: Path) -> torch.dtype | None:
-    """The dtype in which this host's free memory holds the model; None where it does not."""
+    """Return the dtype in which this host's free memory holds the model, or None."""
     in_bfloat16 = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     available = psutil.virtual_memory().available * 0.8
     if 2 * in_bfloat16 <= available:
@@ -129,11 +131,11 @@ def _load_dtype(directory: Path) -> torch.dtype | None:
 
 
 def _open(directory: Path, dtype: torch.dtype | None) -> Any:
-    """The exported model, on the meta device where no dtype is given."""
+    """Load the exported model, on the meta device if `dtype` is None."""
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"device_map": "meta"} if dtype is None else {"dtype": dtype}
-    failed = "the exported model cannot be opened, and is not published; the last checkpoint is "
+    failed = "the exported model cannot be loaded, and is not published; the last checkpoint is "
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             directory, output_loading_info=True, local_files_only=True, **options

@@ -1,7 +1,7 @@
-"""Answers of the model to a few prompts while it trains, in samples.jsonl.
+"""Sampled answers of the model to a few prompts during training, in samples.jsonl.
 
-They are greedy, so that what changes from one step to the next is the model. All prompts share
-one pack, and each new token is a forward pass of all workers: there is no cache, as in training.
+Decoding is greedy, so that only the model changes between steps. All prompts share one pack, and
+each new token takes a forward pass of all workers: there is no KV cache, as in training.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ochat_ray.train.tokens import TokenTable
 SAMPLES = "samples.jsonl"
 
 HELD_OUT_PROMPTS = 4
-"""Prompts that are taken from the held-out split where no file gives others."""
+"""Number of prompts from the held-out split, if there is no file with prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """A prompt, and the model's answer after a step.
+    """Prompt, and the model's answer after a step.
 
-    `ended` is whether the model chose its end-of-turn token before the limit.
+    `ended` is whether the model chose its end-of-turn token within the limit.
     """
 
     step: int
@@ -44,7 +44,7 @@ class Sample:
 
 
 def read_prompts(path: str, model_type: str, tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of a file's prompts, a line each, as a server would encode them.
+    """Return the token ids of a file's prompts, one per line, encoded as in serving.
 
     Raises:
         UserError: the file cannot be read or has no prompt.
@@ -64,9 +64,9 @@ def read_prompts(path: str, model_type: str, tokenizer: Any) -> list[list[int]]:
 
 
 def held_out_prompts(table: TokenTable, seed: int, most: int) -> list[list[int]]:
-    """Return the beginnings of held-out conversations, up to their first supervised token.
+    """Return the token ids of held-out conversations before their first supervised token.
 
-    Those of more than `most` tokens are passed over.
+    Prompts of more than `most` tokens are skipped.
     """
     prompts = []
     for index in np.random.default_rng(seed).permutation(table.lengths.size):
@@ -80,7 +80,7 @@ def held_out_prompts(table: TokenTable, seed: int, most: int) -> list[list[int]]
 
 
 def prompts_of(config: TrainConfig, manifest: Mapping[str, Any]) -> list[list[int]] | None:
-    """Return the token ids of a run's sample prompts; None where it makes no samples.
+    """Return the token ids of a run's sample prompts; None if it writes no samples.
 
     Raises:
         UserError: they cannot be read, or do not fit a pack.
@@ -106,15 +106,15 @@ def check_prompts(prompts: Sequence[Sequence[int]], tokens: int, max_tokens: int
     """
     if not prompts:
         raise UserError(
-            f"--sample-every: no held-out conversation begins with a prompt so short that "
-            f"{HELD_OUT_PROMPTS} of them with answers of {tokens:,} tokens fit a pack of "
+            "--sample-every: the prompts of all held-out conversations are too long to fit "
+            f"{HELD_OUT_PROMPTS} of them with answers of {tokens:,} tokens into a pack of "
             f"{max_tokens:,}; give a smaller --sample-tokens, or --sample-prompts FILE"
         )
     room = sum(len(prompt) + tokens + 1 for prompt in prompts)
     if room > max_tokens:
         raise UserError(
             f"{len(prompts)} sample prompts with answers of {tokens} tokens take {room:,} tokens, "
-            f"a pack holds {max_tokens:,}; give fewer or shorter prompts, or a smaller "
+            f"but a pack holds {max_tokens:,}; give fewer or shorter prompts, or a smaller "
             "--sample-tokens"
         )
 
@@ -129,8 +129,8 @@ def generate(
 ) -> list[list[int]]:
     """Return greedy answers, each up to its end-of-turn token or to `tokens` tokens.
 
-    `next_ids` gives the likeliest next token of each conversation of a pack; where several workers
-    compute it, it must be the same on all of them. Without `packed` each conversation is a pack.
+    `next_ids` returns the most likely next token of each conversation of a pack; with several
+    workers it must return the same on all of them. Without `packed` each conversation is a pack.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     for _ in range(tokens):
@@ -146,9 +146,9 @@ def generate(
 
 
 def _last_positions(conversations: Sequence[Sequence[int]]) -> Batch:
-    """A pack whose predicting positions are the last of each conversation.
+    """Return a pack whose label positions are the last positions of the conversations.
 
-    A conversation has one token more, which is predicted and has no effect on those before it.
+    Each conversation gets one more token as the label, which does not affect those before it.
     """
     rows = []
     for ids in conversations:
@@ -159,15 +159,17 @@ def _last_positions(conversations: Sequence[Sequence[int]]) -> Batch:
 
 
 class Sampler:
-    """Writes samples to samples.jsonl and TensorBoard; all workers call it at the same steps.
+    """Writer of samples to samples.jsonl and TensorBoard; all workers call it at the same steps.
 
     Args:
-        prompts: token ids; None makes no samples.
-        next_ids: gives the likeliest next token of each conversation of a pack.
-        config: has the steps between samples, and the tokens of an answer.
+        prompts: token ids; None writes no samples.
+        next_ids: returns the most likely next token of each conversation of a pack.
+        tokenizer: decodes prompts and answers.
+        config: options of the run, with the steps between samples and the tokens per answer.
         packed: whether conversations may share a pack.
-        run: the output directory, on the first worker alone.
-        check: called before samples.jsonl is written; raises where the directory is another run's.
+        run: the output directory, only on the first worker.
+        metrics: writer of TensorBoard.
+        check: called before samples.jsonl is written; raises if another run owns the directory.
     """
 
     def __init__(
@@ -199,7 +201,7 @@ class Sampler:
             self.write(step)
 
     def write(self, step: int) -> None:
-        """Write samples of the model after this step, once."""
+        """Write samples of the model after this step, unless they are already written."""
         if self._prompts is None or step == self._last:
             return
         self._last = step
@@ -229,20 +231,20 @@ class Sampler:
 
 
 def drop_later_samples(run: RunDir, step: int) -> None:
-    """Remove the samples after a step from samples.jsonl: they are of weights that are given up."""
+    """Remove samples after a step from samples.jsonl, since their weights are discarded."""
     if run.exists(SAMPLES):
         run.write_text(SAMPLES, "".join(f"{line}\n" for line in lines_up_to(run, SAMPLES, step)))
 
 
 def _as_markdown(sample: Sample) -> str:
-    """A code block, which a page shows as it is."""
+    """Return a sample as a Markdown code block, which is displayed unchanged."""
     end = "" if sample.ended else " …"
     lines = f"{sample.prompt}{sample.answer}{end}".splitlines()
     return "\n".join(f"    {line}" for line in lines)
 
 
 def _write_lines(run: RunDir, samples: Sequence[Sample]) -> None:
-    """Write a step's samples after those of earlier steps; later ones are replaced."""
+    """Write a step's samples after those of earlier steps, replacing those of later steps."""
     kept = lines_up_to(run, SAMPLES, samples[0].step - 1)
     new = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
     run.write_text(SAMPLES, "".join(f"{line}\n" for line in [*kept, *new]))

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
 WSD_DECAY_RATIO = 0.1
-"""Share of the steps in which `wsd` decays (Hu et al., 2024, "MiniCPM", arXiv:2404.06395)."""
+"""Default share of the steps in which `wsd` decays (Hu et al., 2024, MiniCPM, arXiv:2404.06395)."""
 
 
 def rate(
@@ -21,14 +21,19 @@ def rate(
     min_ratio: float = 0.0,
     decay_ratio: float = WSD_DECAY_RATIO,
 ) -> float:
-    """The learning rate of a step, as a share of its peak.
+    """Return the learning rate of a step, as a share of its peak.
 
-    Linear warm-up over ceil(warmup_ratio x total_steps) steps, then as `schedule` names it, down
-    to `min_ratio` of the peak: a cosine, a line, the peak throughout, or the peak until the last
-    ceil(decay_ratio x total_steps) steps and then a line ("wsd": warm-up, stable, decay). `step`
-    counts from 1; the first one learns already, and the last has the smallest rate above
-    `min_ratio`. With `from_zero` every step has the rate of the one before it, and the first of a
-    warm-up has 0, as in OpenChat of 2023.
+    Args:
+        step: number of the step, from 1. The first step has a rate above 0, and the last one the
+            smallest rate above `min_ratio`.
+        total_steps: steps that the schedule covers.
+        warmup_ratio: the warm-up is linear over ceil(warmup_ratio x total_steps) steps.
+        from_zero: use the rate of the previous step, and 0 in the first step of a warm-up, as
+            OpenChat did in 2023.
+        schedule: course after the warm-up, down to `min_ratio`: cosine or linear decay; constant;
+            or "wsd" (warm-up, stable, decay), constant with a linear decay at the end.
+        min_ratio: rate at the end, as a share of the peak.
+        decay_ratio: "wsd" decays over the last ceil(decay_ratio x total_steps) steps.
     """
     warmup = math.ceil(warmup_ratio * total_steps)
     if from_zero:

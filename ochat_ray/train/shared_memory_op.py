@@ -1,4 +1,4 @@
-"""DeepSpeed's operator for collectives on a CPU, which is compiled when it is first used."""
+"""DeepSpeed's operator for collective operations on a CPU, which is compiled on first use."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def load_shared_memory_op() -> None:
-    """Compile it, if need be, and load it; `deepspeed.init_distributed` then finds it.
+    """Compile the operator if needed and load it, for `deepspeed.init_distributed`.
 
-    torch guards the folder by a file that a killed process leaves behind, and then waits for ever.
-    Here processes wait for each other by a lock that ends with its holder; such a file that is
-    still there is of one that is gone.
+    torch locks the build folder by a file, which remains if the process is killed; others then
+    wait forever. Here processes wait on a lock that the system releases when its owner ends, so an
+    existing lock file of torch is stale and is removed.
     """
     import deepspeed  # slow
     from deepspeed.accelerator import get_accelerator

@@ -1,6 +1,7 @@
-"""Every optimizer step of a run: which conversations, with which learning rate, and what follows.
+"""Optimizer steps of a run: conversations, learning rate, and evaluations and checkpoints.
 
-A step's conversations do not depend on the number of workers, so a run can be resumed on another.
+A step's conversations do not depend on the number of workers, so a run can resume with another
+number.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from ochat_ray.train.packing import Pack
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One optimizer step, counted from 1; `packs[rank]` are a worker's. `rate` is a share of 1.
+    """Optimizer step, numbered from 1.
 
-    `evaluates` and `saves` say what follows it.
+    `packs[rank]` are a worker's packs; `rate` is the learning rate as a share of its peak.
+    `evaluates` and `saves` are whether an evaluation and a checkpoint follow the step.
     """
 
     number: int
@@ -42,9 +44,9 @@ def forward_passes(
 ) -> list[tuple[Pack, int | None]]:
     """Return a worker's forward passes of a step, each with its pack's position in `packs[rank]`.
 
-    One per pack if `packed`. Otherwise one per conversation, for models that cannot keep the
-    conversations of a pack apart; under ZeRO-3 all workers need the same number, so the others end
-    with empty ones, which belong to no pack.
+    One per pack if `packed`. Otherwise one per conversation, for models that cannot isolate the
+    conversations of a pack; under ZeRO-3 all workers need the same number, so the list is filled up
+    with empty passes, which belong to no pack.
     """
     if packed:
         return [(pack, position) for position, pack in enumerate(packs[rank])]
@@ -55,19 +57,21 @@ def forward_passes(
     return passes + [([], None)] * (most - len(passes))
 
 
-def room_taken(lengths: np.ndarray, max_tokens: int, own_pack_from: int | None) -> np.ndarray:
-    """The room in a pack that each conversation takes, in tokens: from a length on, all of it."""
-    if own_pack_from is None:
+def packed_lengths(
+    lengths: np.ndarray, max_tokens: int, min_length_for_own_pack: int | None
+) -> np.ndarray:
+    """Return the tokens of a pack that each conversation occupies; a long one occupies all."""
+    if min_length_for_own_pack is None:
         return lengths
-    return np.where(lengths >= own_pack_from, np.maximum(lengths, max_tokens), lengths)
+    return np.where(lengths >= min_length_for_own_pack, np.maximum(lengths, max_tokens), lengths)
 
 
 def held_out_steps(
-    config: TrainConfig, lengths: np.ndarray, world_size: int, own_pack_from: int | None
-) -> Iterator[packing.Step]:
+    config: TrainConfig, lengths: np.ndarray, world_size: int, min_length_for_own_pack: int | None
+) -> Iterator[packing.StepPacks]:
     """Yield the packs of an evaluation on conversations of these lengths (tokens)."""
     return packing.steps(
-        room_taken(lengths, config.max_tokens, own_pack_from),
+        packed_lengths(lengths, config.max_tokens, min_length_for_own_pack),
         world_size=world_size,
         max_tokens=config.max_tokens,
         seed=config.seed,
@@ -76,11 +80,11 @@ def held_out_steps(
 
 
 class Steps:
-    """All steps of a run over conversations of these lengths (tokens).
+    """Steps of a run over conversations of these lengths (tokens).
 
     `attention_tokens` is the length at which attention costs as much as everything else;
-    `own_pack_from` the length from which a conversation must not share its pack. The learning
-    rate's schedule covers the steps after `schedule_from`.
+    `min_length_for_own_pack` the length from which a conversation must not share its pack. The
+    learning-rate schedule covers the steps after `schedule_from`.
     """
 
     def __init__(
@@ -89,12 +93,12 @@ class Steps:
         lengths: np.ndarray,
         *,
         attention_tokens: float | None = None,
-        own_pack_from: int | None = None,
+        min_length_for_own_pack: int | None = None,
         schedule_from: int = 0,
     ) -> None:
         self._config = config
         self._schedule_from = schedule_from
-        self._lengths = room_taken(lengths, config.max_tokens, own_pack_from)
+        self._lengths = packed_lengths(lengths, config.max_tokens, min_length_for_own_pack)
         self._costs = {} if attention_tokens is None else {"attention_tokens": attention_tokens}
         self._per_epoch: list[int] = []
         for epoch in range(config.epochs):
@@ -113,7 +117,7 @@ class Steps:
         return sum(self._per_epoch)
 
     def after(self, done: int, world_size: int) -> Iterator[Step]:
-        """The steps that follow `done` steps, dealt out to `world_size` workers."""
+        """Yield the steps after `done` steps, assigned to `world_size` workers."""
         config = self._config
         first = 1
         for epoch, count in enumerate(self._per_epoch):

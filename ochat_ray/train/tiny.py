@@ -1,7 +1,7 @@
-"""A configuration of the same family and the same kinds of layers, small enough to try quickly.
+"""Tiny configurations of the same model family with the same kinds of layers, for the probe.
 
-What is exact or not (masks, state, positions, caps, sinks) depends on the class of a model and on
-the switches of its configuration, not on its sizes.
+Exactness (of masks, state, positions, soft-capping, sinks) depends on a model's class and on the
+switches of its configuration, not on its sizes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import copy
 from typing import Any
 
 WINDOW = 8
-"""Tokens of sliding windows and chunks in a tiny model: fewer than a conversation of the probe."""
+"""Tokens of sliding windows and chunks in a tiny model, fewer than in the probe's conversations."""
 
 _HIDDEN, _HEADS, _HEAD_SIZE, _VOCABULARY = 64, 4, 16, 128
 
-# Names of transformers' configurations (5.19), and what they become where they are larger.
+# Names in transformers' configurations (5.19), and the sizes to which they are reduced.
 _SIZES = (
     (_VOCABULARY, "vocab_size vocab_size_per_layer_input"),
     (
@@ -68,24 +68,24 @@ _SIZES = (
 _SMALL = {name: size for size, names in _SIZES for name in names.split()}
 
 _CAP = 0.5
-"""Attention's soft-capping, so small that the scores of a tiny model reach it (Gemma 2 has 50)."""
+"""Soft-capping of attention, small enough for the scores of a tiny model (Gemma 2 has 50)."""
 
 _LAYERS = "num_hidden_layers n_layer n_layers num_layers num_blocks".split()
 _INDICES = """attn_layer_indices full_attn_idxs hybrid_layer_ids moe_layers mlp_only_layers
     ple_layer_ids cross_attention_layers""".split()
-"""Lists of the layers that are special."""
+"""Lists of the layers of a special kind."""
 _THRESHOLDS = """first_k_dense_replace num_dense_layers moe_layer_start_index
     max_window_layers""".split()
-"""Numbers of layers, from the first on, that differ from the others."""
+"""Numbers of layers at the start that differ from the others."""
 _PERIODS = """attn_layer_period expert_layer_period decoder_sparse_step interleave_moe_layer_step
     moe_layer_interval global_attn_every_n_layers""".split()
 
 
 def tiny_config(config: Any, *, of_each: int = 1) -> Any:
-    """Return a small copy of a transformers configuration: `of_each` layers of each kind.
+    """Return a small copy of a transformers configuration with `of_each` layers of each kind.
 
-    Sizes shrink, and all experts are asked, so that rounding cannot choose among them; switches,
-    factors and kinds of layers stay.
+    Sizes are reduced, and all experts are active, so that rounding cannot change the routing;
+    switches, factors and kinds of layers are kept.
     """
     small = copy.deepcopy(config)
     for part in _parts(small):
@@ -112,13 +112,13 @@ def layer_kinds(config: Any) -> list[str]:
 
 
 def _parts(config: Any) -> list[Any]:
-    """Return the configuration and those within it."""
+    """Return the configuration and the configurations within it."""
     inner = [v for v in vars(config).values() if hasattr(v, "to_dict") and hasattr(v, "model_type")]
     return [config, *(part for one in inner for part in _parts(one))]
 
 
 def _own_layers(config: Any) -> dict[int, dict[str, Any]]:
-    """Remove and return the values that single layers have of their own (Gemma 4)."""
+    """Remove and return the values of individual layers (Gemma 4)."""
     if not getattr(config, "is_heterogeneous", False):
         return {}
     own = {int(layer): dict(v) for layer, v in config.to_dict()["per_layer_config"].items()}
@@ -128,12 +128,12 @@ def _own_layers(config: Any) -> dict[int, dict[str, Any]]:
 
 def _small(name: str, value: Any) -> Any:
     if name == "head_dim":
-        return 3 * _HEAD_SIZE  # another one than the other layers'
+        return 3 * _HEAD_SIZE  # different from the other layers
     return min(value, _SMALL[name]) if name in _SMALL and isinstance(value, int) else value
 
 
 def _keep_layers(config: Any, own: dict[int, dict[str, Any]], of_each: int) -> list[int]:
-    """Remove layers of which there are others of the same kind; return the numbers of the rest."""
+    """Remove further layers of each kind; return the indices of the remaining layers."""
     values = vars(config)
     name = next((n for n in _LAYERS if isinstance(values.get(n), int)), None)
     if name is None:

@@ -11,10 +11,10 @@ from ochat_ray.train.batch import Batch, make_batch
 
 
 class TokenTable:
-    """One split, in an order that does not depend on how it lies in files.
+    """Conversations of a split, in an order that does not depend on the files.
 
-    `lengths` is int64 of shape (rows,). Conversations of more than `max_length` tokens are left
-    out.
+    `lengths` are their tokens, int64 of shape (rows,). Conversations of more than `max_length`
+    tokens are excluded.
 
     Raises:
         UserError: there is no conversation.
@@ -38,11 +38,11 @@ class TokenTable:
         self.lengths = table["length"].to_numpy().astype(np.int64)[self._order]
 
     def check(self, vocabulary: int) -> None:
-        """Hold ids and weights against what a model of so many tokens can be trained on.
+        """Check ids and weights for the training of a model with `vocabulary` tokens.
 
         Raises:
             UserError: a conversation is empty, an id is not below `vocabulary`, a weight is
-                negative or not finite, or no token that a model would predict weighs anything.
+                negative or not finite, or no label has a weight.
         """
         if not self.lengths.all():
             raise self._damaged("has a conversation without tokens")
@@ -53,7 +53,7 @@ class TokenTable:
             low, high = found["min"].as_py(), found["max"].as_py()
             if low is not None and not 0 <= low <= high < vocabulary:
                 raise self._damaged(
-                    f"has the token id {low if low < 0 else high}, and the tokenizer has "
+                    f"has the token id {low if low < 0 else high}, but the tokenizer has "
                     f"{vocabulary:,} tokens"
                 )
             values = weight_chunk.flatten().to_numpy()
@@ -69,7 +69,7 @@ class TokenTable:
         return UserError(f"the {self._split} split of {self._data} {what}; prepare the data again")
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Input ids (int32) and loss weights (float32) of one conversation."""
+        """Return input ids (int32) and loss weights (float32) of a conversation."""
         row = int(self._order[index])
         return (
             self._table["input_ids"][row].values.to_numpy(),
@@ -77,15 +77,15 @@ class TokenTable:
         )
 
     def id(self, index: int) -> str:
-        """The conversation's id."""
+        """Return a conversation's id."""
         return self._table["id"][int(self._order[index])].as_py()
 
     def batch(self, pack: list[int]) -> Batch:
-        """The tensors of one pack."""
+        """Return the tensors of a pack."""
         return make_batch([self.row(index) for index in pack])
 
     def sample(self, max_tokens: int | None, seed: int) -> np.ndarray:
-        """Indices of a random sample of at most `max_tokens` tokens; all of them when None."""
+        """Return indices of a random sample of at most `max_tokens` tokens; None means all."""
         if max_tokens is None:
             return np.arange(self.lengths.size)
         order = np.random.default_rng(seed).permutation(self.lengths.size)

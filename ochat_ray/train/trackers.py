@@ -1,7 +1,7 @@
-"""Weights & Biases and MLflow, told from threads of their own.
+"""Trackers: metrics to Weights & Biases and MLflow, sent from separate threads.
 
-Whatever a tracker raises and however long it takes, training goes on. A resumed run goes on under
-the same id, and neither tracker gets a step a second time.
+Errors and delays of a tracker do not affect training. A resumed run continues under the same id,
+and no step is recorded twice.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ochat_ray.ownership import Ownership
 from ochat_ray.run_dir import RunDir
 
 TRACKED = "trackers/runs.json"
-"""The ids of a run at W&B and MLflow, in its output directory."""
+"""File in the output directory with the run's ids at W&B and MLflow."""
 
 CLOSE_SECONDS = 60.0
-"""How long a tracker may take for its last lines."""
+"""Timeout of a tracker for its last lines."""
 
 Send = Callable[[int, dict[str, float]], Any]
 Finish = Callable[[bool], Any]
 
 
 def check_trackers(*, wandb: str | None, mlflow: str | None) -> None:
-    """Raise a UserError where a tracker is asked for whose package cannot be imported."""
+    """Raise a UserError if the package of a requested tracker cannot be imported."""
     for package, asked in (("wandb", wandb), ("mlflow", mlflow)):
         if asked is not None:
             try:
@@ -50,7 +50,10 @@ def trackers(
     config: Mapping[str, Any],
     resumed: bool,
 ) -> list[Tracker]:
-    """The trackers that are asked for, by project and experiment; their packages are there."""
+    """Return the requested trackers; `wandb` is a project and `mlflow` an experiment.
+
+    Their packages must be installed (`check_trackers`).
+    """
     if not resumed:
         Ownership(run, "train").remove([TRACKED])
     found = []
@@ -62,9 +65,10 @@ def trackers(
 
 
 class Tracker:
-    """Sends values to a service from a thread, and warns once when that fails.
+    """Thread that sends values to a service, and warns once if that fails.
 
-    `connect` returns what sends a step's values and what says goodbye, told whether the run failed.
+    `connect` returns two functions: one sends a step's values, the other ends the session and gets
+    whether the run failed.
     """
 
     def __init__(self, name: str, connect: Callable[[], tuple[Send, Finish]]) -> None:
@@ -76,14 +80,14 @@ class Tracker:
         self._thread.start()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Hand over a step's values; returns at once."""
+        """Queue a step's values without waiting."""
         self._queue.put((step, values))
 
     def flush(self) -> None:
-        """Nothing: a checkpoint does not wait for a tracker."""
+        """Do nothing: a checkpoint does not wait for a tracker."""
 
     def close(self, failed: bool) -> None:
-        """Wait for the last values, but not for ever."""
+        """Send the last values, waiting at most `CLOSE_SECONDS`."""
         self._queue.put(failed)
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
@@ -100,21 +104,21 @@ class Tracker:
     def _try(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return call(*arguments)
-        except Exception as error:  # noqa: BLE001 - whatever it raises, training goes on
+        except Exception as error:  # noqa: BLE001 - training continues after any error
             self._warn(f"{type(error).__name__}: {error}")
 
     def _warn(self, problem: str) -> None:
         if not self._warned:
             self._warned = True
             print(
-                f"{self._name}: {problem}; training goes on, metrics.jsonl has every line",
+                f"{self._name}: {problem}; training continues, metrics.jsonl has every line",
                 file=sys.stderr,
                 flush=True,
             )
 
 
 def _wandb(project: str, run: RunDir, config: Mapping[str, Any]) -> tuple[Send, Finish]:
-    """A W&B run; steps that it has already it leaves out by itself."""
+    """Start or resume a W&B run; W&B ignores steps that it already has."""
     session = _module("wandb").init(
         project=project,
         id=_known(run).get("wandb"),
@@ -130,7 +134,7 @@ def _wandb(project: str, run: RunDir, config: Mapping[str, Any]) -> tuple[Send, 
 
 
 def _mlflow(experiment: str, run: RunDir, config: Mapping[str, Any]) -> tuple[Send, Finish]:
-    """An MLflow run; it would keep a second value of a step, so what it has is not sent."""
+    """Start or resume an MLflow run; skip its existing steps, which MLflow would record twice."""
     mlflow = _module("mlflow")
     client = mlflow.MlflowClient()
     id, last = _known(run).get("mlflow"), dict[str, int]()
@@ -155,7 +159,7 @@ def _mlflow(experiment: str, run: RunDir, config: Mapping[str, Any]) -> tuple[Se
 
 
 def _module(package: str) -> ModuleType:
-    return importlib.import_module(package)  # one that is asked for and else never imported
+    return importlib.import_module(package)  # only imported if requested
 
 
 def _known(run: RunDir) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A small random model for trial: made so that its faults show, and watched layer by layer."""
+"""Small random models for the probe: creation, rescaled weights and outputs of each layer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def build(config: Any, attention: str, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def widen(model: Any) -> None:
-    """Give weights the size that makes every part of the model count.
+def rescale_weights(model: Any) -> None:
+    """Rescale weights so that every part of the model affects its output.
 
-    As initialised (standard deviation 0.02), attention is nearly uniform and layers add next to
-    nothing, so that no fault would show.
+    With the initial weights (standard deviation 0.02) attention is nearly uniform and layers add
+    almost nothing, which would hide errors.
     """
     for parameter in model.parameters():
         if parameter.ndim < 2:
@@ -72,10 +72,10 @@ def layer_outputs(model: Any) -> Iterator[dict[str, list[torch.Tensor]]]:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Fix the random state inside and restore it after; silence warnings about a trial model.
+def fixed_seed() -> Iterator[None]:
+    """Fix the random seed in the context, and silence transformers' warnings.
 
-    One thread, since the operations are too small to share.
+    Computes in one thread, since the operations are too small for more. All is restored after.
     """
     from transformers.utils import logging
 

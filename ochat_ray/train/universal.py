@@ -1,8 +1,8 @@
-"""Universal checkpoints that every ZeRO stage opens, whichever stage wrote them.
+"""Universal checkpoints that every ZeRO stage can load, regardless of the stage that wrote them.
 
-DeepSpeed's converter writes ZeRO-1 and 2's, and ZeRO-3's checkpoints in two layouts, and each stage
-reads its own alone (DeepSpeed 0.19.8: the other one ends in an empty AssertionError, or, without
-`step`, in AdamW's step count being that of a new optimizer). What each layout lacks is added here:
+DeepSpeed's converter writes checkpoints of ZeRO-1 and 2 and of ZeRO-3 in two layouts, and each
+stage reads only its own (DeepSpeed 0.19.8: the other one raises an empty AssertionError or, without
+`step`, resets AdamW's step count). This module adds the missing parts of each layout:
 
     mp_rank_00_model_states.pt, zero_pp_rank_0_mp_rank_00_model_states.pt    same content
     zero/optimizer_state.pt      ds_version, param_groups (1, 2); optimizer_state_dict (3)
@@ -23,9 +23,9 @@ _OPTIMIZER = "optimizer_state_dict"
 
 
 def complete_for_all_stages(checkpoint: Path, version: str) -> None:
-    """Add to a converted checkpoint what the other ZeRO stages look for.
+    """Add the files and keys of the other ZeRO stages to a converted checkpoint.
 
-    `version` is DeepSpeed's.
+    `version` is DeepSpeed's version.
     """
     written, missing = (
         _MODEL_STATES if (checkpoint / _MODEL_STATES[0]).exists() else reversed(_MODEL_STATES)
@@ -50,5 +50,5 @@ def complete_for_all_stages(checkpoint: Path, version: str) -> None:
 
 
 def _load(path: Path) -> Any:
-    # The files are the converter's, with objects of DeepSpeed in them.
+    # Files of the converter, which contain objects of DeepSpeed.
     return torch.load(path, map_location="cpu", weights_only=False)

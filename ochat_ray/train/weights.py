@@ -1,7 +1,7 @@
-"""Checks of a base model's weight files that read their headers only, wherever they lie.
+"""Checks of a base model's weight files that read only their headers, local or at a URI.
 
-The format is that of safetensors: the header's length as 8 bytes in little-endian order, a JSON
-header of dtype, shape and data_offsets per tensor, then the data.
+The format of safetensors: the header's length as 8 bytes in little-endian order, a JSON header
+with dtype, shape and data_offsets per tensor, then the data.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _QUANTISED = (".qweight", ".qzeros", ".weight_packed", ".absmax", ".weight_scale
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """Entry of a header for one tensor; `dtype` is safetensors' name, such as "BF16"."""
+    """Header entry of a tensor; `dtype` is safetensors' name, such as "BF16"."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,10 +47,10 @@ class Tensor:
 def check_files(path: str) -> dict[str, Tensor] | None:
     """Return the tensors that transformers would load from a directory or URI.
 
-    None where that cannot be known from headers: for a hub's name, and for pickled weights.
+    None if headers are not available: for a hub name, and for pickled weights.
 
     Raises:
-        UserError: files are Git LFS pointers, cut short or missing, or the tensors are quantised.
+        UserError: files are Git LFS pointers, truncated or missing, or the tensors are quantised.
     """
     found = files_of(path)
     if found is None:
@@ -70,8 +70,8 @@ def check_files(path: str) -> dict[str, Tensor] | None:
         tensors = _sharded(fs, sizes, path)
     elif any(name.endswith(".safetensors") for name in sizes):
         raise UserError(
-            f"{path} has safetensors, but neither {_FILE} nor {_INDEX}; expected a whole "
-            "Hugging Face model (no adapter, no single shard)"
+            f"{path} has safetensors, but neither {_FILE} nor {_INDEX}; expected a complete "
+            "Hugging Face model, not an adapter or a single shard"
         )
     else:
         return None
@@ -83,13 +83,13 @@ def check_files(path: str) -> dict[str, Tensor] | None:
 
 
 def check_tensors(path: str, tensors: dict[str, Tensor], config: Any) -> list[str]:
-    """Check tensors against the model of `config`; return the names of those that it leaves out.
+    """Check tensors against the model of `config`; return the names of tensors that it ignores.
 
-    transformers itself matches them, as when it loads, but with tensors that hold nothing.
+    transformers itself matches them, as during loading, but with tensors on the meta device.
 
     Raises:
-        UserError: the model has parameters that are not there, or that have another shape or are
-            integers, or transformers cannot make it.
+        UserError: parameters of the model are missing, have another shape or are integers, or
+            transformers cannot create the model.
     """
     import torch
     from transformers.utils import logging
@@ -135,7 +135,7 @@ def _class_of(path: str, config: Any) -> Any:
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
-            f"{path} is no causal language model that transformers knows (model_type "
+            f"{path} is not a causal language model of transformers (model_type "
             f"{config.model_type})"
         )
     with torch.device("meta"):
@@ -145,22 +145,22 @@ def _class_of(path: str, config: Any) -> Any:
 def _cannot_be_made(path: str, error: Exception) -> UserError:
     line = " ".join(str(error).split())[:200]
     return UserError(
-        f"transformers cannot make a model of the config.json and weights of {path}: "
-        f"{type(error).__name__}: {line}; is the copy whole and unchanged?"
+        f"transformers cannot create a model from the config.json and weights of {path}: "
+        f"{type(error).__name__}: {line}; is the copy complete and unchanged?"
     )
 
 
 def check_loaded(path: str, info: dict[str, Any]) -> None:
-    """Check transformers' report of what it loaded.
+    """Check transformers' report of the loading of a model.
 
     Raises:
-        UserError: parameters were missing, or had another shape; it would train them from random
-            values.
+        UserError: parameters were missing, or had another shape; training would start them from
+            random values.
     """
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"the weights of {path} lack {_some(missing)}, which the model of its config.json has; "
-            "is the copy whole, and is it a causal language model?"
+            "is the copy complete, and is it a causal language model?"
         )
     if mismatched := sorted(info["mismatched_keys"]):
         name, there, wanted = mismatched[0]
@@ -171,7 +171,7 @@ def check_loaded(path: str, info: dict[str, Any]) -> None:
 
 
 def check_config(path: str, config: Any) -> None:
-    """Raise a UserError for a configuration of quantised weights, which cannot be trained."""
+    """Raise a UserError for quantised weights, which cannot be trained."""
     for part in (config, config.get_text_config(decoder=True)):
         quantisation = getattr(part, "quantization_config", None)
         if quantisation:
@@ -183,7 +183,7 @@ def check_vocabulary(path: str, rows: int, ids: Collection[int], end_of_turn: in
     """Check a tokenizer's ids against a model of `rows` embeddings, which may get one more.
 
     Raises:
-        UserError: the tokenizer has ids without an embedding, other than the new end-of-turn's.
+        UserError: the tokenizer has ids without an embedding, except a new end-of-turn token.
     """
     beyond = [id for id in ids if id >= rows and not id == end_of_turn == rows]
     if beyond or end_of_turn > rows:
@@ -199,7 +199,7 @@ def _sharded(fs: pafs.FileSystem, sizes: dict[str, pafs.FileInfo], path: str) ->
             shard_of = json.loads(stream.read())["weight_map"]
             shards = sorted({str(name) for name in shard_of.values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}/{_INDEX} is no index of weights; copy it again") from error
+            raise UserError(f"{path}/{_INDEX} is not a weight index; copy it again") from error
     if absent := [name for name in shards if name not in sizes]:
         raise UserError(
             f"{path} lacks {_some(absent)} of {len(shards)} files that {_INDEX} names; "
@@ -209,7 +209,7 @@ def _sharded(fs: pafs.FileSystem, sizes: dict[str, pafs.FileInfo], path: str) ->
     for shard in shards:
         tensors |= _header(fs, sizes[shard], path)
     if unknown := sorted(set(shard_of) - set(tensors)):
-        raise UserError(f"{path}: {_INDEX} names tensors that no file has: {_some(unknown)}")
+        raise UserError(f"{path}: {_INDEX} names tensors that no file contains: {_some(unknown)}")
     return tensors
 
 
@@ -241,7 +241,7 @@ def _header(fs: pafs.FileSystem, file: pafs.FileInfo, path: str) -> dict[str, Te
 
 def _cut(name: str, size: int, expected: int) -> UserError:
     return UserError(
-        f"{name} has {size:,} bytes, but its header needs {expected:,}; it is cut short or "
+        f"{name} has {size:,} bytes, but its header requires {expected:,}; it is truncated or "
         "damaged: copy it again"
     )
 

@@ -69,7 +69,7 @@ def test_prepare_reads_and_writes_shared_storage(cluster, conversations, prepare
 def test_an_output_that_hosts_do_not_share_is_one_clear_line(cluster, conversations):
     printed = cluster.fail("ray", "job", "submit", "--", *preparation("/root/alone"))
     assert "\njobs/prepare.py: /root/alone/.work-" in printed
-    assert " is not there on host-" in printed
+    assert " does not exist on host-" in printed
     assert "Traceback" not in printed
 
 

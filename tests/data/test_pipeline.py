@@ -204,7 +204,7 @@ def test_what_a_task_on_another_host_does_not_see_is_one_clear_line(
     with pytest.raises(Exception, match="UserError") as failure:
         pipeline.prepare(config(tmp_path, tokenizer_directory))
     message = user_message(failure.value)
-    assert message.startswith(f"{removed[0]} is not there on ")
+    assert message.startswith(f"{removed[0]} does not exist on ")
     assert "s3://" in message
 
 

@@ -1,4 +1,4 @@
-"""Data for training, and the undisturbed run that others are compared with."""
+"""Data for training, and a run without faults that others are compared with."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.token_tables import write_data
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory, model_directory):
-    """The run directory of a prepare that kept 24 conversations."""
+    """Run directory of prepare with 24 conversations."""
     tokenizer = load_tokenizer(str(model_directory))
     return write_data(tmp_path_factory.mktemp("data"), tokenizer, tokenizer_digest(tokenizer))
 

@@ -1,7 +1,7 @@
-"""One of the processes of tests/train/test_engine.py: `engine_process.py RANK WORLD_SIZE FOLDER`.
+"""A process of tests/train/test_engine.py: `engine_process.py RANK WORLD_SIZE FOLDER`.
 
-DeepSpeed, gloo and a model's partitioning are one to a process, so the tests start their own.
-Does what FOLDER/task.json says, and writes what came out to FOLDER/result.pt on the first rank.
+DeepSpeed, gloo and ZeRO-3's partitioning exist once per process, so the tests start new ones.
+Runs the cases of FOLDER/task.json; the first rank writes the results to FOLDER/result.pt.
 """
 
 import gc
@@ -47,7 +47,7 @@ lengths = [len(ids) for ids, _ in conversations]
 def parameters(engine):
     whole = {}
     for name, parameter in engine.model.named_parameters():
-        with engine.whole(parameter):
+        with engine.gathered(parameter):
             whole[name] = parameter.detach().float().clone()
     return whole
 
@@ -105,7 +105,7 @@ for name, case in task["cases"].items():
             engine.save(Path(case["save"]))
     outcome["after"] = parameters(engine)
     results[name] = outcome
-    del engine  # with it goes transformers' partitioning of the weights that it loads
+    del engine  # also ends transformers' partitioning of loaded weights
     gc.collect()
 
 if rank == 0:

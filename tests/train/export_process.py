@@ -1,6 +1,6 @@
-"""One of the processes of tests/train/test_export_zero.py: `export_process.py RANK SIZE FOLDER`.
+"""A process of tests/train/test_export_zero.py: `export_process.py RANK SIZE FOLDER`.
 
-Trains the model of each case of FOLDER/task.json for one step, exports it and opens the export;
+Trains the model of each case of FOLDER/task.json for one step, exports it and loads the export;
 writes the logits' differences to FOLDER/result.json on the first rank.
 """
 
@@ -50,7 +50,7 @@ for name, case in task["cases"].items():
     export(engine, tokenizer, directory, "openchat")
     expected = engine.predict(pack)
     if rank == 0:
-        with engine.opens_whole_models():
+        with engine.unpartitioned_loading():
             differences[name] = check_export(directory, pack, expected, engine.dtype)
     distributed.barrier()
     del engine

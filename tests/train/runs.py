@@ -1,4 +1,4 @@
-"""The runs of the tests on Ray Train, and what they have written."""
+"""Helpers for tests on Ray Train: killing workers, and reading metrics."""
 
 import json
 import os
@@ -10,22 +10,22 @@ from pathlib import Path
 from tests.processes import descendants
 
 STEPS = 42
-"""Of the undisturbed run: seven in each of six epochs."""
+"""Optimizer steps of the undisturbed run: seven in each of six epochs."""
 
 
 def metrics_of(output):
-    """The lines of a local run's metrics.jsonl so far."""
+    """Return the lines of a local run's metrics.jsonl so far."""
     path = Path(output, "metrics.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def steps_of(metrics):
-    """The lines of optimizer steps."""
+    """Return the lines of optimizer steps."""
     return [line for line in metrics if "loss" in line]
 
 
 def kill_a_worker(when):
-    """Send SIGKILL to a worker of training once `when()` is true; the thread that waits."""
+    """Start a thread that sends SIGKILL to a training worker once `when()` is true; return it."""
 
     def kill():
         while not when():

@@ -1,4 +1,4 @@
-"""The base model's new token."""
+"""Loading of the base model, its new token and the extension of its context."""
 
 import copy
 import json
@@ -89,7 +89,7 @@ def test_embeddings_of_each_layer_get_the_mean_row_too(tokenizer):
     assert torch.equal(after, before.double().mean(0).float())
 
 
-def test_a_tokenizer_of_another_model_is_refused(tokenizer):
+def test_a_tokenizer_of_another_model_is_rejected(tokenizer):
     model = base(tokenizer, tied=True, rows=10)
     with pytest.raises(UserError, match="10 embeddings"):
         add_end_of_turn(model, tokenizer)
@@ -148,7 +148,7 @@ def test_scalings_are_those_of_transformers(kind, positions, rope):
     assert extended(8192, rope_scaling=kind) == (positions, expected)
 
 
-def test_the_context_of_a_model_that_sees_images_is_its_text_s():
+def test_the_context_of_a_model_with_images_is_that_of_its_text_config():
     config = Gemma3Config(text_config={"max_position_embeddings": 2048})
     with pytest.raises(UserError, match="the model one of 2,048; give --rope-scaling"):
         extend_context(config, 4096, extrapolate=False, rope_scaling=None)
@@ -156,7 +156,7 @@ def test_the_context_of_a_model_that_sees_images_is_its_text_s():
     assert config.text_config.max_position_embeddings == 4096
 
 
-def test_a_context_that_cannot_be_is_one_clear_line():
+def test_an_impossible_context_is_one_clear_line():
     with pytest.raises(UserError, match="context of 4,096 tokens, the model one of 2,048; give"):
         extended(4096)
     with pytest.raises(UserError, match="--rope-scaling linear has no effect"):
@@ -167,7 +167,7 @@ def test_a_context_that_cannot_be_is_one_clear_line():
         )
 
 
-def test_big_code_trains_without_its_dropout():
+def test_gpt_big_code_trains_without_dropout():
     config = without_dropout(GPTBigCodeConfig(vocab_size=32, n_embd=8, n_layer=1, n_head=2))
     model = GPTBigCodeForCausalLM(config).train()
     rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
@@ -177,13 +177,13 @@ def test_big_code_trains_without_its_dropout():
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
-def test_dropout_within_another_configuration_is_none_either():
+def test_dropout_of_nested_configurations_is_removed():
     config = without_dropout(Emu3Config())
     assert config.text_config.attention_dropout == 0.0
     assert without_dropout(PhimoeConfig()).router_jitter_noise == 0.0
 
 
-def test_no_layer_is_dropped():
+def test_layerdrop_is_removed():
     assert without_dropout(OPTConfig(layerdrop=0.5)).layerdrop == 0.0
     assert without_dropout(BartConfig(decoder_layerdrop=0.5)).decoder_layerdrop == 0.0
 
@@ -200,7 +200,7 @@ def test_a_damaged_configuration_is_one_clear_line(changes, tmp_path):
         load_config(str(tmp_path))
 
 
-def test_the_attention_of_whoever_saved_the_base_is_not_asked_for(tmp_path):
+def test_the_saved_attention_implementation_is_ignored(tmp_path):
     content = {"model_type": "llama", "attn_implementation": "flash_attention_2"}
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert load_config(str(tmp_path))._attn_implementation is None
@@ -214,7 +214,7 @@ def pickled(tokenizer, directory):
     return str(directory)
 
 
-def test_pickled_weights_are_read_only_when_asked_for(tokenizer, tmp_path):
+def test_pickled_weights_are_loaded_only_with_the_flag(tokenizer, tmp_path):
     path = pickled(tokenizer, tmp_path)
     with pytest.raises(UserError, match="trust it with --allow-pickle"):
         check_weights(path, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""A pack's tensors, its loss, and that its conversations do not see each other."""
+"""Tensors and loss of a pack, and the isolation of its conversations."""
 
 import numpy as np
 import pytest
@@ -35,19 +35,19 @@ def big_code():
     )  # fmt: skip
 
 
-def test_targets_stay_within_a_conversation():
+def test_labels_stay_within_a_conversation():
     batch = make_batch([ONE, TWO])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 11]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
-    assert batch.borders.tolist() == [0, 4, 7]
-    assert batch.longest == 4
+    assert batch.cu_seqlens.tolist() == [0, 4, 7]
+    assert batch.max_seqlen == 4
     # ids 6, 7 predict 7, 8; ids 9, 10 predict 10, 11; nothing predicts 9 from 8.
-    assert batch.predicting.tolist() == [1, 2, 4, 5]
-    assert batch.targets.tolist() == [7, 8, 10, 11]
+    assert batch.label_positions.tolist() == [1, 2, 4, 5]
+    assert batch.labels.tolist() == [7, 8, 10, 11]
     assert batch.weights.tolist() == [1, 1, 0.5, 1]
 
 
-def test_the_trained_weight_is_what_the_batch_weighs():
+def test_the_trained_weight_equals_the_weight_of_the_batch():
     assert trained_weight(ONE[1]) + trained_weight(TWO[1]) == make_batch([ONE, TWO]).weights.sum()
 
 
@@ -57,7 +57,7 @@ def test_an_empty_pack_is_one_token_without_weight():
     assert weighted_nll(torch.randn(1, 32), batch) == 0
 
 
-def test_a_pack_without_weight_predicts_one_token_of_weight_0():
+def test_a_pack_without_weight_has_one_label_of_weight_0():
     batch = make_batch([conversation([5, 6, 7], [0, 0, 0])])
     assert batch.weights.tolist() == [0]
     assert weighted_nll(torch.randn(1, 32), batch) == 0
@@ -67,14 +67,14 @@ def test_the_loss_is_the_weighted_sum_by_hand():
     batch = make_batch([TWO])
     scores = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
     scores = torch.nn.functional.pad(scores, (0, 30), value=-1e9)
-    batch.targets[:] = torch.tensor([1, 0])
+    batch.labels[:] = torch.tensor([1, 0])
     by_hand = 0.5 * np.log1p(np.exp(-1.0)) + 1.0 * np.log1p(np.exp(-2.0))
     assert weighted_nll(scores, batch).item() == pytest.approx(by_hand, rel=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", PACKED_SDPA])
 @pytest.mark.parametrize("make", [llama, big_code])
-def test_a_pack_gives_each_conversation_the_logits_and_gradients_it_has_alone(make, attention):
+def test_logits_and_gradients_in_a_pack_equal_those_of_single_conversations(make, attention):
     torch.manual_seed(0)
     model = make()
     register_packed_sdpa()
@@ -92,7 +92,7 @@ def test_a_pack_gives_each_conversation_the_logits_and_gradients_it_has_alone(ma
         assert torch.allclose(one, parameter.grad, atol=1e-4)
 
 
-def test_the_logits_are_those_of_the_whole_model_at_the_predicting_positions():
+def test_the_logits_equal_the_models_at_the_label_positions():
     torch.manual_seed(0)
     model, batch = llama(), make_batch([TWO])
     whole = model(input_ids=batch.input_ids).logits[0]
@@ -100,7 +100,7 @@ def test_the_logits_are_those_of_the_whole_model_at_the_predicting_positions():
     assert torch.allclose(logits(model, batch, vocabulary=20), whole[:2, :20], atol=1e-5)
 
 
-def test_flash_attention_is_told_the_borders():
+def test_flash_attention_gets_cu_seqlens():
     given = {}
 
     class Model(torch.nn.Module):
@@ -120,8 +120,8 @@ def test_flash_attention_is_told_the_borders():
     assert given["max_length_q"] == given["max_length_k"] == 4
 
 
-def test_dynamic_scaling_does_not_remember_the_longest_conversation():
-    """transformers 5.19 would go on with the frequencies of the longest input so far."""
+def test_dynamic_scaling_does_not_depend_on_earlier_conversations():
+    """transformers 5.19 would keep the frequencies of the longest input so far."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
@@ -138,7 +138,7 @@ def test_dynamic_scaling_does_not_remember_the_longest_conversation():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("make", [llama, big_code])
-def test_flash_attention_keeps_conversations_apart(make):
+def test_flash_attention_isolates_conversations(make):
     pytest.importorskip("flash_attn")
     torch.manual_seed(0)
     model = make().to("cuda", torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The loss in chunks against the plain one, on models whose heads are plain and others."""
+"""Chunked loss compared with the plain loss, and detection of plain heads."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def gradients(model, loss):
         ("phi", {}, 85),  # its head has a bias
     ],
 )
-def test_loss_and_gradients_are_those_of_the_plain_loss(
+def test_loss_and_gradients_equal_those_of_the_plain_loss(
     monkeypatch, batch, family, options, vocabulary, rows
 ):
     monkeypatch.setattr(chunked_loss, "CHUNK_LOGITS", rows * (vocabulary or 90))
@@ -66,7 +66,7 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(
         assert (computed[name] - gradient).norm() <= 1e-6 * norm, name
 
 
-def test_an_evaluation_is_that_of_the_plain_logits(monkeypatch, batch):
+def test_the_evaluation_equals_that_of_plain_logits(monkeypatch, batch):
     monkeypatch.setattr(chunked_loss, "CHUNK_LOGITS", 500)
     chosen = model("llama")
     scores = logits(chosen, batch, vocabulary=85)
@@ -78,7 +78,7 @@ def test_an_evaluation_is_that_of_the_plain_logits(monkeypatch, batch):
 
 
 def test_in_bfloat16_the_weights_gradient_is_summed_in_float32(monkeypatch, batch):
-    """Close to the plain bfloat16 gradient; of ten chunks summed in bfloat16 it would not be."""
+    """Ten chunks summed in bfloat16 would differ more from the plain bfloat16 gradient."""
     chosen = model("llama", torch.bfloat16)
     expected = gradients(chosen, weighted_nll(logits(chosen, batch), batch))["lm_head.weight"]
     monkeypatch.setattr(chunked_loss, "CHUNK_LOGITS", 3 * 90)
@@ -107,7 +107,7 @@ def test_heads_of_other_families_are_plain(family, options):
 
 
 def test_memory_holds_the_logits_of_one_chunk(monkeypatch, batch):
-    """No tensor of the pass, forward and backward, has as many elements as the pack's logits."""
+    """No tensor of the forward and backward pass has as many elements as the pack's logits."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     largest = []
@@ -124,4 +124,4 @@ def test_memory_holds_the_logits_of_one_chunk(monkeypatch, batch):
     with Largest():
         chunked_nll(chosen, batch).backward()
     assert max(largest) == 4 * 2000
-    assert len(batch.targets) > 20
+    assert len(batch.labels) > 20

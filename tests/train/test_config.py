@@ -1,4 +1,4 @@
-"""Options that cannot be, or that would have no effect."""
+"""Options of train: invalid values, values without effect, and the identity."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ from ochat_ray.train.preflight import identity_of
         ({"wsd_decay_ratio": 0.1}, "no effect without --schedule wsd"),
         ({"wsd_decay_ratio": 0.0, "schedule": "wsd"}, r"must be in \(0, 1\]"),
         ({"wsd_decay_ratio": 0.9, "schedule": "wsd", "warmup_ratio": 0.2}, "at most 1"),
-        ({"freeze": ("(",)}, "is no regular expression"),
+        ({"freeze": ("(",)}, "is not a regular expression"),
         ({"early_stopping": 0}, "--early-stopping must be at least 1"),
         ({"from_checkpoint": "0"}, "a checkpoint's step, latest or best"),
         ({"from_checkpoint": "latest", "overwrite": True}, "--overwrite exclude each other"),
@@ -64,7 +64,7 @@ def test_tokens_per_step_replaces_the_recipes_number_of_conversations():
     assert config.step_size == {"packs_per_step": 8}
 
 
-def test_the_identity_has_what_decides_the_result_and_nothing_else():
+def test_the_identity_has_exactly_the_options_that_affect_the_result():
     config = TrainConfig.for_recipe("openchat")
     same = replace(
         config, num_workers=3, attention="eager", zero_stage=2, checkpoint_every=1, output="x"

@@ -1,4 +1,4 @@
-"""Which checkpoint a run starts from, and what may differ from the run that wrote it."""
+"""Choice of the checkpoint that a run starts from, and options that may differ."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_a_chosen_checkpoint_is_continued_with_other_epochs(chosen, step, discar
     result = start(chosen, before=OPTIONS, epochs=8)
     assert result.checkpoint.step == step
     assert [c.step for c in result.discarded] == discarded
-    assert result.expected == OPTIONS  # what the checkpoint must be of
+    assert result.expected == OPTIONS  # the identity that the checkpoint must have
     assert result.identity == OPTIONS | {
         "epochs": 8, "continues": {"step": step, "before": {"epochs": 5}}
     }  # fmt: skip
@@ -53,10 +53,10 @@ def test_samples_after_the_chosen_step_are_removed(tmp_path):
 def test_a_continued_run_that_was_killed_resumes_from_its_own_latest_checkpoint(chosen):
     identity = start("50", epochs=8).identity
     own = made(60, identity=identity)
-    # With "latest" the step is another each time; the options say that it is the same run.
+    # With "latest" the step differs each time; the options identify the run.
     result = start(chosen, [*FOUND[:2], own], epochs=8)
     assert (result.checkpoint, result.identity, result.continues) == (own, identity, False)
-    # And where it is complete, its identity is the same.
+    # Its identity is the same if it is complete.
     assert start(chosen, [*FOUND[:2], own], before=identity, epochs=8).identity == identity
 
 
@@ -74,11 +74,11 @@ def test_a_continued_run_can_be_continued():
         ("latest", {"seed": 1}, "--seed 0, not 1"),
         ("latest", {"model": "n"}, "another base model"),
         ("latest", {"embedding_learning_rate": 1e-2}, "--embedding-learning-rate None, not 0.01"),
-        ("30", {"epochs": 8}, "no such checkpoint; those of steps 20, 50, 75 are there"),
+        ("30", {"epochs": 8}, "no such checkpoint, only those of steps 20, 50, 75"),
         (None, {"epochs": 8}, r"another --epochs; continue it with --from-checkpoint latest"),
     ],
 )
-def test_what_may_not_differ_is_one_clear_line(chosen, changes, line):
+def test_a_difference_that_is_not_allowed_is_one_clear_line(chosen, changes, line):
     with pytest.raises(UserError, match=line):
         start(chosen, **changes)
     with pytest.raises(UserError, match="has no checkpoint"):

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration from ours, and a user's own over it."""
+"""DeepSpeed's configuration from the options, and a user's JSON merged in."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def test_offload_flags():
     assert "offload_param" not in made(offload_optimizer=True)["zero_optimization"]
 
 
-def test_a_users_json_is_laid_over_ours(tmp_path):
+def test_a_users_json_is_merged_in(tmp_path):
     override = {
         "zero_optimization": {"stage": 3, "reduce_bucket_size": 1e8, "overlap_comm": False},
         "train_batch_size": "auto",
@@ -70,7 +70,7 @@ def test_a_contradiction_is_one_clear_line(tmp_path, override, line):
         made(override, tmp_path)
 
 
-def test_what_agrees_with_an_option_may_be_said_twice(tmp_path):
+def test_a_key_may_repeat_the_value_of_an_option(tmp_path):
     assert made({"gradient_clipping": 1.0, "bf16": {"enabled": True}}, tmp_path) == made()
 
 
@@ -85,8 +85,8 @@ def test_what_agrees_with_an_option_may_be_said_twice(tmp_path):
         ({"flops_profiler": {"enable": True}}, r"flops_profiler\.enable, .* did you mean enabled?"),
         ({"zero_optimization": {"sub_grup_size": 5}}, "sub_grup_size, .* did you mean sub_group_"),
         ({"zero_optimization": {"sub_group_size": "x"}}, 'sub_group_size "x": Input should be'),
-        ({"zero_optimization": 3}, "refused by DeepSpeed: TypeError"),
-        ({"sparse_gradients": True}, "refused by DeepSpeed: DeepSpeedConfigError"),
+        ({"zero_optimization": 3}, "rejected by DeepSpeed: TypeError"),
+        ({"sparse_gradients": True}, "rejected by DeepSpeed: DeepSpeedConfigError"),
     ],
 )
 def test_a_key_or_value_that_deepspeed_does_not_know_is_named(override, line):
@@ -98,7 +98,7 @@ def test_a_key_or_value_that_deepspeed_does_not_know_is_named(override, line):
     assert problem is None if line is None else re.search(line, problem)
 
 
-def test_the_identity_has_what_of_a_users_json_changes_the_result(tmp_path):
+def test_the_identity_has_the_keys_of_a_users_json_that_affect_the_result(tmp_path):
     file = tmp_path / "ds.json"
     file.write_text(
         json.dumps(

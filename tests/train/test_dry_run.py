@@ -1,4 +1,4 @@
-"""A plan's figures by hand, and a pack as a terminal gets it."""
+"""Figures of the plan, computed by hand, and the text of a pack for a terminal."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.dry_run import coloured_pack, describe, dry_run, escaped
 from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.memory import MemoryPlan
-from ochat_ray.train.probe import Way
+from ochat_ray.train.probe import AttentionMode
 
 SHAPE = ModelShape(
     layers=1,
@@ -24,7 +24,7 @@ SHAPE = ModelShape(
     gated=True,
     vocabulary=7,
     parameters=50,
-    matmul_parameters=40,  # attention costs as much as all else at 40 / 10 = 4 tokens
+    matmul_parameters=40,  # attention costs as much as the rest at 40 / 10 = 4 tokens
     tied=False,
 )
 GIB = 2**30
@@ -85,33 +85,33 @@ def test_the_result_is_json():
     assert json.loads(json.dumps(r)) == r
 
 
-def test_the_page():
+def test_the_text_for_a_terminal():
     page = describe(result())
-    assert "optimizer steps           5, of which 2 warm up; 1 to 2 an epoch, 3 epochs" in page
-    assert "packs an epoch            4, 50.0% full" in page
+    assert "optimizer steps           5, of which 2 warm up; 1 to 2 per epoch, 3 epochs" in page
+    assert "packs per epoch           4, 50.0% full" in page
     assert "fits in 20.00 GiB" in page
     assert "does NOT fit in 10.00 GiB" in describe(result(device_bytes=10 * GIB))
     assert "is not known" in describe(result(device_bytes=None))
 
 
-def test_models_that_take_no_packs_have_a_forward_pass_per_conversation():
-    way = Way(
+def test_unpacked_models_have_a_forward_pass_per_conversation():
+    mode = AttentionMode(
         attention="sdpa", packed=False, because="they see each other",
         logits_error=0.0, gradient_error=0.0,
     )  # fmt: skip
-    r = result(way=way)
+    r = result(mode=mode)
     # Step 1: one conversation against two; step 2: one against none.
     assert r["attention"]["forward_passes"] == 2 + 1
-    assert "forward passes an epoch   3 per worker, one per conversation" in describe(r)
-    assert "not another, since        they see each other" in describe(r)
-    together = result(way=replace(way, packed=True, because=""))
+    assert "forward passes per epoch  3 per worker, one per conversation" in describe(r)
+    assert "reason for this mode      they see each other" in describe(r)
+    together = result(mode=replace(mode, packed=True, because=""))
     assert together["attention"]["forward_passes"] == 1 + 1
     assert "2 per worker, one per pack" in describe(together)
 
 
 @pytest.fixture(scope="module")
 def pack(tokenizer):
-    """Two conversations; in the second somebody types a special token and an escape sequence."""
+    """Two conversations; in the second the user types a special token and an escape sequence."""
     one = encode(
         [Turn(role="user", text="hi"), Turn(role="assistant", text="hello\nthere 🙂")],
         "openchat",
@@ -150,7 +150,7 @@ def test_a_pack_in_colour(pack, tokenizer):
     assert "\x9b" not in text
 
 
-def test_the_border_counts_tokens(pack, tokenizer):
+def test_the_title_of_a_conversation_counts_tokens(pack, tokenizer):
     _, weights, starts = pack
     line = coloured_pack(*pack, tokenizer, colour=False).splitlines()[0]
     assert line == (
@@ -159,7 +159,7 @@ def test_the_border_counts_tokens(pack, tokenizer):
     )
 
 
-def test_what_could_steer_a_terminal_is_escaped():
+def test_characters_that_control_a_terminal_are_escaped():
     assert escaped("a\x1b]0;title\x07\r\x00\x7f\x85") == "a\\x1b]0;title\\x07\\r\\x00\\x7f\\x85"
     assert escaped("\u202eevil\u2066\u200b\u2028") == "\\u202eevil\\u2066\\u200b\\u2028"
     assert escaped("tab\tline\n 👩\u200d👧 你好 naïve") == "tab\tline\n 👩\u200d👧 你好 naïve"

@@ -1,4 +1,4 @@
-"""Real DeepSpeed in processes of its own: gradients against plain PyTorch, and checkpoints."""
+"""DeepSpeed in separate processes: gradients compared with plain PyTorch, and checkpoints."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ CONVERSATIONS = random_conversations()
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, model_directory):
-    """Run cases by name, one after the other, in a number of new processes; their outcomes."""
+    """Run named cases one after the other in new processes, and return their results."""
 
     def start(world_size, cases):
         folder = tmp_path_factory.mktemp("engine")
@@ -68,7 +68,7 @@ def start(tmp_path_factory, model_directory):
         outputs = [process.communicate()[0] for process in running]
         codes = [process.returncode for process in running]
         assert codes == [0] * world_size, f"{codes}\n" + "\n".join(outputs)[-6000:]
-        # DeepSpeed leaves 69 MB a process there.
+        # DeepSpeed leaves 69 MB per process there.
         assert not list(Path("/dev/shm").glob(f"deepspeed*_{port}_*"))
         return torch.load(folder / "result.pt", weights_only=True)
 
@@ -77,7 +77,7 @@ def start(tmp_path_factory, model_directory):
 
 @pytest.fixture(scope="module")
 def reference(model_directory):
-    """Loss, gradient and its norm of all conversations, one at a time, by PyTorch alone."""
+    """Loss, gradient and gradient norm of all conversations, one at a time, in plain PyTorch."""
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     nll, weight = torch.zeros(()), 0.0
     for ids, weights in CONVERSATIONS:
@@ -126,7 +126,7 @@ def name_of(dtype, stage):
 
 
 def of_stages(stages, saved):
-    """Whole runs under each ZeRO stage in both dtypes, which save a checkpoint."""
+    """Complete runs with each ZeRO stage in both dtypes, which save a checkpoint."""
     return {
         f"{name_of(dtype, stage)}, whole": whole_run(
             saved / name_of(dtype, stage), other_rates(stage) | {"dtype": dtype}
@@ -142,9 +142,9 @@ def rest_of_run(folder, config, **changes):
 
 @pytest.fixture(scope="module")
 def two(start, saved):
-    """Outcomes of two processes, by the case's name."""
+    """Results of two processes, by the case's name."""
     cases = {
-        # Before ZeRO-3, with which DeepSpeed changes how modules are made.
+        # Before ZeRO-3, with which DeepSpeed changes the creation of modules.
         **{
             f"stage {stage}": {"max_tokens": 20, "config": GRADIENT | {"zero_stage": stage}}
             for stage in (1, 2)
@@ -167,14 +167,14 @@ def two(start, saved):
 
 @pytest.fixture(scope="module")
 def one(start, saved, two):
-    """Outcomes of one process; two of the cases resume from checkpoints of two processes."""
+    """Results of one process; two of the cases resume from checkpoints of two processes."""
     vocabulary = {"max_tokens": 100, "vocabulary": 290, "config": GRADIENT}
     return start(1, {**from_two(saved), **PACKINGS, "vocabulary": vocabulary})
 
 
 @pytest.fixture(scope="module")
 def three(start, saved, one):
-    """Outcomes of three processes that resume from the checkpoints of two, converted by `one`."""
+    """Results of three processes that resume from the checkpoints of two, converted by `one`."""
     return start(3, from_two(saved))
 
 
@@ -192,9 +192,7 @@ def from_two(saved):
 
 
 @pytest.mark.parametrize("world_size", ["one", "two"])
-def test_loss_and_gradient_are_those_of_plain_pytorch_for_every_packing(
-    request, reference, world_size
-):
+def test_loss_and_gradient_equal_plain_pytorch_for_every_packing(request, reference, world_size):
     loss, gradients, norm = reference
     outcomes = request.getfixturevalue(world_size)
     for name in PACKINGS:
@@ -215,7 +213,7 @@ def test_the_other_zero_stages_give_the_same_gradient(two, reference, zero_stage
         assert torch.allclose(computed, gradients[name], atol=2e-4 * norm), name
 
 
-def test_packs_without_weight_or_conversation_add_nothing_and_hang_nobody(two, reference):
+def test_packs_without_weight_or_conversation_add_nothing_and_do_not_hang(two, reference):
     loss, _, _ = reference
     assert two["none on one"]["losses"] == [pytest.approx(loss, rel=1e-5)]
     nothing = two["none at all"]
@@ -225,7 +223,7 @@ def test_packs_without_weight_or_conversation_add_nothing_and_hang_nobody(two, r
 
 
 def mean_nll(model, conversations, vocabulary=None):
-    """Of their weighted tokens, one conversation at a time, by PyTorch alone."""
+    """Return the losses of their weighted tokens, one conversation at a time, in plain PyTorch."""
     nll = weight = 0.0
     for ids, weights in conversations:
         with torch.no_grad():
@@ -248,7 +246,7 @@ def test_ids_beyond_the_vocabulary_are_left_out_of_the_loss(one, model_directory
     assert one["vocabulary"]["losses"] == [pytest.approx(expected, rel=1e-5)]
 
 
-def test_a_restored_run_is_the_same_bit_for_bit(start, saved, two):
+def test_a_restored_run_is_bit_identical(start, saved, two):
     cases = {dtype: rest_of_run(saved / dtype, ADAM | {"dtype": dtype}) for dtype in DTYPES}
     cases["frozen 3"] = rest_of_run(saved / "frozen 3", FROZEN | {"zero_stage": 3})
     for name, restored in start(2, cases).items():
@@ -261,14 +259,14 @@ def test_a_restored_run_is_the_same_bit_for_bit(start, saved, two):
 
 OTHER_STAGES = [
     *(("float32", *stages) for stages in ((3, 2), (3, 1), (2, 3), (1, 3), (1, 2))),
-    # ZeRO-1 in bfloat16 is another optimizer of DeepSpeed's, with a layout of its own.
+    # ZeRO-1 in bfloat16 uses another optimizer of DeepSpeed, with its own layout.
     *(("bfloat16", *stages) for stages in ((3, 1), (1, 3), (2, 1))),
 ]
 
 
 @pytest.fixture(scope="module")
 def other_stages(start, saved, two):
-    """Outcomes of two processes that resume a checkpoint of two under another ZeRO stage."""
+    """Results of two processes that resume a checkpoint of two with another ZeRO stage."""
     cases = {
         f"{dtype}, {before} to {after}": rest_of_run(
             saved / name_of(dtype, before),
@@ -277,16 +275,16 @@ def other_stages(start, saved, two):
         )
         for dtype, before, after in OTHER_STAGES
     }
-    # ZeRO-3 last, since DeepSpeed then changes how modules are made.
+    # ZeRO-3 last, since DeepSpeed then changes the creation of modules.
     return start(2, dict(sorted(cases.items(), key=lambda case: case[0].endswith("3"))))
 
 
 @pytest.mark.parametrize(("dtype", "before", "after"), OTHER_STAGES)
-def test_a_run_goes_on_under_another_zero_stage(two, other_stages, dtype, before, after):
+def test_a_run_resumes_with_another_zero_stage(two, other_stages, dtype, before, after):
     undisturbed = two[f"{name_of(dtype, before)}, whole"]
     restored = other_stages[f"{dtype}, {before} to {after}"]
     if dtype == "bfloat16":
-        # Two stages round gradients differently, which grows from step to step; at another count of
+        # Two stages round gradients differently, which grows with each step; with a wrong count of
         # AdamW's steps, or without its moments, the second loss is off by a tenth or more.
         assert restored["losses"][:2] == pytest.approx(undisturbed["losses"][2:4], rel=5e-2)
         return
@@ -297,8 +295,8 @@ def test_a_run_goes_on_under_another_zero_stage(two, other_stages, dtype, before
 
 @pytest.mark.parametrize("world_size", ["one", "three"])
 @pytest.mark.parametrize("name", ["stage 2", "stage 3", "frozen 3"])
-def test_a_run_goes_on_with_another_number_of_workers(request, two, name, world_size):
-    """With learning rates and weight decays that are not the same in all groups of parameters."""
+def test_a_run_resumes_with_another_number_of_workers(request, two, name, world_size):
+    """With different learning rates and weight decays of the parameter groups."""
     restored = request.getfixturevalue(world_size)[f"{name}, rest"]
     undisturbed = two[f"{name}, whole"]
     assert restored["losses"] == pytest.approx(undisturbed["losses"][2:], rel=1e-4)
@@ -316,7 +314,7 @@ def test_the_loss_in_chunks_has_the_same_gradient(two, reference, name):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_frozen_parameters_stay_and_the_others_learn(two, stage):
+def test_frozen_parameters_do_not_change_and_the_others_do(two, stage):
     outcome = two[f"frozen {stage}, whole"]
     assert outcome["losses"][-1] < outcome["losses"][0]
     for name, before in outcome["before"].items():

@@ -1,4 +1,4 @@
-"""Exports of tiny models: what transformers opens, and what is refused before it is published."""
+"""Exports of tiny models: loading in transformers, and rejection before publishing."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def reference(directory):
     saved = np.load(directory / "reference.npz")
     ids = saved["ids"][0]
     pack = make_batch([(ids, np.ones(len(ids), np.float32))])
-    return pack, torch.from_numpy(saved["logits"])[pack.predicting]
+    return pack, torch.from_numpy(saved["logits"])[pack.label_positions]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_transformers_keeps_in_float32_is_written_in_float32(tmp_path):
     assert in_float32 == {"model.layers.1.mlp.gate.e_score_correction_bias"}
 
 
-def test_another_computation_is_refused(tmp_path):
+def test_a_model_that_computes_other_logits_is_rejected(tmp_path):
     """A rotary base of 10,000 where the model was trained with 50,000."""
     exported("Llama", tmp_path / "m")
     path = tmp_path / "m/config.json"
@@ -98,7 +98,9 @@ def test_another_computation_is_refused(tmp_path):
         (lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}), "norm.weight|size"),
     ],
 )
-def test_an_export_that_does_not_open_is_refused(change, problem, memory, tmp_path, monkeypatch):
+def test_an_export_that_cannot_be_loaded_is_rejected(
+    change, problem, memory, tmp_path, monkeypatch
+):
     """With weights, and, where memory is too small for them, by names and shapes."""
     exported("Llama", tmp_path / "m")
     tensors = load_file(tmp_path / "m/model.safetensors")
@@ -107,7 +109,7 @@ def test_an_export_that_does_not_open_is_refused(change, problem, memory, tmp_pa
     available = type("Memory", (), {"available": memory})
     monkeypatch.setattr(round_trip.psutil, "virtual_memory", lambda: available)
     pack, expected = reference(tmp_path / "m")
-    with pytest.raises(UserError, match=rf"cannot be opened, and is not published.*{problem}"):
+    with pytest.raises(UserError, match=rf"cannot be loaded, and is not published.*{problem}"):
         check_export(tmp_path / "m", pack, expected, torch.float32)
 
 
@@ -140,7 +142,7 @@ def test_embeddings_that_the_base_ties_only_by_name_are_both_written(tmp_path):
     assert "lm_head.weight" in export.ExportedState(model, result).names
 
 
-def test_a_tensor_of_the_vocabulary_s_size_that_was_not_resized_is_refused(tmp_path):
+def test_a_tensor_of_the_vocabulary_s_size_that_was_not_resized_is_rejected(tmp_path):
     original = model()
     config = original.config
     original.model.layers[0].self_attn.q_proj = torch.nn.Linear(32, 40, bias=False)

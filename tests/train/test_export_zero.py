@@ -25,7 +25,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-    """The differences of logits by the case's name, and the folder with a directory of each."""
+    """Differences of logits by the case's name, and the folder with a directory of each."""
     folder = tmp_path_factory.mktemp("exports")
     tokenizer, cases = byte_level_tokenizer(), {}
     for number, (name, (family, config)) in enumerate(CASES.items()):
@@ -53,8 +53,8 @@ def exports(tmp_path_factory):
     return json.loads((folder / "result.json").read_text()), folder
 
 
-def test_the_export_of_each_engine_computes_what_the_engine_computes(exports):
-    """In float32 to five digits: the engine's weights are rounded to those that are written."""
+def test_the_export_of_each_engine_computes_the_engines_logits(exports):
+    """In float32 to five digits, since the engine's weights are rounded to the written ones."""
     differences, _ = exports
     assert differences.keys() == CASES.keys()
     assert all(d < (0.1 if "bfloat16" in name else 1e-4) for name, d in differences.items())

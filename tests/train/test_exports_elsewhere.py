@@ -1,4 +1,4 @@
-"""Exports in transformers 4 and in llama.cpp, in environments that `make venv-exports` makes."""
+"""Exports in transformers 4 and in llama.cpp, in the environments of `make venv-exports`."""
 
 import pytest
 

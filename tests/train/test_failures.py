@@ -1,4 +1,4 @@
-"""Which errors of a worker end a run at once, which at the second time, and which are retried."""
+"""Errors of workers: final at once, final when they recur, or retried."""
 
 import errno
 
@@ -66,7 +66,7 @@ def test_a_lost_worker_or_connection_is_always_retried(work, error):
         assert final_failure(error, Place("in step 3", 3), work, 0) is None
 
 
-def test_an_unknown_error_ends_the_run_when_it_comes_again_at_the_same_step(work):
+def test_an_unknown_error_ends_the_run_when_it_recurs_at_the_same_step(work):
     def error(address):
         return RuntimeError(f"CUDA error: an illegal instruction at 0x{address}")
 
@@ -80,7 +80,7 @@ def test_an_unknown_error_ends_the_run_when_it_comes_again_at_the_same_step(work
     assert failure.message.startswith("RuntimeError in step 4: CUDA error")
 
 
-def test_out_of_memory_says_what_to_do(work):
+def test_out_of_memory_names_a_remedy(work):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     assert final_failure(error, Place("in step 1", 1), work, 0) is None
     failure = final_failure(error, Place("in step 1", 1), work, 0)
@@ -96,22 +96,22 @@ def test_a_users_error_ends_the_run_with_its_line(work):
     assert isinstance(failure.error(), UserError)
 
 
-def test_a_failure_is_read_as_it_was_left(work):
+def test_a_failure_is_read_as_written(work):
     assert failures.read(work) is None
     failure = final_failure(raised(lambda: len(3)), Place("in step 3", 3), work, 0)
-    failures.leave(work, failure)
+    failures.write(work, failure)
     assert failures.read(work) == failure
     error = failure.error()
     assert "Traceback" in error.detail
     assert "TypeError: object of type 'int' has no len()" in error.detail
 
 
-def test_a_failure_that_a_full_disk_cut_off_is_one_of_a_full_disk(work, tmp_path):
+def test_a_failure_truncated_by_a_full_disk_is_reported_as_a_full_disk(work, tmp_path):
     (tmp_path / failures.FAILURE).write_text("")
     assert "no space left" in failures.read(work).message
 
 
-def test_an_error_without_a_message_names_its_place(work):
+def test_an_error_without_a_message_names_its_source_line(work):
     def empty():
         raise AssertionError
 

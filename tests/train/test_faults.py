@@ -1,4 +1,4 @@
-"""Training that is disturbed: killed workers, another number of workers, full disks."""
+"""Training with faults: killed workers, another number of workers, full disks."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def stopped(shared_ray, configured, tmp_path_factory):
-    """A run of two workers of which one was killed in its middle, and that was not tried again."""
+    """A run of two workers of which one was killed in the middle, without a retry."""
     shared_ray()
     output = tmp_path_factory.mktemp("stopped") / "model"
     killer = kill_a_worker(lambda: any(m["step"] >= 16 for m in metrics_of(output)))
@@ -37,12 +37,12 @@ def stopped(shared_ray, configured, tmp_path_factory):
     return output
 
 
-def test_a_run_continues_with_one_worker_and_passes_over_a_checkpoint_that_lost_a_file(
+def test_a_run_resumes_with_one_worker_and_skips_a_checkpoint_that_lost_a_file(
     configured, undisturbed, stopped, tmp_path
 ):
     output = tmp_path / "model"
     shutil.copytree(stopped, output)
-    *_, before, last = checkpoints.whole(RunDir.open(str(output)))
+    *_, before, last = checkpoints.list_complete(RunDir.open(str(output)))
     shard = next((output / last.folder / "deepspeed").glob("*optim_states.pt"))
     shard.write_bytes(shard.read_bytes()[:-100])
     assert checkpoints.latest(RunDir.open(str(output))) == before
@@ -60,29 +60,29 @@ def test_a_run_continues_with_one_worker_and_passes_over_a_checkpoint_that_lost_
 def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(configured, stopped, tmp_path):
     output = tmp_path / "model"
     shutil.copytree(stopped, output)
-    before = checkpoints.whole(RunDir.open(str(output)))
+    before = checkpoints.list_complete(RunDir.open(str(output)))
     with pytest.raises(UserError, match=r"--learning-rate; continue it with --from-checkpoint"):
         train(configured(output, learning_rate=2e-3))
-    with pytest.raises(UserError, match=r"checkpoint at step .* give it up with --overwrite"):
+    with pytest.raises(UserError, match=r"checkpoint at step .* discard it with --overwrite"):
         train(configured(output, weight_decay=0.1))
     with pytest.raises(UserError, match=r"--weight-decay 0\.0, not 0.1"):
         train(configured(output, weight_decay=0.1, resume=True))
-    with pytest.raises(UserError, match="another size of a step"):
+    with pytest.raises(UserError, match="another step size"):
         train(configured(output, sequences_per_step=4, resume=True))
-    assert checkpoints.whole(RunDir.open(str(output))) == before
+    assert checkpoints.list_complete(RunDir.open(str(output))) == before
 
 
-def test_a_checkpoint_of_another_model_is_refused(configured, stopped, model_directory, tmp_path):
+def test_a_checkpoint_of_another_model_is_rejected(configured, stopped, model_directory, tmp_path):
     output, other = tmp_path / "model", tmp_path / "other"
     shutil.copytree(stopped, output)
     shutil.copytree(model_directory, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    with pytest.raises(UserError, match="of another base model"):
+    with pytest.raises(UserError, match="with another base model"):
         train(configured(output, model=str(other), resume=True))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_checkpoints_before_it_stay(configured, tmp_path):
+def test_a_full_disk_is_one_clear_line_and_earlier_checkpoints_are_kept(configured, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_clear_line_and_the_checkpoints_before_it_stay(config
         with pytest.raises(UserError, match="no space left on the device"):
             train(configured(disk / "model", keep_checkpoints=100, checkpoint_every=2))
         run = RunDir.open(str(disk / "model"))
-        *_, last = checkpoints.whole(run)
+        *_, last = checkpoints.list_complete(run)
         assert checkpoints.latest(run) == last
         assert not run.exists("ochat.json")
     finally:
@@ -132,7 +132,7 @@ def attempts(shared_ray):
         ray.shutdown()
 
 
-def test_a_bug_is_not_tried_again_and_its_traceback_is_shown_once(configured, attempts, tmp_path):
+def test_a_bug_is_not_retried_and_its_traceback_is_shown_once(configured, attempts, tmp_path):
     with pytest.raises(JobFailedError) as ended:
         train(configured(tmp_path / "model"))
     assert str(ended.value).startswith("TypeError in step 2: object of type 'int' has no len()")

@@ -1,4 +1,4 @@
-"""A base model is known by its content, whatever it is called and wherever it lies."""
+"""A base model is identified by its content, not by its name or location."""
 
 import json
 import shutil
@@ -35,14 +35,14 @@ def test_the_same_content_elsewhere_is_the_same_base(base, tmp_path):
 
 @pytest.mark.parametrize("share", [0.5, 0.75, 1.0])
 def test_one_other_byte_of_the_weights_is_another_base(base, share):
-    """The same architecture, the same names and sizes: what fine-tuning of one base gives."""
+    """Same architecture, names and sizes, as after fine-tuning the same base."""
     weights = base / "model.safetensors"
     one = fingerprint(str(base))
     change(weights, int(share * weights.stat().st_size) - 1)
     assert fingerprint(str(base)) != one
 
 
-def test_pickled_weights_count_as_well(base):
+def test_pickled_weights_are_hashed_as_well(base):
     one = fingerprint(str(base))
     (base / "pytorch_model.bin").write_bytes(b"a")
     two = fingerprint(str(base))
@@ -59,7 +59,7 @@ def test_another_configuration_is_another_base_and_who_wrote_it_does_not_matter(
     assert fingerprint(str(base)) != one
 
 
-def test_of_a_large_file_blocks_are_read_from_its_first_to_its_last_byte():
+def test_blocks_of_a_large_file_cover_its_first_to_its_last_byte():
     size = 10 * 2**30 + 12_345
     found = blocks(size, header=5 * MIB)
     assert found[0] == (0, 5 * MIB)
@@ -73,7 +73,7 @@ def test_of_a_large_file_blocks_are_read_from_its_first_to_its_last_byte():
 
 
 @pytest.mark.parametrize("position", [0, 20_000, 29_999, -1])
-def test_of_a_large_file_header_first_and_last_block_count(tmp_path, monkeypatch, position):
+def test_header_first_and_last_block_of_a_large_file_are_hashed(tmp_path, monkeypatch, position):
     monkeypatch.setattr(module, "WHOLE_BYTES", 400)
     monkeypatch.setattr(module, "BLOCK_BYTES", 100)
     header = (30_000).to_bytes(8, "little")
@@ -85,7 +85,7 @@ def test_of_a_large_file_header_first_and_last_block_count(tmp_path, monkeypatch
     assert content_digest(fs, fs.get_file_info(str(file))) != one
 
 
-def test_a_hubs_name_is_known_by_the_commit_in_the_cache(tmp_path, monkeypatch):
+def test_a_hub_name_is_identified_by_the_commit_in_the_cache(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     cache, commit = tmp_path / "models--org--base", "c" * 40

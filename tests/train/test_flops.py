@@ -1,4 +1,4 @@
-"""Operations and sizes, worked out by hand or taken from published tables."""
+"""FLOPs and sizes, computed by hand or taken from published tables."""
 
 import pytest
 
@@ -140,13 +140,13 @@ def test_pytorchs_own_count_agrees(tiny):
     model = LlamaForCausalLM(config)
     with FlopCounterMode(display=False) as counter:
         model(input_ids=torch.zeros(1, 64, dtype=torch.long)).logits.sum().backward()
-    # PyTorch computes the whole square of attention, of which a causal model needs half.
-    # Nothing goes back beyond the embedding, which is no multiplication.
+    # PyTorch computes the full square of attention, of which a causal model needs half.
+    # There is no backward pass through the embedding, which is not a multiplication.
     square = 12 * 2 * 8 * 64 * 64 / 2
     assert counter.get_total_flops() == pytest.approx(training_flops(tiny, [64]) + square, rel=0.02)
 
 
-def test_where_attention_costs_as_much_as_all_else(tiny, llama_13b):
+def test_the_length_at_which_attention_costs_as_much_as_the_rest(tiny, llama_13b):
     length = attention_tokens(llama_13b)
     assert length == 62_752  # 12,851,609,600 / (40 x 5120), rounded down
     assert flops_per_token(llama_13b, length) == pytest.approx(
@@ -211,7 +211,7 @@ def test_models_without_attention_have_none_to_count(model_type):
     assert training_flops(shape, [2, 2]) == training_flops(shape, [4]) > 0
 
 
-def test_what_sees_images_does_not_count():
+def test_the_image_encoder_is_not_counted():
     from transformers import Gemma3Config, Gemma3TextConfig
 
     sizes = {"num_hidden_layers": 2}

@@ -1,4 +1,4 @@
-"""What a person sees of a run."""
+"""Progress of a run in the terminal."""
 
 import time
 
@@ -16,12 +16,12 @@ STEP = {
 def test_a_step_s_line():
     assert progress_line(STEP) == (
         "     train  step 2 of 4 · loss 1.5000 · lr 1.00e-03 · grad norm 2.00 · "
-        "50 tokens/s a device · MFU 42% · 20 s left"
+        "50 tokens/s per device · MFU 42% · 20 s left"
     )
 
 
-def test_a_slow_link_is_said_to_be_one():
-    assert "MFU 42% · slow link: 40% is exchange · 20 s left" in progress_line(
+def test_a_slow_link_is_reported():
+    assert "MFU 42% · slow link: 40% is communication · 20 s left" in progress_line(
         STEP | {"exchange": 0.4}
     )
     assert progress_line(STEP | {"exchange": 0.3}) == progress_line(STEP)
@@ -40,8 +40,8 @@ def test_an_evaluation_s_line():
     )
 
 
-def test_steps_that_are_done_again_are_shown_again(tmp_path, capsys, monkeypatch):
-    """An attempt goes back to its checkpoint, and drops the lines after it."""
+def test_repeated_steps_are_shown_again(tmp_path, capsys, monkeypatch):
+    """An attempt resumes from its checkpoint, and removes the lines after it."""
     run = RunDir.open(str(tmp_path))
 
     def seen(text):

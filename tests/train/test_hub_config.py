@@ -1,4 +1,4 @@
-"""config.json for transformers 4, against the keys that its configuration classes read."""
+"""config.json for transformers 4, compared with the keys that its configuration classes read."""
 
 import pytest
 from transformers import AutoConfig

@@ -1,4 +1,4 @@
-"""Names and layouts of files, against what the hub's own checkpoints have."""
+"""Names and layouts of files, compared with checkpoints on the hub."""
 
 import pytest
 import torch
@@ -48,11 +48,11 @@ def test_each_fused_tensor_is_converted_by_itself():
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral", "phi", "gptj", "deepseek_v3", "jamba"])
-def test_models_that_come_back_from_their_files_are_accepted(model_type):
+def test_models_that_survive_the_round_trip_are_accepted(model_type):
     check_exportable(AutoConfig.for_model(model_type, num_hidden_layers=4))
 
 
-def test_a_model_that_would_not_come_back_is_refused_before_training(monkeypatch):
+def test_a_model_that_would_not_survive_the_round_trip_is_rejected(monkeypatch):
     class Lossy(HubFormat):
         def to_file(self, tensors):
             return {n: t for n, t in super().to_file(tensors).items() if "lm_head" not in n}
@@ -65,13 +65,16 @@ def test_a_model_that_would_not_come_back_is_refused_before_training(monkeypatch
 @pytest.mark.parametrize(
     ("model_type", "problem"),
     [
-        ("emu3", "Unrecognized configuration class"),  # its text model's has no auto class
+        (
+            "emu3",
+            "Unrecognized configuration class",
+        ),  # the config of its text model has no auto class
         ("xlstm", "has no attribute 'embeddings'"),  # its vocabulary cannot be resized
-        ("moshi", "vocabularies of input and output differ"),
+        ("moshi", "input and output vocabularies differ"),
         ("reformer", "is_decoder=True"),
     ],
 )
-def test_a_model_that_would_not_open_or_takes_no_token_is_refused(model_type, problem):
+def test_a_model_that_cannot_be_loaded_or_takes_no_token_is_rejected(model_type, problem):
     with pytest.raises(UserError, match=rf"cannot be exported .*{problem}"):
         check_exportable(AutoConfig.for_model(model_type))
 

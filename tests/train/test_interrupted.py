@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a training: status 130, one line, and nothing is left running."""
+"""Ctrl-C at any moment of a training: status 130, one line, and no process left."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ import pytest
 from ochat_ray.run_dir import RunDir
 from ochat_ray.run_lock import hold
 
-# A job and a Ray of its own each.
+# Each has its own job and Ray.
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
-LINE = "interrupted; run it again, nothing half-written counts"
+LINE = "interrupted; run it again: incomplete files are not used"
 
 
 def session_of(process):
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_with_130_and_one_line(data, model_directory, tmp_path, mome
             if moment is not None:
                 assert reached.wait(200)
             time.sleep(delay_s)
-            for _ in range(times):  # as a terminal does, to all that it started
+            for _ in range(times):  # as a terminal does, to the process group
                 os.killpg(job.pid, signal.SIGINT)
                 time.sleep(0.3)
             assert job.wait(60) == 130, "".join(seen)

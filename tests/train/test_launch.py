@@ -1,4 +1,4 @@
-"""The whole training job: a real Ray, two ZeRO-3 workers, a tiny random Llama."""
+"""The complete training job: a real Ray, two ZeRO-3 workers, a tiny random Llama."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 def held_out_loss(directory, data):
-    """The loss that one process computes, one conversation at a time, in float32."""
+    """Return the loss of one process, one conversation at a time, in float32."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
@@ -43,7 +43,7 @@ def test_the_held_out_loss_falls(undisturbed):
     assert result["eval_after"]["loss"] < result["eval_before"]["loss"] - 0.5
 
 
-def test_the_loss_before_is_that_of_one_process(undisturbed, data, model_directory):
+def test_the_loss_before_training_equals_that_of_one_process(undisturbed, data, model_directory):
     _, result = undisturbed
     expected = held_out_loss(model_directory, data)
     assert result["eval_before"]["loss"] == pytest.approx(expected, rel=1e-5)
@@ -75,7 +75,7 @@ def test_the_output_is_a_plain_hugging_face_directory(undisturbed, data):
     assert result["data_digest"] == read_manifest(data)["digest"]
 
 
-def test_metrics_have_one_line_a_step_and_an_evaluation_an_epoch(undisturbed):
+def test_metrics_have_one_line_per_step_and_one_evaluation_per_epoch(undisturbed):
     config, _ = undisturbed
     lines = metrics_of(config.output)
     assert [m["step"] for m in steps_of(lines)] == list(range(1, STEPS + 1))
@@ -91,9 +91,9 @@ def test_a_complete_model_is_not_trained_again_nor_lost(undisturbed):
         train(replace(config, seed=1))
 
 
-def test_a_contradicting_deepspeed_file_is_refused_before_anything_starts(configured, tmp_path):
+def test_a_contradicting_deepspeed_file_is_rejected_before_anything_starts(configured, tmp_path):
     (tmp_path / "ds.json").write_text('{"gradient_clipping": 0.5}')
-    with pytest.raises(UserError, match="decided by --max-grad-norm"):
+    with pytest.raises(UserError, match="set by --max-grad-norm"):
         train(configured(tmp_path / "m", deepspeed=str(tmp_path / "ds.json")))
     assert not (tmp_path / "m").exists()
 
@@ -115,7 +115,7 @@ def test_neither_the_base_nor_files_that_no_training_wrote_are_deleted(
     assert sorted((path.name, path.stat().st_mtime_ns) for path in base.iterdir()) == before
 
 
-def test_a_second_training_into_one_output_is_refused_in_one_line(configured, undisturbed):
+def test_a_second_training_with_the_same_output_is_rejected_in_one_line(configured, undisturbed):
     config, result = undisturbed
     with hold(RunDir.open(config.output), "train"):
         assert train(config) == result  # complete: nothing to write
@@ -149,9 +149,9 @@ def test_data_that_does_not_fit_is_one_clear_line(
         train(configured(tmp_path / "model", data=data))
 
 
-def test_a_worker_that_does_not_see_the_output_says_so(tmp_path):
+def test_a_worker_without_the_output_directory_reports_it(tmp_path):
     settings = {"config": {"output": str(tmp_path / "out")}, "staging": str(tmp_path / "staging")}
-    with pytest.raises(UserError, match=r"out is not there on .*s3://"):
+    with pytest.raises(UserError, match=r"out does not exist on .*s3://"):
         train_worker(settings)
     assert not any(tmp_path.iterdir())
 
@@ -161,7 +161,7 @@ def test_more_workers_than_the_cluster_has_is_one_clear_line(configured, tmp_pat
         train(configured(tmp_path / "model", num_workers=4))
 
 
-def test_big_code_gets_its_token_trains_and_opens(configured, tmp_path, tokenizer, monkeypatch):
+def test_gpt_big_code_gets_its_token_trains_and_loads(configured, tmp_path, tokenizer, monkeypatch):
     """Tied embeddings, learned positions, no end-of-turn token in the base, no BOS.
 
     Beside it: a --deepspeed file is found from where the job was started, though workers run in
@@ -208,7 +208,7 @@ def test_big_code_gets_its_token_trains_and_opens(configured, tmp_path, tokenize
     assert opened.lm_head.weight is exported
     old = model.transformer.wte.weight.detach()
     assert torch.equal(exported[:rows], old.bfloat16().float())
-    # In this many steps of nothing the new row is still the mean, to bfloat16's last bit.
+    # Steps with a rate of almost 0: the new row is still the exact mean in bfloat16.
     assert torch.equal(exported[rows], old.double().mean(0).float().bfloat16().float())
     messages = [{"role": "user", "content": " def f():\n  <|end_of_turn|>"}]
     ids = AutoTokenizer.from_pretrained(tmp_path / "model").apply_chat_template(

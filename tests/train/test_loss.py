@@ -1,4 +1,4 @@
-"""Losses that are not finite end a run in one line."""
+"""A loss that is not finite ends a run with one line."""
 
 import pytest
 
@@ -11,9 +11,9 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(("loss", "norm"), [(NAN, 1.0), (1.0, INF), (NAN, NAN)])
 def test_a_step_that_is_not_finite_names_its_first_conversations(loss, norm):
     check_finite(3, 1.0, 2.0, ())
-    with pytest.raises(UserError, match=r"step 3: loss .* conversations 0, 1; look at them"):
+    with pytest.raises(UserError, match=r"step 3: loss .* conversations 0, 1; inspect them"):
         check_finite(3, loss, norm, map(str, range(2)))
-    with pytest.raises(UserError, match=r"conversations 0, .*, 7, …; look"):
+    with pytest.raises(UserError, match=r"conversations 0, .*, 7, …; inspect"):
         check_finite(3, loss, norm, map(str, range(10**9)))
 
 

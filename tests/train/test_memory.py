@@ -1,4 +1,4 @@
-"""Bytes that were worked out by hand, and activations as autograd keeps them."""
+"""Memory plans computed by hand, and activations as autograd keeps them."""
 
 from dataclasses import replace
 
@@ -77,7 +77,7 @@ def test_offloading_moves_to_the_host():
     assert p.host == (2 + 4 + 4 + 12) * SHARE
 
 
-def test_logits_are_of_supervised_tokens():
+def test_only_supervised_tokens_have_logits():
     assert plan(supervised_tokens=1000).logits == 12 * 32000 * 1000 + 2 * 32000 * 5120
 
 
@@ -86,12 +86,12 @@ def test_without_checkpointing_every_layer_is_kept():
     assert kept == 8192 * (40 * (40_960 + 192_512) + 82_944)
 
 
-def test_the_peak_is_of_the_pass_or_of_the_update():
+def test_the_peak_is_in_the_pass_or_in_the_update():
     p = plan(max_tokens=1, reduce_bucket=1)
     assert p.total == p.weights + p.gradients + p.optimizer + p.update
 
 
-def test_on_a_cpu_buckets_take_what_is_written_and_phases_add_up():
+def test_on_a_cpu_buckets_take_only_written_pages_and_phases_add_up():
     small = replace(LLAMA_13B, parameters=50_000_000)
     p = plan(shape=small, cuda=False, bf16=False, max_tokens=1)
     share = 50_000_000 // 8

@@ -1,4 +1,4 @@
-"""Active experts and frozen layers: operations as PyTorch counts them, and published sizes."""
+"""Active experts and frozen layers, compared with PyTorch's FLOP counter and published sizes."""
 
 import re
 
@@ -57,7 +57,7 @@ FAMILIES = {
 
 
 def counted(model, *, backward):
-    """Operations that PyTorch counts, in a forward pass or in both."""
+    """FLOPs that PyTorch counts in a forward pass, or in both passes."""
     with FlopCounterMode(display=False) as counter:
         ids = torch.arange(TOKENS)[None] % 90
         logits = model(input_ids=ids, use_cache=False).logits
@@ -72,7 +72,7 @@ def square(shape):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_token_counts_the_experts_that_it_is_routed_to(family):
+def test_only_the_experts_of_a_token_are_counted(family):
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SIZES | FAMILIES[family])
     config._attn_implementation = "eager"
@@ -112,7 +112,7 @@ def test_a_token_counts_the_experts_that_it_is_routed_to(family):
         ),
     ],
 )  # fmt: skip
-def test_active_parameters_are_the_published_ones(family, sizes, total, active):
+def test_active_parameters_equal_the_published_numbers(family, sizes, total, active):
     shape = ModelShape.of(AutoConfig.for_model(family, **sizes))
     assert shape.parameters == pytest.approx(total, rel=0.01)
     assert shape.parameters - shape.idle_parameters == pytest.approx(active, rel=0.03)
@@ -132,7 +132,7 @@ LLAMA = {**SIZES, "num_hidden_layers": 4}
         "lm_head",
     ],
 )
-def test_frozen_parameters_save_the_operations_that_autograd_leaves_out(frozen):
+def test_frozen_parameters_save_the_operations_that_autograd_skips(frozen):
     config = AutoConfig.for_model("llama", **LLAMA)
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config)

@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard, on a disk and behind a URI, in one go and resumed."""
+"""metrics.jsonl and TensorBoard, on a disk and at a URI, of complete and resumed runs."""
 
 import pytest
 from pyarrow import fs as pafs
@@ -17,7 +17,7 @@ def local(path):
 
 
 def remote(path):
-    """A file system that is not the local one, as far as anybody can see."""
+    """A file system that does not look like the local one."""
     return RunDir(pafs.SubTreeFileSystem(str(path), pafs.LocalFileSystem()), "run")
 
 
@@ -61,14 +61,14 @@ def test_every_line_is_in_the_file_and_in_tensorboard(open_run, tmp_path):
 
 
 @pytest.mark.parametrize("open_run", [local, remote])
-def test_a_resumed_run_counts_nothing_twice(open_run, tmp_path):
+def test_a_resumed_run_records_no_step_twice(open_run, tmp_path):
     run = open_run(tmp_path)
     with Metrics(run) as metrics:
         for line in (evaluation(0), step(1), step(2), evaluation(2), step(3, 9.0), step(4, 9.0)):
             metrics.write(line)
     with Metrics(run, resume_step=2) as metrics:
         assert read_metrics(run) == [evaluation(0), step(1), step(2), evaluation(2)]
-        metrics.write(evaluation(2))  # made again, since a run cannot know
+        metrics.write(evaluation(2))  # written again, since the run cannot know
         metrics.write(step(3))
         metrics.write(step(4))
     assert read_metrics(run) == [
@@ -91,7 +91,7 @@ def test_a_new_run_begins_with_nothing(tmp_path):
     assert curves(tmp_path / "tensorboard")["train/loss"] == [(1, 1.0)]
 
 
-def test_half_a_line_is_no_line(tmp_path):
+def test_an_incomplete_line_is_not_read(tmp_path):
     run = local(tmp_path)
     with Metrics(run) as metrics:
         metrics.write(step(1))
@@ -104,12 +104,12 @@ def test_half_a_line_is_no_line(tmp_path):
     assert read_metrics(run) == [step(1), step(2)]
 
 
-def test_a_damaged_line_is_left_out_and_counted(tmp_path, capsys):
+def test_a_damaged_line_is_skipped_and_counted(tmp_path, capsys):
     (tmp_path / METRICS).write_bytes(b'{"step": 1, "loss": 1.0}\n\0\0\0\n[]\n{"step": 2}\n')
     with Metrics(local(tmp_path), resume_step=1):
         pass
     assert read_metrics(local(tmp_path)) == [{"step": 1, "loss": 1.0}]
-    assert f"{METRICS}: 2 damaged lines are left out" in capsys.readouterr().err
+    assert f"{METRICS}: 2 damaged lines are skipped" in capsys.readouterr().err
 
 
 def test_a_worker_of_another_run_writes_no_line(tmp_path):
@@ -123,7 +123,7 @@ def test_a_worker_of_another_run_writes_no_line(tmp_path):
     assert read_metrics(local(tmp_path)) == [step(1)]
 
 
-def test_behind_a_uri_the_file_is_rewritten_now_and_then_and_when_flushed(tmp_path, monkeypatch):
+def test_at_a_uri_the_file_is_rewritten_regularly_and_when_flushed(tmp_path, monkeypatch):
     run = remote(tmp_path)
     with Metrics(run) as metrics:
         metrics.write(step(1))

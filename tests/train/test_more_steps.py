@@ -15,7 +15,7 @@ from tests.train.runs import STEPS, metrics_of, steps_of
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
-def test_a_finished_run_gets_another_epoch_with_a_schedule_of_its_own(undisturbed, tmp_path):
+def test_a_complete_run_gets_another_epoch_with_its_own_schedule(undisturbed, tmp_path):
     config, before = undisturbed
     output = tmp_path / "model"
     shutil.copytree(config.output, output)
@@ -42,10 +42,10 @@ def test_a_finished_run_gets_another_epoch_with_a_schedule_of_its_own(undisturbe
     assert train(longer) == result  # complete already
 
 
-def test_a_run_whose_held_out_loss_falls_no_more_ends_early_and_whole(
+def test_a_run_whose_loss_no_longer_decreases_ends_early_and_is_complete(
     configured, model_directory, tmp_path
 ):
-    """Its rate is too small to change a weight; a part of the model is frozen besides."""
+    """Its learning rate is too small to change a weight; a part of the model is also frozen."""
     from transformers import AutoModelForCausalLM
 
     result = train(

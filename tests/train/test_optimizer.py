@@ -1,4 +1,4 @@
-"""Which parameters are trained, and which of them decay."""
+"""Frozen parameters, parameter groups and weight decay."""
 
 import pytest
 import torch
@@ -50,14 +50,14 @@ def test_norms_and_biases_have_no_weight_decay():
         ("jamba", {"num_experts": 2, "mamba_d_state": 4, "use_mamba_kernels": False}),
     ],
 )
-def test_biases_of_experts_and_mambas_states_have_none_either(family, options):
+def test_biases_of_experts_and_mambas_states_have_no_weight_decay(family, options):
     names = decayed(built(family, **options))
     assert names
     assert not any(name.endswith(("bias", "A_log", ".D")) or "norm" in name for name in names)
 
 
 def test_without_weight_decay_the_groups_are_those_of_the_learning_rates():
-    """As checkpoints of before have them."""
+    """As in checkpoints of earlier versions."""
     model = built("llama")
     everything = list(model.parameters())
     (rate,), (group,) = parameter_groups(model, TrainConfig(learning_rate=1e-3))
@@ -70,7 +70,7 @@ def test_without_weight_decay_the_groups_are_those_of_the_learning_rates():
     assert len(rest["params"]) == len(everything) - 2
 
 
-def test_a_step_decays_matrices_alone():
+def test_a_step_decays_only_matrices():
     model = built("llama")
     config = TrainConfig(weight_decay=0.5, learning_rate=0.1)
     rates, groups = parameter_groups(model, config)

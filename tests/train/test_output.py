@@ -1,4 +1,4 @@
-"""Train deletes and overwrites only what trainings wrote; anything else stays, byte for byte."""
+"""Train deletes and overwrites only files of trainings; other files do not change."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ochat_ray.errors import UserError
 from ochat_ray.ownership import RECORD, work_name
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train.output import check_way, clear, output_of, record_model, start
+from ochat_ray.train.output import check_output_dir, clear, output_of, record_model, record_start
 from tests.train.test_checkpoint import made
 
 ONE, TWO = "1" * 32, "2" * 32
@@ -21,7 +21,7 @@ MODEL = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.ji
 
 
 def tree(folder):
-    """Bytes of every file, and every folder, below a folder; the lock and record aside."""
+    """Return the bytes of all files in a folder, and its folders, except lock and record."""
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None
         for p in folder.rglob("*")
@@ -35,10 +35,10 @@ def write(folder, name, text="mine"):
 
 
 def train(folder, token=ONE, steps=(7,)):
-    """Write what a training writes, in its order."""
+    """Write the files of a training, in its order."""
     output = output_of(str(folder))
-    check_way(output)
-    work = start(output, token, trackers=False)
+    check_output_dir(output)
+    work = record_start(output, token, trackers=False)
     write(folder, "metrics.jsonl", '{"step": 1}\n')
     write(folder, f"tensorboard/events.out.tfevents.1.host.1.0.{token}", "events")
     write(folder, "checkpoints/.validate_storage_marker", "")
@@ -47,7 +47,7 @@ def train(folder, token=ONE, steps=(7,)):
         checkpoint = made(step, attempt="a" * 8)
         checkpoints.record(output.run, checkpoint.name, checkpoint.files)
         write(folder, f"{checkpoint.folder}/deepspeed/shard.pt", "12345")
-        checkpoints.complete(output.run, checkpoint)
+        checkpoints.mark_complete(output.run, checkpoint)
     write(folder, f"{work_name(token)}/base-0/model.safetensors", "base")
     record_model(output, list(MODEL))
     for name in MODEL:
@@ -75,7 +75,7 @@ FILES = st.dictionaries(NAMES, st.binary(max_size=8), max_size=6)
 
 
 def place(folder, files):
-    """Write a user's files except over others; what was written."""
+    """Write a user's files without replacing others; return the written ones."""
     placed = {}
     for name, data in files.items():
         if not (folder / name).exists():
@@ -87,7 +87,7 @@ def place(folder, files):
 
 @settings(max_examples=60)
 @given(before=FILES, between=FILES, after=FILES, overwrite=st.booleans())
-def test_no_file_of_anybody_else_is_deleted_or_changed(before, between, after, overwrite):
+def test_no_other_file_is_deleted_or_changed(before, between, after, overwrite):
     folder = Path(tempfile.mkdtemp())
     try:
         mine = place(folder, before)
@@ -95,7 +95,7 @@ def test_no_file_of_anybody_else_is_deleted_or_changed(before, between, after, o
         for files, token in ((between, ONE), (after, "3" * 32)):
             output = output_of(str(folder))
             try:
-                check_way(output)
+                check_output_dir(output)
                 last = checkpoints.latest(output.run)
                 clear(output, None if overwrite else last)
                 train(folder, token, steps=(7, 8, 9))
@@ -114,7 +114,7 @@ def test_no_file_of_anybody_else_is_deleted_or_changed(before, between, after, o
         shutil.rmtree(folder)
 
 
-def test_of_a_training_nothing_is_left_but_its_record(tmp_path):
+def test_clearing_a_training_leaves_only_its_record(tmp_path):
     clear(train(tmp_path), None)
     folders = {"checkpoints": None, "tensorboard": None}
     assert tree(tmp_path) == folders
@@ -125,7 +125,7 @@ def test_a_resumed_training_keeps_metrics_and_checkpoints(tmp_path):
     output = train(tmp_path)
     last = checkpoints.latest(output.run)
     clear(output, last)
-    assert checkpoints.whole(output.run) == [last]
+    assert checkpoints.list_complete(output.run) == [last]
     left = {name for name, data in tree(tmp_path).items() if data is not None}
     assert {name for name in left if "checkpoints" not in name} == {
         "metrics.jsonl", f"tensorboard/events.out.tfevents.1.host.1.0.{ONE}",
@@ -141,28 +141,28 @@ def test_a_resumed_training_keeps_metrics_and_checkpoints(tmp_path):
         "checkpoints/checkpoint_manager_snapshot.json",
     ],
 )  # fmt: skip
-def test_a_file_that_no_training_wrote_is_in_the_way(tmp_path, name):
+def test_a_file_that_no_training_wrote_is_not_overwritten(tmp_path, name):
     write(tmp_path, name)
     with pytest.raises(UserError, match="was not written by a run of train") as refusal:
-        check_way(output_of(str(tmp_path)))
+        check_output_dir(output_of(str(tmp_path)))
     assert str(tmp_path / name) in str(refusal.value)
     assert tree(tmp_path)[name] == b"mine"
 
 
-def test_files_of_other_names_are_not(tmp_path):
+def test_files_of_other_names_are_no_obstacle(tmp_path):
     for name in ("README.md", "checkpoints/mine/x", "tensorboard/x", "photo.png"):
         write(tmp_path, name)
     train(tmp_path)
 
 
-def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
+def test_a_file_in_place_of_a_folder_is_rejected(tmp_path):
     write(tmp_path, "tensorboard")
     with pytest.raises(UserError, match="tensorboard is a file, and train writes a folder"):
-        check_way(output_of(str(tmp_path)))
+        check_output_dir(output_of(str(tmp_path)))
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_training_of_an_earlier_version_is_named_so(tmp_path, complete):
+def test_a_training_of_an_earlier_version_is_reported_as_such(tmp_path, complete):
     if complete:
         write(tmp_path, "ochat.json", '{"identity": {}}')
     else:
@@ -170,7 +170,7 @@ def test_a_training_of_an_earlier_version_is_named_so(tmp_path, complete):
         write(tmp_path, f"checkpoints/{STEP}/state.json", "{}")
     before = tree(tmp_path)
     with pytest.raises(UserError, match="of an earlier version of ochat-ray"):
-        check_way(output_of(str(tmp_path)))
+        check_output_dir(output_of(str(tmp_path)))
     assert tree(tmp_path) == before
 
 
@@ -178,33 +178,33 @@ def test_a_checkpoint_that_no_training_recorded_is_not_resumed_from(tmp_path):
     output = output_of(str(tmp_path))
     checkpoint = made(7, attempt="a" * 8)
     write(tmp_path, f"{checkpoint.folder}/deepspeed/shard.pt", "12345")
-    checkpoints.complete(output.run, checkpoint)
+    checkpoints.mark_complete(output.run, checkpoint)
     assert checkpoints.latest(output.run) is None
     checkpoints.record(output.run, checkpoint.name, checkpoint.files)
     assert checkpoints.latest(output.run) == checkpoint
 
 
-def test_a_users_file_in_a_checkpoint_stays_and_does_not_spoil_it(tmp_path):
+def test_a_users_file_in_a_checkpoint_is_kept_and_does_no_harm(tmp_path):
     output = train(tmp_path, steps=(7, 8))
     write(tmp_path, f"checkpoints/{STEP}/notes.txt")
-    assert [c.step for c in checkpoints.whole(output.run)] == [7, 8]
+    assert [c.step for c in checkpoints.list_complete(output.run)] == [7, 8]
     checkpoints.prune(output.run, 1)
-    assert [c.step for c in checkpoints.whole(output.run)] == [8]
+    assert [c.step for c in checkpoints.list_complete(output.run)] == [8]
     kept = (tmp_path / f"checkpoints/{STEP}").rglob("*")
     assert [p.name for p in kept] == ["notes.txt"]
 
 
 def test_an_output_on_s3(s3):
     output = output_of("s3://bucket/out")
-    start(output, ONE, trackers=False)
+    record_start(output, ONE, trackers=False)
     checkpoint = made(7, attempt="a" * 8)
     checkpoints.record(output.run, checkpoint.name, checkpoint.files)
     output.run.write_text(f"{checkpoint.folder}/deepspeed/shard.pt", "12345")
-    checkpoints.complete(output.run, checkpoint)
+    checkpoints.mark_complete(output.run, checkpoint)
     output.run.write_text("metrics.jsonl", "")
     for name in ("checkpoints/mine", f"{checkpoint.folder}/mine", "tensorboard/mine"):
         s3.put_object(Bucket="bucket", Key=f"out/{name}", Body=b"mine")
-    check_way(output)
+    check_output_dir(output)
     clear(output, None)
     keys = [o["Key"] for o in s3.list_objects_v2(Bucket="bucket", Prefix="out/")["Contents"]]
     assert [key for key in keys if not key.endswith("/")] == [

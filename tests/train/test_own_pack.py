@@ -1,4 +1,4 @@
-"""Conversations whose length would change how others of their pack are computed."""
+"""Conversations whose length would affect others of their pack."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from ochat_ray.train.batch import make_batch
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
-from ochat_ray.train.preflight import own_pack_from
+from ochat_ray.train.preflight import min_length_for_own_pack
 
 SIZES = {
     "vocab_size": 32,
@@ -40,7 +40,7 @@ def test_a_longer_conversation_changes_others_of_its_pack(config):
     torch.manual_seed(0)
     register_packed_sdpa()
     model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_SDPA)
-    limit = own_pack_from(config)
+    limit = min_length_for_own_pack(config)
     assert limit == 17
 
     def first_beside(length):
@@ -54,4 +54,4 @@ def test_a_longer_conversation_changes_others_of_its_pack(config):
 
 
 def test_other_rotary_embeddings_let_all_share_a_pack():
-    assert own_pack_from(LlamaConfig()) is None
+    assert min_length_for_own_pack(LlamaConfig()) is None

@@ -1,4 +1,4 @@
-"""Plans: every conversation once, every rank alike, packs full, ranks balanced."""
+"""Plans: every conversation once, equal ranks, full packs, balanced load."""
 
 import tracemalloc
 from collections import Counter, deque
@@ -25,13 +25,13 @@ def indices(steps):
 
 
 def long_tailed(count, longest=2048):
-    """Lengths as of real conversations: about 1,000 tokens on average."""
+    """Return lengths distributed as in real conversations, about 1,000 tokens on average."""
     rng = np.random.default_rng(0)
     return np.minimum(rng.lognormal(6.8, 0.9, count).astype(int) + 1, longest)
 
 
 def balance(values, step):
-    """Mean over maximum of a step's ranks."""
+    """Return the mean load of a step's ranks, divided by the maximum."""
     loads = [values[[i for pack in packs for i in pack]].sum() for packs in step]
     return np.mean(loads) / max(loads)
 
@@ -56,7 +56,9 @@ def test_invariants(lengths, world_size, size, seeds):
 
 
 @given(LENGTHS, st.integers(1, 9), st.sampled_from(["sequences_per_step", "packs_per_step"]), SEEDS)
-def test_what_is_in_a_step_does_not_depend_on_the_number_of_workers(lengths, count, mode, seeds):
+def test_the_content_of_a_step_does_not_depend_on_the_number_of_workers(
+    lengths, count, mode, seeds
+):
     one, *others = (
         [
             sorted(indices([step]))
@@ -68,7 +70,7 @@ def test_what_is_in_a_step_does_not_depend_on_the_number_of_workers(lengths, cou
 
 
 @pytest.mark.parametrize("size", [{"sequences_per_step": 100}, {"packs_per_step": 12}])
-def test_nor_does_it_over_many_windows(size):
+def test_the_content_of_steps_over_many_windows_does_not_depend_on_workers(size):
     lengths = long_tailed(3 * WINDOW)
     one, two = (
         [
@@ -95,7 +97,7 @@ def test_a_plan_is_made_of_plain_integers():
 
 
 @pytest.mark.parametrize("size", [{"sequences_per_step": 128}, {"packs_per_step": 8}])
-def test_memory_is_that_of_a_window_and_8_bytes_a_conversation(size):
+def test_memory_is_that_of_a_window_and_8_bytes_per_conversation(size):
     peaks = []
     for count in (3 * WINDOW, 6 * WINDOW):
         lengths = long_tailed(count)
@@ -103,11 +105,11 @@ def test_memory_is_that_of_a_window_and_8_bytes_a_conversation(size):
         deque(steps(lengths, world_size=8, max_tokens=8192, **size, seed=0, epoch=0), maxlen=0)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # A plan takes more than 40 bytes a conversation.
+    # A plan takes more than 40 bytes per conversation.
     assert peaks[1] - peaks[0] < 16 * 3 * WINDOW
 
 
-def test_the_plan_depends_on_seed_and_epoch_alone():
+def test_the_plan_depends_only_on_seed_and_epoch():
     lengths = list(range(1, 40))
     arguments = {"world_size": 2, "max_tokens": 64}
     one = plan(lengths, **arguments, seed=1, epoch=0)
@@ -136,7 +138,7 @@ def test_packs_are_full_and_steps_are_not_sorted_by_length(longest, max_tokens):
 
 def test_a_step_of_full_packs_is_nearly_a_random_sample():
     # Best-fit decreasing alone makes packs of 4 long and packs of 100 short conversations, and
-    # steps whose number of conversations varies 3 to 8 times as much as chance has it.
+    # steps whose number of conversations varies 3 to 8 times as much as by chance.
     lengths = long_tailed(WINDOW)
     steps = plan(lengths, world_size=8, max_tokens=8192, seed=0, epoch=0)
     chance = np.diff(np.searchsorted(lengths.cumsum(), range(0, lengths.sum(), 8 * 8192)))
@@ -149,7 +151,7 @@ def test_the_cost_of_a_conversation():
     assert pytest.approx(13.02e9 / (40 * 5120), rel=0.05) == ATTENTION_TOKENS
 
 
-def test_ranks_are_dealt_cost_rather_than_tokens():
+def test_conversations_are_assigned_to_ranks_by_cost_rather_than_tokens():
     # With attention_tokens = 8 they cost 16, 8.125, 6 and 2.5: the first outweighs the next two.
     arguments = {"world_size": 2, "max_tokens": 11, "sequences_per_step": 4, "seed": 0, "epoch": 0}
     (step,) = plan([8, 5, 4, 2], **arguments, attention_tokens=8)
@@ -165,7 +167,7 @@ def test_ranks_are_balanced_in_tokens_and_in_cost():
     assert np.mean([balance(cost(lengths), step) for step in steps]) > 0.985
 
 
-def test_the_packs_of_a_step_cost_alike():
+def test_the_packs_of_a_step_have_similar_costs():
     lengths = long_tailed(WINDOW, 8192)
     steps = plan(lengths, world_size=8, max_tokens=8192, seed=0, epoch=0)
     # Packs picked at random: 95%, as some hold a single conversation of 8,192 tokens.
@@ -210,7 +212,7 @@ def test_wrong_use_is_one_clear_line(wrong):
             function([5], **arguments)
 
 
-def test_packs_of_few_conversations_are_as_full_as_best_fit_makes_them():
+def test_packs_of_few_conversations_are_as_full_as_with_best_fit():
     """Spreading long conversations over all packs left 6% of the demo's slots empty."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 321, 2000)

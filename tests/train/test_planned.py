@@ -26,9 +26,9 @@ def config(data, model_directory, tmp_path, **changes):
     return TrainConfig(**values | changes)
 
 
-def test_the_plan_counts_what_training_will_do(data, model_directory, tmp_path):
+def test_the_plan_has_the_steps_and_packs_of_the_training(data, model_directory, tmp_path):
     result = planned(config(data, model_directory, tmp_path), colour=False)
-    assert result["steps_per_epoch"] == [3, 3, 3]  # 20 conversations, 8 a step
+    assert result["steps_per_epoch"] == [3, 3, 3]  # 20 conversations, 8 per step
     assert result["warmup_steps"] == 1
     assert result["epoch"]["conversations"] == 20
     # Embeddings in and out, two layers of four attention and three feed-forward matrices, norms.
@@ -41,7 +41,7 @@ def test_the_plan_counts_what_training_will_do(data, model_directory, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_whether_it_fits_is_said_of_a_given_gpu(data, model_directory, tmp_path):
+def test_the_plan_reports_whether_it_fits_a_given_gpu(data, model_directory, tmp_path):
     small = config(data, model_directory, tmp_path, gpu_memory_gib=0.001)
     large = config(data, model_directory, tmp_path, gpu_memory_gib=80.0)
     assert planned(small, colour=False)["memory"]["fits"] is False
@@ -55,7 +55,7 @@ def test_a_conversation_longer_than_a_pack_is_one_clear_line(data, model_directo
         planned(config(data, model_directory, tmp_path, max_tokens=8), colour=False)
 
 
-def test_a_base_that_takes_no_packs_is_planned_and_said(data, tokenizer, tmp_path, capsys):
+def test_an_unpacked_base_is_planned_and_reported(data, tokenizer, tmp_path, capsys):
     bloom = BloomConfig(
         vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4, eos_token_id=299
     )
@@ -65,7 +65,7 @@ def test_a_base_that_takes_no_packs_is_planned_and_said(data, tokenizer, tmp_pat
     assert "the attention of a Bloom model takes no packs; each" in capsys.readouterr().err
     attention = result["attention"]
     assert (attention["attention"], attention["packed"]) == ("eager", False)
-    # 8, 8 and 4 conversations a step, which two workers share.
+    # 8, 8 and 4 conversations per step, which two workers share.
     assert 10 <= attention["forward_passes"] <= 20
     assert "per worker, one per conversation" in describe(result)
 
@@ -76,7 +76,7 @@ def test_a_base_that_takes_no_packs_is_planned_and_said(data, tokenizer, tmp_pat
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantised"),
         ({"num_hidden_layers": 3}, "lack model.layers.2."),
         ({"vocab_size": 100}, "100 embeddings but its tokenizer's ids reach"),
-        ({"model_type": "t5"}, "no causal language model"),
+        ({"model_type": "t5"}, "not a causal language model"),
     ],
 )
 def test_a_base_that_cannot_train_is_one_clear_line(data, model_directory, tmp_path, changes, line):
@@ -95,7 +95,12 @@ def test_the_job_prints_a_page_and_json_and_starts_no_ray(data, model_directory,
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     page, last = done.stdout.rsplit("\n", 2)[:2]
-    for title in ("optimizer steps", "Memory a device", '"zero_optimization"', "conversation 1 of"):
+    for title in (
+        "optimizer steps",
+        "Memory per device",
+        '"zero_optimization"',
+        "conversation 1 of",
+    ):
         assert title in page
     assert json.loads(last)["world_size"] == 2
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The picture of a run: any number of steps, the right size, and no state left behind."""
+"""Plot of a run: any number of steps, the right size, and no remaining state."""
 
 import io
 import math
@@ -40,14 +40,14 @@ def test_any_number_of_steps(steps):
     assert (0x0F, 0x76, 0x6E) in colours
 
 
-def test_a_run_that_has_not_begun_or_was_cut_off():
+def test_a_run_without_steps_or_that_was_interrupted():
     assert picture(plot([])).size == (2000, 1300)
     assert picture(plot([{"step": 0, "eval_loss": math.nan}])).size == (2000, 1300)
     broken = {"step": 1, "loss": math.nan, "learning_rate": 1e-3, "grad_norm": math.inf}
     assert picture(plot([broken])).size == (2000, 1300)
 
 
-def test_pyplot_keeps_nothing():
+def test_pyplot_is_not_imported():
     before = "matplotlib.pyplot" in sys.modules
     plot(list(lines(2)))
     assert ("matplotlib.pyplot" in sys.modules) == before

@@ -1,4 +1,4 @@
-"""The probe: it passes what is exact, names what is not, and catches the faults it was made for."""
+"""The probe accepts exact modes, names differences, and detects known errors."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from ochat_ray.train import forward, probe
 from ochat_ray.train.base_model import without_dropout
 from ochat_ray.train.batch import make_batch
 from ochat_ray.train.forward import PACKED_SDPA, register_packed_sdpa
-from ochat_ray.train.probe import candidates_of, choose_way
+from ochat_ray.train.probe import candidates_of, choose_attention_mode
 from ochat_ray.train.tiny import layer_kinds, tiny_config
 
 AUTO = candidates_of("auto", PACKED_SDPA)
@@ -37,10 +37,10 @@ def config_of(name, **changes):
     ],
 )
 def test_families_that_train_in_packs(name, changes):
-    way = choose_way(config_of(name, **changes), AUTO)
-    assert (way.attention, way.packed, way.because) == (PACKED_SDPA, True, "")
-    assert way.logits_error < 1e-4
-    assert way.gradient_error < 1e-4
+    mode = choose_attention_mode(config_of(name, **changes), AUTO)
+    assert (mode.attention, mode.packed, mode.because) == (PACKED_SDPA, True, "")
+    assert mode.logits_error < 1e-4
+    assert mode.gradient_error < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def test_families_that_train_in_packs(name, changes):
     ],
 )
 def test_families_that_train_one_conversation_at_a_time(name, changes, because):
-    way = choose_way(config_of(name, **changes), AUTO)
-    assert not way.packed
+    mode = choose_attention_mode(config_of(name, **changes), AUTO)
+    assert not mode.packed
     with pytest.raises(AssertionError, match=because):
-        raise AssertionError(way.because)
-    assert way.logits_error < 1e-4
-    assert way.gradient_error < 1e-4
+        raise AssertionError(mode.because)
+    assert mode.logits_error < 1e-4
+    assert mode.gradient_error < 1e-4
 
 
 @pytest.fixture
 def old_attention(monkeypatch):
-    """ochat_ray's attention of 478b668, which dropped the arguments that it did not know."""
+    """ochat_ray's attention of commit 478b668, which ignored unknown arguments."""
 
     def old(module, query, key, value, attention_mask, *, dropout=0.0, scaling=None, **_):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -91,32 +91,32 @@ def old_attention(monkeypatch):
     [
         ("Mistral", {"sliding_window": 4096}, "MistralDecoderLayer"),
         ("Gemma2", {}, "sliding_attention"),
-        # Beyond the window alone, the cap must be caught.
+        # The missing soft-capping must be detected, not only the window.
         ("Gemma2", {"layer_types": ["full_attention"] * 26}, "full_attention"),
         ("GptOss", {"layer_types": ["full_attention"] * 36}, "full_attention"),
         ("Qwen3Next", {"layer_types": LINEAR_AND_FULL * 12}, "linear_attention"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_old_attention_is_caught(old_attention, name, changes, layer, dtype):
+def test_the_old_attention_is_rejected(old_attention, name, changes, layer, dtype):
     with pytest.raises(UserError, match=rf"cannot be trained exactly .*\(layers: {layer}\)"):
-        choose_way(config_of(name, **changes), [(PACKED_SDPA, True)], dtype=dtype)
+        choose_attention_mode(config_of(name, **changes), [(PACKED_SDPA, True)], dtype=dtype)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma2", "Qwen3Moe"])
-def test_rounding_in_bfloat16_is_no_fault(name):
-    assert choose_way(config_of(name), AUTO, dtype=torch.bfloat16).packed
+def test_rounding_in_bfloat16_is_accepted(name):
+    assert choose_attention_mode(config_of(name), AUTO, dtype=torch.bfloat16).packed
 
 
-def test_a_fault_beyond_the_noise_is_caught_without_a_look_in_float32(old_attention, monkeypatch):
-    """As for flash-attn, which has no float32."""
+def test_an_error_beyond_rounding_is_detected_without_float32(old_attention, monkeypatch):
+    """As for flash-attn, which does not support float32."""
     monkeypatch.setattr(probe, "_EXACT", (1e9, 1e9))
     with pytest.raises(UserError, match="cannot be trained exactly"):
-        choose_way(config_of("Gemma2"), [(PACKED_SDPA, True)], dtype=torch.bfloat16)
+        choose_attention_mode(config_of("Gemma2"), [(PACKED_SDPA, True)], dtype=torch.bfloat16)
 
 
-def test_a_window_hides_what_is_beyond_it():
-    """One layer, window 3: the logits at position 5 depend on the tokens 3, 4, 5 alone."""
+def test_a_window_hides_earlier_tokens():
+    """One layer, window 3: the logits at position 5 depend only on the tokens 3, 4, 5."""
     torch.manual_seed(0)
     config = transformers.MistralConfig(
         vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
@@ -135,7 +135,7 @@ def test_a_window_hides_what_is_beyond_it():
     assert not torch.allclose(last(1, 2, 3, 8, 5, 6), before, atol=1e-2)
 
 
-def test_arguments_of_unknown_effect_are_refused():
+def test_unknown_arguments_are_rejected():
     q = torch.randn(1, 2, 4, 8)
     mask = forward.PackMask([4], [None])
     module = torch.nn.Module()
@@ -162,31 +162,31 @@ def test_soft_capping_and_sinks_are_those_of_transformers():
     assert torch.allclose(ours, gpt_oss(module, q, k, v, causal, 0.5)[0], atol=1e-6)
 
 
-def test_the_probe_leaves_the_random_state_as_it_was():
+def test_the_probe_does_not_change_the_random_state():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    choose_way(config_of("Llama"), AUTO)
+    choose_attention_mode(config_of("Llama"), AUTO)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("Bert", "sees what comes after a token; it is no causal language model"),
+        ("Bert", "attends to later tokens; it is not a causal language model"),
         ("CTRL", "no gradient checkpointing in transformers; give --no-gradient-checkpointing"),
         # A default that its own class cannot build: no head_dim.
-        ("Ministral", "cannot try a small Ministral model"),
+        ("Ministral", "cannot test a small Ministral model"),
     ],
 )
-def test_what_cannot_be_proved_is_one_clear_line(name, line):
+def test_a_family_that_cannot_be_probed_is_one_clear_line(name, line):
     with pytest.raises(UserError, match=line):
-        choose_way(config_of(name), AUTO)
+        choose_attention_mode(config_of(name), AUTO)
 
 
 def test_an_attention_that_a_family_lacks_is_one_clear_line():
     candidates = candidates_of("sdpa", PACKED_SDPA)
     with pytest.raises(UserError, match=r"Bloom model cannot be trained exactly here: .*auto"):
-        choose_way(config_of("Bloom"), candidates)
+        choose_attention_mode(config_of("Bloom"), candidates)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_tiny_model_has_dense_and_sparse_layers():
     config = config_of("DeepseekV3")
     kinds = {type(layer.mlp).__name__ for layer in built(tiny_config(config)).model.layers}
     assert kinds == {"DeepseekV3MLP", "DeepseekV3MoE"}
-    assert config.num_hidden_layers == 61  # the original is as it was
+    assert config.num_hidden_layers == 61  # the original is unchanged
 
 
 def built(config):

@@ -1,4 +1,4 @@
-"""Workers meet on the network that Ray uses, wherever a host's name leads."""
+"""Workers use Ray's network interface, whatever the hostname resolves to."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_the_interface_is_the_one_with_the_address():
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, "lo"), ("eth7", "eth7")])
-def test_a_user_s_own_choice_stays(monkeypatch, given, used):
+def test_a_users_choice_is_kept(monkeypatch, given, used):
     monkeypatch.setattr(process_group.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     environment = {} if given is None else {"GLOO_SOCKET_IFNAME": given}
     monkeypatch.setattr(process_group.os, "environ", environment)

@@ -1,4 +1,4 @@
-"""Training on S3, spoken to a real server of its protocol on loopback, with a killed worker."""
+"""Training on S3, with a server of its protocol on loopback and a killed worker."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def delay_the_last_worker():
-    """Have its part of a checkpoint take longer than the others' to arrive."""
+    """Delay the upload of its part of a checkpoint."""
     from ray.train.v2._internal.execution.context import TrainContext
 
     upload = TrainContext._upload_checkpoint
@@ -48,7 +48,7 @@ def ray_with_a_slow_worker(shared_ray):
 
 
 @pytest.mark.usefixtures("ray_with_a_slow_worker")
-def test_a_killed_worker_changes_nothing_but_the_time(
+def test_a_killed_worker_affects_only_the_time(
     s3, undisturbed, configured, model_directory, tmp_path
 ):
     base = "s3://bucket/base"
@@ -58,7 +58,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(
     data = write_data("s3://bucket/data", tokenizer, tokenizer_digest(tokenizer))
     output = "s3://bucket/out/model"
     run = RunDir.open(output)
-    killer = kill_a_worker(lambda: checkpoints.whole(run))
+    killer = kill_a_worker(lambda: checkpoints.list_complete(run))
     result = train(configured(output, data=data, model=base))
     shutil.rmtree(on_this_host(base))
     assert not killer.is_alive()
@@ -69,7 +69,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(
     assert last.step == STEPS
     # It has the part of the worker that takes longer to send it, too.
     assert len([name for name in last.files if name.endswith("optim_states.pt")]) == 2
-    names = [checkpoint.name for checkpoint in checkpoints.whole(run)]
+    names = [checkpoint.name for checkpoint in checkpoints.list_complete(run)]
     assert len({name.rsplit("-", 1)[1] for name in names}) == 1  # of the second attempt alone
     for name in ("config.json", "model.safetensors", "ochat.json", "loss.png"):
         body = s3.get_object(Bucket="bucket", Key=f"out/model/{name}")["Body"].read()

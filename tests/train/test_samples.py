@@ -33,7 +33,7 @@ def greedy(model):
 PROMPTS = [[0, 5, 6, 7], [0, 9], [0, 8, 8, 1, 2, 3]]
 
 
-def test_answers_are_those_of_transformers_generate(model):
+def test_answers_equal_those_of_transformers_generate(model):
     """All prompts in one pack, without a cache, against one at a time with it."""
     ours = generate(greedy(model), PROMPTS, tokens=12, end_of_turn_id=299)
     apart = generate(greedy(model), PROMPTS, tokens=12, end_of_turn_id=299, packed=False)
@@ -67,9 +67,7 @@ def test_prompts_are_first_turns_of_held_out_conversations(data, model_directory
     assert prompts_of(config(data, model_directory, sample_every=None), {}) is None
 
 
-def test_prompts_of_a_file_are_encoded_as_a_server_would(
-    data, model_directory, tokenizer, tmp_path
-):
+def test_prompts_of_a_file_are_encoded_as_in_serving(data, model_directory, tokenizer, tmp_path):
     (tmp_path / "p.txt").write_text("hello there\n\n<s>\n")
     chosen = config(data, model_directory, sample_prompts=str(tmp_path / "p.txt"))
     prompts = prompts_of(chosen, {"model_type": "openchat"})
@@ -77,7 +75,7 @@ def test_prompts_of_a_file_are_encoded_as_a_server_would(
         "<s>Human: hello there<|end_of_turn|>Assistant: ",
         "<s>Human: <s><|end_of_turn|>Assistant: ",
     ]
-    assert prompts[1].count(0) == 1  # what somebody typed is text
+    assert prompts[1].count(0) == 1  # typed special tokens are text
 
 
 @pytest.mark.parametrize(
@@ -85,10 +83,10 @@ def test_prompts_of_a_file_are_encoded_as_a_server_would(
     [
         (None, {}, "--sample-prompts: cannot read"),
         ("\n", {}, "has no prompt; give one per line"),
-        ("a\nb\n", {"max_tokens": 64, "sample_tokens": 32}, "a pack holds 64; give fewer"),
+        ("a\nb\n", {"max_tokens": 64, "sample_tokens": 32}, "but a pack holds 64; give fewer"),
     ],
 )
-def test_prompts_that_cannot_be_are_one_clear_line(
+def test_invalid_prompts_are_one_clear_line(
     data, model_directory, tmp_path, content, changes, line
 ):
     path = tmp_path / "p.txt"
@@ -107,8 +105,9 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
 
     with Metrics(run) as metrics:
         sampler = Sampler(
-            [[0, 5], [0, 5, 6, 7, 8, 9]], lambda batch: [70] * (len(batch.borders) - 1), tokenizer,
-            TrainConfig(sample_every=3, sample_tokens=2), packed=True, run=run, metrics=metrics,
+            [[0, 5], [0, 5, 6, 7, 8, 9]], lambda batch: [70] * (len(batch.cu_seqlens) - 1),
+            tokenizer, TrainConfig(sample_every=3, sample_tokens=2),
+            packed=True, run=run, metrics=metrics,
         )  # fmt: skip
         sampler.write(0)
         for step in range(1, 5):

@@ -1,4 +1,4 @@
-"""The learning rate of July 2023, by hand."""
+"""Learning-rate schedules, computed by hand."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_the_cosine_is_half_way_down_in_its_middle_and_ends_near_0():
 
 
 @pytest.mark.parametrize("total", [1, 2, 3])
-def test_a_short_run_learns_in_every_step(total):
+def test_a_short_run_has_a_rate_above_0_in_every_step(total):
     assert all(0 < value <= 1 for value in rates(total))
 
 

@@ -1,4 +1,4 @@
-"""A process that was killed while it compiled DeepSpeed's operator stops no later one."""
+"""A process killed while compiling DeepSpeed's operator does not block later ones."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ LOAD = (
 
 
 @pytest.mark.timeout(240)
-def test_a_lock_that_a_killed_process_left_is_none():
+def test_the_lock_file_of_a_killed_process_is_ignored():
     lock = Path(_get_build_directory("deepspeed_shm_comm", verbose=False)) / "lock"
     lock.touch()
     done = []

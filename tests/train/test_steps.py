@@ -1,4 +1,4 @@
-"""Every step of a run: counted, scheduled and alike on every number of workers."""
+"""Steps of a run: number, schedule, and independence of the number of workers."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_the_july_2023_run_is_240_steps_with_8_of_warm_up():
 
 
 @pytest.mark.parametrize("size", [{}, {"sequences_per_step": None, "tokens_per_step": 256}])
-def test_a_resumed_run_sees_the_same_steps_on_any_number_of_workers(size):
+def test_a_resumed_run_has_the_same_steps_for_any_number_of_workers(size):
     steps = Steps(config(**size), LENGTHS)
     whole = [summary(step) for step in steps.after(0, 2)]
     assert [number for number, *_ in whole] == list(range(1, len(steps) + 1))
@@ -42,7 +42,7 @@ def test_a_resumed_run_sees_the_same_steps_on_any_number_of_workers(size):
             assert all(len(step.packs) == world_size for step in rest)
 
 
-def test_every_conversation_is_trained_on_once_an_epoch():
+def test_every_conversation_is_used_once_per_epoch():
     steps = list(Steps(config(), LENGTHS).after(0, 2))
     for epoch in (0, 1):
         used = [i for step in steps if step.epoch == epoch for i in step.conversations]
@@ -63,9 +63,9 @@ def test_max_steps_ends_a_run_in_the_middle_of_an_epoch():
     assert (last.number, last.evaluates, last.saves) == (9, True, True)
 
 
-def test_a_conversation_beyond_the_context_has_a_pack_of_its_own():
-    """Dynamic rotary scaling would stretch its neighbours."""
-    steps = Steps(config(), LENGTHS, own_pack_from=40)
+def test_a_conversation_beyond_the_context_has_its_own_pack():
+    """Dynamic rotary scaling would affect the others of its pack."""
+    steps = Steps(config(), LENGTHS, min_length_for_own_pack=40)
     packs = [pack for step in steps.after(0, 2) for packs in step.packs for pack in packs]
     for pack in packs:
         assert len(pack) == 1 or all(LENGTHS[i] < 40 for i in pack)
@@ -82,13 +82,13 @@ def test_a_forward_pass_per_pack_or_per_conversation():
     assert forward_passes(packs, 0, packed=True) == [([4, 0], 0), ([2], 1)]
     assert forward_passes(packs, 1, packed=True) == [([1], 0), ([], 1)]
     assert forward_passes(packs, 0, packed=False) == [([4], 0), ([0], 0), ([2], 1)]
-    # As many as the other worker has, or ZeRO-3 would wait for ever.
+    # As many as the other worker has; otherwise ZeRO-3 would wait forever.
     assert forward_passes(packs, 1, packed=False) == [([1], 0), ([], None), ([], None)]
     assert forward_passes([[[]], [[]]], 0, packed=False) == [([], None)]
 
 
 def test_a_schedule_may_start_in_the_middle_of_a_run():
-    """As if the remaining steps were a run of their own."""
+    """As if the remaining steps were a separate run."""
     linear = {"schedule": "linear", "warmup_ratio": 0.3}
     rates = [s.rate for s in Steps(config(**linear), LENGTHS, schedule_from=4).after(4, 1)]
     # Ten of fourteen remain: three of warm-up, then seven of eighths.

@@ -46,7 +46,7 @@ def test_the_order_does_not_depend_on_files(tmp_path):
     assert weights.tolist() == [0.0, 1.0, 1.0]
 
 
-def test_longer_conversations_are_left_out(tmp_path):
+def test_longer_conversations_are_excluded(tmp_path):
     data = write(tmp_path, [ROWS])
     table = TokenTable(data, "train", max_length=3)
     assert [table.id(i) for i in range(len(table.lengths))] == ["b", "c"]
@@ -54,7 +54,7 @@ def test_longer_conversations_are_left_out(tmp_path):
         TokenTable(data, "train", max_length=1)
 
 
-def test_a_sample_is_random_fits_and_is_the_same_again(tmp_path):
+def test_a_sample_is_random_fits_and_is_reproducible(tmp_path):
     table = TokenTable(write(tmp_path, [[(f"{i:03d}", 1 + i % 7) for i in range(200)]]), "train")
     sample = table.sample(100, seed=0)
     assert 90 < table.lengths[sample].sum() <= 100
@@ -86,7 +86,7 @@ def table(directory, rows):
     return TokenTable(str(directory), "train")
 
 
-def test_a_table_that_a_model_can_be_trained_on_is_accepted(tmp_path):
+def test_a_valid_table_is_accepted(tmp_path):
     table(tmp_path, [([0, 9], [0.0, 0.5]), ([3], [0.0])]).check(10)
 
 
@@ -100,10 +100,13 @@ def test_a_table_that_a_model_can_be_trained_on_is_accepted(tmp_path):
         ([([0, 1], [0.0, float("inf")])], "negative or not finite"),
         ([([0, 1], [0.0, 1.0]), ([], [])], "has a conversation without tokens"),
         ([([0, 1], [0.0, 0.0])], "has no token with a loss weight"),
-        ([([0, 1], [1.0, 0.0])], "has no token with a loss weight"),  # the first is not predicted
+        (
+            [([0, 1], [1.0, 0.0])],
+            "has no token with a loss weight",
+        ),  # the first token is never a label
     ],
 )
-def test_a_table_that_it_cannot_is_one_line(tmp_path, rows, line):
+def test_an_invalid_table_is_one_line(tmp_path, rows, line):
     with pytest.raises(UserError, match=line):
         table(tmp_path, rows).check(10)
 

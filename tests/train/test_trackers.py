@@ -1,4 +1,4 @@
-"""W&B and MLflow: what they are told, that they cannot end a run, and the real ones offline."""
+"""W&B and MLflow: sent values, failures that do not end a run, and the real packages offline."""
 
 import sys
 import threading
@@ -85,7 +85,7 @@ def mlflow(monkeypatch):
     return module
 
 
-def test_what_wandb_is_told(wandb, tmp_path):
+def test_values_sent_to_wandb(wandb, tmp_path):
     train(tmp_path, wandb="chat")
     assert wandb.calls == [
         (
@@ -109,7 +109,7 @@ def test_what_wandb_is_told(wandb, tmp_path):
     assert wandb.calls[1:-1] == [(2, {"train/loss": 1.0})]
 
 
-def test_what_mlflow_is_told_and_not_told_again(mlflow, tmp_path):
+def test_values_sent_to_mlflow_are_not_sent_twice(mlflow, tmp_path):
     train(tmp_path, mlflow="chat")
     points = [
         ("eval/loss", 0, 2.0),
@@ -129,7 +129,7 @@ def test_what_mlflow_is_told_and_not_told_again(mlflow, tmp_path):
     assert mlflow.status == [("m1", "RUNNING"), ("m1", "FINISHED")]
 
 
-def test_a_failed_run_is_called_failed(wandb, mlflow, tmp_path):
+def test_a_failed_run_is_marked_as_failed(wandb, mlflow, tmp_path):
     def fail():
         with Metrics(RunDir.open(str(tmp_path)), wandb="a", mlflow="b"):
             raise ZeroDivisionError
@@ -157,11 +157,12 @@ def test_an_outage_costs_one_warning(wandb, tmp_path, capsys):
     run = train(tmp_path, wandb="chat")
     assert read_metrics(run) == LINES
     assert capsys.readouterr().err == (
-        "wandb: ConnectionError: no route to host; training goes on, metrics.jsonl has every line\n"
+        "wandb: ConnectionError: no route to host; training continues, "
+        "metrics.jsonl has every line\n"
     )
 
 
-def test_a_tracker_that_is_down_at_the_start_is_left_alone(wandb, tmp_path, capsys):
+def test_a_tracker_that_is_down_at_the_start_is_not_retried(wandb, tmp_path, capsys):
     def init(**options):
         raise TimeoutError("W&B does not answer")
 
@@ -200,4 +201,4 @@ def test_the_real_wandb_offline(tmp_path, monkeypatch, capsys):
     train(tmp_path, wandb="chat")
     [record] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"train/loss" in record.read_bytes()
-    assert "training goes on" not in capsys.readouterr().err
+    assert "training continues" not in capsys.readouterr().err

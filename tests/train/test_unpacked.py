@@ -1,4 +1,4 @@
-"""A hybrid model, whose state would run from one conversation into the next, on Ray Train."""
+"""Training of a hybrid model, whose state would leak between packed conversations."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.train.runs import metrics_of, steps_of
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.slow,  # a training of its own
+    pytest.mark.slow,  # a separate training
     pytest.mark.usefixtures("local_ray"),
 ]
 STEPS = 3
@@ -35,7 +35,7 @@ def hybrid(tokenizer, tmp_path_factory):
 
 
 def loss_of(model, data, split):
-    """Weighted mean nll, by a plain call per conversation."""
+    """Return the weighted mean nll, with a plain call per conversation."""
     table, nll, weight = TokenTable(data, split), 0.0, 0.0
     for index in range(len(table.lengths)):
         ids, weights = (torch.from_numpy(part.copy()) for part in table.row(index))

@@ -1,26 +1,26 @@
-"""What the workers' exchange of a step should take."""
+"""Estimated communication time of a step, and the measured bandwidth."""
 
 import torch
 import torch.multiprocessing
 from torch import distributed
 
-from ochat_ray.train.exchange import bus_bandwidth, exchange_seconds
+from ochat_ray.train.communication import bus_bandwidth, communication_seconds
 
 STEP = {"parameters": 1000, "width": 2, "workers": 4, "bandwidth": 100.0}
 
 
 def test_zero_3_gathers_for_each_pass():
-    # Each pack: 2 bytes twice and 4 once of 1000 parameters, three quarters of them from others.
-    assert exchange_seconds(packs=3, zero_stage=3, **STEP) == 0.75 * 3 * 8000 / 100
+    # Per pack: 2 bytes twice and 4 once for 1000 parameters, three quarters from other workers.
+    assert communication_seconds(packs=3, zero_stage=3, **STEP) == 0.75 * 3 * 8000 / 100
 
 
-def test_the_other_stages_gather_once_a_step():
-    assert exchange_seconds(packs=3, zero_stage=2, **STEP) == 0.75 * (2000 + 3 * 4000) / 100
+def test_the_other_stages_gather_once_per_step():
+    assert communication_seconds(packs=3, zero_stage=2, **STEP) == 0.75 * (2000 + 3 * 4000) / 100
 
 
-def test_one_worker_exchanges_nothing():
+def test_one_worker_needs_no_communication():
     alone = STEP | {"workers": 1, "bandwidth": float("inf")}
-    assert exchange_seconds(packs=3, zero_stage=3, **alone) == 0
+    assert communication_seconds(packs=3, zero_stage=3, **alone) == 0
 
 
 def _measure(rank, address, found):
