@@ -21,6 +21,11 @@ from ochat_ray.train.optimizer import frozen_by
 ADAPTER = "default"
 """peft's name of the adapter, which its files do not contain."""
 
+_EXPERTS = (
+    "--lora: with these targets peft 0.21 would also adapt the fused experts and their routers, "
+    "which is not supported; name attention's layers, such as targets=q_proj+k_proj+v_proj+o_proj"
+)
+
 
 def adapt(model: Any, config: TrainConfig) -> None:
     """Add a run's adapters to its model in place and freeze all other parameters.
@@ -78,6 +83,7 @@ def check_adaptable(config: TrainConfig, model_config: Any, manifest: Mapping[st
 
 def _inject(model: Any, options: LoraOptions, *, base: str) -> None:
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora.layer import ParamWrapper
 
     _check_targets(model, options)
     lora = LoraConfig(
@@ -96,8 +102,12 @@ def _inject(model: Any, options: LoraOptions, *, base: str) -> None:
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             inject_adapter_in_model(lora, model, ADAPTER)
     except ValueError as error:
+        if "ParamWrapper" in str(error):  # for DoRA
+            raise UserError(_EXPERTS) from error
         line = " ".join(str(error).split())[:200]
         raise UserError(f"--lora: peft cannot adapt this model: {line}") from error
+    if any(isinstance(module, ParamWrapper) for module in model.modules()):
+        raise UserError(_EXPERTS)
 
 
 def _check_targets(model: Any, options: LoraOptions) -> None:

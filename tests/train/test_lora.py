@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, MixtralConfig
 
 from ochat_ray.errors import UserError
 from ochat_ray.train.config import TrainConfig
@@ -113,6 +113,19 @@ def test_shape_counts_adapters_as_trained_and_plans_memory_for_them_alone(adapte
 def test_targets_that_do_not_fit_the_model(adapted, targets, line):
     with pytest.raises(UserError, match=line):
         adapted(f"r=4,targets=q_proj+{targets}")
+
+
+@pytest.mark.parametrize("dora", ["false", "true"])
+def test_experts_that_peft_would_adapt_are_refused(dora):
+    model_config = MixtralConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=300, num_local_experts=4,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"fused experts.*name attention's layers"):
+        shape_of(TrainConfig(lora=f"r=2,dora={dora}"), model_config)
+    shape = shape_of(TrainConfig(lora=f"r=2,targets=q_proj+v_proj,dora={dora}"), model_config)
+    magnitudes = (64 + 32) * (dora == "true")
+    assert shape.parameters - shape.frozen_parameters == 2 * (128 + 96) + magnitudes
 
 
 def test_a_template_with_a_new_end_of_turn_token_is_refused(model_directory, tmp_path):
