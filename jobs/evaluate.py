@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -13,10 +12,22 @@ from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
 
 def work(config: EvaluateConfig) -> dict[str, Any]:
     config.check()
+    if config.step == "compare":
+        from ochat_ray.evaluate.comparison import compare
+
+        return compare(config.runs, config.output, seed=config.seed)
+    if config.step == "tasks":
+        from ochat_ray.evaluate.harness import run_tasks
+
+        return run_tasks(config)
     if config.annotations:
         from ochat_ray.evaluate.alpaca import read_annotations
 
-        return read_annotations(config.annotations, model=next(iter(config.model), None))
+        return read_annotations(
+            config.annotations,
+            model=next(iter(config.model), None),
+            difficulty=config.difficulty,
+        )
     if config.is_demo:
         from ochat_ray.evaluate import demo
         from ochat_ray.serve.temporary import served
@@ -24,14 +35,19 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
         return demo.run(config, served)
     from ochat_ray.evaluate import steps
 
-    if "RAY_ADDRESS" in os.environ:  # set in the jobs of a cluster
-        from ochat_ray.evaluate.spread import connect
-
-        return steps.run(config, connect)
     return steps.run(config)
 
 
 def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
+    if "page" in result:
+        rows = [(group, row) for group in result["groups"] for row in group["rows"]]
+        scores = [
+            f"{group['suite']}, {row['name']}: {row['score']:.2f} ({row['low']:.2f} to "
+            f"{row['high']:.2f}) {group['unit']}"
+            for group, row in rows
+            if row["score"] is not None
+        ]
+        return "\n".join([*scores, *result["notes"], f"comparison: {result['page']}"])
     if "scores" not in result:
         return json.dumps(result, indent=2)
     lines = []

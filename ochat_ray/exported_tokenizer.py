@@ -1,8 +1,9 @@
 """Tokenizer of an exported model, for programs that apply its chat template.
 
-`AutoTokenizer.from_pretrained(...).apply_chat_template(...)` gives the ids of `template.encode`:
-the template writes `segment_marks` between segments, and tokenizer.json splits at them.
-`load_tokenizer` removes this again, since our own jobs and server call `encode`.
+It has two templates of a model type. The default is plain text, as programs without tokenizer.json
+need it (llama.cpp). With that of `EXACT_TEMPLATE`, `apply_chat_template` gives the ids of
+`template.encode`: it writes `segment_marks` between segments, and tokenizer.json splits at them.
+`load_tokenizer` removes both, since our own jobs and server call `encode`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT
 from ochat_ray.segment_marks import add_marks
-from ochat_ray.template import chat_template, encode
+from ochat_ray.template import chat_template, encode, exact_chat_template
 from ochat_ray.tokenizer import END_OF_TURN, PROBE_TEXTS
+
+EXACT_TEMPLATE = "exact_chat_template.jinja"
+"""File with the chat template that gives the ids of training."""
 
 
 def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
@@ -25,10 +29,10 @@ def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
 
     With the base's own template it is the base's tokenizer, whose EOS ends an answer.
 
-    Its EOS is the end-of-turn token, since converters to GGUF and other programs take the stop
-    token from the tokenizer. The base's EOS remains a special token.
+    Otherwise its EOS is the end-of-turn token, since converters to GGUF and other programs take
+    the stop token from the tokenizer. The base's EOS remains a special token.
 
-    The chat template accepts messages of the roles system, user and assistant and the variable
+    The chat templates accept messages of the roles system, user and assistant and the variable
     `condition`. The ids of texts without U+FDD0 and U+FDD1 do not change.
 
     Raises:
@@ -47,7 +51,8 @@ def export_tokenizer(tokenizer: Any, model_type: str) -> Any:
     exported._tokenizer = Tokenizer.from_str(json.dumps(marked))  # transformers has no setter
     exported.__class__ = _exported_class()
     special_tokens = [t["content"] for t in marked["added_tokens"] if t["special"]]
-    exported.chat_template = chat_template(model_type, special_tokens)
+    exported.chat_template = chat_template(model_type)
+    exported.exact_chat_template = exact_chat_template(model_type, special_tokens)
     _end_at_end_of_turn(exported)
     _check(exported, tokenizer, model_type, special_tokens)
     return exported
@@ -85,6 +90,8 @@ def _exported_class() -> type:
             }
             text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
             path.write_text(text + "\n", encoding="utf-8")
+            if exact := getattr(self, "exact_chat_template", None):
+                (path.parent / EXACT_TEMPLATE).write_text(exact, encoding="utf-8")
             return saved
 
     return PreTrainedTokenizerFast
@@ -94,7 +101,9 @@ def _check(exported: Any, tokenizer: Any, model_type: str, special_tokens: list[
     for text in (*PROBE_TEXTS, *special_tokens):
         turns = [{"role": role, "text": text} for role in ("system", "user", "assistant")]
         messages = [{"role": turn["role"], "content": turn["text"]} for turn in turns]
-        rendered = exported.apply_chat_template(messages, tokenize=False)
+        rendered = exported.apply_chat_template(
+            messages, tokenize=False, chat_template=exported.exact_chat_template
+        )
         ids = exported(rendered, add_special_tokens=False)["input_ids"]
         if ids != encode(turns, model_type, tokenizer)[0]:
             raise UserError(

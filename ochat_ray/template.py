@@ -173,31 +173,48 @@ def check_template(model_type: str, tokenizer: Any, conditions: Iterable[str] = 
             )
 
 
-def chat_template(model_type: str, special_tokens: Iterable[str] = ()) -> str:
-    """Return a Jinja chat template with `segment_marks`, for a tokenizer that acts on them.
+def chat_template(model_type: str) -> str:
+    """Return a Jinja chat template of plain text.
 
-    Use `exported_tokenizer.export_tokenizer`, which combines the two. A message has a role and a
-    string content; the variable `condition` is that of `encode`. Names of special tokens in a
-    content stay text, and marks in it are removed.
+    A message has a role and a string content; the variable `condition` is that of `encode`. A
+    prefix and the text after it are tokenized together, and the name of a special token in a
+    message is that token: see `exact_chat_template`.
     """
+    return _jinja(model_type, inert="", border="", void="")
+
+
+def exact_chat_template(model_type: str, special_tokens: Iterable[str] = ()) -> str:
+    """Return a Jinja chat template with `segment_marks`, which gives the ids of `encode`.
+
+    Use `exported_tokenizer.export_tokenizer`, whose tokenizer acts on the marks. Names of special
+    tokens in a content stay text, and marks in it are removed.
+    """
+    names = ", ".join(map(_literal, special_tokens))
+    inert = _INERT.replace("SPECIAL_TOKENS", names)
+    return _jinja(model_type, inert=inert, border=BORDER, void=VOID)
+
+
+def _jinja(model_type: str, *, inert: str, border: str, void: str) -> str:
     template = template_for(model_type)
+    text = "inert({})".format if inert else "{}".format
+    content = text("message['content']")
     branches = "".join(
         f"{{%- elif message['role'] == '{role}' -%}}"
-        f"{{%- set before = opening ~ '{prefix}' ~ '{BORDER}' -%}}"
+        f"{{%- set before = opening ~ '{prefix}{border}' -%}}"
         for role, prefix in template.prefixes.items()
     )
     return (
-        _INERT.replace("SPECIAL_TOKENS", ", ".join(map(_literal, special_tokens)))
-        + "{%- set opening = inert(condition) ~ ' ' if condition else '' -%}\n"
+        inert
+        + f"{{%- set opening = {text('condition')} ~ ' ' if condition else '' -%}}\n"
         + ("{{- bos_token -}}\n" if template.bos else "")
         + "{%- for message in messages -%}\n"
-        + f"{{%- if message['role'] == 'system' -%}}{{%- set before = '{VOID}' -%}}"
+        + f"{{%- if message['role'] == 'system' -%}}{{%- set before = '{void}' -%}}"
         + branches
         + "{%- else -%}{{- raise_exception('unknown role ' ~ message['role']"
         + " ~ '; roles are system, user and assistant') -}}{%- endif -%}\n"
         + "{%- if message['content'] is not string -%}"
         + "{{- raise_exception('a message needs a content that is a string') -}}{%- endif -%}\n"
-        + f"{{{{- before ~ inert(message['content']) ~ '{VOID}{END_OF_TURN}' -}}}}\n"
+        + f"{{{{- before ~ {content} ~ '{void}{END_OF_TURN}' -}}}}\n"
         + "{%- endfor -%}\n"
         + "{%- if add_generation_prompt -%}{{- opening ~ '"
         + template.prefixes["assistant"]

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ochat_ray import demo_assets
 from ochat_ray.errors import UserError
-from ochat_ray.exported_tokenizer import export_tokenizer
+from ochat_ray.exported_tokenizer import EXACT_TEMPLATE, export_tokenizer
 from ochat_ray.segment_marks import add_marks, remove_marks
 from ochat_ray.template import encode
 from ochat_ray.tokenizer import END_OF_TURN, encode_texts, load_tokenizer, probe, tokenizer_digest
@@ -138,9 +138,16 @@ def opened(directory):
     return AutoTokenizer.from_pretrained(directory)
 
 
+def exact_template(tokenizer):
+    written = Path(tokenizer.name_or_path, EXACT_TEMPLATE)
+    return getattr(tokenizer, "exact_chat_template", None) or written.read_text()
+
+
 def applied(tokenizer, turns, **options):
     messages = [{"role": turn["role"], "content": turn["text"]} for turn in turns]
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+    return tokenizer.apply_chat_template(
+        messages, chat_template=exact_template(tokenizer), return_dict=False, **options
+    )
 
 
 def turns_of(*texts, first="user"):
@@ -246,7 +253,7 @@ def test_an_exported_tokenizer_exported_again_is_the_same(opened, model_type, di
     for number, again in enumerate((opened, load_tokenizer(directory))):
         path = tmp_path / str(number)
         export_tokenizer(again, model_type).save_pretrained(path)
-        for name in ("tokenizer.json", "chat_template.jinja"):
+        for name in ("tokenizer.json", "chat_template.jinja", EXACT_TEMPLATE):
             assert (path / name).read_text() == Path(directory, name).read_text()
 
 
@@ -279,6 +286,24 @@ def test_transformers_4_can_read_the_configuration(directory):
     assert "extra_special_tokens" not in config
 
 
+def test_the_default_template_writes_plain_text(opened, model_type):
+    """For programs that do not act on marks: llama.cpp made 12 tokens of them."""
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "hi <s>"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    rendered = opened.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, condition="GPT4"
+    )
+    assert rendered == {
+        "openchat": "<s>S<|end_of_turn|>GPT4 Human: hi <s><|end_of_turn|>GPT4 Assistant: yes"
+        "<|end_of_turn|>GPT4 Assistant: ",
+        "opencoder": "S<|end_of_turn|>GPT4 User:hi <s><|end_of_turn|>GPT4 Assistant:yes"
+        "<|end_of_turn|>GPT4 Assistant:",
+    }[model_type].replace("<s>S", f"{opened.bos_token}S")
+
+
 def test_typed_marks_are_removed(tokenizer):
     exported = export_tokenizer(tokenizer, "openchat")
     typed = turns_of("he\ufdd0llo <\ufdd1s>", "\ufdd1")
@@ -295,8 +320,10 @@ def test_typed_marks_are_removed(tokenizer):
     ],
 )
 def test_a_message_that_the_template_does_not_support_is_rejected(tokenizer, message, problem):
-    with pytest.raises(TemplateError, match=problem):
-        export_tokenizer(tokenizer, "openchat").apply_chat_template([message])
+    exported = export_tokenizer(tokenizer, "openchat")
+    for template in (exported.chat_template, exported.exact_chat_template):
+        with pytest.raises(TemplateError, match=problem):
+            exported.apply_chat_template([message], chat_template=template)
 
 
 def with_a_name_too_short_for_a_mark(backend):

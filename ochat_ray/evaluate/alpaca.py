@@ -19,6 +19,7 @@ import numpy as np
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
+from ochat_ray.evaluate.length_control import length_controlled, read_difficulty
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
@@ -69,26 +70,36 @@ def _standard_error(shares: np.ndarray) -> float | None:
     return 100 * float(np.std(shares, ddof=1)) / math.sqrt(len(shares))
 
 
-def read_annotations(path: str, *, model: str | None = None) -> dict[str, Any]:
+def read_annotations(
+    path: str, *, model: str | None = None, difficulty: str = ""
+) -> dict[str, Any]:
     """Compute a leaderboard row from alpaca_eval's annotations.json; `output_2` is the model's.
+
+    Args:
+        path: The file.
+        model: Expected model; None for any.
+        difficulty: Path of alpaca_eval's df_gamed.csv; see `length_control.length_controlled`.
 
     Raises:
         UserError: The file is not such a list, has several models, or another model than `model`.
     """
+    difficulties = read_difficulty(difficulty) if difficulty else None
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
         preferences = [row["preference"] for row in rows]
         outputs = [row["output_2"] for row in rows]
+        lengths = [(len(row["output_1"]), len(row["output_2"])) for row in rows]
         models = {row.get("generator_2") for row in rows}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"--annotations {path}: {type(error).__name__} {error}; give alpaca_eval's "
-            "annotations.json, a list of objects with `preference` and `output_2`"
+            "annotations.json, a list of objects with `preference`, `output_1` and `output_2`"
         ) from error
     if len(models) > 1 or (model is not None and models != {model}):
         names = ", ".join(sorted(map(str, models)))
         raise UserError(f"--annotations {path} is of {names}, not of {model or 'one model'}")
-    return win_rate(preferences) | {"avg_length": average_length(outputs)}
+    controlled = length_controlled(preferences, lengths, difficulties, range(len(rows)))
+    return win_rate(preferences) | {"avg_length": average_length(outputs)} | controlled
 
 
 def calls(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.client import CallFailedError, Endpoint, RefusedError
+from ochat_ray.evaluate.client import CallFailedError, Client, RefusedError
 from ochat_ray.evaluate.questions import Question
 from ochat_ray.evaluate.records import FAILED, Call, Records, key_of
 from ochat_ray.evaluate.replies import Reply
@@ -144,7 +144,7 @@ class Asker:
 
     def __init__(
         self,
-        client: Endpoint,
+        client: Client,
         records: Records,
         progress: Progress,
         budget: Budget,

@@ -1,4 +1,4 @@
-"""Position bias and length bias of a judge.
+"""Position bias and length bias of a judge, and agreement of two judges.
 
 Source: Wang et al., "Large Language Models are not Fair Evaluators" (2023), for the position;
 Dubois et al., "Length-Controlled AlpacaEval" (2024), for the length.
@@ -6,7 +6,7 @@ Dubois et al., "Length-Controlled AlpacaEval" (2024), for the length.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +76,25 @@ def biases(judged: Iterable[Judged]) -> Biases:
     )
 
 
+def outcomes(judged: Iterable[Judged]) -> dict[str, float]:
+    """Return each question's outcome: 1 if the model won, 0 if it lost, 0.5 for a tie.
+
+    The scores of all its judgments are added, those of both orders: an advantage of the first
+    answer cancels. A question that lacks a judgment in one of the orders has no outcome.
+    """
+    leads: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
+    for one in judged:
+        lead = one.first - one.second
+        sign = 1 if one.model_first else -1
+        leads[str(one.pair[0])][one.model_first].append(sign * lead)
+    found = {}
+    for question, by_order in leads.items():
+        if all(by_order.values()):
+            total = sum(sum(own) / len(own) for own in by_order.values())
+            found[question] = 0.5 if abs(total) < 1e-9 else float(total > 0)
+    return found
+
+
 def control(judged: Iterable[Judged]) -> Control:
     """Return the judge's statistics on comparisons of an answer with itself."""
     judged = list(judged)
@@ -83,6 +102,18 @@ def control(judged: Iterable[Judged]) -> Control:
         called_equal=_mean([not one.preferred for one in judged]),
         first_minus_second=_mean([one.first - one.second for one in judged]),
     )
+
+
+def agreement(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """Return accuracy and Cohen's kappa of pairs of labels.
+
+    Kappa is the agreement beyond chance, 1 at most; None if chance alone agrees always.
+    """
+    same = sum(one == other for one, other in pairs) / len(pairs)
+    own, others = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+    chance = sum(own[label] * others[label] for label in own) / len(pairs) ** 2
+    kappa = (same - chance) / (1 - chance) if chance < 1 else None
+    return {"questions": len(pairs), "accuracy": same, "kappa": kappa}
 
 
 def _mean(values: Sequence[float]) -> float | None:

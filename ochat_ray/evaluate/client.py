@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -68,14 +68,16 @@ class RefusedError(CallFailedError):
 
 
 class Window:
-    """Concurrency limit that is halved on backpressure and then grows slowly.
+    """Concurrency limit that doubles per round trip at first, until there is backpressure.
 
-    Additive increase and multiplicative decrease, as in TCP.
+    Then it is halved, and grows slowly: slow start, additive increase and multiplicative decrease,
+    as in TCP.
     """
 
     def __init__(self, most: int) -> None:
         self.size = float(min(most, 8))
         self._most = most
+        self._is_starting = True
         self._open = 0
         self._resume = 0.0
         self._changed = asyncio.Condition()
@@ -97,24 +99,15 @@ class Window:
 
     def faster(self) -> None:
         """Raise the limit after a successful call."""
-        self.size = min(self._most, self.size + 1 / self.size)
+        self.size = min(self._most, self.size + (1 if self._is_starting else 1 / self.size))
 
     def slower(self, pause_s: float) -> None:
         """Halve the limit and start no new call for `pause_s` seconds."""
         now = time.monotonic()
+        self._is_starting = False
         if now >= self._resume:  # once for all calls that were in flight together
             self.size = max(1.0, self.size / 2)
         self._resume = max(self._resume, now + pause_s)
-
-
-class Endpoint(Protocol):
-    """Operations of an OpenAI-compatible endpoint."""
-
-    async def chat(self, body: Mapping[str, Any]) -> Reply:
-        """Return the answer to a chat completion request."""
-
-    async def describe(self, model: str) -> dict[str, Any]:
-        """Return the entry of a model in the endpoint's list of models."""
 
 
 class Client:

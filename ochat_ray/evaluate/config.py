@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -19,6 +21,9 @@ Off = tyro.conf.FlagCreatePairsOff
 OPENAI_URL = "https://api.openai.com/v1"
 SERVED_URL = "http://127.0.0.1:8000/v1"
 SAMPLES = 3
+CODE_TIMEOUT_S = 10.0
+UNIT_TESTS = "unit tests"
+"""Name of the judge of the suite `code`."""
 RENAMED = {"--at-once": "--max-concurrency"}
 """Current names of options by former name."""
 
@@ -41,7 +46,7 @@ KEYS: dict[Role, str] = {
 """Environment variable with the API key of each endpoint."""
 
 Retry = Literal["failed", "empty", "unreadable"]
-Step = Literal["all", "answer", "judge", "score", "report"]
+Step = Literal["all", "answer", "judge", "score", "report", "compare", "tasks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +60,31 @@ class EvaluateConfig:
 
     step: tyro.conf.Positional[Step] = "all"
     """Step to run: `answer` collects the models' answers, `judge` the judgments, `score` and
-    `report` compute the scores and write the report, `all` runs them in turn."""
-    suite: Literal["vicuna", "mt_bench", "alpaca_eval"] = "vicuna"
+    `report` compute the scores and write the report, `all` runs them in turn. `compare` writes one
+    page about the finished evaluations of `--runs`. `tasks` runs `--tasks` of lm-eval, which need
+    no judge."""
+    tasks: tuple[str, ...] = ()
+    """tasks: names of lm-eval's tasks, such as gsm8k and ifeval."""
+    lm_eval: str = "lm_eval"
+    """tasks: the program, in an environment with lm-eval[api,ifeval]."""
+    lm_eval_args: str = ""
+    """tasks: further arguments for it, such as '--num_fewshot 0'."""
+    runs: tuple[str, ...] = ()
+    """compare: output directories of finished evaluations."""
+    suite: Literal["vicuna", "mt_bench", "alpaca_eval", "arena_hard", "code"] = "vicuna"
     """Benchmark. vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two
     turns, each rated 1 to 10. alpaca_eval: pairwise preference; `score --annotations FILE`
-    computes its metrics from its own file."""
+    computes its metrics from its own file. arena_hard: pairwise, by five labels, with ratings
+    under a control of style. code: HumanEval's or MBPP's problems, decided by unit tests."""
+    run_code: Annotated[bool, Off] = False
+    """code: run the models' programs, in a sandbox of bubblewrap without network and home."""
+    code_timeout_s: float = CODE_TIMEOUT_S
+    """code: timeout per program, in seconds."""
     weighted: Annotated[bool, Off] = False
     """alpaca_eval: weight preferences by the judge's probabilities of the letters A and B."""
+    difficulty: str = ""
+    """alpaca_eval: df_gamed.csv of the data set tatsu-lab/alpaca_eval, for the leaderboard's
+    length-controlled win rate. Its rows belong to alpaca_eval's 805 questions by position."""
     pairwise: Annotated[bool, Off] = False
     """mt_bench: compare each answer with the baseline's, in both orders, instead of rating it."""
     questions: str = ""
@@ -107,6 +130,9 @@ class EvaluateConfig:
     """vicuna: judgments without readable scores are left out (drop) or counted as 0 to 0 (zero)."""
     control: Annotated[bool, Off] = False
     """Also let the judge compare every answer with itself, as a control."""
+    human_labels: str = ""
+    """Pairwise suites: labels by people, to report the judge's agreement with them: one line per
+    question with the better model's name or TIE (FairEval), or JSONL with question_id, winner."""
     references: str = ""
     """mt_bench: reference answers for math, reasoning and coding, JSONL in FastChat's format."""
 
@@ -148,6 +174,18 @@ class EvaluateConfig:
         Raises:
             UserError: An option is missing, out of range, or has no effect.
         """
+        if self.step == "compare":
+            if not self.runs or not self.output:
+                raise UserError("compare needs --runs, directories of evaluations, and --output")
+            self._check_unused("runs", "output", "seed")
+            return
+        if self.step == "tasks":
+            self._check_tasks()
+            return
+        if self.runs:
+            raise UserError("--runs is for the step compare")
+        if self.tasks or self.lm_eval_args or self.lm_eval != "lm_eval":
+            raise UserError("--tasks, --lm-eval and --lm-eval-args are for the step tasks")
         for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -168,6 +206,25 @@ class EvaluateConfig:
         elif not self.is_demo:
             self._check_judged()
 
+    def _check_tasks(self) -> None:
+        if not (self.tasks and self.model and self.output):
+            raise UserError("tasks needs --tasks, --model and --output")
+        if "://" in self.output:
+            raise UserError(f"--output {self.output}: lm-eval writes on this machine's disk")
+        if unknown := [name for name in self.tasks if not re.fullmatch(r"[\w.+-]+", name)]:
+            raise UserError(f"--tasks {unknown[0]!r} is no name of a task")
+        self._check_unused(
+            "tasks", "model", "output", "url", "limit", "max_concurrency", "timeout_s", "attempts",
+            "seed", "lm_eval", "lm_eval_args",
+        )  # fmt: skip
+
+    def _check_unused(self, *used: str) -> None:
+        for field in fields_of(self):
+            known = field.name in (*used, "step", "json")
+            if not known and getattr(self, field.name) != field.default:
+                option = f"--{field.name.replace('_', '-')}"
+                raise UserError(f"{option} has no effect on the step {self.step}")
+
     def _check_suite(self) -> None:
         if self.suite != "mt_bench" and (self.pairwise or self.references):
             raise UserError("--pairwise and --references are for --suite mt_bench")
@@ -175,10 +232,15 @@ class EvaluateConfig:
             raise UserError("--judge-scores-only is for --suite vicuna")
         if self.suite != "vicuna" and self.failures == "zero":
             raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
+        if self.suite != "code" and (self.run_code or self.code_timeout_s != CODE_TIMEOUT_S):
+            raise UserError("--run-code and --code-timeout-s are for --suite code")
+        if self.code_timeout_s <= 0:
+            raise UserError("--code-timeout-s must be positive")
         if self.control and not self.compares:
             raise UserError("--control has no effect without --pairwise")
-        if self.suite != "alpaca_eval" and self.weighted:
-            raise UserError("--weighted is for --suite alpaca_eval")
+        for name in ("weighted", "difficulty"):
+            if self.suite != "alpaca_eval" and getattr(self, name):
+                raise UserError(f"--{name} is for --suite alpaca_eval")
         if self.suite != "vicuna" and self.samples != SAMPLES:
             raise UserError("--samples is for --suite vicuna")
 
@@ -192,9 +254,26 @@ class EvaluateConfig:
         if self.compares and not (self.baseline or self.baseline_answers):
             raise UserError("--baseline or --baseline-answers is needed")
         if not self.compares and baseline:
-            raise UserError("--baseline has no effect without --pairwise")
+            without = "on --suite code" if self.suite == "code" else "without --pairwise"
+            raise UserError(f"--baseline has no effect {without}")
+        if self.human_labels and (not self.compares or len(set(self.model)) != 1):
+            raise UserError("--human-labels is for one --model and a baseline")
+        if self.suite == "code":
+            self._check_code()
+            return
         if self.step != "answer" and not self.judge:
             raise UserError("--judge is needed")
+
+    def _check_code(self) -> None:
+        for name in ("judge", "prompts", "judge_body", "judge_temperature"):
+            if getattr(self, name) not in (None, ""):
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} has no effect on --suite code, which has no judge")
+        if self.step in ("all", "judge") and not (self.run_code or self.dry_run):
+            raise UserError(
+                "--suite code runs the models' programs; allow it with --run-code, or run only "
+                "the step answer"
+            )
 
     @property
     def is_demo(self) -> bool:
@@ -213,7 +292,7 @@ class EvaluateConfig:
     @property
     def compares(self) -> bool:
         """True if answers are compared with a baseline's."""
-        return self.suite != "mt_bench" or self.pairwise
+        return self.suite not in ("mt_bench", "code") or self.pairwise
 
     def answering(self, model: str, temperature: float) -> dict[str, Any]:
         """Return the fields of a request for an answer, except its messages."""

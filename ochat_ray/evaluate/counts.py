@@ -10,14 +10,18 @@ from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import FAILED
 
 
-def count_answers(answers: Answers, questions: Sequence[Question]) -> dict[str, int]:
+def count_answers(answers: Answers, questions: Sequence[Question]) -> dict[str, Any]:
     """Count a model's questions with an answer, an empty answer, and one given elsewhere as well.
+
+    `mean_characters` is per turn; None without answers.
 
     A model that gives one answer to all questions may score well with a biased judge.
     """
     texts = {q.id: {text.strip() for text in answers.turns.get(q.id, ())} for q in questions}
     shared = Counter(text for own in texts.values() for text in own if text)
+    lengths = [len(text) for q in questions for text in answers.turns.get(q.id, ())]
     return {
+        "mean_characters": sum(lengths) / len(lengths) if lengths else None,
         "answered": sum(bool(own) for own in texts.values()),
         "empty": sum("" in own for own in texts.values()),
         "identical": sum(any(shared[text] > 1 for text in own) for own in texts.values()),
@@ -36,7 +40,9 @@ def count_replies(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         changed |= record.get("changed", {})
     return {
         "refused": len(records) - len(replies),
-        "empty_replies": sum(not record["text"].strip() for record in replies),
+        "empty_replies": sum(
+            not record["text"].strip() and "reason" not in record for record in replies
+        ),
         "cut_off": ends["length"],
         "filtered": ends["content_filter"],
         "retried": sum(record.get("attempts", 1) > 1 for record in replies),

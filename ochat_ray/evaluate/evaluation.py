@@ -12,7 +12,8 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import Budget, Prices, answer_call
 from ochat_ray.evaluate.config import EvaluateConfig
-from ochat_ray.evaluate.prompts import read_prompts
+from ochat_ray.evaluate.human_labels import read_labels
+from ochat_ray.evaluate.prompts import Prompts, read_prompts
 from ochat_ray.evaluate.questions import (
     Answers,
     Question,
@@ -48,18 +49,21 @@ class Evaluation:
         if "://" in config.output:
             raise UserError(f"--output {config.output}: records are kept on this machine's disk")
         self.config = config
-        self.questions = read_questions(config.questions, limit=config.limit)
-        self.models = list(dict.fromkeys(config.model))
         self.suite = suite_of(config)
+        self.questions = (
+            read_questions(config.questions, limit=config.limit)
+            if self.suite.questions is None
+            else list(self.suite.questions)
+        )
+        self.models = list(dict.fromkeys(config.model))
         self.material = Material(
             questions=self.questions,
-            prompts=read_prompts(
-                config.prompts or None, suite=self.suite.prompts, names=self.suite.prompt_names
-            ),
+            prompts=self._prompts(),
             references=read_answers(config.references) if config.references else None,
         )
         self._check_categories()
         self._check_turns()
+        self.suite.check(self.questions)
         self.prices = Prices.read(config.prices)
         self.budget = Budget(self.prices, config.max_cost)
         self._given = (
@@ -73,6 +77,13 @@ class Evaluation:
                 f"--baseline-answers {config.baseline_answers} are of {self.baseline}, which is "
                 "also a --model; give one of them another name"
             )
+        self.human_labels = (
+            read_labels(
+                config.human_labels, self.questions, model=self.models[0], baseline=self.baseline
+            )
+            if config.human_labels
+            else None
+        )
         output = Path(config.output).expanduser()
         self.answers, self.judgments = Records(output / ANSWERS), Records(output / JUDGMENTS)
         self._output = RunDir.open(config.output)
@@ -85,6 +96,13 @@ class Evaluation:
         } | known
         self._endpoint_names = endpoint_names
         self._earlier = (self._output.read_json(RESULTS) or {}).get("config", {})
+
+    def _prompts(self) -> Prompts:
+        if self.suite.runs_code:
+            return Prompts({})
+        return read_prompts(
+            self.config.prompts or None, suite=self.suite.prompts, names=self.suite.prompt_names
+        )
 
     def _check_categories(self) -> None:
         """Check that each question's category is known.

@@ -1,8 +1,9 @@
-"""Read question files and answer files of Vicuna, MT-bench and AlpacaEval.
+"""Read question files and answer files of the benchmarks.
 
 Source of the formats: FastChat's llm_judge (question.jsonl, model_answer/*.jsonl,
-reference_answer/*.jsonl), OpenChat's ochat/evaluation of July 2023 (question.jsonl, answers with
-`answer`), alpaca_eval (model_outputs.json).
+reference_answer/*.jsonl), lmarena/arena-hard-auto (question.jsonl, model_answer/*.jsonl),
+OpenChat's ochat/evaluation of July 2023 (question.jsonl, answers with `answer`), alpaca_eval
+(model_outputs.json).
 """
 
 from __future__ import annotations
@@ -102,15 +103,16 @@ def _question(record: Mapping[str, Any], where: str) -> Question:
             turns = [f"{record['instruction']}\n\n{record['input']}"]
         id, category = record["instruction"], record.get("dataset", "")
     else:
-        turns = record.get("turns", [record.get("text")])
-        id, category = record.get("question_id"), record.get("category", "")
+        # Arena-Hard has `uid` and `prompt`.
+        turns = record.get("turns", [record.get("text", record.get("prompt"))])
+        id, category = record.get("question_id", record.get("uid")), record.get("category", "")
     if not _texts(turns) or id in (None, ""):
         raise UserError(f"{where}: no question; `question_id` and `text` or `turns` are needed")
     return Question(id=str(id), category=str(category), turns=tuple(turns))
 
 
 def _answer(record: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
-    id = record.get("question_id", record.get("instruction"))
+    id = record.get("question_id", record.get("instruction", record.get("uid")))
     # FastChat's first format; in OpenChat's, `text` is the question.
     text = record.get("text") if "answer_id" in record else None
     turns: Any = [record.get("answer", record.get("output", text))]
@@ -119,12 +121,23 @@ def _answer(record: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]
             turns = record["choices"][0]["turns"]
         except (LookupError, TypeError):
             turns = None
+    if "messages" in record:
+        turns = _arena_answer(record["messages"])
     if id is None or not _texts(turns):
         raise UserError(
             f"{where}: no answer; `question_id` with `choices` or `answer`, or `instruction` "
             "with `output` are needed"
         )
     return str(id), tuple(turns)
+
+
+def _arena_answer(messages: Any) -> list[Any] | None:
+    """Return the assistant's texts of Arena-Hard's messages."""
+    try:
+        contents = [m["content"] for m in messages if m["role"] == "assistant"]
+    except (TypeError, KeyError):
+        return None
+    return [c.get("answer") if isinstance(c, dict) else c for c in contents]
 
 
 def _texts(values: Any) -> bool:

@@ -11,12 +11,15 @@ from typing import Any
 from urllib.parse import quote
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.bias import biases, control
+from ochat_ray.evaluate.asking import Spent
+from ochat_ray.evaluate.bias import biases, control, outcomes
+from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry, style_difference
 from ochat_ray.evaluate.counts import count_answers, count_declined, count_replies, warnings_of
 from ochat_ray.evaluate.evaluation import RESULTS, Evaluation
+from ochat_ray.evaluate.human_labels import human_agreement
 from ochat_ray.evaluate.records import CONTROL, FAILED, key_of
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
-from ochat_ray.evaluate.stats import Part, difference, estimate
+from ochat_ray.evaluate.stats import Part, differences, estimate
 from ochat_ray.run_dir import RunDir
 
 REPORT = "report.html"
@@ -43,30 +46,19 @@ def score(evaluation: Evaluation) -> dict[str, Any]:
         entries += _entries(evaluation, model, judgments, parts[model])
         for name, text in _files(evaluation, model, found).items():
             _write(output, f"models/{quote(model, safe='')}/{name}", text)
-    first, *others = parts
     results: dict[str, Any] = {
         "suite": config.suite,
         "unit": evaluation.suite.unit,
         "baseline": evaluation.baseline or None,
         "judge": config.judge,
         "scores": scores,
-        "differences": [
-            {
-                "first": first,
-                "second": other,
-                **_json(
-                    difference(
-                        list(parts[first].values()),
-                        list(parts[other].values()),
-                        seed=config.seed,
-                    )
-                ),
-            }
-            for other in others
-        ],
+        "even": evaluation.suite.even,
+        "differences": _differences(evaluation, parts),
+        **(_ratings(evaluation, scores) if config.compares else {}),
         "answers": {
             name: count_answers(evaluation.answers_of(name), evaluation.questions)
             | count_replies(_answer_records(evaluation, name))
+            | {"usage": _usage(evaluation, name, _answer_records(evaluation, name))}
             for name in [*evaluation.models, evaluation.baseline]
             if name
         },
@@ -152,6 +144,8 @@ def _entries(
 
 def _label(judgment: Mapping[str, Any]) -> str:
     parts = [f"turn {judgment['turn'] + 1}"] if "turn" in judgment else []
+    if "reason" in judgment:
+        parts.append(judgment["judge"])
     if CONTROL in judgment:
         parts.append("beside itself")
     elif "model_first" in judgment:
@@ -189,6 +183,7 @@ def _scored(
         "failed": failed,
         "declined": count_declined(judgments, suite.read),
         "replies": count_replies(judgments),
+        "usage": _usage(evaluation, config.judge, judgments),
         "questions": len(questions),
         "not_answered": len(questions) - len(evaluation.judged_questions(model)),
         "not_judged": sum(not part.denominator for part in rules["drop"].values()),
@@ -196,14 +191,72 @@ def _scored(
             category: {"questions": count, **estimated(chosen, category)}
             for category, count in Counter(q.category for q in questions).items()
         },
-        **(suite.more(judgments) if judgments else {}),
+        "by_question": {id: [part.numerator, part.denominator] for id, part in chosen.items()},
+        **(suite.more(evaluation.material, judgments) if judgments else {}),
     }
     if config.compares:
-        one["biases"] = asdict(biases(suite.judged(judgments)))
+        judged = list(suite.judged(judgments))
+        one["biases"] = asdict(biases(judged))
+        one["outcomes"] = outcomes(judged)
+        if (labels := evaluation.human_labels) is not None:
+            one["human"] = human_agreement(labels, one["outcomes"], seed=config.seed)
     if failed and len(rules) > 1:
         # Both 2023 rules, if they differ.
         one["by_failures"] = {rule: estimated(parts) for rule, parts in rules.items()}
     return one, {question.id: chosen[question.id] for question in questions}
+
+
+def _differences(
+    evaluation: Evaluation, parts: Mapping[str, Mapping[str, Part]]
+) -> list[dict[str, Any]]:
+    """Return the difference of each two models."""
+    names = list(parts)
+    found = differences([list(own.values()) for own in parts.values()], seed=evaluation.config.seed)
+    return [
+        {"first": names[one], "second": names[other], **_json(estimated)}
+        for (one, other), estimated in found.items()
+    ]
+
+
+def _ratings(evaluation: Evaluation, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return Bradley-Terry ratings from the outcomes, plain and with style under control."""
+    baseline = evaluation.baseline_answers()
+    assert baseline is not None
+    plain, styled = [], []
+    for one in scores:
+        answers = evaluation.answers_of(one["model"]).turns
+        for id, share in one["outcomes"].items():
+            votes = 1.0
+            if evaluation.suite.votes:
+                won, votes = one["by_question"][id]
+                share = won / votes / 100
+            battle = Battle(
+                question=id, first=one["model"], second=baseline.model, share=share, votes=votes
+            )
+            style = style_difference("\n\n".join(answers[id]), "\n\n".join(baseline.turns[id]))
+            plain.append(battle)
+            styled.append(replace(battle, style=style))
+    seed = evaluation.config.seed
+    return {
+        "ratings": bradley_terry(plain, anchor=baseline.model, seed=seed),
+        "style_controlled": bradley_terry(styled, anchor=baseline.model, seed=seed, rounds=100),
+    }
+
+
+def _usage(
+    evaluation: Evaluation, model: str, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the tokens of these records, and their cost; None without a price."""
+    spent = Spent()
+    for record in records:
+        if "prompt_tokens" in record:
+            tokens = (record.get("prompt_tokens") or 0, record.get("completion_tokens") or 0)
+            spent.add(model, *tokens, evaluation.prices)
+    return {
+        "calls": spent.calls, "prompt_tokens": spent.prompt_tokens,
+        "completion_tokens": spent.completion_tokens,
+        "dollars": spent.dollars if spent.priced and spent.calls else None,
+    }  # fmt: skip
 
 
 def _json(estimated: Any) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -50,15 +51,35 @@ def difference(
 
     Questions are resampled jointly, so difficulty shared by both does not widen the interval.
     """
-    one, other = _array(first), _array(second)
-    assert one.shape == other.shape, "scores of different questions"
-    if not one[1].sum() or not other[1].sum():
-        return None
-    whole = np.ones((1, len(first)))
-    samples = np.concatenate(
-        [_ratio(one, w) - _ratio(other, w) for w in _weights(len(first), seed, rounds)]
-    )
-    return _interval(float((_ratio(one, whole) - _ratio(other, whole))[0]), samples)
+    return differences([first, second], seed=seed, rounds=rounds)[0, 1]
+
+
+def differences(
+    scores: Sequence[Sequence[Part]], *, seed: int, rounds: int = ROUNDS
+) -> dict[tuple[int, int], Estimate | None]:
+    """Estimate the difference of each two scores, by their positions; see `difference`."""
+    own = [_array(parts) for parts in scores]
+    assert len({one.shape for one in own}) <= 1, "scores of different questions"
+    judged = [number for number, one in enumerate(own) if one[1].sum()]
+    samples: dict[int, list[np.ndarray]] = {number: [] for number in judged}
+    if len(judged) > 1:
+        for weights in _weights(own[0].shape[1], seed, rounds):
+            for number in judged:
+                samples[number].append(_ratio(own[number], weights))
+    resampled = {number: np.concatenate(found) for number, found in samples.items() if found}
+    found: dict[tuple[int, int], Estimate | None] = {}
+    for one, other in combinations(range(len(own)), 2):
+        found[one, other] = None
+        if one in resampled and other in resampled:
+            value = (
+                own[one][0].sum() / own[one][1].sum() - own[other][0].sum() / own[other][1].sum()
+            )
+            found[one, other] = _interval(value, resampled[one] - resampled[other])
+    return found
+
+
+def _total(parts: np.ndarray) -> float:
+    return float(parts[0].sum() / parts[1].sum())
 
 
 def _array(parts: Sequence[Part]) -> np.ndarray:

@@ -14,26 +14,29 @@ Each step can be run separately and repeatedly: a recorded call is not repeated.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate import sandbox
 from ochat_ray.evaluate.asking import CHARACTERS_PER_TOKEN, Asker, Spent, answer, for_all
-from ochat_ray.evaluate.client import Client, Endpoint
-from ochat_ray.evaluate.config import EvaluateConfig, Role, key_for
+from ochat_ray.evaluate.client import Client
+from ochat_ray.evaluate.config import UNIT_TESTS, EvaluateConfig, Role, key_for
 from ochat_ray.evaluate.evaluation import EMPTY, Evaluation
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import FAILED, Call
 from ochat_ray.evaluate.scoring import score
 from ochat_ray.progress import Progress
 
-Connect = Callable[..., AbstractAsyncContextManager[Endpoint]]
+Connect = Callable[..., Client]
 """Factory of a client, with the arguments of `Client`."""
 
-At = Callable[[Role, str], AbstractAsyncContextManager[Endpoint]]
+At = Callable[[Role, str], AbstractAsyncContextManager[Client]]
 """Factory of a client, with the endpoint's role and base URL as its arguments."""
 
 
@@ -49,12 +52,19 @@ def run(
     Raises:
         UserError: A file is invalid, an endpoint rejects requests, or calls failed.
     """
+    if config.suite == "code":
+        config = replace(config, judge=UNIT_TESTS)
     with Evaluation(config, endpoint_names) as evaluation:
         if config.dry_run:
             return left(evaluation)
+        runs_code = evaluation.suite.runs_code
+        if runs_code and config.step in ("all", "judge"):
+            sandbox.check()
         if config.step in ("all", "answer"):
             asyncio.run(_answer(evaluation, partial(_connected, connect, config)))
-        if config.step in ("all", "judge"):
+        if config.step in ("all", "judge") and runs_code:
+            _run_code(evaluation)
+        elif config.step in ("all", "judge"):
             asyncio.run(_judge(evaluation, partial(_connected, connect, config)))
         if config.step in ("all", "score", "report"):
             return score(evaluation)
@@ -113,6 +123,25 @@ async def _judge(evaluation: Evaluation, at: At) -> None:
     _check(failures, len(calls), {config.judge: asker})
 
 
+def _run_code(evaluation: Evaluation) -> None:
+    """Run the programs that have no record, as many at once as there are processors."""
+    calls = _unique(call for name in evaluation.models for call in evaluation.judge_calls(name))
+    progress = Progress("judge", "programs", len(calls))
+    left = [call for call in calls if call.key not in evaluation.judgments]
+    progress.add(len(calls) - len(left))
+    timeout_s = evaluation.config.code_timeout_s
+
+    def outcome(call: Call) -> sandbox.Outcome:
+        return sandbox.run(call.body["program"], timeout_s=timeout_s)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for call, found in zip(left, pool.map(outcome, left), strict=True):
+            record = {**call.about, "reason": found.reason, "text": found.output}
+            evaluation.judgments.add(call.key, record)
+            progress.add(1)
+    progress.finish("")
+
+
 def _answered_again(evaluation: Evaluation, record: Mapping[str, Any]) -> bool:
     """Return whether the call of a recorded answer is made again."""
     retry = evaluation.config.retry
@@ -148,7 +177,7 @@ def left(evaluation: Evaluation) -> dict[str, Any]:
                 prompt = characters // CHARACTERS_PER_TOKEN + (turn - said) * config.max_tokens
                 spent.add(name, prompt, config.max_tokens, evaluation.prices)
         counted[f"answers of {name}"] = spent
-    if config.step in ("all", "judge"):
+    if config.step in ("all", "judge") and not evaluation.suite.runs_code:
         counted[f"judgments by {config.judge}"] = _judgments_left(evaluation)
     return {what: asdict(spent) for what, spent in counted.items()}
 
@@ -183,9 +212,7 @@ def _unique(calls: Iterable[Call]) -> list[Call]:
     return list({call.key: call for call in calls}.values())
 
 
-def _connected(
-    connect: Connect, config: EvaluateConfig, role: Role, url: str
-) -> AbstractAsyncContextManager[Endpoint]:
+def _connected(connect: Connect, config: EvaluateConfig, role: Role, url: str) -> Client:
     return connect(
         url,
         key_for(role, url, config.url),

@@ -116,6 +116,28 @@ def parse_verdict(text: str) -> Verdict | None:
     return "A" if preferred == "A" else "B" if preferred == "B" else "tie"
 
 
+def parse_votes(text: str) -> tuple[float, int] | None:
+    """Parse Arena-Hard's label: the first answer's share of the win, and the number of votes.
+
+    A clear verdict, such as `[[A>>B]]`, has three votes; any other one. None if unreadable.
+    """
+    verdict = parse_verdict(text)
+    if verdict is None:
+        return None
+    mark = html.unescape(_last_mark(text) or "")
+    votes = 3 if "<<" in mark or ">>" in mark else 1
+    return {"A": 1.0, "B": 0.0, "tie": 0.5}[verdict], votes
+
+
+def votes_of(judgment: Mapping[str, Any]) -> tuple[float, int] | None:
+    """Return the votes in a judgment; an empty answer that was not rated loses clearly."""
+    votes = parse_votes(judgment["text"])
+    if votes is not None or not declined(judgment):
+        return votes
+    first, second = judgment["empty"]
+    return (0.5, 1) if first and second else (0.0, 3) if first else (1.0, 3)
+
+
 def _last_mark(text: str) -> str | None:
     """Return the content of the last double brackets, without emphasis; None without any."""
     marks = _MARK.findall(_plain(text))

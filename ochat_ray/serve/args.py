@@ -26,10 +26,12 @@ from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
 from ochat_ray.model_directory import local_directory
+from ochat_ray.serve.adapters import AdapterSettings
 from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
+from ochat_ray.serve.model_files import check_model_directory, context_length_of, training_of
 from ochat_ray.serve.responses import Training
-from ochat_ray.serve.served_model import model_type_of, read_card, read_json, served_name
+from ochat_ray.serve.served_model import model_type_of, read_card, served_name
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -63,6 +65,12 @@ class ServeArgs(BaseModel):
     """Maximum tokens of prompt and answer together; default: the value in ochat.json, else the
     model's."""
     dtype: Dtype = "auto"
+    adapters: str | None = None
+    """Directory of LoRA adapters, one per sub-directory, served under its name; scanned every few
+    seconds. Every host needs it under the same path."""
+    max_adapter_rank: int = Field(64, ge=1, le=512)
+    embeddings: bool = False
+    """Answer /v1/embeddings; with the transformers engine only."""
 
     min_replicas: int = Field(1, ge=0)
     """Minimum model replicas; 0 scales to zero when idle, and the next request waits for a new
@@ -149,6 +157,8 @@ class EngineSettings:
     max_batch_tokens: int
     vocabulary: int
     kv_cache_gib: float | None
+    adapters: AdapterSettings | None = None
+    embeddings: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +166,7 @@ class IngressSettings:
     """Settings of an ingress replica.
 
     `created` is in seconds since the epoch; `fingerprint` identifies the model and engine settings.
+    `embedding_size` is None if embeddings are not served.
     """
 
     directory: str
@@ -167,6 +178,8 @@ class IngressSettings:
     created: int
     fingerprint: str = ""
     training: Training | None = None
+    adapters: AdapterSettings | None = None
+    embedding_size: int | None = None
     keys: tuple[ApiKey, ...] = ()
     keys_path: str | None = None
     insecure_open: bool = False
@@ -214,11 +227,13 @@ def resolve(args: ServeArgs) -> Settings:
     max_replicas = args.max_replicas or max(2, args.min_replicas)
     if max_replicas < args.min_replicas:
         raise UserError(f"max_replicas={max_replicas} is below min_replicas={args.min_replicas}")
-    context_length = _context_length(args, card, config)
+    context_length = context_length_of(args.context_length, card, config)
     keys, keys_path = _keys(args)
+    name = args.served_model_name or served_name(place)
+    engine_name = _engine(args.engine)
     engine = EngineSettings(
         directory=place,
-        engine=_engine(args.engine),
+        engine=engine_name,
         dtype=args.dtype,
         context_length=context_length,
         num_cpus=args.num_cpus,
@@ -227,19 +242,23 @@ def resolve(args: ServeArgs) -> Settings:
         max_batch_tokens=args.max_batch_tokens,
         vocabulary=config["vocab_size"],
         kv_cache_gib=args.kv_cache_gib,
+        adapters=_adapters(args, engine_name, (served_name(place), place, name)),
+        embeddings=args.embeddings,
     )
     return Settings(
         engine=engine,
         ingress=IngressSettings(
             directory=place,
             engine=engine.engine,
-            served_model_name=args.served_model_name or served_name(place),
+            served_model_name=name,
             model_type=model_type,
             context_length=context_length,
             vocabulary=config["vocab_size"],
             created=int((directory / "config.json").stat().st_mtime),
             fingerprint=fingerprint(directory, engine),
-            training=_training(card),
+            training=training_of(card),
+            adapters=engine.adapters,
+            embedding_size=_embedding_size(engine, config),
             keys=keys,
             keys_path=keys_path,
             insecure_open=args.insecure_open,
@@ -266,38 +285,14 @@ def resolve(args: ServeArgs) -> Settings:
     )
 
 
-def check_model_directory(directory: Path) -> dict[str, Any]:
-    """Return the directory's config.json after checking that everything for serving exists.
-
-    Raises:
-        UserError: Something is missing; the line names it and how to create it.
-    """
-    if not directory.is_dir():
-        raise UserError(
-            f"no model directory at {directory}; train one with `python jobs/train.py`, "
-            "or give model=DIR"
-        )
-    for name in ("config.json", "tokenizer.json"):
-        if not (directory / name).is_file():
-            raise UserError(f"no {name} in {directory}; is that a directory that train wrote?")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"no *.safetensors in {directory}; is that a directory that train wrote?")
-    config = read_json(directory / "config.json")
-    text = config.get("text_config")
-    if isinstance(text, dict):  # of a model that sees images, too
-        config = {**text, **config}
-    if not isinstance(config.get("vocab_size"), int):
-        raise UserError(f"config.json in {directory} has no vocab_size; is it a language model?")
-    return config
-
-
 def fingerprint(directory: Path, engine: EngineSettings) -> str:
     """Return a digest of the model's files and the engine's settings, for `system_fingerprint`.
 
     Weights, which may be large, count with their names and sizes; ochat.json, which a training
-    writes, differs for other weights. The path does not matter.
+    writes, differs for other weights. The path does not matter, nor do adapters and embeddings.
     """
-    settings = asdict(replace(engine, directory=""))
+    settings = asdict(replace(engine, directory="", adapters=None))
+    del settings["adapters"], settings["embeddings"]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(version("ochat-ray").encode())
     for name in ("config.json", "tokenizer.json", "ochat.json"):
@@ -318,6 +313,37 @@ def _engine(name: str) -> str:
     if name == "vllm" and not installed:
         raise UserError("engine=vllm needs vLLM; pip install 'ochat-ray[gpu]'")
     return name
+
+
+def _adapters(args: ServeArgs, engine: str, base_names: tuple[str, ...]) -> AdapterSettings | None:
+    if args.adapters is None:
+        if "max_adapter_rank" in args.model_fields_set:
+            raise UserError("max_adapter_rank: only with adapters")
+        return None
+    if "adapters" in UNSUPPORTED[engine]:
+        raise UserError(f"adapters: the {engine} engine has none; transformers and vllm do")
+    path = Path(args.adapters).expanduser().absolute()
+    if not args.adapters or "://" in args.adapters or not path.is_dir():
+        raise UserError(f"adapters={args.adapters} is not a directory")
+    return AdapterSettings(
+        directory=str(path),
+        base_names=base_names,
+        most_rank=args.max_adapter_rank,
+        patterns=engine == "transformers",
+    )
+
+
+def _embedding_size(engine: EngineSettings, config: Mapping[str, Any]) -> int | None:
+    if not engine.embeddings:
+        return None
+    if "embeddings" in UNSUPPORTED[engine.engine]:
+        raise UserError(
+            f"embeddings=true: the {engine.engine} engine has none; give engine=transformers"
+        )
+    size = config.get("hidden_size")
+    if not isinstance(size, int):
+        raise UserError("embeddings=true: config.json has no hidden_size")
+    return size
 
 
 def _keys(args: ServeArgs) -> tuple[tuple[ApiKey, ...], str | None]:
@@ -349,31 +375,7 @@ def _ui(args: ServeArgs) -> bool:
     return installed and args.ingress_replicas == 1 if args.ui is None else args.ui
 
 
-def _training(card: Mapping[str, Any]) -> Training | None:
-    known = {name: card[name] for name in Training.model_fields if name in card}
-    if not known:
-        return None
-    whole = json.dumps(card, sort_keys=True, separators=(",", ":"))
-    known["digest"] = hashlib.sha256(whole.encode()).hexdigest()
-    try:
-        return Training.model_validate(known)
-    except ValidationError:
-        raise UserError("ochat.json does not hold what train writes; train again") from None
-
-
 def _installed(name: str) -> bool:
     # A plain folder of that name is a namespace package, without an origin.
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None
-
-
-def _context_length(args: ServeArgs, card: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if args.context_length and positions and args.context_length > positions:
-        raise UserError(
-            f"context_length={args.context_length} is above the model's {positions} positions"
-        )
-    length = args.context_length or card.get("context_length") or positions
-    if not length:
-        raise UserError("config.json has no context length; give context_length=N")
-    return int(length)

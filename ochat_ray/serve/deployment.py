@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from ochat_ray.cluster_resources import head_node, room_for
 from ochat_ray.errors import UserError
 from ochat_ray.model_directory import local_directory
+from ochat_ray.serve.adapters import AdapterCatalog
 from ochat_ray.serve.args import EngineSettings, IngressSettings, Settings
 from ochat_ray.serve.backend import Accepted
 from ochat_ray.serve.coalesce import coalesce, pause_s
@@ -128,9 +129,16 @@ class IngressReplica:
         from ochat_ray.serve.ingress import build_app
         from ochat_ray.serve.served_model import open_served_tokenizer
 
-        directory = local_directory(self._settings.directory)
-        tokenizer = open_served_tokenizer(directory, self._settings.model_type)
-        return build_app(self._settings, tokenizer, self._backend)
+        settings = self._settings
+        directory = local_directory(settings.directory)
+        adapters = None
+        if settings.adapters is not None:
+            rules = settings.adapters.rules(directory)
+            name = settings.served_model_name
+            adapters = AdapterCatalog(settings.adapters.directory, rules, reserved=name)
+            adapters.start()
+        tokenizer = open_served_tokenizer(directory, settings.model_type)
+        return build_app(settings, tokenizer, self._backend, adapters)
 
 
 def _enable_info_logs() -> None:

@@ -158,7 +158,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 def _path(error: Mapping[str, Any]) -> list[str]:
     path = [str(part) for part in error["loc"] if part != "body" and not _union_tag(part)]
     # The tag of a discriminated union stands before its own fields.
-    return path[:1] + path[2:] if path[:1] == ["response_format"] else path
+    return path[:1] + path[2:] if path[:1] in (["response_format"], ["tool_choice"]) else path
 
 
 def _union_tag(part: object) -> bool:

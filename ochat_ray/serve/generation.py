@@ -74,8 +74,8 @@ class Generation:
         record: Record = request.state.record
         answering = _Answering(self, record)
         if not stream:
-            return await _await_unless_disconnected(request, answering.whole())
-        first = await _await_unless_disconnected(request, answering.first())
+            return await await_unless_disconnected(request, answering.whole())
+        first = await await_unless_disconnected(request, answering.first())
         events = answering.events(first, include_usage, usage_in_chunks)
         return _ClosingStream(events, answering.stream)
 
@@ -245,7 +245,7 @@ def _seeded(sampling: Sampling, number: int) -> Sampling:
     return replace(sampling, seed=(sampling.seed + number) % 2**63)
 
 
-async def _await_unless_disconnected(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+async def await_unless_disconnected(request: Request, answer: Coroutine[Any, Any, T]) -> T:
     """Await `answer`, cancelling it if the client disconnects first."""
     answering = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(_wait_for_disconnect(request))

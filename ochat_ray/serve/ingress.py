@@ -4,6 +4,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -12,17 +13,15 @@ from fastapi import Body, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from ochat_ray.serve.adapters import AdapterCatalog, ServedModels
 from ochat_ray.serve.admission import Admission
 from ochat_ray.serve.args import IngressSettings
 from ochat_ray.serve.backend import Backend
 from ochat_ray.serve.checks import check_logprobs, check_size, check_supported
+from ochat_ray.serve.embeddings import Embedding, EmbeddingRequest, Embeddings, check_lengths
 from ochat_ray.serve.engines.base import RequestRefusedError
 from ochat_ray.serve.engines.schema_trial import PARAM as CONSTRAINT
-from ochat_ray.serve.errors import (
-    ApiError,
-    ErrorBody,
-    add_error_handlers,
-)
+from ochat_ray.serve.errors import ApiError, ErrorBody, add_error_handlers
 from ochat_ray.serve.formats import ChatFormat, Format, TextFormat
 from ochat_ray.serve.generation import Generation, Prompt
 from ochat_ray.serve.keys import KeyRing
@@ -37,9 +36,7 @@ from ochat_ray.serve.prompts import Prompts
 from ochat_ray.serve.protocol import (
     ChatRequest,
     CompletionRequest,
-    DetokenizeRequest,
     SamplingRequest,
-    TokenizeRequest,
 )
 from ochat_ray.serve.responses import (
     ChatCompletion,
@@ -54,6 +51,7 @@ from ochat_ray.serve.responses import (
 )
 from ochat_ray.serve.responses_format import ResponseBody, ResponsesFormat
 from ochat_ray.serve.responses_request import ResponsesRequest, renamed
+from ochat_ray.serve.tokenize_request import DetokenizeRequest, TokenizeRequest
 from ochat_ray.serve.tool_format import ToolFormat
 from ochat_ray.tokenizer import ends_of_turn
 
@@ -64,8 +62,8 @@ NAMES, NAME_CHARACTERS = 32, 64
 """Names in that header, and characters of each."""
 
 ROUTES = (
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize",
-    "/v1/models", "/version", "/metrics", "/load", "/openapi.json",
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize",
+    "/detokenize", "/v1/models", "/version", "/metrics", "/load", "/openapi.json",
 )  # fmt: skip
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -77,7 +75,12 @@ _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "require
 _STREAM = {"text/event-stream": {"schema": _EVENT}}
 
 
-def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> FastAPI:
+def build_app(
+    settings: IngressSettings,
+    tokenizer: Any,
+    backend: Backend,
+    adapters: AdapterCatalog | None = None,
+) -> FastAPI:
     """Build the ASGI application of one ingress replica."""
     encoder = Prompts(tokenizer, settings.model_type, settings.vocabulary)
     stop_ids = ends_of_turn(tokenizer)
@@ -87,6 +90,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         max_model_len=settings.context_length,
         training=settings.training,
     )
+    served = ServedModels(card, settings.fingerprint, adapters)
     metrics = Metrics()
     limits = Limits(
         requests_per_minute=settings.requests_per_minute,
@@ -158,35 +162,35 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
     @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models")
     async def models() -> ModelList:
-        """List the one model that is served."""
-        return ModelList(data=[card])
+        """List the model and its adapters."""
+        return served.listed()
 
     @app.head("/v1/models/{name:path}", include_in_schema=False)
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Model:
         """Return the model with this name."""
-        check_model(name)
-        return card
+        return served.find(name).card
 
     @app.post("/tokenize")
     async def tokenize(request: Annotated[TokenizeRequest, Body()]) -> Tokens:
         """Return the token ids of a prompt or a conversation, as the model would read them."""
         if request.model is not None:
-            check_model(request.model)
+            served.find(request.model)
         if request.messages is not None:
             check_size(request.messages, settings.max_messages)
             ids = await encoder.conversation(
                 request, add_generation_prompt=request.add_generation_prompt
             )
         else:
-            ids = await encoder.text(request.prompt or "")
+            bos = request.add_special_tokens is not False
+            ids = await encoder.text(request.prompt or "", bos=bos)
         return Tokens(count=len(ids), max_model_len=settings.context_length, tokens=ids)
 
     @app.post("/detokenize")
     async def detokenize(request: Annotated[DetokenizeRequest, Body()]) -> Detokenized:
         """Return the text of token ids, with the names of special tokens."""
         if request.model is not None:
-            check_model(request.model)
+            served.find(request.model)
         return Detokenized(prompt=await encoder.decoded(encoder.checked(request.tokens, "tokens")))
 
     @app.post(
@@ -198,25 +202,26 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
     ) -> Response:
         """Answer a conversation, as one response or as server-sent events."""
         assert isinstance(request, ChatRequest)
-        form = (ToolFormat if request.calls else ChatFormat)(
-            encoder.vocabulary,
-            logprobs=bool(request.logprobs),
-            prompt_logprobs=request.prompt_logprobs,
-        )
+        scores, words = request.prompt_logprobs, encoder.vocabulary
+        form: Format
+        if request.calls is not None:
+            form = ToolFormat(words, request.calls, prompt_logprobs=scores)
+        else:
+            form = ChatFormat(words, logprobs=bool(request.logprobs), prompt_logprobs=scores)
         return await converse(http, request, form)
 
     @app.post("/v1/responses", response_model=ResponseBody, responses={200: {"content": _STREAM}})
     async def responses(http: Request, request: ResponsesRequest) -> Response:
         """Answer a conversation with output items, as one response or as server-sent events."""
         chat = request.chat()
-        form = ResponsesFormat(request, calls=chat.calls is not None)
+        form = ResponsesFormat(request, chat.calls)
         try:
             return await converse(http, chat, form)
         except ApiError as error:
             raise renamed(error) from error
 
     async def converse(http: Request, request: ChatRequest, form: Format) -> Response:
-        check_model(request.model)
+        served.find(request.model)
         check_size(request.messages, settings.max_messages)
         turns = request.turns
         continued = bool(request.continue_final_message)
@@ -239,7 +244,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
     ) -> Response:
         """Complete text or token ids, as one response or as server-sent events."""
         assert isinstance(request, CompletionRequest)
-        check_model(request.model)
+        served.find(request.model)
         prompts = [
             await encoder.text(prompt) if isinstance(prompt, str) else encoder.checked(prompt)
             for prompt in request.prompts
@@ -260,8 +265,9 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         continues: bool,
     ) -> Response:
         check_supported(request, settings.engine)
+        model = served.find(request.model)
         record: Record = http.state.record
-        record.model = settings.served_model_name
+        record.model = request.model
         record.stream = bool(request.stream)
         record.ignored = ignored_fields(request)
         if settings.log_text:
@@ -284,7 +290,7 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
         answers = [
             Prompt(
                 ids=ids,
-                sampling=sampling,
+                sampling=replace(sampling, adapter=model.adapter),
                 offsets=await encoder.offsets(ids, special_tokens=text.special_tokens)
                 if text.echo and request.wanted_logprobs is not None
                 else (),
@@ -296,8 +302,8 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             vocabulary=encoder.vocabulary,
             limits=limits,
             format=form,
-            model=settings.served_model_name,
-            fingerprint=settings.fingerprint,
+            model=request.model,
+            fingerprint=model.fingerprint,
             prompts=answers,
             choices=request.choices,
             at_once=settings.choices_at_once,
@@ -322,14 +328,28 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             response.headers[IGNORED_HEADER] = _header(record.ignored)
         return response
 
-    def check_model(name: str) -> None:
-        if name != settings.served_model_name:
-            raise ApiError(
-                404,
-                f"there is no model {name!r} here; GET /v1/models lists what is",
-                code="model_not_found",
-                param="model",
-            )
+    @app.post("/v1/embeddings", response_model=Embeddings)
+    async def embeddings(http: Request, request: EmbeddingRequest) -> Response:
+        """Return one embedding per input: the mean of the last hidden states, of length 1."""
+        model = served.find(request.model)
+        record: Record = http.state.record
+        record.model = request.model
+        if settings.log_text:
+            record.prompt = request.model_dump(include={"input"})
+        request.check(settings.embedding_size)
+        prompts = await encoder.inputs(request.inputs, "input")
+        check_lengths(prompts, settings.context_length)
+        embedding = Embedding(
+            backend=backend,
+            limits=limits,
+            model=request.model,
+            adapter=model.adapter,
+            prompts=prompts,
+            at_once=settings.choices_at_once,
+            session=http.headers.get("x-session-id") or _digest(str(prompts[0][:256])),
+            timeout_s=settings.request_timeout_s,
+        )
+        return await embedding.respond(http, as_base64=request.encoding_format == "base64")
 
     if settings.ui:
         from ochat_ray.serve.ui import mount_ui
@@ -338,8 +358,8 @@ def build_app(settings: IngressSettings, tokenizer: Any, backend: Backend) -> Fa
             found = keys.find(f"Bearer {key}")
             return found.name if found else None
 
-        served = [settings.served_model_name]
-        mount_ui(app, served_models=served, check_key=key_name if keys else None)
+        names = [settings.served_model_name]
+        mount_ui(app, served_models=names, check_key=key_name if keys else None)
     return app
 
 

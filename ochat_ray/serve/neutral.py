@@ -40,6 +40,21 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def options(**neutral: Any) -> Callable[[Any], bool]:
+    """Return a test for an object whose fields are null or have these values."""
+    return lambda value: (
+        isinstance(value, dict)
+        and all(
+            given is None or (name in neutral and one_of(neutral[name])(given))
+            for name, given in value.items()
+        )
+    )
+
+
 _NOTHING = one_of([], {}, "")
 
 REQUEST: Neutral = {
@@ -57,6 +72,7 @@ REQUEST: Neutral = {
     "safety_identifier": _is_text,
     "prompt_cache_key": _is_text,
     "prompt_cache_retention": _is_text,
+    "prompt_cache_options": _is_object,
     # vLLM and llama.cpp
     "best_of": number(1),
     "suffix": one_of(""),
@@ -88,19 +104,33 @@ COMPLETION: Neutral = {
     "continue_final_message": one_of(False),
 }
 
+_INCLUDED = (
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "message.input_image.image_url",
+)
+"""Additions to items that no response has."""
+
 RESPONSES: Neutral = {
     "tools": one_of([]),
     "tool_choice": one_of("auto"),
-    "include": one_of([]),
+    "include": lambda value: isinstance(value, list) and all(v in _INCLUDED for v in value),
     "background": one_of(False),
+    "context_management": one_of([]),
+    "max_tool_calls": _is_count,  # of built-in tools
     "truncation": one_of("disabled"),
     "service_tier": one_of("auto", "default"),
     "safety_identifier": _is_text,
     "prompt_cache_key": _is_text,
     "prompt_cache_retention": _is_text,
+    "prompt_cache_options": _is_object,
     "top_logprobs": number(0),
-    "reasoning": lambda value: value in ({}, {"effort": "none"}),
-    "stream_options": one_of({}, {"include_obfuscation": False}),
+    "reasoning": options(effort="none"),
+    "stream_options": options(include_obfuscation=False),
 }
 
 RESPONSES_ITEM: Neutral = {
@@ -137,7 +167,15 @@ MESSAGE: Neutral = {
 
 TOOL: Neutral = {"cache_control": _is_object}
 
-TOOL_CALL: Neutral = {"index": number(0)}  # of a streamed delta that a client sends back
+TOOL_CALL: Neutral = {"index": _is_count}  # of a streamed delta that a client sends back
+
+TOKENIZE: Neutral = {
+    # vLLM
+    "return_token_strs": one_of(False),
+    "continue_final_message": one_of(False),
+    "chat_template_kwargs": one_of({}),
+    "mm_processor_kwargs": one_of({}),
+}
 
 PART: Neutral = {"cache_control": _is_object, "annotations": one_of([])}
 

@@ -120,14 +120,26 @@ class Prompts:
             problem = f"messages: the model's chat template refuses them: {error}"
             raise RequestRefusedError(problem, "messages") from error
 
-    async def text(self, text: str) -> list[int]:
-        """Return the ids of a text, after the template's BOS token."""
-        return await _run(lambda: self._bos + encode_texts([text], self._tokenizer)[0], len(text))
+    async def text(self, text: str, *, bos: bool = True) -> list[int]:
+        """Return the ids of a text, after the template's BOS token if `bos`."""
+        first = self._bos if bos else []
+        return await _run(lambda: first + encode_texts([text], self._tokenizer)[0], len(text))
 
     def checked(self, ids: list[int], name: str = "prompt") -> list[int]:
         """Return ids that were sent in the field `name`, if the model has them all."""
         check_ids(name, ids, self._ids)
         return ids
+
+    async def inputs(self, inputs: Sequence[str | list[int]], name: str) -> list[list[int]]:
+        """Return the ids of texts, after the BOS token, and checked ids of the field `name`."""
+        texts = [item for item in inputs if isinstance(item, str)]
+        encoded = iter(
+            await _run(lambda: encode_texts(texts, self._tokenizer), sum(map(len, texts)))
+        )
+        return [
+            self._bos + next(encoded) if isinstance(item, str) else self.checked(item, name)
+            for item in inputs
+        ]
 
     async def words(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids of words, each at the beginning of a text and after a space."""

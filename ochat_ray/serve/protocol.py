@@ -24,10 +24,11 @@ from ochat_ray.serve.conversation import turns_of
 from ochat_ray.serve.decoding import DecodingFields, check_ids
 from ochat_ray.serve.engines.base import Sampling
 from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.fields import Message, StreamOptions, Strict, Text
+from ochat_ray.serve.fields import Message, StreamOptions, Text
 from ochat_ray.serve.neutral import CHAT, COMPLETION
 from ochat_ray.serve.structure import Constraint
-from ochat_ray.serve.tool_fields import ToolFields, Tools
+from ochat_ray.serve.tool_fields import ToolFields
+from ochat_ray.serve.tools import CallRules
 
 MAX_CHOICES = 128
 """Maximum answers per request, over all of its prompts; OpenAI's limit for `n`."""
@@ -58,7 +59,7 @@ class SamplingRequest(DecodingFields):
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     logit_bias: (
         Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_few)] | None
     ) = Field(
@@ -75,7 +76,7 @@ class SamplingRequest(DecodingFields):
 
     @model_validator(mode="after")
     def _shared_fields_agree(self) -> SamplingRequest:
-        if self.stream_options is not None and not self.stream:
+        if (self.include_usage or self.usage_in_chunks) and not self.stream:
             raise ValueError("stream_options: only with stream=true")
         if not all(1 <= len(stop) <= 256 for stop in self.stops) or len(self.stops) > MAX_STOPS:
             raise ValueError(f"stop: up to {MAX_STOPS} strings of 1 to 256 characters")
@@ -228,7 +229,8 @@ class ChatRequest(SamplingRequest, ToolFields):
             raise ValueError("top_logprobs: only with logprobs=true")
         if self.tools and self.logprobs:
             raise ValueError("logprobs: not with tools")
-        if self.tools and (other := super().constraint_field):
+        if self.tools and super().constraint.keys() - {"json_schema"}:
+            other = super().constraint_field
             raise ValueError(f"{other}: not with tools, which constrain the answer, too")
         _ = self.turns, self.calls  # raise if results do not fit the calls, or the choice no tool
         if self.continue_final_message:
@@ -247,6 +249,12 @@ class ChatRequest(SamplingRequest, ToolFields):
     def constraint_field(self) -> str | None:
         """Name of the field that constrains the answer; see `StructuredFields.constraint_field`."""
         return "tools" if self.tools else super().constraint_field
+
+    @cached_property
+    def calls(self) -> CallRules | None:
+        """Calls that the answer may have; without one it is JSON, if a schema is given, too."""
+        rules = super().calls
+        return rules and replace(rules, answer=super().constraint.get("json_schema"))
 
     @property
     def constraint(self) -> Constraint:
@@ -335,50 +343,22 @@ class CompletionRequest(SamplingRequest):
         return "prompt"
 
 
-class DetokenizeRequest(Strict):
-    """Body of POST /detokenize."""
-
-    model: Text | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
-
-
-class TokenizeRequest(Strict):
-    """Body of POST /tokenize: either a prompt or messages."""
-
-    model: Text | None = None
-    prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
-    tools: Tools | None = None
-    condition: Text | None = Field(None, max_length=64)
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> TokenizeRequest:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("prompt: give either prompt or messages")
-        if self.tools and self.messages is None:
-            raise ValueError("tools: only with messages")
-        _ = self.turns  # raises if results do not fit the calls
-        return self
-
-    @cached_property
-    def turns(self) -> list[Turn]:
-        """Turns that the model reads."""
-        tools = [tool.tool() for tool in self.tools or ()]
-        return turns_of(self.messages, tools) if self.messages else []
-
-
 def _given(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
 def _context_exceeded(context_length: int, prompt: int, limit: int | None, field: str) -> str:
-    """Return the message in OpenAI's words, by which clients such as LiteLLM recognise it."""
+    """Return the message in OpenAI's words, by which clients such as LiteLLM recognise it.
+
+    LangChain 1.7 looks for the code in the message.
+    """
     asked = (
         f"you requested {prompt + limit} tokens ({prompt} in the {field}, {limit} in the "
         f"completion). Please reduce the length of the {field} or completion."
         if limit
         else f"your {field} resulted in {prompt} tokens. Please reduce the length of the {field}."
     )
-    return f"This model's maximum context length is {context_length} tokens. However, {asked}"
+    return (
+        f"This model's maximum context length is {context_length} tokens. However, {asked} "
+        "(context_length_exceeded)"
+    )

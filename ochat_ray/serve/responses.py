@@ -196,7 +196,10 @@ class Training(BaseModel):
 
 
 class Model(BaseModel):
-    """Entry of /v1/models. `created` is in seconds since the epoch."""
+    """Entry of /v1/models. `created` is in seconds since the epoch.
+
+    An adapter has the name of its base as `parent`, and the SHA-256 of its files' content.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -204,6 +207,15 @@ class Model(BaseModel):
     owned_by: str = "ochat_ray"
     max_model_len: int
     training: Training | None = None
+    parent: str | None = Field(default=None, exclude_if=_is_none)
+    digest: str | None = Field(default=None, exclude_if=_is_none)
+
+
+class NotServed(BaseModel):
+    """Sub-directory of `adapters` that is not served, with the reason."""
+
+    id: str
+    reason: str
 
 
 class ModelList(BaseModel):
@@ -211,6 +223,7 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+    not_served: list[NotServed] | None = Field(default=None, exclude_if=_is_none)
 
 
 class Health(BaseModel):

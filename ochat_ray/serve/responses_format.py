@@ -15,7 +15,7 @@ from ochat_ray.serve.answers import Event, Piece
 from ochat_ray.serve.errors import ApiError
 from ochat_ray.serve.responses import Usage
 from ochat_ray.serve.responses_request import ResponsesRequest
-from ochat_ray.serve.tools import CallReader, Part
+from ochat_ray.serve.tools import CallRules, Part
 
 Json = dict[str, Any]
 
@@ -40,9 +40,9 @@ class ResponsesFormat:
     chunk_object = "response"
     done = b""
 
-    def __init__(self, request: ResponsesRequest, *, calls: bool) -> None:
+    def __init__(self, request: ResponsesRequest, rules: CallRules | None) -> None:
         self._request = request
-        self._reader = CallReader() if calls else None
+        self._reader = rules.reader() if rules else None
         self._items: list[Json] = []
         self._events: list[Json] = []
         self._number = 0

@@ -34,6 +34,12 @@ from ochat_ray.serve.tools import MOST_TOOLS
 MOST_METADATA = 16
 """Maximum entries of `metadata`; OpenAI's limit."""
 
+SAMPLING = (
+    "seed", "stop", "ignore_eos", "top_k", "min_p",
+    "presence_penalty", "frequency_penalty", "repetition_penalty",
+)  # fmt: skip
+"""Fields that are those of chat requests."""
+
 
 class InputText(Strict):
     """Part of a message; `output_text` is that of an answer which is sent back."""
@@ -79,9 +85,11 @@ class InputResult(Strict):
 
 
 def _is_message(item: Any) -> Any:
-    if isinstance(item, Mapping) and "type" not in item:
-        return {"type": "message", **item}
-    return item
+    if not isinstance(item, Mapping):
+        return item
+    if item.get("type") == "item_reference":
+        raise ValueError("item_reference: responses are not stored; send the item itself")
+    return item if "type" in item else {"type": "message", **item}
 
 
 _Item = Annotated[
@@ -102,6 +110,16 @@ class FunctionTool(FunctionDefinition, _Function):
 
 class FunctionChoice(NamedFunction, _Function):
     """`tool_choice` that requires calls of one function."""
+
+
+class AllowedChoice(Strict):
+    """`tool_choice` that restricts the calls to some of the tools."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[
+        list[FunctionChoice], Field(min_length=1, max_length=MOST_TOOLS, fail_fast=True)
+    ]
 
 
 class JsonSchemaText(JsonSchema):
@@ -144,13 +162,26 @@ class ResponsesRequest(Strict):
         Annotated[list[FunctionTool], Field(min_length=1, max_length=MOST_TOOLS, fail_fast=True)]
         | None
     ) = None
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[FunctionChoice | AllowedChoice, Field(discriminator="type")]
+        | None
+    ) = None
     parallel_tool_calls: bool | None = None
     metadata: (
         Annotated[dict[Text, Text], Field(max_length=MOST_METADATA), AfterValidator(_few)] | None
     ) = None
     store: Literal[False] | None = Field(None, description="responses are not stored")
     user: Text | None = None
+    # vLLM's; `ChatRequest` checks their values.
+    seed: int | None = None
+    stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = None
+    ignore_eos: bool | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
 
     def chat(self) -> ChatRequest:
         """Return the chat request that asks for the same answer.
@@ -167,19 +198,26 @@ class ResponsesRequest(Strict):
             "top_p": self.top_p,
             "stream": self.stream,
             "tools": [_nested(tool) for tool in self.tools or ()] or None,
-            "tool_choice": _nested(self.tool_choice)
-            if isinstance(self.tool_choice, FunctionChoice)
-            else self.tool_choice,
+            "tool_choice": _choice(self.tool_choice),
             "parallel_tool_calls": self.parallel_tool_calls,
             "response_format": _nested(form, "json_schema")
             if isinstance(form, JsonSchemaText)
             else form and form.model_dump(),
             "user": self.user,
+            **{name: getattr(self, name) for name in SAMPLING},
         }
         try:
             return ChatRequest.model_validate({k: v for k, v in given.items() if v is not None})
         except ValidationError as error:
             raise renamed(validation_error(error.errors())) from error
+
+
+def _choice(choice: str | FunctionChoice | AllowedChoice | None) -> Any:
+    """Return the `tool_choice` of the chat request."""
+    if isinstance(choice, AllowedChoice):
+        allowed = {"mode": choice.mode, "tools": [_nested(tool) for tool in choice.tools]}
+        return {"type": choice.type, "allowed_tools": allowed}
+    return _nested(choice) if isinstance(choice, FunctionChoice) else choice
 
 
 def _nested(

@@ -16,7 +16,14 @@ from llguidance import regex_to_lark
 from pydantic import AfterValidator, Field, model_validator
 
 from ochat_ray.serve.engines.schema_limits import check_counts
-from ochat_ray.serve.fields import JsonObjectFormat, JsonSchemaFormat, Strict, Text, TextFormat
+from ochat_ray.serve.fields import (
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Strict,
+    Text,
+    TextFormat,
+    writable,
+)
 from ochat_ray.serve.neutral import STRUCTURED_OUTPUTS
 from ochat_ray.serve.tools import CallRules
 
@@ -45,11 +52,7 @@ def _schema(value: Any) -> str:
             raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError("should be a JSON Schema, as an object or as its JSON")
-    check_counts(value)
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError as error:
-        raise ValueError(f"cannot be written as JSON again: {error}") from None
+    return orjson.dumps(writable(value)).decode()
 
 
 def _repeats_little(text: str) -> str:
@@ -72,7 +75,7 @@ _Choices = Annotated[
 
 
 class StructuredOutputs(Strict):
-    """vLLM's `structured_outputs`: exactly one constraint."""
+    """vLLM's `structured_outputs`: at most one constraint."""
 
     NEUTRAL = STRUCTURED_OUTPUTS
 
@@ -84,7 +87,7 @@ class StructuredOutputs(Strict):
 
     @model_validator(mode="after")
     def _one(self) -> StructuredOutputs:
-        if len(self.given) != 1:
+        if len(self.given) > 1:
             raise ValueError("give one of json, json_object, regex, choice and grammar")
         return self
 
@@ -130,8 +133,8 @@ class StructuredFields(Strict):
         fields = [] if self.response_format is None else ["response_format"]
         if isinstance(self.response_format, TextFormat):
             fields = []
-        if self.structured_outputs is not None:
-            fields.append(f"structured_outputs.{self.structured_outputs.given[0]}")
+        outputs = self.structured_outputs
+        fields += [f"structured_outputs.{name}" for name in outputs.given] if outputs else []
         guided = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
         return fields + [name for name in guided if getattr(self, name) is not None]
 

@@ -55,10 +55,24 @@ class NamedFunction(Strict):
 
 
 class NamedTool(Strict):
-    """`tool_choice` that requires calls of one function."""
+    """`tool_choice` that requires one call, of this function."""
 
     type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedFunctions(Strict):
+    """Functions that may be called, and whether one of them must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MOST_TOOLS, fail_fast=True)]
+
+
+class AllowedTools(Strict):
+    """`tool_choice` that restricts the calls to some of the tools, all of which are described."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
 
 
 Tools = Annotated[list[ToolDefinition], Field(min_length=1, max_length=MOST_TOOLS, fail_fast=True)]
@@ -68,7 +82,11 @@ class ToolFields(Strict):
     """Tools, and which of them an answer calls."""
 
     tools: Tools | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
+        | None
+    ) = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
 
     @cached_property
@@ -78,10 +96,15 @@ class ToolFields(Strict):
         names = {tool.name for tool in tools}
         if len(names) < len(tools):
             raise ValueError("tools: two functions have the same name")
+        chosen: list[NamedTool] = []
         if isinstance(choice, NamedTool):
-            if choice.function.name not in names:
-                raise ValueError(f"tool_choice: no tool has the name {choice.function.name!r}")
-            tools = [tool for tool in tools if tool.name == choice.function.name]
+            chosen = [choice]
+        elif isinstance(choice, AllowedTools):
+            chosen, choice = choice.allowed_tools.tools, choice.allowed_tools.mode
+        if unknown := {tool.function.name for tool in chosen} - names:
+            raise ValueError(f"tool_choice: no tool has the name {min(unknown)!r}")
+        if chosen:
+            tools = [t for t in tools if any(t.name == named.function.name for named in chosen)]
         elif choice == "required" and not tools:
             raise ValueError("tool_choice: requires a call, and there are no tools")
         if not tools:
@@ -89,5 +112,6 @@ class ToolFields(Strict):
         return CallRules(
             tools=tuple(tools),
             required=choice not in (None, "auto"),
-            parallel=self.parallel_tool_calls is not False,
+            # "Call exactly one specific function" (OpenAI's guide): clients read one call.
+            parallel=self.parallel_tool_calls is not False and not isinstance(choice, NamedTool),
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ochat_ray.serve.answers import Event, Piece
+from ochat_ray.serve.detokenize import Vocabulary
 from ochat_ray.serve.formats import ChatFormat
 from ochat_ray.serve.responses import (
     AssistantMessage,
@@ -17,7 +18,7 @@ from ochat_ray.serve.responses import (
     MadeCall,
     chat_chunk,
 )
-from ochat_ray.serve.tools import CallReader, Part
+from ochat_ray.serve.tools import CallReader, CallRules, Part
 
 
 class ToolFormat(ChatFormat):
@@ -27,13 +28,16 @@ class ToolFormat(ChatFormat):
     finish reason of a complete call is "tool_calls"; of one that was cut off it is the engine's.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._readers: defaultdict[int, CallReader] = defaultdict(CallReader)
+    def __init__(
+        self, vocabulary: Vocabulary, rules: CallRules, *, prompt_logprobs: int | None = None
+    ) -> None:
+        super().__init__(vocabulary, logprobs=False, prompt_logprobs=prompt_logprobs)
+        self._rules = rules
+        self._readers: defaultdict[int, CallReader] = defaultdict(rules.reader)
 
     def choice(self, index: int, answer: Piece) -> ChatChoice:
         """Return one complete answer; see `ChatFormat.choice`."""
-        reader, content, calls = CallReader(), "", list[MadeCall]()
+        reader, content, calls = self._rules.reader(), "", list[MadeCall]()
         for part in [*reader.push(answer.text), *reader.flush()]:
             if part.is_name:
                 made = CalledFunction(name=part.text, arguments="")

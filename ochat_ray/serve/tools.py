@@ -33,6 +33,8 @@ NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": Fals
 _HEAD = re.compile(r'\n\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
 _END = "}\n" + CLOSE
 _ANY_TEXT = r"/(.|\n)*/"
+_SOME_TEXT = r"/(.|\n)+/"
+TEXT_TOKENS = "TEXT_TOKENS"
 _WHITESPACE = {
     "whitespace_flexible": False,  # otherwise it may be repeated without an end
     "item_separator": ", ",
@@ -104,22 +106,47 @@ class CallRules:
         tools: Those that may be called; at least one.
         required: Whether the answer consists of calls; otherwise text may surround them.
         parallel: Whether there may be several calls.
+        answer: JSON Schema, as JSON, of an answer without calls, which are then not surrounded by
+            text; None allows any text.
     """
 
     tools: tuple[Tool, ...]
     required: bool = False
     parallel: bool = True
+    answer: str | None = None
 
-    def lark(self) -> str:
-        """Return the answers as a grammar in llguidance's Lark syntax."""
+    @property
+    def or_json(self) -> bool:
+        """True if the answer is either calls or JSON."""
+        return self.answer is not None and not self.required
+
+    def reader(self) -> CallReader:
+        """Return a reader of one answer."""
+        return CallReader(or_json=self.or_json)
+
+    def lark(self, *, tokens: bool = False) -> str:
+        """Return the answers as a grammar in llguidance's Lark syntax.
+
+        With `tokens` the marks around a call are single tokens of the model, not text; the names of
+        further tokens that may stand in a text replace `TEXT_TOKENS`.
+        """
+        opened = OPEN if tokens else _quoted(OPEN)
+        ended = f"{_quoted(_END.removesuffix(CLOSE))} {CLOSE}" if tokens else _quoted(_END)
         rules = [
-            f"call_{number}: {_quoted(_head(tool.name))} %json {_schema(tool)} {_quoted(_END)}"
+            f"call_{number}: {_quoted(_head(tool.name))} %json {_schema(tool.parameters)} {ended}"
             for number, tool in enumerate(self.tools)
         ]
         one = "(" + " | ".join(f"call_{number}" for number in range(len(self.tools))) + ")"
-        if self.required:
-            first = f"{_quoted(OPEN)} {one}"
-            start = f"{first} ({_quoted(chr(10) + OPEN)} {one})*" if self.parallel else first
+        if self.required or self.answer is not None:
+            first = f"{opened} {one}"
+            again = f"{_quoted(chr(10))} {OPEN}" if tokens else _quoted(chr(10) + OPEN)
+            start = f"{first} ({again} {one})*" if self.parallel else first
+            if self.or_json:
+                start += " | answer"
+                rules.append(f"answer: %json {_schema(self._answer)}")
+        elif tokens:
+            start = f"(text {OPEN} {one})* text" if self.parallel else f"text | text {OPEN} {one}"
+            rules += [f"text: (TEXT | {TEXT_TOKENS})*", f"TEXT: {_SOME_TEXT}"]
         else:
             start = f"(open {one})* end" if self.parallel else f"end | open {one}"
             rules += ["end: TEXT", f"TEXT: {_ANY_TEXT}", f"open[lazy]: TEXT {_quoted(OPEN)}"]
@@ -140,20 +167,33 @@ class CallRules:
             }
             for tool in self.tools
         ]
-        form = {"tags": tags, "at_least_one": self.required, "stop_after_first": not self.parallel}
-        if self.required:
+        only_calls = self.required or self.answer is not None
+        form = {"tags": tags, "at_least_one": only_calls, "stop_after_first": not self.parallel}
+        if only_calls:
             form |= {"type": "tags_with_separator", "separator": "\n"}
         else:
             form |= {"type": "triggered_tags", "triggers": [OPEN]}
+        if self.or_json:
+            answer = {
+                "type": "json_schema",
+                "json_schema": self._answer,
+                "max_whitespace_cnt": 1,
+            }
+            form = {"type": "or", "elements": [form, answer]}
         return json.dumps({"type": "structural_tag", "format": form})
+
+    @property
+    def _answer(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.answer or "{}")
+        return found
 
 
 def _head(name: str) -> str:
     return f'\n{{"name": {json.dumps(name)}, "arguments": '
 
 
-def _schema(tool: Tool) -> str:
-    return json.dumps({**tool.parameters, "x-guidance": _WHITESPACE})
+def _schema(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": _WHITESPACE})
 
 
 def _quoted(text: str) -> str:
@@ -172,14 +212,16 @@ class Part:
 class CallReader:
     """Divide the text of an answer, as it arrives, into content and calls.
 
-    Whitespace before a call, and after the last one, is left out. The text follows `grammar`, so a
-    call has a name, and its end is found without parsing JSON.
+    Whitespace before a call, and after the last one, is left out. The text follows `CallRules`, so
+    a call has a name, and its end is found without parsing JSON. If `or_json` is true, text that
+    does not begin with a call is JSON without calls, whose strings may contain anything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, or_json: bool = False) -> None:
         self.calls = 0
         """Number of calls so far."""
         self._held = ""
+        self._undecided, self._is_json = or_json, False
         self._in_head = self._in_arguments = False
 
     @property
@@ -191,6 +233,15 @@ class CallReader:
         """Return the parts that are complete with more text."""
         self._held += text
         parts: list[Part] = []
+        if self._undecided:
+            begins = OPEN.startswith(self._held[: len(OPEN)])
+            self._undecided = begins and len(self._held) < len(OPEN)
+            self._is_json = not begins
+            if self._undecided:
+                return []
+        if self._is_json:
+            held, self._held = self._held, ""
+            return [Part(text=held)] if held else []
         while True:
             before = self._held
             if self._in_arguments:

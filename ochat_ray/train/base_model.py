@@ -217,8 +217,8 @@ def vocabulary_size(tokenizer: Any) -> int:
 def generation_config(tokenizer: Any, base: Any = None) -> Any:
     """Return a transformers GenerationConfig that stops at the end-of-turn token.
 
-    It takes no settings from the base model, except with the base's own template: then it is the
-    base's, which also stops at each token that ends a turn.
+    It takes no settings from the base model. With the base's own template, it is instead a copy of
+    `base` that also stops at each token that ends a turn.
     """
     from transformers import GenerationConfig
 
@@ -241,7 +241,8 @@ def prepare_base(
 
     It is `path` itself, or its copy on this host, if nothing has to change; otherwise a copy in
     `directory`, in the weights' own dtype. The model is changed once, before training, since
-    resizing embeddings that ZeRO-3 has partitioned is slow and error-prone.
+    resizing embeddings that ZeRO-3 has partitioned is slow and error-prone. For the base's own
+    template (`model_type` "chat") no token is added.
     """
     adds_token = model_type != CHAT and not has_end_of_turn(path)
     if not adds_token and not allow_pickle:

@@ -233,3 +233,44 @@ def test_a_split_run_has_more_samples_than_conversations(tmp_path, tokenizer_dir
     ]
     assert len(set(ids)) == rows
     assert {id.split("#")[0] for id in ids} == set(kept)
+
+
+def test_a_models_own_template_is_in_tables_manifest_and_report(tmp_path, tokenizer):
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function | tojson }}{% endfor %}<|end_of_turn|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = template
+    own.save_pretrained(tmp_path / "base")
+    call = {"id": "1", "function": {"name": "add", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "sum <|end_of_turn|>"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "5"},
+        {"role": "assistant", "content": "five", "reasoning_content": "lost"},
+    ]
+    write(tmp_path / "in", [{"messages": messages}, {"messages": messages[:1]}], files=1)
+    changes = {"recipe": "chat", "tokenizer": str(tmp_path / "base"), "eval_ratio": 0.0}
+    manifest = pipeline.prepare(config(tmp_path, "", max_length=200, **changes))
+    ((ids, weights),) = [
+        (row["input_ids"], row["loss_weights"])
+        for row in open_tokens(str(tmp_path / "out"), "train").to_pylist()
+    ]
+    text = "".join(tokenizer.decode([id]) for id in ids)
+    assert text == (
+        "[user]sum <|end_of_turn|><|end_of_turn|>"
+        '[assistant]{"name": "add", "arguments": {}}<|end_of_turn|>'
+        "[tool]5<|end_of_turn|>[assistant]five<|end_of_turn|>"
+    )
+    end = tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
+    assert ids.count(end) == 4  # the typed one is text
+    assert [w for id, w in zip(ids, weights, strict=True) if id == end] == [0.0, 1.0, 0.0, 1.0]
+    assert manifest["template"] == {"source": template, "arguments": {}, "today": None}
+    assert manifest["template_notes"] == {"reasoning_left_out": 1}
+    assert manifest["counts"]["dropped"] == {"too_short": 1}
+    report = Path(tmp_path, "out", "report.html").read_text()
+    assert "reasoning_left_out" in report
+    again = pipeline.prepare(config(tmp_path, "", max_length=200, **changes))
+    assert again == manifest

@@ -111,6 +111,21 @@ def test_the_window_halves_once_for_all_that_were_refused_together():
     assert 9 < asyncio.run(work()) < 11
 
 
+def test_the_window_doubles_per_round_trip_until_there_is_backpressure():
+    """Growth by one per round trip would need an hour to 256 calls of 20 seconds."""
+
+    async def work():
+        window = Window(256)
+        sizes = []
+        for _ in range(6):
+            for _ in range(int(window.size)):
+                window.faster()
+            sizes.append(window.size)
+        return sizes
+
+    assert asyncio.run(work()) == [16, 32, 64, 128, 256, 256]
+
+
 def test_retry_after_may_be_a_date():
     class Dated:
         headers = {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}  # noqa: RUF012

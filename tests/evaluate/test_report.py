@@ -20,7 +20,8 @@ def one(model, score=70.0, **fields):
 
 def results(*scores, **fields):
     return {
-        "suite": "vicuna", "unit": "% of the baseline's score", "baseline": f"base{EVIL}",
+        "suite": "vicuna", "unit": "% of the baseline's score", "even": 100.0,
+        "baseline": f"base{EVIL}",
         "judge": "gpt-4", "scores": list(scores), "differences": [], "questions": 1,
         "questions_digest": "q1", "prompts_digest": "p1", "version": "0.1",
         "time": "2026-11-23T00:00:00+00:00", "config": {"samples": 3, "judge_url": EVIL},
@@ -105,7 +106,7 @@ def test_filters_are_of_categories_of_what_is_behind_and_of_what_could_not_be_re
         "not judged",
     ):  # fmt: skip
         assert label in text
-    alone = report_html(results(one("ours"), baseline=None), entries)
+    alone = report_html(results(one("ours"), baseline=None, even=None), entries)
     assert "behind the baseline (" not in alone
 
 
@@ -129,7 +130,7 @@ def test_it_says_where_models_come_from():
 
 def test_nothing_judged_is_a_page_too():
     none = one("ours", failed=6) | {"score": None, "low": None, "high": None, "by_category": {}}
-    page = report_html(results(none, baseline=None, suite="mt_bench"), [])
+    page = report_html(results(none, baseline=None, even=None, suite="mt_bench"), [])
     assert "–" in page
 
 

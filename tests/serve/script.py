@@ -64,11 +64,11 @@ class Script:
         return {"r1": self.engine.capacity()}
 
 
-def app_for(tokenizer, backend, **settings):
+def app_for(tokenizer, backend, adapters=None, **settings):
     defaults = {
         "directory": "", "engine": "transformers", "served_model_name": "tiny",
         "model_type": "openchat", "context_length": 64, "vocabulary": 301, "created": 5,
         "max_body_bytes": 10_000, "max_messages": 8, "request_timeout_s": 60, "keep_alive_s": 60,
         "choices_at_once": 8,
     }  # fmt: skip
-    return build_app(IngressSettings(**(defaults | settings)), tokenizer, backend)
+    return build_app(IngressSettings(**(defaults | settings)), tokenizer, backend, adapters)

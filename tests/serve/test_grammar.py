@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ochat_ray.serve.engines import grammar as grammar_module
-from ochat_ray.serve.engines.base import RequestRefusedError
-from ochat_ray.serve.engines.grammar import Grammars, Source
+from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
+from ochat_ray.serve.engines.grammar import Grammars, Source, source_of
+from ochat_ray.serve.tools import CallRules, Tool
 
 YES_OR_NO = json.dumps({"enum": ["yes", "no"]})
 
@@ -53,6 +54,17 @@ def test_a_stop_id_is_possible_only_where_the_text_is_complete(grammars, tokeniz
     assert np.flatnonzero(grammar.allowed((end, plain))).tolist() == sorted([end, plain])
     # The end-of-turn token is none of these requests' stop ids.
     assert np.flatnonzero(grammar.allowed((plain,))).tolist() == [plain]
+
+
+def test_a_text_that_only_a_stop_id_can_begin_is_refused(grammars, tokenizer):
+    (quote,) = tokenizer.encode('"', add_special_tokens=False)
+    with pytest.raises(RequestRefusedError) as caught:
+        grammars.grammar(YES_OR_NO).allowed((quote,))
+    assert caught.value.param == "stop_token_ids"
+    end = tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
+    special = grammars.grammar(Source("grammar", "start: <|end_of_turn|>"))
+    with pytest.raises(RequestRefusedError, match="special token"):
+        special.allowed((end,))
 
 
 def test_padded_and_special_ids_are_never_allowed(grammars, tokenizer):
@@ -172,6 +184,25 @@ def test_blanks_in_a_row_are_bounded(grammars, tokenizer, before, char):
 @pytest.mark.parametrize("schema", ["{}", '{"type": "number"}'])
 def test_digits_in_a_row_are_bounded(grammars, tokenizer, before, schema):
     assert longest_run(grammars.grammar(schema), tokenizer, before, "1") == 20
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"x": '
+BOUNDS = [("", "1", 100), ('5" ', "1", 100), (CALL, "1", 20), ('5" ' + CALL, "1", 20)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "before", "char", "bound"),
+    [(None, *bound) for bound in BOUNDS]
+    + [(None, CALL + "1}}\n</tool_call> ", "1", 100), ('{"type":"object"}', '{"a": ', "1", 20)]
+    + [('{"type":"object"}', *bound) for bound in BOUNDS[2:3]],
+)
+def test_digits_of_arguments_are_bounded_and_those_of_text_are_not(
+    grammars, tokenizer, answer, before, char, bound
+):
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    calls = CallRules(tools=(Tool(name="add", parameters=schema),), answer=answer)
+    source = source_of(Sampling(max_tokens=1, calls=calls))
+    assert longest_run(grammars.grammar(source), tokenizer, before, char) == bound
 
 
 def test_blanks_and_digits_of_a_string_are_not_bounded(grammars, tokenizer):

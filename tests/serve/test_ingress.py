@@ -83,7 +83,7 @@ def test_a_long_prompt_is_refused_with_the_numbers(tokenizer):
     # OpenAI's words, by which LiteLLM and others recognise it.
     assert re.fullmatch(
         r"This model's maximum context length is 64 tokens\. However, your messages resulted in "
-        r"\d{3} tokens\. Please reduce the length of the messages\.",
+        r"\d{3} tokens\. Please reduce the length of the messages\. \(context_length_exceeded\)",
         error["message"],
     )
     app = app_for(tokenizer, script)
@@ -147,6 +147,9 @@ def test_tokenize_says_what_the_model_reads(tokenizer):
     answer = ask(app, path="/tokenize", json={"messages": messages, "condition": "GPT4"}).json()
     assert answer == {"count": len(wanted), "max_model_len": 64, "tokens": wanted}
     assert ask(app, path="/tokenize", json={"prompt": ""}).json()["tokens"] == [0]
+    body = {"prompt": "a", "add_special_tokens": False, "return_token_strs": False}
+    tokens = ask(app, path="/tokenize", json=body).json()["tokens"]
+    assert tokens == tokenizer.encode("a", add_special_tokens=False)
 
 
 @pytest.mark.parametrize("text", ["", "héllo 🙂", "<s> typed", "x" * 5000])

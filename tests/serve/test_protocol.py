@@ -16,7 +16,8 @@ from ochat_ray.serve.engines.base import (
 )
 from ochat_ray.serve.errors import ApiError, to_api_error, validation_error
 from ochat_ray.serve.lenient import LenientChatRequest, ignored_fields
-from ochat_ray.serve.protocol import ChatRequest, CompletionRequest, TokenizeRequest
+from ochat_ray.serve.protocol import ChatRequest, CompletionRequest
+from ochat_ray.serve.tokenize_request import TokenizeRequest
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
@@ -40,8 +41,13 @@ def refusal(**fields):
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         ({"tools": [TOOL, TOOL]}, "tools"),
         ({"tools": [TOOL], "logprobs": True}, "logprobs"),
-        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [TOOL], "guided_choice": ["a"]}, "guided_choice"),
         ({"tools": [TOOL], "ignore_eos": True}, "ignore_eos"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}},
+            "tool_choice.allowed_tools.mode",
+        ),
         (
             {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
             "tool_choice",
@@ -73,11 +79,11 @@ def refusal(**fields):
             },
             "continue_final_message",
         ),
-        ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
         ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag"),
         ({"structured_outputs": {"json": BILLION}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": {"minItems": 10**400}}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json"),
         ({"structured_outputs": {"regex": "a{1000000}"}}, "structured_outputs.regex"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
@@ -96,6 +102,7 @@ def refusal(**fields):
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"presence_penalty": -2.5}, "presence_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty"),
         ({"ignore_eos": True, "response_format": {"type": "json_object"}}, "ignore_eos"),
         ({"min_p": 1.5}, "min_p"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
@@ -165,6 +172,9 @@ def test_what_is_not_supported_is_refused_by_name(fields, param):
         {"chat_template_kwargs": {}, "extra_body": {}},
         {"best_of": 1, "suffix": "", "echo": False},
         {"stream": True, "stream_options": {"include_obfuscation": False}},
+        {"stream_options": {"include_usage": False, "continuous_usage_stats": None}},
+        {"structured_outputs": {}, "prompt_cache_options": {"mode": "implicit"}},
+        {"structured_outputs": {"json": None, "json_object": False}},
         {"messages": [{"role": "user", "content": "hi", "name": None, "cache_control": {}}]},
         {"messages": [{"role": "user", "content": "hi", "annotations": [], "tool_calls": []}]},
         {"messages": [{"role": "user", "content": "hi", "parsed": {"a": 1}, "refusal": None}]},
@@ -444,7 +454,10 @@ def test_top_k_of_the_whole_vocabulary_is_no_top_k(top_k, meant):
     assert sampling(ChatRequest.model_validate(body(top_k=top_k))).top_k == meant
 
 
-@pytest.mark.parametrize("fields", [{"temperature": 0}, {"top_k": 1}, {"top_p": 0}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"temperature": 0}, {"temperature": 1e-40}, {"top_k": 1}, {"top_p": 0}, {"top_p": 1e-50}],
+)
 def test_three_ways_to_be_greedy(fields):
     assert sampling(ChatRequest.model_validate(body(**fields))).greedy
 
@@ -455,6 +468,7 @@ def test_a_prompt_above_the_context_is_refused_with_the_numbers():
     error = caught.value
     assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "messages")
     assert error.message.count("100") == 2
+    assert "context_length_exceeded" in error.message
 
 
 def test_prompt_and_limit_above_the_context_are_refused():

@@ -132,6 +132,22 @@ def test_the_engine_gets_the_format_and_the_choice(tokenizer):
     assert script.seen[-1][1].json_schema == '{"enum":[1]}'
     respond(app, tools=[TOOL], tool_choice={"type": "function", "name": "add"})
     assert script.seen[-1][1].calls.required
+    named = [{"type": "function", "name": "add"}]
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": named}
+    assert respond(app, tools=[TOOL], tool_choice=choice).json()["tool_choice"] == choice
+    assert not script.seen[-1][1].calls.required
+
+
+def test_sampling_fields_of_vllm_are_those_of_a_chat(tokenizer):
+    script = Script(tokenizer)
+    fields = {
+        "seed": 5, "ignore_eos": True, "top_k": 3, "min_p": 0.1, "presence_penalty": 0.5,
+        "frequency_penalty": 0.5, "repetition_penalty": 1.2, "stop": ["lo"],
+    }  # fmt: skip
+    body = respond(app_for(tokenizer, script), **fields, max_output_tokens=9).json()
+    assert OpenAIResponse.model_validate(body).output_text == "Hel"
+    ask(app_for(tokenizer, script), json=ASK | fields | {"max_tokens": 9})
+    assert script.seen[0][1] == script.seen[1][1]
 
 
 def test_a_broken_stream_ends_with_an_error_event(tokenizer):
@@ -149,11 +165,18 @@ def test_a_broken_stream_ends_with_an_error_event(tokenizer):
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "g"}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "file_search"}, "tools": [TOOL]}, "tool_choice"),
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input.0"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.item_reference"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"reasoning": {"effort": None, "summary": "auto"}}, "reasoning"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, None),
         ({"input": "0" * 500}, "input"),
-        ({"text": {"format": {"type": "json_object"}}, "tools": [TOOL]}, "text.format"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"stop": [""]}, "stop"),
+        ({"n": 2}, "n"),
         ({"model": "other"}, "model"),
     ],
 )
@@ -168,5 +191,12 @@ def test_what_asks_for_nothing_is_accepted(tokenizer):
         "store": False, "include": [], "truncation": "disabled", "reasoning": {},
         "parallel_tool_calls": True, "tool_choice": "auto", "previous_response_id": None,
         "text": {"format": {"type": "text"}}, "service_tier": "auto", "user": "u",
+        "max_tool_calls": 3, "context_management": [], "prompt_cache_options": {},
+        "stream_options": {"include_obfuscation": None},
     }  # fmt: skip
+    assert respond(served(tokenizer), **fields).status_code == 200
+    fields = {
+        "include": ["reasoning.encrypted_content"],
+        "reasoning": {"effort": None, "summary": None},
+    }
     assert respond(served(tokenizer), **fields).status_code == 200

@@ -2,7 +2,7 @@
 
 import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 
 from ochat_ray.serve.tools import Call, calls_text
 from tests.serve.asking import ASK, ask, chunks, error_of
@@ -20,6 +20,13 @@ TOOLS = [
     },
     {"type": "function", "function": {"name": "now"}, "cache_control": {"type": "ephemeral"}},
 ]
+
+
+def allowed(mode, *names):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 CALLS = [Call(name="add", arguments='{"x": 1}'), Call(name="now", arguments="{}")]
 BODY = ASK | {"tools": TOOLS}
 
@@ -79,7 +86,9 @@ def test_a_call_that_is_cut_off_says_so(tokenizer):
         ({}, ["add", "now"], False, True),
         ({"tool_choice": "auto", "parallel_tool_calls": False}, ["add", "now"], False, False),
         ({"tool_choice": "required"}, ["add", "now"], True, True),
-        ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, ["now"], True, True),
+        ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, ["now"], True, False),
+        ({"tool_choice": allowed("auto", "now")}, ["now"], False, True),
+        ({"tool_choice": allowed("required", "now", "add")}, ["add", "now"], True, True),
     ],
 )
 def test_the_engine_gets_the_rules_of_the_choice(tokenizer, fields, names, required, parallel):
@@ -91,6 +100,29 @@ def test_the_engine_gets_the_rules_of_the_choice(tokenizer, fields, names, requi
     described = tokenizer.decode(script.seen[0][0])
     assert '"name": "add"' in described  # all tools, whichever may be called
     assert '"name": "now"' in described
+
+
+@pytest.mark.parametrize("text", ['{"a": "<tool_call> 🙂"}', calls_text("", CALLS)])
+def test_with_a_response_format_an_answer_is_json_or_calls(tokenizer, text):
+    script = Script(tokenizer, text)
+    app = app_for(tokenizer, script, context_length=2000)
+    body = BODY | {"response_format": {"type": "json_object"}}
+    (choice,) = ask(app, json=body).json()["choices"]
+    assert script.seen[0][1].calls.answer == '{"type":"object"}'
+    state = ChatCompletionStreamState()
+    for chunk in chunks(ask(app, json=body | {"stream": True})):
+        state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+    (streamed,) = state.get_final_completion().choices
+    for message, reason in (
+        (ChatCompletionMessage.model_validate(choice["message"]), choice["finish_reason"]),
+        (streamed.message, streamed.finish_reason),
+    ):
+        if text.startswith("{"):
+            assert (message.content, message.tool_calls, reason) == (text, None, "stop")
+        else:
+            called = [(call.function.name, call.function.arguments) for call in message.tool_calls]
+            assert called == [(call.name, call.arguments) for call in CALLS]
+            assert (message.content or None, reason) == (None, "tool_calls")
 
 
 def test_tools_that_must_not_be_called_are_not_shown(tokenizer):
@@ -110,6 +142,8 @@ def test_a_client_sends_the_calls_back_with_their_results(tokenizer):
         {"role": "tool", "tool_call_id": call["id"], "content": str(number)}
         for number, call in enumerate(message["tool_calls"])
     ]
+    for index, call in enumerate(message["tool_calls"]):
+        call["index"] = index  # as in the deltas of a stream
     body = BODY | {"messages": [*ASK["messages"], message, *results]}
     assert ask(app, json=body).status_code == 200
     assert "<tool_response>\n1\n</tool_response>" in tokenizer.decode(script.seen[0][0])

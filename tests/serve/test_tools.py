@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -93,9 +94,28 @@ def test_a_call_that_must_be_the_only_one_ends_the_answer(accepts):
     assert not accepts(source, ONE + " more")
 
 
-def read(pieces):
+@pytest.mark.parametrize(
+    ("text", "auto", "required"),
+    [
+        ('{"x": 1}', True, False),
+        ('{"y": 1}', False, False),
+        ("no call", False, False),
+        ("", False, False),
+        (TWO, True, True),
+        ("I think: " + ONE, False, False),
+        (ONE + '{"x": 1}', False, False),
+    ],
+)
+def test_with_a_schema_an_answer_is_calls_or_matches_it(accepts, text, auto, required):
+    rules = CallRules(tools=TOOLS, answer=json.dumps(INTEGER))
+    assert accepts(rules.lark(), text) is auto
+    assert accepts(replace(rules, required=True).lark(), text) is required
+    assert accepts(replace(rules, parallel=False).lark(), text) is (auto and text != TWO)
+
+
+def read(pieces, **options):
     """The content and the calls of an answer that arrives in these pieces."""
-    reader, content, calls = CallReader(), "", []
+    reader, content, calls = CallReader(**options), "", []
     parts = [part for piece in pieces for part in reader.push(piece)]
     for part in [*parts, *reader.flush()]:
         if part.is_name:
@@ -121,6 +141,12 @@ def test_what_was_written_is_read_however_it_is_divided(content, calls, data):
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=12)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert read(pieces) == (content, calls)
+    json_text = json.dumps([text])
+    cuts = [*sorted(cut for cut in cuts if cut < len(json_text)), len(json_text)]
+    pieces = [json_text[a:b] for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
+    assert read(pieces, or_json=True) == (json_text, [])
+    if calls and not content:
+        assert read([text[:5], text[5:]], or_json=True) == (content, calls)
 
 
 def test_whitespace_around_calls_is_no_content_and_other_text_is():

@@ -20,6 +20,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.local_cluster import free_port
 from ochat_ray.serve.args import ServeArgs, resolve
 from ochat_ray.serve.engines.base import EngineUnavailableError, RequestRefusedError, Sampling
+from tests.serve.adapter_directories import tensors_by_module, write_adapter
 
 pytestmark = [
     pytest.mark.vllm,
@@ -225,3 +226,83 @@ def test_serve_answers_over_http_and_leaves_no_process(two_headed_model):
     assert answer["usage"]["completion_tokens"] == len(out)
     whole = tokenizer.decode(out, skip_special_tokens=True)
     assert answer["choices"][0]["message"]["content"].rstrip("\ufffd") == whole.rstrip("\ufffd")
+
+
+def test_adapters_in_one_batch_answer_as_merged_weights_do(two_headed_model, tmp_path, monkeypatch):
+    """Expected tokens are those of plain transformers with W + scaling x B A as weights."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from ochat_ray.serve.adapter_files import read_adapter
+    from ochat_ray.serve.engines import vllm_adapters
+    from ochat_ray.serve.engines.base import Adapter
+
+    scaling = {"one": 6 / 4, "two": 6 / 2}
+    write_adapter(tmp_path / "one", 1, lora_alpha=6)
+    targets = ("o_proj", "up_proj")
+    write_adapter(tmp_path / "two", 2, targets=targets, lora_alpha=6, use_rslora=True)
+    write_adapter(tmp_path / "bad", 3)
+    rules = settings(two_headed_model, adapters=str(tmp_path)).adapters.rules(two_headed_model)
+    adapters = {
+        name: Adapter(
+            name=name,
+            directory=str(tmp_path / name),
+            digest=read_adapter(tmp_path / name, rules).digest,
+        )
+        for name in ("one", "two", "bad")
+    }
+    prompts = [PROMPT, [0, *range(60, 160)]]
+
+    def expected(name, prompt):
+        model = LlamaForCausalLM.from_pretrained(two_headed_model, dtype=torch.float32).eval()
+        if name is not None:
+            for module, pair in tensors_by_module(tmp_path / name).items():
+                weight = model.get_submodule(module).weight.data
+                weight += scaling[name] * pair["B"] @ pair["A"]
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(12):
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        return ids[len(prompt) :]
+
+    async def answer(engine, number, name, prompt):
+        sampling = Sampling(
+            max_tokens=12, temperature=0, top_logprobs=5, adapter=name and adapters[name]
+        )
+        deltas = [d async for d in engine.submit(f"r{number}", prompt, sampling)]
+        return [entry for delta in deltas for entry in delta.logprobs]
+
+    async def answers(engine, plain):
+        asked = [(name, prompt) for prompt in prompts for name in (None, "one", "two")]
+        for _ in range(2):  # the second time with the prefix cache
+            found = await asyncio.gather(*[answer(engine, n, *a) for n, a in enumerate(asked)])
+            for (name, prompt), entries in zip(asked, found, strict=True):
+                assert [e.token_id for e in entries] == expected(name, prompt), (name, prompt)
+        with monkeypatch.context() as patch:
+            content = vllm_adapters.VllmAdapters._copy
+
+            def damaged(self, adapter, copy):
+                content(self, adapter, copy)
+                (copy / "adapter_model.safetensors").write_bytes(b"x")
+
+            patch.setattr(vllm_adapters.VllmAdapters, "_copy", damaged)
+            with pytest.raises(RequestRefusedError, match="adapter 'bad' is not served"):
+                await answer(engine, 0, "bad", PROMPT)
+        shutil.rmtree(tmp_path / "bad")
+        with pytest.raises(RequestRefusedError, match="adapter 'bad' has no"):
+            await answer(engine, 0, "bad", PROMPT)
+        for prompt in prompts:
+            both = [await answer(e, 0, None, prompt) for e in (engine, plain)]
+            assert both[0] == both[1]
+        shutil.rmtree(tmp_path / "one")  # those that are loaded need no files
+        entries = await answer(engine, 0, "one", PROMPT)
+        assert [e.token_id for e in entries] == expected_one
+
+    expected_one = expected("one", PROMPT)
+    engine = open_engine(two_headed_model, adapters=str(tmp_path), max_adapter_rank=4)
+    plain = open_engine(two_headed_model)
+    try:
+        asyncio.run(answers(engine, plain))
+    finally:
+        engine.close()
+        plain.close()

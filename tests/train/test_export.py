@@ -135,7 +135,7 @@ def test_embeddings_that_the_base_ties_only_by_name_are_both_written(tmp_path):
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     model.lm_head.weight = torch.nn.Parameter(torch.randn(40, 32))
-    tokenizer = type("T", (), {"get_vocab": lambda _: {"x": 39}})
+    tokenizer = type("T", (), {"get_vocab": lambda _: {"x": 39}, "chat_template": None})
     tokenizer.get_added_vocab = lambda _: {"<|end_of_turn|>": 39}
     result = export.exported_config(model, tokenizer())
     assert result.tie_word_embeddings is False

@@ -212,7 +212,10 @@ def test_gpt_big_code_gets_its_token_trains_and_loads(configured, tmp_path, toke
     assert torch.equal(exported[rows], old.double().mean(0).float().bfloat16().float())
     messages = [{"role": "user", "content": " def f():\n  <|end_of_turn|>"}]
     ids = AutoTokenizer.from_pretrained(tmp_path / "model").apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False
+        messages,
+        chat_template=Path(tmp_path, "model", "exact_chat_template.jinja").read_text(),
+        add_generation_prompt=True,
+        return_dict=False,
     )
     turns = [{"role": "user", "text": messages[0]["content"]}]
     assert ids == encode(turns, "opencoder", with_token, add_generation_prompt=True)[0]

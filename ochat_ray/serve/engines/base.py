@@ -19,15 +19,18 @@ _GRAMMARS = frozenset(
 
 UNSUPPORTED: Mapping[str, frozenset[str]] = {
     "transformers": frozenset(),
-    "vllm": _GRAMMARS,
+    "vllm": _GRAMMARS | {"embeddings"},
     "scripted": _GRAMMARS
     | frozenset(
         "min_p repetition_penalty presence_penalty frequency_penalty logit_bias response_format"
         " seed echo prompt_logprobs bad_words tools guided_json structured_outputs.json"
-        " structured_outputs.json_object".split()
+        " structured_outputs.json_object adapters embeddings".split()
     ),
 }
-"""Request fields that each engine does not support, by engine name; such requests are rejected."""
+"""Request fields and arguments that each engine does not support, by engine name.
+
+Such requests are rejected, and the server does not start with such arguments.
+"""
 
 
 class EngineError(Exception):
@@ -58,6 +61,15 @@ class RequestRefusedError(EngineError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """LoRA adapter: its name, the directory of its files, and the digest of their content."""
+
+    name: str
+    directory: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
     """Sampling parameters of one request. The defaults have no effect.
 
@@ -66,8 +78,8 @@ class Sampling:
 
     Attributes:
         max_tokens: Maximum tokens of the answer.
-        temperature: 0 is greedy.
-        top_p: 0 is greedy.
+        temperature: Below 1e-5 is greedy, as in vLLM.
+        top_p: Below 1e-6 is greedy.
         top_k: 0 samples from all tokens.
         min_p: Minimum probability of a token, relative to the most likely one's.
         repetition_penalty: Applies to prompt and answer, as in CTRL: logits of previous tokens are
@@ -86,6 +98,8 @@ class Sampling:
         stop_ids: Token ids that end generation with reason "stop".
         min_tokens: Tokens before which no stop id is possible.
         bad_words: Sequences of token ids that the answer does not contain.
+        adapter: LoRA adapter that the model runs with; None is the model as it is.
+        embed: Whether to report the embedding of the prompt.
     """
 
     max_tokens: int
@@ -106,11 +120,16 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()
+    adapter: Adapter | None = None
+    embed: bool = False
 
     @property
     def greedy(self) -> bool:
-        """True if the most likely remaining token is always chosen."""
-        return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
+        """True if the most likely remaining token is always chosen.
+
+        Logits divided by a smaller temperature, and a smaller `top_p`, exceed what float32 holds.
+        """
+        return self.temperature < 1e-5 or self.top_k == 1 or self.top_p < 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +191,8 @@ class Delta:
     A stop token that ended generation is the last of `token_ids`. `logprobs` has one entry per
     token if requested, and is empty otherwise. The first delta of a request has the prompt's
     log-probabilities, if requested, and the number of prompt tokens found in the engine's cache;
-    None means that the engine does not report it.
+    None means that the engine does not report it. It also has the prompt's embedding, if requested:
+    the mean over its tokens of the last hidden states, [hidden size], float32.
     """
 
     token_ids: tuple[int, ...]
@@ -180,6 +200,7 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: PromptLogprobs | None = None
     cached_tokens: int | None = None
+    embedding: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,8 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from ochat_ray.serve.engines.base import Sampling, TokenLogprobs
 from ochat_ray.serve.engines.grammar import Grammar
+from ochat_ray.serve.engines.lora import Lora, salted
+from ochat_ray.serve.engines.prompt_means import PromptMean
 from ochat_ray.serve.engines.prompt_scores import PromptScores
 from ochat_ray.serve.engines.sampler import adjust, choose, log_probabilities
 
@@ -27,6 +29,8 @@ class RequestSampler:
     Attributes:
         logprobs: One entry per sampled token, if requested.
         prompt_scores: Log-probabilities of the prompt, if requested.
+        prompt_mean: Mean of the prompt's hidden states, if requested.
+        lora: Adapter that the model runs with.
         cached_tokens: Prompt tokens that were in the cache.
         error: First exception; the tokens after it are meaningless.
     """
@@ -38,6 +42,8 @@ class RequestSampler:
         self.error: Exception | None = None
         self.cached_tokens = 0
         self.prompt_scores: PromptScores | None = None
+        self.prompt_mean: PromptMean | None = None
+        self.lora: Lora | None = None
         self._sampling = sampling
         self._seed = seed
         self._grammar = grammar
@@ -66,6 +72,15 @@ class RequestSampler:
     def begun(self) -> bool:
         """True once the answer has a token."""
         return bool(self._answer)
+
+    @property
+    def computes_all(self) -> bool:
+        """True if no token of the prompt may be taken from the cache."""
+        return self.prompt_scores is not None or self.prompt_mean is not None
+
+    def salted(self, token_ids: Sequence[int]) -> list[int]:
+        """Return token ids by which the cache recognizes a prompt for this adapter."""
+        return salted(token_ids, self.lora)
 
     def draw(self, scores: torch.Tensor) -> int:
         """Sample the next token from logits, [vocabulary], which may be modified; never raise."""

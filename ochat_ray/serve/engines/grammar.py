@@ -19,6 +19,7 @@ from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
 from ochat_ray.serve.engines.schema_limits import check_counts, is_costly
 from ochat_ray.serve.engines.schema_trial import PARAM, SchemaTrial
 from ochat_ray.serve.served_model import open_served_tokenizer
+from ochat_ray.serve.tools import CLOSE, OPEN, TEXT_TOKENS
 from ochat_ray.tokenizer import end_of_turn_id
 
 COMPILED = 64
@@ -45,11 +46,17 @@ wants to write `[` and a newline would close the array instead.
 """
 
 
+SourceKind = Literal["json_schema", "grammar", "calls", "calls or JSON"]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Text of a JSON Schema, as JSON, or of a grammar, in llguidance's Lark syntax or GBNF."""
+    """Text of a JSON Schema, as JSON, or of a grammar, in llguidance's Lark syntax or GBNF.
 
-    kind: Literal["json_schema", "grammar"]
+    The grammars of calls of tools, or of calls or JSON, are kinds of their own.
+    """
+
+    kind: SourceKind
     text: str
 
 
@@ -58,10 +65,16 @@ def source_of(sampling: Sampling) -> Source | None:
     if sampling.json_schema is not None:
         return Source("json_schema", sampling.json_schema)
     if sampling.calls is not None:
-        return Source("grammar", sampling.calls.lark())
+        kind: SourceKind = "calls or JSON" if sampling.calls.or_json else "calls"
+        both = sampling.calls.lark(), sampling.calls.lark(tokens=True)
+        return Source(kind, _BY_TOKENS.join(both))
     return None if sampling.grammar is None else Source("grammar", sampling.grammar)
 
 
+_BY_TOKENS = "\n%% where the marks of a call are tokens\n"
+"""Between the two grammars of a source of calls; JSON in them has no line break."""
+
+_OPEN, _CLOSE = OPEN.encode(), CLOSE.encode()
 _BLANK, _DIGIT, _OTHER = range(3)
 _KINDS = {**dict.fromkeys(b" \t\n\r", _BLANK), **dict.fromkeys(b"0123456789", _DIGIT)}
 
@@ -72,6 +85,15 @@ class Tokens:
     def __init__(self, tokenizer: Any, end_id: int) -> None:
         self.tokenizer = from_tokenizer(tokenizer, eos_token=end_id)
         self.end_id = end_id
+        added = {t.content: id for id, t in tokenizer.added_tokens_decoder.items()}
+        self.marks_calls = OPEN in added and CLOSE in added
+        """Whether the marks around a call are single tokens, as in Qwen's vocabularies."""
+        self.text_ids = [
+            id
+            for id, token in tokenizer.added_tokens_decoder.items()
+            if not token.special and token.content not in (OPEN, CLOSE)
+        ]
+        """Added tokens that are text, such as <think>, which llguidance does not count as text."""
         self.bytes = [self.tokenizer.decode_bytes([i]) for i in range(self.tokenizer.vocab_size)]
         self.kinds = np.array(
             [_KINDS.get(spelt[0], _OTHER) if spelt else _OTHER for spelt in self.bytes]
@@ -101,19 +123,47 @@ class _Run:
         return self.kind != _OTHER and self.length >= LONGEST_RUN
 
 
+class _CallRun(_Run):
+    """Same, for text around calls, which are JSON; the text is JSON as well if `or_json`."""
+
+    def __init__(self, *, or_json: bool) -> None:
+        super().__init__()
+        self._is_json = or_json
+        self._last = b""
+
+    def extend(self, text: bytes) -> None:
+        for byte in text:
+            self._last = self._last[-len(_CLOSE) :] + bytes([byte])
+            if not self._quoted and self._last.endswith((_OPEN, _CLOSE)):
+                self._is_json = self._last.endswith(_OPEN)
+                self.kind, self.length = _OTHER, 0
+            elif self._is_json:
+                super().extend(bytes([byte]))
+
+
 class Grammar:
     """State of one answer within its schema or grammar; only JSON has a limit on runs."""
 
-    def __init__(self, matcher: Any, vocabulary: int, tokens: Tokens, *, is_json: bool) -> None:
+    def __init__(
+        self, matcher: Any, vocabulary: int, tokens: Tokens, kind: SourceKind = "grammar"
+    ) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._tokens = tokens
-        self._run = _Run() if is_json else None
+        self._run: _Run | None = None
+        if kind == "json_schema":
+            self._run = _Run()
+        elif kind != "grammar":
+            self._run = _CallRun(or_json=kind == "calls or JSON")
 
     def allowed(self, stop_ids: tuple[int, ...]) -> np.ndarray:
         """Return a mask of the ids that may come next: bool, [vocabulary].
 
         Special tokens and unused ids are not allowed. A stop id is allowed if the text is complete.
+
+        Raises:
+            RequestRefusedError: The schema or grammar exceeds llguidance's limits here, or leaves
+                only stop ids or special tokens.
         """
         allowed = np.zeros(self._vocabulary, dtype=bool)
         mask = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)[: allowed.size]
@@ -127,6 +177,12 @@ class Grammar:
         if self._matcher.is_accepting():
             allowed[list(stop_ids)] = True
         self._check()
+        if not allowed.any():
+            if set(stop_ids) - {self._tokens.end_id}:
+                problem = "stop_token_ids: one of them is needed before the text is complete"
+                raise RequestRefusedError(problem, "stop_token_ids")
+            problem = "the schema or grammar requires a special token, which is not text"
+            raise RequestRefusedError(problem, PARAM)
         return allowed
 
     def advance(self, token_id: int) -> None:
@@ -181,8 +237,7 @@ class Grammars:
                     self._compiling.pop(source, None)
             matcher = found.matcher.deep_copy()
         assert self._tokens is not None
-        is_json = source.kind == "json_schema"
-        return Grammar(matcher, self._vocabulary, self._tokens, is_json=is_json)
+        return Grammar(matcher, self._vocabulary, self._tokens, source.kind)
 
     def close(self) -> None:
         """Stop the process that compiles costly schemas first."""
@@ -226,7 +281,7 @@ class Grammars:
             check_counts(parsed)
         except (ValueError, RecursionError) as error:
             raise RequestRefusedError(f"json_schema: {error}", PARAM) from error
-        if source.kind == "grammar" or is_costly(source.text, parsed):
+        if source.kind != "json_schema" or is_costly(source.text, parsed):
             size += self._trial.cost(source)
         return _Compiled(compile_source(self._tokens, source), size)
 
@@ -263,7 +318,7 @@ def compile_source(tokens: Tokens, source: Source) -> Any:
         if kind == "json_schema":
             text = LLMatcher.grammar_from_json_schema(source.text)
         else:
-            text = LLMatcher.grammar_from_lark(any_to_lark(source.text))
+            text = LLMatcher.grammar_from_lark(any_to_lark(_lark(tokens, source)))
     except (ValueError, RecursionError, GbnfToLarkError) as error:
         raise RequestRefusedError(f"{kind} is not valid: {error}", PARAM) from error
     matcher = LLMatcher(tokens.tokenizer, text, log_level=0, limits=_LIMITS)
@@ -273,6 +328,14 @@ def compile_source(tokens: Tokens, source: Source) -> Any:
         problem = f"{kind} cannot be compiled: {_first_line(matcher)}"
         raise RequestRefusedError(problem, PARAM)
     return matcher
+
+
+def _lark(tokens: Tokens, source: Source) -> str:
+    by_text, _, by_tokens = source.text.partition(_BY_TOKENS)
+    if not by_tokens or not tokens.marks_calls:
+        return by_text
+    ids = ",".join(map(str, tokens.text_ids))
+    return by_tokens.replace(f"| {TEXT_TOKENS})", f"| <[{ids}]>)" if ids else ")", 1)
 
 
 def _first_line(matcher: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,8 @@ class PromptScores:
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
-    """Tokens of one prompt in a batch: rows `start` to `end`, from position `first`."""
+class Span:
+    """Tokens of one request in a batch: rows `start` to `end`, from position `first`."""
 
     sampler: Any
     start: int
@@ -66,33 +66,48 @@ class _Span:
     first: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Marked:
+    """Request as `mark_complete_blocks` reads it, with other token ids."""
+
+    request_id: str
+    status: Any
+    initial_tokens: list[int]
+    generated_tokens: list[int]
+
+
 class ScoringProcessors(ContinuousBatchingLogitsProcessorList):
     """Logits processors that also note which rows of the next forward pass score a prompt.
 
     The manager calls `prepare_tensor_args` with the complete batch immediately before the pass.
+    `watchers` are called with its spans.
     """
 
-    def __init__(self, processors: LogitsProcessorList) -> None:
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        watchers: Sequence[Callable[[Sequence[Span]], None]] = (),
+    ) -> None:
         super().__init__(processors, per_request_processors=True)
-        self._spans: list[_Span] = []
+        self._watchers = watchers
+        self._spans: list[Span] = []
         self._kept = 0
 
     def prepare_tensor_args(
         self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor
     ) -> torch.Tensor:
         """Note the rows to score."""
-        self._spans = []
+        spans = []
         row = 0
         for request in requests_in_batch:
             state, length = request.state, request.query_length
             sampler = state.logit_processor_kwargs["sampler"]
-            scores: PromptScores | None = sampler.prompt_scores
-            if scores is not None:
-                first = state.position_offset - length  # the manager has advanced it already
-                count = min(length, len(scores.found.logprobs) - first)
-                if count > 0:
-                    self._spans.append(_Span(sampler, row, row + count, first))
+            first = state.position_offset - length  # the manager has advanced it already
+            spans.append(Span(sampler, row, row + length, first))
             row += length
+        self._spans = [found for span in spans if (found := _scored(span)) is not None]
+        for watch in self._watchers:
+            watch(spans)
         return super().prepare_tensor_args(requests_in_batch, arg_storage)
 
     def hook(self, model: torch.nn.Module) -> None:
@@ -134,11 +149,21 @@ class ScoringProcessors(ContinuousBatchingLogitsProcessorList):
             output.logits = output.logits[:, : self._kept]
 
 
+def _scored(span: Span) -> Span | None:
+    """Return the part of a span whose tokens score the next one of the prompt, if it has any."""
+    scores: PromptScores | None = span.sampler.prompt_scores
+    if scores is None:
+        return None
+    count = min(span.end - span.start, len(scores.found.logprobs) - span.first)
+    return replace(span, end=span.start + count) if count > 0 else None
+
+
 def watch_prefix_matches(manager: Any, sampler_of: Mapping[str, Any]) -> None:
     """Record the prompt tokens that are found in the cache; prompts to score use no cached ones.
 
-    A cached token is not computed again, so it would have no logits. transformers (5.19) has no
-    such setting per request: the cache that the manager's thread creates is changed.
+    A cached token is not computed again, so it would have no logits. Requests use the cached tokens
+    of their own adapter only. transformers (5.19) has no such settings per request: the cache that
+    the manager's thread creates is changed.
     """
     create: Callable[[], Any] = manager._create_batch_processor
 
@@ -146,17 +171,26 @@ def watch_prefix_matches(manager: Any, sampler_of: Mapping[str, Any]) -> None:
         processor = create()
         cache = processor.cache
         search: Callable[[str, list[int]], int] = type(cache).search_prefix_match.__get__(cache)
+        mark: Callable[[Any, Any], None] = type(cache).mark_complete_blocks.__get__(cache)
 
         def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
             sampler = sampler_of.get(request_id)
-            if sampler is not None and sampler.prompt_scores is not None:
+            if sampler is None or sampler.computes_all:
                 return 0
-            found = search(request_id, prompt_ids)
-            if sampler is not None and not sampler.begun:
+            found = search(request_id, sampler.salted(prompt_ids))
+            if not sampler.begun:
                 sampler.cached_tokens = found
             return found
 
+        def mark_complete_blocks(state: Any, complete_blocks: dict[str, int]) -> None:
+            sampler = state.logit_processor_kwargs["sampler"]
+            if sampler.lora is not None:
+                ids = sampler.salted(state.initial_tokens + state.generated_tokens)
+                state = _Marked(state.request_id, state.status, ids, [])
+            mark(state, complete_blocks)
+
         cache.search_prefix_match = search_prefix_match
+        cache.mark_complete_blocks = mark_complete_blocks
         return processor
 
     manager._create_batch_processor = create_watched

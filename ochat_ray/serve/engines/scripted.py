@@ -56,6 +56,8 @@ class ScriptedEngine:
             raise RequestRefusedError(f"request id {request_id} is in use")
         if sampling.grammar is not None:
             raise RequestRefusedError("this engine has no grammars")
+        if sampling.adapter is not None or sampling.embed:
+            raise RequestRefusedError("this engine has no adapters and no embeddings")
         self._cancelled[request_id] = False
         try:
             for count in range(1, sampling.max_tokens + 1):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +29,14 @@ from ochat_ray.serve.engines.base import (
 )
 from ochat_ray.serve.engines.batch_sampler import BatchSampler, RequestSampler
 from ochat_ray.serve.engines.grammar import Grammars, source_of
+from ochat_ray.serve.engines.lora import LoraLayers
 from ochat_ray.serve.engines.packed_linear import pack_linears
 from ochat_ray.serve.engines.paged_attention import PAGED_SDPA, register_paged_sdpa, suits
+from ochat_ray.serve.engines.prompt_means import PromptMean, PromptMeans
 from ochat_ray.serve.engines.prompt_scores import (
     PromptScores,
     ScoringProcessors,
+    Span,
     watch_prefix_matches,
 )
 from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, default_cache_bytes
@@ -70,7 +74,13 @@ class TransformersEngine:
         self._grammars = Grammars(settings.directory, self._vocabulary)
         self._queues: dict[str, asyncio.Queue[GenerationOutput | None]] = {}
         self._samplers: dict[str, RequestSampler] = {}
-        self._manager = _manager(self._model, settings, pages)
+        self._means = PromptMeans(self._model) if settings.embeddings else None
+        self._loras: LoraLayers | None = None
+        if settings.adapters is not None:
+            rules = settings.adapters.rules(Path(settings.directory))
+            self._loras = LoraLayers(self._model, rules, self._device)
+        watchers = [part.begin for part in (self._means, self._loras) if part is not None]
+        self._manager = _manager(self._model, settings, pages, watchers)
         watch_prefix_matches(self._manager, self._samplers)
         self._manager.start()
         logger.info(
@@ -190,6 +200,14 @@ class TransformersEngine:
         if sampling.prompt_logprobs is not None:
             top = sampling.prompt_logprobs
             sampler.prompt_scores = PromptScores(prompt_ids, top, self._vocabulary)
+        if sampling.embed:
+            if self._means is None:
+                raise RequestRefusedError("this engine was started without embeddings")
+            sampler.prompt_mean = PromptMean(len(prompt_ids))
+        if sampling.adapter is not None:
+            if self._loras is None:
+                raise RequestRefusedError("this engine was started without adapters", "model")
+            sampler.lora = await asyncio.to_thread(self._loras.load, sampling.adapter)
         return sampler
 
     async def _next_output(
@@ -227,12 +245,14 @@ def _delta(
 ) -> Delta:
     """Return the delta of tokens that follow `sent` earlier ones."""
     scores = None if sent else sampler.prompt_scores
+    mean = None if sent else sampler.prompt_mean
     return Delta(
         token_ids=token_ids,
         finish_reason=reason,
         logprobs=tuple(sampler.logprobs[sent : sent + len(token_ids)]),
         prompt_logprobs=None if scores is None else scores.found,
         cached_tokens=None if sent else sampler.cached_tokens,
+        embedding=None if mean is None else mean.mean,
     )
 
 
@@ -291,7 +311,12 @@ def _cache_pages(model: Any, settings: EngineSettings, device: torch.device) -> 
     return min(int(budget // page_bytes), settings.max_ongoing * context_pages)
 
 
-def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:
+def _manager(
+    model: Any,
+    settings: EngineSettings,
+    pages: int,
+    watchers: Sequence[Callable[[Sequence[Span]], None]],
+) -> Any:
     # do_sample=False: the manager takes the argmax of BatchSampler's output.
     generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
     batching = ContinuousBatchingConfig(
@@ -306,7 +331,7 @@ def _manager(model: Any, settings: EngineSettings, pages: int) -> Any:
     manager = model.init_continuous_batching(
         generation_config=generation, continuous_batching_config=batching
     )
-    processors = ScoringProcessors(LogitsProcessorList([BatchSampler()]))
+    processors = ScoringProcessors(LogitsProcessorList([BatchSampler()]), watchers)
     processors.hook(model)
     processors.tensors_required = 1  # counted only for processors that it converts itself
     manager.logit_processor = processors

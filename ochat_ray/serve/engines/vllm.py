@@ -11,8 +11,9 @@ import os
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ from ochat_ray.serve.engines.base import (
     validate,
 )
 from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, default_cache_bytes
+from ochat_ray.serve.engines.vllm_adapters import VllmAdapters, lora_arguments
 
 SCORED_BYTES = 4 << 30
 """Maximum size of a scored prompt's logits on a CPU, where all are computed at once."""
@@ -79,6 +81,10 @@ class VllmEngine:
         self._vocabulary = config.model_config.get_vocab_size()
         self._kv_tokens = config.cache_config.kv_cache_size_tokens
         self._eos = self._llm.renderer.get_eos_token_id()
+        self._adapters: VllmAdapters | None = None
+        if settings.adapters is not None:
+            rules = settings.adapters.rules(Path(settings.directory))
+            self._adapters = VllmAdapters(self._llm, rules)
 
     async def submit(
         self, request_id: str, prompt_ids: list[int], sampling: Sampling
@@ -98,12 +104,23 @@ class VllmEngine:
             )
         if sampling.grammar is not None:
             raise RequestRefusedError("this engine has no grammars", "structured_outputs")
+        if sampling.embed or (sampling.adapter is not None and self._adapters is None):
+            raise RequestRefusedError("this engine was started without it", "model")
         self.check_health()
         self._requests.add(request_id)
         try:
             params = _sampling_params(sampling, self._eos)
-            outputs = self._llm.generate(tokens_input(prompt_ids), params, request_id)
-            async with aclosing(outputs):
+            async with AsyncExitStack() as stack:
+                lora = None
+                if self._adapters is not None:
+                    lora = await stack.enter_async_context(self._adapters.used(sampling.adapter))
+                outputs = await stack.enter_async_context(
+                    aclosing(
+                        self._llm.generate(
+                            tokens_input(prompt_ids), params, request_id, lora_request=lora
+                        )
+                    )
+                )
                 first: dict[str, Any] = {}
                 begun = False
                 async for output in outputs:
@@ -156,6 +173,8 @@ class VllmEngine:
         """Stop permanently; see `Engine.close`."""
         if not self._closed:
             self._closed = True
+            if self._adapters is not None:
+                self._adapters.close()
             self._llm.output_processor.propagate_error(EngineDeadError())
             self._llm.shutdown()
 
@@ -235,6 +254,7 @@ def _open(settings: EngineSettings, load: _Load) -> AsyncLLM:
         # Unbounded whitespace would truncate an answer before it is valid (vLLM issue 38696).
         structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         use_tqdm_on_load=False,
+        **lora_arguments(settings.adapters, settings.max_ongoing),
     ).create_engine_config()
     config.cache_config.kv_cache_memory_bytes = _cache_bytes(config, settings, on_cpu)
     several = issubclass(Executor.get_class(config), MultiprocExecutor)
