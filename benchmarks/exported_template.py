@@ -1,4 +1,4 @@
-"""How the plain chat template of an exported model differs from training, on real conversations.
+"""Compare the plain chat template of an exported model with training, on real conversations.
 
     python benchmarks/exported_template.py [--tokenizer DIR] [--conversations 1000]
 

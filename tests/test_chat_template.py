@@ -307,3 +307,22 @@ def test_a_loaded_tokenizer_ends_where_its_template_ends_an_answer(backend, tmp_
     assert tokenizer.eos_token == "<|im_end|>"
     other = load_chat_tokenizer(str(tmp_path), TemplateSettings(source=BARE))
     assert other.eos_token == "</s>"
+
+
+def test_calls_and_results_without_ids_get_some_in_order(opened):
+    _, template = opened(
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}({{ c.id }}){% endfor %}"
+        "{% if m.role == 'tool' %}<{{ m.tool_call_id }} {{ m.name }}>{% endif %}{% endfor %}"
+    )
+    calls = tuple(ToolCall(id="", name=name, arguments="{}") for name in "fg")
+    turns = [
+        Turn(role="user", text="a"),
+        Turn(role="assistant", text="", tool_calls=calls),
+        Turn(role="tool", text="1"),
+        Turn(role="tool", text="2"),
+        Turn(role="assistant", text="", tool_calls=(ToolCall(id="x", name="h", arguments="{}"),)),
+        Turn(role="tool", text="3", tool_call_id="x"),
+    ]
+    assert template.render(Chat(turns)).text == (
+        "(call00000)(call00001)<call00000 f><call00001 g>(x)<x h>"
+    )

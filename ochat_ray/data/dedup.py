@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 from ochat_ray.run_dir import Split
@@ -29,9 +30,25 @@ def digest(turns: Iterable[Turn], tools: str = "") -> str:
 
 def split_of(conversation_digest: str, *, eval_ratio: float, seed: int) -> Split:
     """Return the split of a conversation, which depends only on its content."""
+    return "eval" if _fraction(conversation_digest, seed) < eval_ratio else "train"
+
+
+def ratio_for_some(digests: Iterable[str], *, eval_ratio: float, seed: int) -> float:
+    """Return the share to hold out so that a few of these conversations are held out.
+
+    That is `eval_ratio` where it is enough for 4 of them, or a quarter of fewer than 16; 0 stays 0.
+    """
+    fractions = sorted(_fraction(digest, seed) for digest in set(digests))
+    few = min(4, len(fractions) // 4)
+    if not eval_ratio or not few:
+        return eval_ratio
+    return max(eval_ratio, math.nextafter(fractions[few - 1], 1.0))
+
+
+def _fraction(conversation_digest: str, seed: int) -> float:
+    """Return a number in [0, 1) that depends on the content and the seed."""
     state = hashlib.blake2b(f"{seed}:{conversation_digest}".encode(), digest_size=8)
-    fraction = int.from_bytes(state.digest(), "little") / 2**64
-    return "eval" if fraction < eval_ratio else "train"
+    return int.from_bytes(state.digest(), "little") / 2**64
 
 
 def _further(turn: Turn) -> tuple[object, ...]:

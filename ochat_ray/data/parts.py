@@ -9,6 +9,7 @@ resumed run reuses it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from heapq import nsmallest
 from typing import Any
 
@@ -142,6 +143,19 @@ def minhash_input(run: RunDir, part: str) -> tuple[pa.Table, list[str]]:
         for turns in table["turns"].to_pylist()
     ]
     return table.drop_columns(["turns"]), texts
+
+
+def with_some_held_out(
+    run: RunDir, part_names: Iterable[str], config: PrepareConfig
+) -> PrepareConfig:
+    """Return the configuration with a share that holds out a few conversations of a small input."""
+    digests = [
+        digest
+        for part in part_names
+        for digest in read_parquet(run, cleaned(part), ["digest"])["digest"].to_pylist()
+    ]
+    ratio = dedup.ratio_for_some(digests, eval_ratio=config.eval_ratio, seed=config.seed)
+    return replace(config, eval_ratio=ratio)
 
 
 def duplicates_of(run: RunDir, part: str) -> dict[int, tuple[str, str]]:

@@ -48,7 +48,7 @@ from ochat_ray.data.inputs import check_apart, check_inputs
 from ochat_ray.data.manifest import manifest_of
 from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.output import FINISHED, REPORT, Output
-from ochat_ray.data.parts import Summary, done_name, tokenize_part
+from ochat_ray.data.parts import Summary, done_name, tokenize_part, with_some_held_out
 from ochat_ray.data.plan import (
     Plan,
     check_inputs_stayed,
@@ -295,6 +295,10 @@ def _near_duplicates_pass(
     statistics.seconds["near duplicates"] = progress.finish(f"{found:,} near duplicates")
 
 
+FEW = 20
+"""Held-out conversations, as expected, below which their number is looked at."""
+
+
 @cache
 def _tokenizer(path: str, template: str) -> Any:
     """Load the tokenizer once per worker process, which handles many parts.
@@ -335,6 +339,8 @@ def _tokenize_pass(
     for part in sorted(finished):
         add(run.load_json(done_name("tokenize", part)))
     rest = [{"part": part} for part in part_names if part not in finished]
+    if config.recipe == CHAT and statistics.cleaned * config.eval_ratio < FEW:
+        config = with_some_held_out(run, part_names, config)
     settings = template_settings(config)
     template = json.dumps(asdict(settings)) if settings else ""
     # Four times as many as are shown, since some will be dropped as duplicates.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ochat_ray.schema import ToolCall, Turn
@@ -63,12 +63,13 @@ def messages_of(
     An answer's reasoning is in the field that the template reads; where it reads none but knows
     </think>, it is under `INLINE`, to be written before the content. A developer's message is a
     system message for a template that does not know the role. A result has the name of the function
-    whose call it answers.
+    whose call it answers. Calls and results without ids get some of nine letters and digits, in
+    order, which is the form that Mistral's templates want.
     """
     keys = [key for key in _REASONING_KEYS if re.search(rf"[.'\"]{key}\b", template)]
     names: dict[str, str] = {}
     messages = []
-    for turn in chat.turns:
+    for turn in _with_ids(chat.turns):
         names |= {call.id: call.name for call in turn.tool_calls}
         message: dict[str, Any] = {"role": turn.role, "content": turn.text}
         if turn.role == "developer" and "developer" not in template:
@@ -94,6 +95,27 @@ def split_reasoning(turn: Turn) -> tuple[str, str]:
         return turn.reasoning, turn.text
     found = _REASONING.fullmatch(turn.text)
     return (found[1], found[2]) if found else ("", turn.text)
+
+
+def _with_ids(turns: Sequence[Turn]) -> list[Turn]:
+    found = []
+    count = 0
+    unanswered: list[str] = []
+    for turn in turns:
+        if any(not call.id for call in turn.tool_calls):
+            numbers = range(count, count + len(turn.tool_calls))
+            calls = zip(turn.tool_calls, numbers, strict=True)
+            named = tuple(replace(call, id=call.id or f"call{n:05d}") for call, n in calls)
+            turn = replace(turn, tool_calls=named)
+        count += len(turn.tool_calls)
+        if turn.tool_calls:
+            unanswered = [call.id for call in turn.tool_calls]
+        if turn.role == "tool" and unanswered:
+            answered = turn.tool_call_id if turn.tool_call_id in unanswered else unanswered[0]
+            unanswered.remove(answered)
+            turn = replace(turn, tool_call_id=turn.tool_call_id or answered)
+        found.append(turn)
+    return found
 
 
 def _answer(turn: Turn, keys: Sequence[str], *, inline: bool) -> dict[str, Any]:

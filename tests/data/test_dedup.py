@@ -2,10 +2,11 @@
 
 import hashlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ochat_ray.data.dedup import digest, split_of
+from ochat_ray.data.dedup import digest, ratio_for_some, split_of
 from ochat_ray.schema import Turn
 
 TURNS = st.lists(
@@ -37,3 +38,13 @@ def test_the_split_has_about_the_share_and_depends_on_the_seed():
     assert 400 < len(held_out) < 600
     assert held_out != [d for d in digests if split_of(d, eval_ratio=0.1, seed=2) == "eval"]
     assert all(split_of(d, eval_ratio=0.0, seed=1) == "train" for d in digests)
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2, 0), (4, 1), (9, 2), (16, 4), (60, 4)])
+def test_of_a_few_conversations_some_are_held_out(count, held_out):
+    digests = [f"{n:032x}" for n in range(count)]
+    ratio = ratio_for_some(digests, eval_ratio=1e-9, seed=1)
+    splits = [split_of(digest, eval_ratio=ratio, seed=1) for digest in digests]
+    assert splits.count("eval") == held_out
+    assert ratio_for_some(digests, eval_ratio=0.0, seed=1) == 0.0
+    assert ratio_for_some(digests, eval_ratio=0.9, seed=1) == 0.9

@@ -1,4 +1,4 @@
-"""Requests to a model with its own chat template, in this process: the ids are transformers' own."""
+"""Requests to a model with its own chat template, in this process: ids are transformers' own."""
 
 import json
 
