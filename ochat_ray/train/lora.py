@@ -42,6 +42,19 @@ def adapt(model: Any, config: TrainConfig) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         _inject(model, options, base=config.model)
+    model.register_state_dict_post_hook(_drop_tied)
+
+
+def _drop_tied(model: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Remove the second names of tied parameters from a state dict.
+
+    DeepSpeed 0.19.8 excludes frozen parameters from a checkpoint by their first names only, so it
+    would contain a tied embedding.
+    """
+    first = {name for name, _ in model.named_parameters()}
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name not in first:
+            state.pop(f"{prefix}{name}", None)
 
 
 def trained_adapters(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from transformers import AutoConfig, MixtralConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from ochat_ray.errors import UserError
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.lora import check_adaptable, shape_of
+from ochat_ray.train.lora import adapt, check_adaptable, shape_of, trained_adapters
 from ochat_ray.train.lora_options import LoraOptions
 from ochat_ray.train.memory import estimate_run
 
@@ -126,6 +126,18 @@ def test_experts_that_peft_would_adapt_are_refused(dora):
     shape = shape_of(TrainConfig(lora=f"r=2,targets=q_proj+v_proj,dora={dora}"), model_config)
     magnitudes = (64 + 32) * (dora == "true")
     assert shape.parameters - shape.frozen_parameters == 2 * (128 + 96) + magnitudes
+
+
+def test_a_tied_embedding_is_left_out_of_checkpoints_under_its_second_name():
+    model_config = LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=300, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(model_config)
+    adapt(model, TrainConfig(lora="r=2"))
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    left = model.state_dict().keys() - frozen  # as DeepSpeed does
+    assert left == trained_adapters(model).keys()
 
 
 def test_a_template_with_a_new_end_of_turn_token_is_refused(model_directory, tmp_path):
