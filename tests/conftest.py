@@ -24,6 +24,7 @@ TOGETHER = (
     (
         "tests/train/test_faults.py",
         "tests/train/test_launch.py",
+        "tests/train/test_lora_run.py",
         "tests/train/test_more_steps.py",
         "tests/train/test_s3.py",
     ),

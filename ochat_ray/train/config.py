@@ -11,6 +11,7 @@ import tyro
 
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
+from ochat_ray.train.lora_options import lora_of
 from ochat_ray.train.option_checks import check_options
 from ochat_ray.train.schedule import Schedule
 
@@ -119,6 +120,12 @@ class TrainConfig:
     """Learning rate at the end of the schedule, as a share of its peak."""
     wsd_decay_ratio: float | None = None
     """Share of the steps in which --schedule wsd decays; default: 0.1."""
+    lora: str | None = None
+    """Train low-rank adapters through peft and freeze the base model: r=16,alpha=32,targets=NAMES.
+    Targets are all-linear (default) or names joined by +; rslora=true and dora=true are variants.
+    The output directory then holds the adapter."""
+    merge: Annotated[bool, Off] = False
+    """With --lora: export the whole model with the adapters merged into it, not the adapters."""
     freeze: tuple[str, ...] = ()
     """Regular expressions; parameters with a match anywhere in the name are not trained."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -215,6 +222,11 @@ class TrainConfig:
         settings = {k: v for k, v in asdict(self).items() if k not in OPERATIONAL}
         for name in ("sequences_per_step", "tokens_per_step"):
             del settings[name]
+        lora = lora_of(self)
+        settings["lora"] = None if lora is None else str(lora)
+        for name in ("lora", "merge"):
+            if not settings[name]:  # as in runs of versions without these options
+                del settings[name]
         if self.early_stopping is not None:  # evaluations then decide when the run ends
             settings["eval_every"] = self.eval_every
         identity: dict[str, Any] = json.loads(json.dumps(settings | {"step": self.step_size}))

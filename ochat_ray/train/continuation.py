@@ -1,8 +1,8 @@
 """Checkpoint that a run starts from, and options that may differ from the run that wrote it.
 
 A run with the same options resumes from the latest checkpoint. `--from-checkpoint` continues from a
-chosen one with other epochs, steps, schedule or learning rates; the run's identity then records
-the step and the previous values of these options under "continues".
+chosen one with other epochs, steps, schedule, learning rates or `--merge`; the run's identity then
+records the step and the previous values of these options under "continues".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONTINUES = "continues"
 MAY_DIFFER = frozenset(
     """
     epochs max_steps schedule warmup_ratio min_rate_ratio wsd_decay_ratio learning_rate
-    embedding_learning_rate early_stopping eval_every
+    embedding_learning_rate early_stopping eval_every merge
     """.split()
 )
 """Keys of an identity in which a run may differ from the run whose checkpoint it starts from."""

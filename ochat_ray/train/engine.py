@@ -28,6 +28,7 @@ from ochat_ray.train.chunked_loss import (
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
+from ochat_ray.train.lora import adapt
 from ochat_ray.train.optimizer import freeze, make_optimizer, parameter_groups
 from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
 from ochat_ray.train.shared_memory_op import load_shared_memory_op
@@ -164,6 +165,8 @@ class Engine:
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         freeze(model, config.freeze)
+        adapt(model, config)
+        self._adapters_only = config.lora is not None
         self._peak_rates, groups = parameter_groups(model, config)
         self._decays = [group["weight_decay"] for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -256,7 +259,10 @@ class Engine:
         """
         directory.mkdir(parents=True, exist_ok=True)
         try:
-            self._engine.save_checkpoint(str(directory), tag=_TAG)
+            # The base is opened again when a run with adapters resumes.
+            self._engine.save_checkpoint(
+                str(directory), tag=_TAG, exclude_frozen_parameters=self._adapters_only
+            )
         except RuntimeError as error:
             # torch's writer does not report the system's error.
             if "failed writing" in str(error) or "unexpected pos" in str(error):
@@ -271,7 +277,10 @@ class Engine:
         """Load a checkpoint, either all workers' shards or a universal one; all workers call it."""
         ours = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(
-            str(directory), tag=_TAG, load_lr_scheduler_states=False
+            str(directory),
+            tag=_TAG,
+            load_lr_scheduler_states=False,
+            load_module_strict=not self._adapters_only,
         )
         assert path is not None, f"DeepSpeed finds no checkpoint in {directory}"
         # DeepSpeed 0.19.8 gives all groups the options of a universal checkpoint's first one.

@@ -85,14 +85,14 @@ class ModelShape:
         return layers * self.attention_width
 
     @classmethod
-    def of(cls, config: Any, frozen: Collection[str] = ()) -> ModelShape:
+    def of(cls, config: Any, frozen: Collection[str] = (), *, model: Any = None) -> ModelShape:
         """Return the shape of the model of a transformers configuration.
 
         Parameters are counted in the model itself, built on torch's meta device, which takes a
         fraction of a second and no memory for any size. `frozen` are names of parameters that are
-        not trained.
+        not trained. `model` is the model on the meta device if it has adapters.
         """
-        model = meta_model(config)
+        model = meta_model(config) if model is None else model
         text = config.get_text_config()
         head = model.get_output_embeddings().weight
         found = matrices(model)

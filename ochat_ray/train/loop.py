@@ -25,6 +25,7 @@ from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
 from ochat_ray.tokenizer import end_of_turn_id
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
+from ochat_ray.train.adapter_export import export_checked
 from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
@@ -39,20 +40,20 @@ from ochat_ray.train.engine import (
     device_memory,
     probe_on_worker,
 )
-from ochat_ray.train.export import ExportedState, export, exported_config, publish
+from ochat_ray.train.export import ExportedState, exported_config, publish
 from ochat_ray.train.failures import Place
-from ochat_ray.train.flops import ModelShape, measured_peak_flops, peak_flops, training_flops
+from ochat_ray.train.flops import measured_peak_flops, peak_flops, training_flops
+from ochat_ray.train.lora import shape_of
 from ochat_ray.train.loss import check_finite, check_held_out, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
 from ochat_ray.train.model_card import write_card
-from ochat_ray.train.optimizer import frozen_by
 from ochat_ray.train.origin import origin_of
 from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
 from ochat_ray.train.preflight import extended_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.restore import local_copy
-from ochat_ray.train.round_trip import check_export, choose_conversation
+from ochat_ray.train.round_trip import choose_conversation
 from ochat_ray.train.samples import Sampler
 from ochat_ray.train.steps import Step, forward_passes, held_out_steps
 from ochat_ray.train.tokens import TokenTable
@@ -102,7 +103,7 @@ class _Worker:
         self.attempt: str = self._agree(uuid.uuid4().hex[:8])
 
         model_config = extended_config(self.config, self.base, self.manifest)
-        self.shape = ModelShape.of(model_config, frozen_by(self.config, model_config))
+        self.shape = shape_of(self.config, model_config)
         self.min_length_for_own_pack = min_length_for_own_pack(model_config)
         self.steps = steps_of(
             self.config, self.table, self.shape, self.min_length_for_own_pack, settings["identity"]
@@ -125,8 +126,8 @@ class _Worker:
             self.world_size,
         )
         self.engine = self._engine(model_config)
-        # Raises now, and not after training, if the model cannot be exported.
-        ExportedState(self.engine.model, exported_config(self.engine.model, self.tokenizer))
+        if self.config.lora is None:  # raises now, and not after training
+            ExportedState(self.engine.model, exported_config(self.engine.model, self.tokenizer))
         self.bandwidth = bus_bandwidth(self.engine.device)
 
     def train(self) -> None:
@@ -327,13 +328,13 @@ class _Worker:
 
     def _export(self, before: Evaluation, after: Evaluation, done: int) -> None:
         with self._scratch("export-") as directory:
-            export(self.engine, self.tokenizer, directory, self.manifest["model_type"])
-            pack = self.held_out.batch([choose_conversation(self.held_out)])
-            expected = self.engine.predict(pack.to(self.engine.device))
+            exported = export_checked(
+                self.engine, self.config, self.tokenizer, directory,
+                model_type=self.manifest["model_type"], base=self.base,
+                pack=self.held_out.batch([choose_conversation(self.held_out)]),
+            )  # fmt: skip
             if self.rank == 0:
-                with self.engine.unpartitioned_loading():
-                    difference = check_export(directory, pack, expected, self.engine.dtype)
-                result = self._result(before, after, done) | {"export_difference": difference}
+                result = self._result(before, after, done) | exported
                 write_card(directory, result)
                 self._check_held()
                 record_model(output_of(self.config.output), [p.name for p in directory.iterdir()])

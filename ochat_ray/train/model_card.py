@@ -46,7 +46,7 @@ def model_card(result: Mapping[str, Any], *, licence: Mapping[str, str]) -> str:
     base = _line(base_name(str(config["model"])))
     header = {
         "base_model": base,
-        "library_name": "transformers",
+        "library_name": "peft" if "adapter" in result else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["ochat-ray", "chat", f"recipe-{result['recipe']}"],
         **{name: _line(value) for name, value in licence.items()},

@@ -6,19 +6,21 @@ import re
 from typing import TYPE_CHECKING
 
 from ochat_ray.errors import UserError
+from ochat_ray.train.lora_options import check_lora
 
 if TYPE_CHECKING:
     from ochat_ray.train.config import TrainConfig
 
 
 def check_options(config: TrainConfig) -> None:
-    """Check schedule, frozen parameters, the start from a checkpoint and samples.
+    """Check schedule, frozen parameters, adapters, the start from a checkpoint and samples.
 
     Raises:
         UserError: a value is invalid or would have no effect.
     """
     _check_schedule(config)
     _check_freeze(config)
+    check_lora(config)
     _check_from_checkpoint(config)
     usual = type(config).for_recipe(config.recipe)
     for name in ("sample_prompts", "sample_tokens"):

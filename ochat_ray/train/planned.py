@@ -13,9 +13,8 @@ from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.dry_run import coloured_pack, dry_run
 from ochat_ray.train.engine import device_memory
 from ochat_ray.train.fingerprint import fingerprint
-from ochat_ray.train.flops import ModelShape
+from ochat_ray.train.lora import shape_of
 from ochat_ray.train.memory import MemoryPlan, estimate_run, longest_pack
-from ochat_ray.train.optimizer import frozen_by
 from ochat_ray.train.output import output_of
 from ochat_ray.train.preflight import (
     check_inputs,
@@ -53,7 +52,7 @@ def planned(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     table = TokenTable(config.data, "train", config.max_length)
     model_config = extended_config(config, config.model, manifest)
     mode = probe_on_driver(config, model_config)
-    shape = ModelShape.of(model_config, frozen_by(config, model_config))
+    shape = shape_of(config, model_config)
     steps = steps_of(config, table, shape, min_length_for_own_pack(model_config), start.identity)
     bf16 = config.dtype != "float32"
     epoch = [

@@ -31,7 +31,7 @@ from ochat_ray.train.deepspeed_check import check_with_deepspeed
 from ochat_ray.train.deepspeed_config import decisive_override, deepspeed_config
 from ochat_ray.train.flops import ModelShape, attention_tokens
 from ochat_ray.train.forward import PACKED_SDPA
-from ochat_ray.train.optimizer import frozen_by
+from ochat_ray.train.lora import check_adaptable
 from ochat_ray.train.output import MODEL_MANIFEST, check_output_dir, read_model_manifest
 from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
 from ochat_ray.train.round_trip import check_exportable
@@ -96,7 +96,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
             file=sys.stderr,
         )
     model_config = extended_config(config, config.model, manifest)
-    frozen_by(config, model_config)
+    check_adaptable(config, model_config, manifest)
     check_exportable(model_config)
     verify_tables(config.data, manifest)
     for split in splits:

@@ -30,7 +30,9 @@ from torch import distributed  # noqa: E402
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", rank=rank, world_size=world_size)
 
+from ochat_ray.tokenizer import load_tokenizer  # noqa: E402
 from ochat_ray.train import chunked_loss  # noqa: E402
+from ochat_ray.train.adapter_export import export_checked  # noqa: E402
 from ochat_ray.train.batch import make_batch, trained_weight  # noqa: E402
 from ochat_ray.train.config import TrainConfig  # noqa: E402
 from ochat_ray.train.engine import Engine, make_universal  # noqa: E402
@@ -104,6 +106,16 @@ for name, case in task["cases"].items():
         if number == case.get("save_after"):
             engine.save(Path(case["save"]))
     outcome["after"] = parameters(engine)
+    if "export" in case:
+        directory = Path(case["export"])
+        directory.mkdir(exist_ok=True)
+        pack = make_batch([conversations[1]])
+        outcome["logits"] = engine.predict(pack)
+        outcome["export"] = export_checked(
+            engine, config, load_tokenizer(task["model"]), directory,
+            model_type="openchat", base=task["model"], pack=pack,
+        )  # fmt: skip
+        distributed.barrier()
     results[name] = outcome
     del engine  # also ends transformers' partitioning of loaded weights
     gc.collect()

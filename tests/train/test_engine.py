@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from ochat_ray.local_cluster import free_port
@@ -103,6 +105,51 @@ DTYPES = ("float32", "bfloat16")
 STAGES = (2, 3)
 
 
+# Steps of a tenth of the gradient: the second one also has a gradient of A, whose B is 0 before.
+LORA = GRADIENT | {"learning_rate": 1e3, "lora": "r=4,alpha=8"}
+DORA = LORA | {"lora": "r=4,alpha=8,targets=q_proj+down_proj,rslora=true,dora=true"}
+ADAPTERS = {
+    "lora 1": LORA | {"zero_stage": 1},
+    "lora 2": LORA | {"zero_stage": 2},
+    "dora 2": DORA | {"zero_stage": 2},
+    "lora 3": LORA,
+    "dora 3": DORA,
+}
+LORA_RUN = ADAM | {"lora": "r=4,alpha=8", "weight_decay": 0.5}
+
+
+def adapter_cases(saved, stages):
+    """Three steps of each kind of adapter, and complete runs, which save and export."""
+    chunks = {"chunk_logits": 900} if 2 in stages else {}
+    cases = {
+        name: {
+            "max_tokens": 100 if name == "lora 2" else 20,
+            **(chunks if name == "lora 2" else {}),
+            "steps": 3,
+            "config": config,
+        }
+        for name, config in ADAPTERS.items()
+        if int(name[-1]) in stages
+    }
+    for stage in stages - {1}:
+        merge = {"merge": True, "dtype": "bfloat16"} if stage == 2 else {}
+        cases[f"adapters {stage}, whole"] = {
+            "max_tokens": 31,
+            "steps": 5,
+            "save_after": 2,
+            "save": str(saved / f"adapters {stage}"),
+            "export": str(saved / f"adapters {stage}, export"),
+            "config": LORA_RUN | {"zero_stage": stage} | merge,
+        }
+    cases[f"merge {max(stages)}"] = {
+        "max_tokens": 31,
+        "steps": 2,
+        "export": str(saved / f"merge {max(stages)}"),
+        "config": DORA | {"zero_stage": max(stages), "merge": True},
+    }
+    return cases
+
+
 CHUNKS_2 = GRADIENT | {"zero_stage": 2}
 FROZEN = ADAM | {"freeze": ["embed_tokens", r"layers\.0\."], "weight_decay": 0.5}
 
@@ -152,6 +199,7 @@ def two(start, saved):
         "chunks, stage 2": {"max_tokens": 100, "chunk_logits": 900, "config": CHUNKS_2},
         "frozen 2, whole": whole_run(saved / "frozen 2", FROZEN | {"zero_stage": 2}),
         **of_stages((1, 2), saved),
+        **adapter_cases(saved, {1, 2}),
         **PACKINGS,
         # The second worker has the conversation without weight, then nothing.
         "none on one": {"packs": [[REST[:3], REST[3:]], [[3], []]], "config": GRADIENT},
@@ -160,6 +208,7 @@ def two(start, saved):
         "chunks": {"max_tokens": 100, "chunk_logits": 900, "config": GRADIENT},
         "frozen 3, whole": whole_run(saved / "frozen 3", FROZEN | {"zero_stage": 3}),
         **of_stages((3,), saved),
+        **adapter_cases(saved, {3}),
         **{f"{d}, whole": whole_run(saved / d, ADAM | {"dtype": d}) for d in DTYPES},
     }
     return start(2, cases)
@@ -187,6 +236,7 @@ def from_two(saved):
             ("stage 2", other_rates(2)),
             ("stage 3", other_rates(3)),
             ("frozen 3", FROZEN | {"zero_stage": 3}),
+            ("adapters 3", LORA_RUN | {"zero_stage": 3}),
         )
     }
 
@@ -249,6 +299,7 @@ def test_ids_beyond_the_vocabulary_are_left_out_of_the_loss(one, model_directory
 def test_a_restored_run_is_bit_identical(start, saved, two):
     cases = {dtype: rest_of_run(saved / dtype, ADAM | {"dtype": dtype}) for dtype in DTYPES}
     cases["frozen 3"] = rest_of_run(saved / "frozen 3", FROZEN | {"zero_stage": 3})
+    cases["adapters 3"] = rest_of_run(saved / "adapters 3", LORA_RUN | {"zero_stage": 3})
     for name, restored in start(2, cases).items():
         undisturbed = two[f"{name}, whole"]
         assert restored["losses"] == undisturbed["losses"][2:]
@@ -294,7 +345,7 @@ def test_a_run_resumes_with_another_zero_stage(two, other_stages, dtype, before,
 
 
 @pytest.mark.parametrize("world_size", ["one", "three"])
-@pytest.mark.parametrize("name", ["stage 2", "stage 3", "frozen 3"])
+@pytest.mark.parametrize("name", ["stage 2", "stage 3", "frozen 3", "adapters 3"])
 def test_a_run_resumes_with_another_number_of_workers(request, two, name, world_size):
     """With different learning rates and weight decays of the parameter groups."""
     restored = request.getfixturevalue(world_size)[f"{name}, rest"]
@@ -320,6 +371,117 @@ def test_frozen_parameters_do_not_change_and_the_others_do(two, stage):
     for name, before in outcome["before"].items():
         frozen = "embed_tokens" in name or "layers.0." in name
         assert torch.equal(outcome["after"][name], before) is frozen, name
+
+
+def peft_run(model_directory, options, before, steps):
+    """Return losses, gradient norms and the model of peft and plain PyTorch's AdamW.
+
+    One conversation at a time; `before` are the adapters' first values.
+    """
+    base = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options))
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(before[name.removeprefix("base_model.model.")])
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e3, eps=1e4, weight_decay=0.0)
+    weight = sum(sum(weights[1:]) for _, weights in CONVERSATIONS)
+    losses, norms = [], []
+    for _ in range(steps):
+        loss = torch.zeros(())
+        for ids, weights in CONVERSATIONS:
+            log_probabilities = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            taken = log_probabilities.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            loss = loss - (taken * torch.tensor(weights[1:])).sum() / weight
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.stack([p.grad.norm() for p in trained.values()]).norm().item())
+        optimizer.step()
+    return losses, norms, {n.removeprefix("base_model.model."): p for n, p in trained.items()}
+
+
+LORA_IN_PEFT = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+DORA_IN_PEFT = {
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["q_proj", "down_proj"],
+    "use_rslora": True,
+    "use_dora": True,
+}
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_adapters_learn_as_with_peft_and_plain_pytorch(two, model_directory, kind):
+    """Losses, gradient norms and adapters of three steps, for each ZeRO stage, with packs."""
+    options = LORA_IN_PEFT if kind == "lora" else DORA_IN_PEFT
+    names = [name for name in ADAPTERS if name.startswith(kind)]
+    first = two[names[0]]["before"]
+    losses, norms, trained = peft_run(model_directory, options, first, 3)
+    assert losses[2] < losses[0]
+    for name in names:
+        outcome = two[name]
+        assert all(torch.equal(outcome["before"][n], first[n]) for n in first), name
+        assert outcome["losses"] == pytest.approx(losses, rel=1e-4), name
+        assert outcome["grad_norms"] == pytest.approx(norms, rel=1e-3), name
+        for parameter, before in outcome["before"].items():
+            if parameter in trained:
+                expected = trained[parameter].detach()
+                changed = (expected - before).norm()
+                assert changed > 0, parameter
+                difference = (outcome["after"][parameter] - expected).norm()
+                assert difference < 2e-3 * changed, (name, parameter)
+            else:  # the base is bit-identical
+                assert torch.equal(outcome["after"][parameter], before), parameter
+
+
+def test_a_checkpoint_of_adapters_contains_no_weights_of_the_base(saved, two):
+    for stage in STAGES:
+        folder = saved / f"adapters {stage}"
+        assert sum(p.stat().st_size for p in folder.rglob("*.pt")) < 500_000
+        for file in folder.rglob("*model_states.pt"):
+            state = torch.load(file, weights_only=False)
+            names = [*state["module"], *(state.get("frozen_param_fragments") or ())]
+            assert names
+            assert all(".lora_" in name for name in names)
+
+
+def test_exported_adapters_open_with_peft_and_compute_the_engines_logits(
+    saved, two, model_directory
+):
+    directory, outcome = saved / "adapters 3, export", two["adapters 3, whole"]
+    base = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, directory).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([CONVERSATIONS[1][0]])).logits[0]
+    positions = [i for i, w in enumerate(CONVERSATIONS[1][1][1:]) if w > 0]
+    assert torch.allclose(logits[positions], outcome["logits"], atol=1e-4)
+    assert outcome["export"]["export_difference"] < 1e-5
+    with torch.no_grad(), model.disable_adapter():
+        plain = model(torch.tensor([CONVERSATIONS[1][0]])).logits[0]
+    assert (logits - plain).norm() > 0.1 * plain.norm()  # the adapters do something
+    settings = json.loads((directory / "adapter_config.json").read_text())
+    assert settings["peft_type"] == "LORA"
+    with safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
+        names = set(file.keys())
+    written = set(get_peft_model_state_dict(model))
+    assert names == written
+    trained = sum(t.numel() for n, t in outcome["after"].items() if ".lora_" in n)
+    assert outcome["export"]["adapter"]["trained_parameters"] == trained
+    assert (directory / "tokenizer.json").exists()
+    assert (directory / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize("name", ["adapters 2, whole", "merge 3"])
+def test_a_merged_export_is_a_whole_model_that_computes_the_same(saved, two, name):
+    """In bfloat16 with ZeRO-2; with ZeRO-3 in float32, whose merge is rounded by the export."""
+    outcome = two[name]["export"]
+    assert outcome["merged_adapter"]["difference"] < 4e-2
+    assert outcome["export_difference"] < (1e-4 if name == "merge 3" else 3e-2)
+    folder = "adapters 2, export" if name.startswith("adapters") else name
+    model = AutoModelForCausalLM.from_pretrained(saved / folder)
+    assert model.dtype == torch.bfloat16
+    assert not list((saved / folder).glob("adapter*"))
 
 
 def test_scales_by_hand():
