@@ -1,7 +1,7 @@
 """The four stages as Python functions.
 
 Keyword arguments are the options of the commands, by their names: `--max-steps 10` is
-`max_steps=10`. `ochat_ray.prepare`, `.train`, `.serve` and `.evaluate` are these functions.
+`max_steps=10`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ def prepare(**options: Any) -> dict[str, Any]:
     """Convert conversations to token tables, as `ochat-ray prepare` does.
 
     Example:
-        >>> import ochat_ray
-        >>> manifest = ochat_ray.prepare(
+        >>> from ochat_ray import api
+        >>> manifest = api.prepare(
         ...     recipe="chat", input="chats.jsonl", tokenizer="base", output="runs/mine/data"
         ... )
-        >>> manifest["counts"]["kept"]
-        170
 
     Args:
         **options: Options of `ochat-ray prepare --help`.
@@ -47,12 +45,10 @@ def train(**options: Any) -> dict[str, Any]:
     """Fine-tune a model on token tables, as `ochat-ray train` does.
 
     Example:
-        >>> import ochat_ray
-        >>> result = ochat_ray.train(
+        >>> from ochat_ray import api
+        >>> result = api.train(
         ...     recipe="chat", data="runs/mine/data", model="base", output="runs/mine/model"
         ... )
-        >>> result["eval_before"]["loss"], result["eval_after"]["loss"]
-        (2.31, 1.87)
 
     Args:
         **options: Options of `ochat-ray train --help`; `dry_run=True` only plans the run.
@@ -76,10 +72,8 @@ def serve(**options: Any) -> dict[str, Any]:
     ends if it started Ray.
 
     Example:
-        >>> import ochat_ray
-        >>> server = ochat_ray.serve(model="runs/mine/model", num_gpus=1)
-        >>> server["url"]
-        'http://127.0.0.1:8000/v1'
+        >>> from ochat_ray import api
+        >>> server = api.serve(model="runs/mine/model", num_gpus=1)
 
     Args:
         **options: Arguments of `ochat-ray serve --help`.
@@ -99,13 +93,11 @@ def evaluate(**options: Any) -> dict[str, Any]:
     """Score served models with a judge, as `ochat-ray evaluate` does.
 
     Example:
-        >>> import ochat_ray
-        >>> result = ochat_ray.evaluate(
+        >>> from ochat_ray import api
+        >>> result = api.evaluate(
         ...     questions="questions.jsonl", model="chat", baseline="base", judge="gpt-4",
         ...     output="runs/mine/evaluation",
         ... )
-        >>> result["scores"][0]["score"]
-        51.2
 
     Args:
         **options: Options of `ochat-ray evaluate --help`; `step="answer"` is its first argument.

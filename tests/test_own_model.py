@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-import ochat_ray
+from ochat_ray import api
 from ochat_ray.command_line import parse
 from ochat_ray.data.advice import _OPTIONS
 from ochat_ray.data.config import PrepareConfig
@@ -92,14 +92,14 @@ def test_the_notebook_is_source_alone_and_calls_the_functions_as_they_are():
 
             return call
 
-    names = {"ochat_ray": Stages()}
+    names = {"api": Stages()}
     for source in sources:
         if "httpx" not in source:
-            exec(source.replace("import ochat_ray", ""), names)
+            exec(source.replace("from ochat_ray import api", ""), names)
     assert set(seen) == {"prepare", "train", "serve", "evaluate"}
     for stage, parser in PARSERS.items():
         for options in seen[stage]:
-            ochat_ray.api.configured(stage, parser, options)
+            api.configured(stage, parser, options)
 
 
 CHATML = (
@@ -198,5 +198,5 @@ def _answers():
 def test_the_page_s_python_has_the_functions_arguments():
     (source,) = re.findall("```python\n(.*?)```", PAGE, re.DOTALL)
     for stage in (*PARSERS, "serve"):
-        assert f"ochat_ray.{stage}(" in source
+        assert f"api.{stage}(" in source
         assert inspect.isfunction(getattr(ochat_ray.api, stage))

@@ -2,14 +2,11 @@
 
 from ray.serve import Application
 
-from ochat_ray.callable_module import make_callable
 from ochat_ray.errors import UserError
 from ochat_ray.serve.args import ConfigurationError, ServeArgs, resolve
 from ochat_ray.serve.deployment import build
 
 __all__ = ["ServeArgs", "app"]
-
-make_callable(__name__)  # the package, called, is `ochat_ray.api.serve`
 
 
 # No `from __future__ import annotations` here: Ray Serve reads the annotation as a class, to
