@@ -199,4 +199,4 @@ def test_the_page_s_python_has_the_functions_arguments():
     (source,) = re.findall("```python\n(.*?)```", PAGE, re.DOTALL)
     for stage in (*PARSERS, "serve"):
         assert f"api.{stage}(" in source
-        assert inspect.isfunction(getattr(ochat_ray.api, stage))
+        assert inspect.isfunction(getattr(api, stage))
