@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from ochat_ray.errors import UserError
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_adapters_lower_the_held_out_loss_and_are_merged_later(shared_ray, configured, tmp_path):
