@@ -40,24 +40,31 @@ run_tests() {
 # What depends on a Python's version is not in torch, which of another minor version is a download of
 # 3 GB, and whose tests take most of the time.
 export LEFT_OUT="torch deepspeed accelerate"
+# All at once: each waits for its last long test while the others have work.
 status=0 summary="" done=" $(version .venv/bin/python) "
+declare -A running
 for name in ${PYTHONS:-system 3.13}; do
   python=$(find_python $name)
   number=${python:+$(version "$python")}
   if [ -z "$python" ]; then
-    result="not run, since there is none"
+    summary+="Python $name: not run, since there is none"$'\n'
   elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    result="$number, not run, since 3.11 is the oldest supported"
+    summary+="Python $name: $number, not run, since 3.11 is the oldest supported"$'\n'
   elif [[ $done == *" $number "* ]]; then
-    result="$number, not run a second time"
+    summary+="Python $name: $number, not run a second time"$'\n'
   else
-    printf '\n== Python %s: %s%s ==\n' "$number" "$python" ", without $LEFT_OUT"
-    SECONDS=0 result=passed
-    run_tests "$python" "$number" || { result=FAILED status=1; }
-    result="$number, $result, $SECONDS s, without $LEFT_OUT"
+    mkdir -p .venv-pythons
+    run_tests "$python" "$number" > ".venv-pythons/$number.log" 2>&1 &
+    running[$number]=$!
     done+="$number "
   fi
-  summary+="Python $name: $result"$'\n'
+done
+for number in "${!running[@]}"; do
+  result=passed
+  wait "${running[$number]}" || { result=FAILED status=1; }
+  printf '\n== Python %s, without %s ==\n' "$number" "$LEFT_OUT"
+  cat ".venv-pythons/$number.log"
+  summary+="Python $number: $result, without $LEFT_OUT"$'\n'
 done
 printf '\n%s' "$summary"
 exit $status
