@@ -151,6 +151,7 @@ def test_the_walk_from_a_wheel(installed, tmp_path):  # noqa: F811
         pytest.skip(str(error))
     write_inputs(tmp_path)
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["RAY_ADDRESS"] = "local"  # not the Ray of another test
     environment["PATH"] = f"{installed}{os.pathsep}{environment['PATH']}"
 
     def run(command):

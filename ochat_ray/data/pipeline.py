@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +60,7 @@ from ochat_ray.data.plan import (
 from ochat_ray.data.records import ReadOptions
 from ochat_ray.data.report import render_report
 from ochat_ray.data.statistics import Statistics
+from ochat_ray.data.tokenize_chat import open_tokenizer_once
 from ochat_ray.data.verify import (
     ALL_TABLES,
     FileSummary,
@@ -74,8 +74,6 @@ from ochat_ray.progress import Progress
 from ochat_ray.recipes import CHAT
 from ochat_ray.run_dir import MANIFEST, RunDir
 from ochat_ray.run_lock import RunLock, hold
-from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_chat_tokenizer
-from ochat_ray.tokenizer import load_tokenizer
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
@@ -180,7 +178,14 @@ def _map_summaries(items: list[dict[str, Any]], transform: Any) -> Iterator[Summ
         transform, batch_size=1, batch_format="pyarrow", **apart_from_gpus()
     )
     for row in mapped.iter_rows():
-        yield json.loads(row["summary"])
+        summary = json.loads(row["summary"])
+        if _USER_ERROR in summary:
+            raise UserError(summary[_USER_ERROR])
+        yield summary
+
+
+_USER_ERROR = "error of the user"
+"""Key of a summary that is the error of a task: raised there, it would come with a traceback."""
 
 
 def _summary(value: Summary) -> pa.Table:
@@ -191,7 +196,10 @@ def _each(work: Callable[[dict[str, Any]], Summary]) -> Callable[[pa.Table], pa.
     """Wrap a function of one item as a function of Ray Data batches of one, with the same name."""
 
     def each(batch: pa.Table) -> pa.Table:
-        return _summary(work(batch.to_pylist()[0]))
+        try:
+            return _summary(work(batch.to_pylist()[0]))
+        except UserError as error:
+            return _summary({_USER_ERROR: str(error)})
 
     each.__name__ = work.__name__
     return each
@@ -300,19 +308,6 @@ FEW = 20
 """Held-out conversations, as expected, below which their number is looked at."""
 
 
-@cache
-def _tokenizer(path: str, template: str) -> Any:
-    """Load the tokenizer once per worker process, which handles many parts.
-
-    `template` is the run's TemplateSettings in JSON, or "" for a template of 2023.
-    """
-    # One thread per worker, since there is one worker per CPU.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if template:
-        return load_chat_tokenizer(path, TemplateSettings(**json.loads(template)))
-    return load_tokenizer(path)
-
-
 def _tokenize_pass(
     config: PrepareConfig, run: RunDir, part_names: list[str], statistics: Statistics
 ) -> list[Summary]:
@@ -344,6 +339,9 @@ def _tokenize_pass(
         config = with_some_held_out(run, part_names, config)
     settings = template_settings(config)
     template = json.dumps(asdict(settings)) if settings else ""
+    # Tasks run in the directory where Ray was started.
+    local = Path(config.tokenizer)
+    path = str(local.absolute()) if local.exists() else config.tokenizer
     # Four times as many as are shown, since some will be dropped as duplicates.
     sample_share = 4 * parts.SAMPLES / max(1, statistics.cleaned)
 
@@ -353,7 +351,7 @@ def _tokenize_pass(
             run,
             item["part"],
             config=config,
-            tokenizer=_tokenizer(config.tokenizer, template),
+            tokenizer=open_tokenizer_once(path, template),
             sample_share=sample_share,
         )
         run.write_json(done, summary)

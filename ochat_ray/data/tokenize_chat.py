@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from ochat_ray.data.config import PrepareConfig, SeparateAnswers
@@ -13,8 +16,10 @@ from ochat_ray.data.tokenize import Tokenized, TokenRow, Yield, tokenize
 from ochat_ray.recipes import CHAT
 from ochat_ray.schema import Conversation, ModelClass, Turn
 from ochat_ray.tokenization.chat_template import ChatTemplate, TemplateError
+from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_chat_tokenizer
 from ochat_ray.tokenization.messages import Chat
 from ochat_ray.tokenization.supervision import Sample, Supervised, supervise
+from ochat_ray.tokenizer import load_tokenizer
 
 
 def tokenize_as_configured(
@@ -41,6 +46,19 @@ def tokenize_as_configured(
         classes=config.classes(),
         long=config.long,
     )
+
+
+@cache
+def open_tokenizer_once(path: str, template: str) -> Any:
+    """Load the tokenizer once per worker process, which handles many parts.
+
+    `template` is the run's TemplateSettings in JSON, or "" for a template of 2023.
+    """
+    # One thread per worker, since there is one worker per CPU.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if template:
+        return load_chat_tokenizer(path, TemplateSettings(**json.loads(template)))
+    return load_tokenizer(path)
 
 
 def sum_notes(tokenized: Iterable[Tokenized]) -> dict[str, int]:

@@ -23,7 +23,7 @@ def hostile_report():
     stats.add_tokenize(
         {
             "kept": [["train", 2, 4, 0, 1, 4, 2, 0.5, 1.0, HOSTILE]],
-            "offered": 4,
+            "offered": 4, "template_notes": {},
             "yields": {},
             "worst": [{"id": HOSTILE, "source": HOSTILE, "fidelity": 0.5, "text_fidelity": 1.0}],
             "samples": [

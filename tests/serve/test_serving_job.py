@@ -13,7 +13,7 @@ from ochat_ray.local_cluster import free_port
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def ray_command(tmp_path_factory):
     folder = tmp_path_factory.mktemp("r")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token",
+        "RAY_TMPDIR": str(folder),  # where `ray start` writes its address, which others would join
         "RAY_raylet_start_wait_time_s": "120",  # on a busy machine
         "RAY_ADDRESS": f"127.0.0.1:{ports['port']}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
@@ -60,7 +61,7 @@ def ray_command(tmp_path_factory):
         head.wait()
 
 
-def wait_for(condition, timeout_s=90):
+def wait_for(condition, timeout_s=180):
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end
