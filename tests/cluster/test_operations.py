@@ -97,7 +97,7 @@ def two_replicas_are_ready(cluster):
 
 def test_replicas_on_two_hosts_answer(cluster, walk):
     wait_for(lambda: two_replicas_are_ready(cluster), "replicas on two hosts", 240)
-    trained = json.loads((cluster.hosts.disk / "shared/runs/model/ochat.json").read_text())
+    trained = json.loads((cluster.hosts.disk / "shared/runs/demo/model/ochat.json").read_text())
     model = httpx.get(f"{URL}/v1/models").json()["data"][0]
     assert model["training"]["data_digest"] == trained["data_digest"]
     ask = {"model": "demo", "messages": [{"role": "user", "content": "question 1"}]}
