@@ -89,13 +89,12 @@ def has_end_of_turn(path: str) -> bool:
 def end_of_turn_id(tokenizer: Any) -> int:
     """Return the id of the end-of-turn token.
 
-    With a chat template it is the EOS token, which `load_chat_tokenizer` sets to what the template
-    writes.
+    Of a tokenizer from `load_chat_tokenizer` it is the EOS token, which is what its template writes.
 
     Raises:
         UserError: The tokenizer has no such token.
     """
-    if tokenizer.chat_template is not None:
+    if hasattr(tokenizer, "chat_ends"):
         return int(tokenizer.eos_token_id)
     ids = tokenizer.get_added_vocab()
     if END_OF_TURN not in ids:
@@ -108,7 +107,7 @@ def end_of_turn_id(tokenizer: Any) -> int:
 
 def ends_of_turn(tokenizer: Any) -> tuple[int, ...]:
     """Return the ids that end an answer: one, or several of a model with its own chat template."""
-    if tokenizer.chat_template is not None:
+    if hasattr(tokenizer, "chat_ends"):
         return tuple(tokenizer.chat_ends)
     return (end_of_turn_id(tokenizer),)
 

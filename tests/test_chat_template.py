@@ -1,5 +1,6 @@
 """Samples of conversations with a model's own chat template, against transformers' own ids."""
 
+import copy
 import json
 from datetime import date
 
@@ -19,6 +20,8 @@ from ochat_ray.tokenization.chat_tokenizer import (
 )
 from ochat_ray.tokenization.messages import Chat
 from ochat_ray.tokenization.supervision import left_out, supervise
+from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.tokenizer import ends_of_turn as ends_of_turn_ids
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 ORDINARY = ("<think>", "</think>", "<tool_call>", "</tool_call>", "  ")
@@ -326,3 +329,10 @@ def test_calls_and_results_without_ids_get_some_in_order(opened):
     assert template.render(Chat(turns)).text == (
         "(call00000)(call00001)<call00000 f><call00001 g>(x)<x h>"
     )
+
+
+def test_a_base_with_a_chat_template_that_is_not_used_ends_at_our_token(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template, own.eos_token = CHATML, "<s>"
+    assert end_of_turn_id(own) == end_of_turn_id(tokenizer)
+    assert ends_of_turn_ids(own) == (end_of_turn_id(tokenizer),)

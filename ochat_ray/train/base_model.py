@@ -222,7 +222,7 @@ def generation_config(tokenizer: Any, base: Any = None) -> Any:
     """
     from transformers import GenerationConfig
 
-    if tokenizer.chat_template is not None:
+    if hasattr(tokenizer, "chat_ends"):
         found = copy.deepcopy(base) or GenerationConfig()
         own = found.eos_token_id
         ends = [*tokenizer.chat_ends, *(own if isinstance(own, list) else [own])]
