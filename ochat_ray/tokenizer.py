@@ -89,7 +89,7 @@ def has_end_of_turn(path: str) -> bool:
 def end_of_turn_id(tokenizer: Any) -> int:
     """Return the id of the end-of-turn token.
 
-    Of a tokenizer from `load_chat_tokenizer` it is the EOS token, which is what its template writes.
+    Of a tokenizer from `load_chat_tokenizer` it is the EOS token, which its template writes.
 
     Raises:
         UserError: The tokenizer has no such token.

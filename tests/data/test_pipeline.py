@@ -279,5 +279,5 @@ def test_a_models_own_template_is_in_tables_manifest_and_report(tmp_path, tokeni
 def test_an_error_of_the_user_in_a_task_is_one_line():
     work = pipeline._each(lambda item: (_ for _ in ()).throw(UserError(f"no {item['name']}")))
     work.__name__ = "fails"
-    with pytest.raises(UserError, match="^no tokenizer$"):
+    with pytest.raises(UserError, match=r"^no tokenizer$"):
         list(pipeline._map_summaries([{"name": "tokenizer"}], work))
