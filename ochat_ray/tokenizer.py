@@ -229,14 +229,14 @@ def _open(path: str) -> Any:
     """
     from transformers import PreTrainedTokenizerFast  # slow to import; not every caller needs it
 
-    if _find(path, "tokenizer.json"):
+    if find_file(path, "tokenizer.json"):
         try:
             return PreTrainedTokenizerFast.from_pretrained(on_this_host(path, weights=False))
         except Exception as error:  # `tokenizers` has no exception class for damaged files
             raise UserError(
                 f"the tokenizer at {path} cannot be read ({_first_line(error)}); fetch it again"
             ) from error
-    model = _find(path, "tokenizer.model")
+    model = find_file(path, "tokenizer.model")
     if model is None:
         raise UserError(
             f"no tokenizer at {path}: expected a Hugging Face directory with tokenizer.json, or "
@@ -302,9 +302,9 @@ def _added_on_disk(path: str) -> dict[int, str]:
     """Return the tokens, by id, that slow tokenizers stored next to `tokenizer.model`."""
     added: dict[int, str] = {}
     try:
-        if old := _find(path, "added_tokens.json"):
+        if old := find_file(path, "added_tokens.json"):
             added |= {int(id): token for token, id in json.loads(old.read_bytes()).items()}
-        if config := _find(path, "tokenizer_config.json"):
+        if config := find_file(path, "tokenizer_config.json"):
             tokens = json.loads(config.read_bytes()).get("added_tokens_decoder", {})
             added |= {int(id): token["content"] for id, token in tokens.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -318,7 +318,7 @@ def _added_on_disk(path: str) -> dict[int, str]:
 def _sentencepiece_ids(path: str, texts: Iterable[str]) -> list[list[int] | None]:
     """Return the ids of the `sentencepiece` library; Nones if there is nothing to compare with."""
     nothing: list[list[int] | None] = [None for _ in texts]
-    model = _find(path, "tokenizer.model")
+    model = find_file(path, "tokenizer.model")
     if model is None:
         return nothing
     try:
@@ -329,7 +329,7 @@ def _sentencepiece_ids(path: str, texts: Iterable[str]) -> list[list[int] | None
         return nothing
 
 
-def _find(path: str, name: str) -> Path | None:
+def find_file(path: str, name: str) -> Path | None:
     """Find a file in a directory, at a URI or in a Hub repository, fetching it if needed."""
     path = on_this_host(path, weights=False)
     if Path(path).exists():

@@ -336,3 +336,20 @@ def test_a_base_with_a_chat_template_that_is_not_used_ends_at_our_token(tokenize
     own.chat_template, own.eos_token = CHATML, "<s>"
     assert end_of_turn_id(own) == end_of_turn_id(tokenizer)
     assert ends_of_turn_ids(own) == (end_of_turn_id(tokenizer),)
+
+
+def test_a_requests_variable_replaces_that_of_the_training(opened):
+    source = "{{ 'on' if enable_thinking else 'off' }}" + CHATML
+    _, template = opened(source, arguments={"enable_thinking": False})
+    assert template.render(chat("a", "b")).text.startswith("off")
+    assert template.render(chat("a"), arguments={"enable_thinking": True}).text.startswith("on")
+
+
+def test_a_variable_that_the_user_sets_is_not_tried_otherwise(opened):
+    source = CHATML.replace(
+        "assistant\n{% endif %}", "assistant\n{% if enable_thinking %}<think>{% endif %}{% endif %}"
+    )
+    _, template = opened(source, arguments={"enable_thinking": True})
+    (found,) = supervise([chat("a", "b")], template)
+    assert found.samples == ()
+    assert found.notes == {"not_learnt": 1}

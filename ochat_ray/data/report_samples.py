@@ -24,7 +24,7 @@ _KEY = (
 Token = tuple[str, float]
 
 _COMPLETE = ""
-"""What follows the tokens of a sample that is shown as a whole."""
+"""Text after the tokens of a sample that is shown as a whole."""
 
 
 def samples_section(samples: Sequence[dict[str, Any]]) -> str:

@@ -69,7 +69,7 @@ class Statistics:
     left_out: Counter[str] = field(default_factory=Counter)
     """Parts of records that are in no turn, by name: citation marks, thoughts, other branches."""
     template_notes: Counter[str] = field(default_factory=Counter)
-    """What the model's own chat template did, by the names of `tokenization/supervision.py`."""
+    """Counts of the model's own chat template, by the names in `tokenization/supervision.py`."""
     answers: Counter[str] = field(default_factory=Counter)
     """Answers read as "html" and as "markdown"."""
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)

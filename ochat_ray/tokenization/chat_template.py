@@ -41,6 +41,25 @@ _MARKER = re.compile(r"<\|[^\s<>|]+\|>|<｜[^\s<>]+｜>")
 """Names that look like a special token's, also where the tokenizer does not say that they are."""
 
 
+_CALLED = Chat(
+    [
+        Turn(role="user", text="a"),
+        Turn(
+            role="assistant",
+            text="",
+            tool_calls=(
+                # Mistral's templates want an id of nine characters.
+                ToolCall(
+                    id="probeprob", name="probe_call", arguments='{"probe_key": "probe_value"}'
+                ),
+            ),
+        ),
+        Turn(role="tool", text="b", tool_call_id="probeprob"),
+    ]
+)
+"""Conversation with a call, to find out how a template wants it."""
+
+
 class TemplateError(Exception):
     """The template refuses a conversation; the text is the template's own, in one line."""
 
@@ -90,7 +109,7 @@ class ChatTemplate:
         self.reads_clock = "strftime_now" in source
         self.has_generation_blocks = bool(_GENERATION.search(source))
         self._variables = dict(tokenizer.special_tokens_map)
-        self._arguments = self.checked_arguments(arguments or {})
+        self.arguments = self.checked_arguments(arguments or {})
         self._today = today
         added = tokenizer.added_tokens_decoder
         self.control_ids = frozenset(
@@ -131,11 +150,21 @@ class ChatTemplate:
         Raises:
             TemplateError: The template refuses the conversation, or it has each of `MARKS`.
         """
+        mark = mark or self.mark_for(chat)
+        return self._render(
+            chat,
+            self._call_style,
+            mark,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final,
+            **self.arguments | dict(arguments or {}),
+        )
+
+    def _render(self, chat: Chat, style: CallStyle, mark: str, **options: Any) -> Rendering:
         from jinja2.exceptions import TemplateError as JinjaError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        messages, tools = messages_of(chat, self.source, self._call_style)
-        mark = mark or self.mark_for(chat)
+        messages, tools = messages_of(chat, self.source, style)
         messages = [self._message(message, mark) for message in messages]
         try:
             rendered: Any = render_jinja_template(  # annotated as a text in transformers
@@ -143,12 +172,9 @@ class ChatTemplate:
                 tools=self._inert(tools, mark) or None,
                 chat_template=self.source,
                 return_assistant_tokens_mask=self.has_generation_blocks,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final,
                 **self._variables,
                 **self._clock(),
-                **self._arguments,
-                **(arguments or {}),
+                **options,
             )
         except (JinjaError, ValueError, TypeError, ArithmeticError, LookupError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -196,31 +222,22 @@ class ChatTemplate:
 
     @cached_property
     def writes_hermes_calls(self) -> bool:
-        """Whether the template writes calls as Hermes 2 and Qwen 2.5 do, as JSON in <tool_call>."""
-        call = ToolCall(id="probeprob", name="probe_call", arguments='{"a": "b"}')
-        turns = [
-            Turn(role="user", text="a"),
-            Turn(role="assistant", text="", tool_calls=(call,)),
-        ]
-        expected = '<tool_call>\n{"name": "probe_call", "arguments": {"a": "b"}}\n</tool_call>'
+        """True if the template writes calls as Hermes 2 and Qwen 2.5 do: JSON in <tool_call>."""
+        expected = (
+            '<tool_call>\n{"name": "probe_call", "arguments": {"probe_key": "probe_value"}}\n'
+            "</tool_call>"
+        )
         try:
-            return expected in self.render(Chat(turns)).text
+            return expected in self._render(_CALLED, self._call_style, MARKS[0]).text
         except TemplateError:
             return False
 
     @cached_property
     def _call_style(self) -> CallStyle:
-        """How the template wants calls: the first style in which it writes one, and as JSON."""
-        call = ToolCall(id="probeprob", name="probe_call", arguments='{"probe_key": "probe_value"}')
-        turns = [
-            Turn(role="user", text="a"),
-            Turn(role="assistant", text="", tool_calls=(call,)),
-            Turn(role="tool", text="b", tool_call_id=call.id),
-        ]
+        """First style of calls in which the template writes one, and as JSON."""
         for style in CALL_STYLES:
-            self.__dict__["_call_style"] = style  # for `render`
             try:
-                written = self.render(Chat(turns)).text
+                written = self._render(_CALLED, style, MARKS[0]).text
             except TemplateError:
                 continue
             escaped = r"\"probe_key" in written or "{'probe_key" in written

@@ -15,7 +15,7 @@ from ochat_ray.schema import ToolCall, Turn
 from ochat_ray.tokenization.chat_template import ChatTemplate, TemplateError
 from ochat_ray.tokenization.messages import Chat
 from ochat_ray.tokenization.supervision import supervise
-from ochat_ray.tokenizer import load_tokenizer, open_tokenizer, probe
+from ochat_ray.tokenizer import find_file, load_tokenizer, open_tokenizer, probe
 
 CLOCK = "2024-07-26"
 """Date in training data for a template that writes the current one: data must not depend on the day
@@ -82,12 +82,16 @@ def own_template(path: str) -> str:
     """Return the source of the chat template of the tokenizer at `path`.
 
     Raises:
-        UserError: There is no tokenizer, or it has none or several.
+        UserError: It has none, or several.
     """
-    source = open_tokenizer(path).chat_template
+    if file := find_file(path, "chat_template.jinja"):
+        return file.read_text(encoding="utf-8")
+    file = find_file(path, "tokenizer_config.json")
+    source = json.loads(file.read_bytes()).get("chat_template") if file else None
     if isinstance(source, str):
         return source
-    found = f"several chat templates ({', '.join(source)})" if source else "no chat template"
+    names = ", ".join(str(one["name"]) for one in source) if source else ""
+    found = f"several chat templates ({names})" if source else "no chat template"
     raise UserError(
         f"the tokenizer at {path} has {found}; give one with --template: openchat, opencoder, or "
         "a Jinja file"

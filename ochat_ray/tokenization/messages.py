@@ -40,7 +40,7 @@ def text_of(chat: Chat) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CallStyle:
-    """How a template wants an answer's tool calls.
+    """Form of an answer's tool calls that a template reads.
 
     `content` is that of an answer without text: "" or None. `arguments_as_text` says whether the
     arguments are JSON text, as OpenAI's client sends them, and not an object.

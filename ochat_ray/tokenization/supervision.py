@@ -43,7 +43,7 @@ NOTES = {
     "call_left_out": "tool calls that the template does not write",
     "tool_left_out": "tools that the template does not write",
 }
-"""What is counted while conversations become samples, with its meaning."""
+"""Names of the counts of a tokenization, with their meanings."""
 
 
 @dataclass(slots=True)
@@ -151,7 +151,8 @@ def _renderings(chat: Chat, position: int, template: ChatTemplate, mark: str) ->
         return _Answer(position, turn.loss_weight, prompt, done, way)
 
     found = [answer()]
-    if not _continues(found[-1]) and THINKING in template.source:
+    chooses = THINKING in template.source and THINKING not in template.arguments
+    if not _continues(found[-1]) and chooses:
         thinks = bool(split_reasoning(turn)[0])
         found.append(answer(f"thinking_{'on' if thinks else 'off'}", **{THINKING: thinks}))
     if not _continues(found[-1]) and (alone := _after_question_alone(found[0], chat, template)):

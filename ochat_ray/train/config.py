@@ -48,7 +48,7 @@ class TrainConfig:
     """Continue with at least this many workers after node failures, and scale up again when nodes
     return. Default: --num-workers."""
     max_failures: int = 3
-    """How often to restart from the latest checkpoint after worker failures."""
+    """Maximum restarts from the latest checkpoint after worker failures."""
     checkpoint_every: int = 25
     """Optimizer steps between checkpoints; also one at the end of each epoch."""
     keep_checkpoints: int = 2

@@ -87,7 +87,7 @@ class Tokens:
         self.end_id = end_id
         added = {t.content: id for id, t in tokenizer.added_tokens_decoder.items()}
         self.marks_calls = OPEN in added and CLOSE in added
-        """Whether the marks around a call are single tokens, as in Qwen's vocabularies."""
+        """True if the marks around a call are single tokens, as in Qwen's vocabularies."""
         self.text_ids = [
             id
             for id, token in tokenizer.added_tokens_decoder.items()
