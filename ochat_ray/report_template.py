@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from ochat_ray.report_style import STYLE
 
@@ -23,13 +23,13 @@ def render_page(
     """Return the page of a template.
 
     Args:
-        package: package whose folder `templates` holds the template.
+        package: package whose folder `templates` holds the template; ours has the pages' frame.
         template: file name.
         values: values of the template's variables.
         functions: functions that the template may call or use as filters, by name.
     """
     environment = Environment(
-        loader=PackageLoader(package),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("ochat_ray")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
