@@ -253,6 +253,9 @@ def test_what_a_template_does_not_write_is_counted(opened):
         "text_left_out": 1, "call_left_out": 1, "tool_left_out": 1, "reasoning_left_out": 1,
     }  # fmt: skip
     assert not left_out(chat("a", "b"), "a b", MARKS[0])
+    damaged = ToolCall(id="1", name="f", arguments='{"a": ')
+    called = Chat([Turn(role="assistant", text="", tool_calls=(damaged,))])
+    assert left_out(called, "f a", MARKS[0]) == {"call_as_text": 1}
 
 
 def test_a_refusal_is_the_templates_own_line(opened):
@@ -353,3 +356,16 @@ def test_a_variable_that_the_user_sets_is_not_tried_otherwise(opened):
     (found,) = supervise([chat("a", "b")], template)
     assert found.samples == ()
     assert found.notes == {"not_learnt": 1}
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_nesting_without_end_is_written_or_refused(opened, depth):
+    _, template = opened(QWEN_LIKE)
+    call = ToolCall(id="1", name="f", arguments='{"a":' * depth + "1" + "}" * depth)
+    turns = [Turn(role="user", text="a"), Turn(role="assistant", text="", tool_calls=(call,))]
+    (found,) = supervise([Chat(turns)], template)
+    assert isinstance(found, TemplateError) or '"a"' in template.decode(found.samples[0].ids)
+    tools = json.dumps([{"type": "function", "function": {"name": "f"}}])
+    tools = tools.replace('"f"', '"f", "parameters": ' + "[" * 900 + "]" * 900)
+    (found,) = supervise([Chat(chat("a", "b").turns, tools)], template)
+    assert isinstance(found, TemplateError)

@@ -150,15 +150,17 @@ class ChatTemplate:
         Raises:
             TemplateError: The template refuses the conversation, or it has each of `MARKS`.
         """
-        mark = mark or self.mark_for(chat)
-        return self._render(
-            chat,
-            self._call_style,
-            mark,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final,
-            **self.arguments | dict(arguments or {}),
-        )
+        try:
+            return self._render(
+                chat,
+                self._call_style,
+                mark or self.mark_for(chat),
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final,
+                **self.arguments | dict(arguments or {}),
+            )
+        except RecursionError:
+            raise _too_deep() from None
 
     def _render(self, chat: Chat, style: CallStyle, mark: str, **options: Any) -> Rendering:
         from jinja2.exceptions import TemplateError as JinjaError
@@ -187,9 +189,12 @@ class ChatTemplate:
         """Return a noncharacter that the conversation does not contain.
 
         Raises:
-            TemplateError: It contains each of `MARKS`.
+            TemplateError: It contains each of `MARKS`, or JSON that is nested too deeply.
         """
-        written = text_of(chat)
+        try:
+            written = text_of(chat)
+        except RecursionError:
+            raise _too_deep() from None
         for mark in MARKS:
             if mark not in written:
                 return mark
@@ -306,3 +311,7 @@ class ChatTemplate:
             backend.encode_special_tokens = False
             self._backends[mark] = backend
         return self._backends[mark]
+
+
+def _too_deep() -> TemplateError:
+    return TemplateError("tools or arguments are nested too deeply")

@@ -133,6 +133,11 @@ def _call(call: ToolCall, style: CallStyle) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
+def is_object(text: str) -> bool:
+    """Return whether a text is a JSON object."""
+    return isinstance(_arguments(text, CallStyle()), dict)
+
+
 def _arguments(text: str, style: CallStyle) -> Any:
     """Return the object that a call's arguments are in JSON, or the text."""
     if style.arguments_as_text:

@@ -22,7 +22,7 @@ from ochat_ray.tokenization.chat_template import (
     Rendering,
     TemplateError,
 )
-from ochat_ray.tokenization.messages import Chat, split_reasoning
+from ochat_ray.tokenization.messages import Chat, is_object, split_reasoning
 
 THINKING = "enable_thinking"
 """Variable of many templates that says whether the answer to come has reasoning."""
@@ -41,6 +41,7 @@ NOTES = {
     "reasoning_left_out": "answers whose reasoning the template does not write",
     "text_left_out": "turns whose text the template does not write as it is",
     "call_left_out": "tool calls that the template does not write",
+    "call_as_text": "tool calls whose arguments are no JSON object, and are written as a text",
     "tool_left_out": "tools that the template does not write",
 }
 """Names of the counts of a tokenization, with their meanings."""
@@ -271,14 +272,15 @@ def left_out(chat: Chat, rendered: str, mark: str) -> Counter[str]:
     """Count what a conversation has and its rendering has not.
 
     "text_left_out" counts turns whose text is missing, apart from spaces at its ends;
-    "call_left_out" calls whose function or one of whose arguments is missing; "tool_left_out" tools
-    whose name is missing.
+    "call_left_out" calls whose function or one of whose arguments is missing; "call_as_text" those
+    whose arguments are no JSON object; "tool_left_out" tools whose name is missing.
     """
     written = rendered.replace(mark, "")
     found: Counter[str] = Counter()
     for turn in chat.turns:
         _, text = split_reasoning(turn)
         found["text_left_out"] += text.strip() not in written
+        found["call_as_text"] += sum(not is_object(call.arguments) for call in turn.tool_calls)
         found["call_left_out"] += sum(
             not all(leaf in written for leaf in (call.name, *_leaves(call.arguments)))
             for call in turn.tool_calls

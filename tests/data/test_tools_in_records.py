@@ -145,3 +145,22 @@ def test_a_result_without_text_is_kept_and_an_empty_answer_is_not():
     assert clean.need_text(changed) is changed
     nothing = Conversation(id="a", source="b", turns=(turns[1], Turn(role="assistant", text="")))
     assert clean.need_text(nothing).reason == Reason.EMPTY_TURN
+
+
+def nested(depth):
+    value = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("depth", [400, 900])
+def test_nesting_without_end_is_a_drop_and_not_the_end_of_the_job(depth):
+    deep = {"name": "f", "parameters": nested(depth)}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (record,) = read_record({"messages": turns, "tools": [deep]}, tools=True)
+    if depth == 900:
+        assert "nested too deeply" in record.detail
+    call = {"name": "f", "arguments": nested(900)}
+    turns[1]["tool_calls"] = [call]
+    assert "nested too deeply" in drop({"messages": turns}, tools=True)[1]

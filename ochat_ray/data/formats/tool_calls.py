@@ -58,11 +58,23 @@ def tools_of(value: Any) -> str:
     tools = as_list(found)
     if not tools or not all(isinstance(tool, dict) for tool in map(decoded, tools)):
         raise RecordError("tools: not a list of objects")
-    tools = [_without_nulls(decoded(tool)) for tool in tools]
+    tools = [decoded(tool) for tool in tools]
     whole = [
         tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
     ]
-    return checked_text(json.dumps(whole, ensure_ascii=False))
+    return _written(whole)
+
+
+def _written(value: Any) -> str:
+    """Return a value as JSON.
+
+    Raises:
+        RecordError: It is nested too deeply, or has an unpaired surrogate.
+    """
+    try:
+        return checked_text(json.dumps(_without_nulls(value), ensure_ascii=False))
+    except RecursionError:
+        raise RecordError("tools or arguments are nested too deeply") from None
 
 
 def _without_nulls(value: Any) -> Any:
@@ -81,7 +93,7 @@ def _call(raw: Any) -> ToolCall:
     if arguments is None:
         arguments = {}
     if isinstance(arguments, dict):
-        arguments = json.dumps(_without_nulls(arguments), ensure_ascii=False)
+        arguments = _written(arguments)
     if not isinstance(arguments, str):
         raise RecordError("the arguments of a tool call are neither an object nor text")
     return ToolCall(
