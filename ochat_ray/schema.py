@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -21,6 +21,28 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+
+
+MAX_NESTING = 100
+"""Levels of objects and arrays that tools and arguments may have.
+
+The recursion limits of Python, of its JSON and of Jinja differ between versions; all are above it.
+"""
+
+
+def is_nested_too_deeply(value: Any) -> bool:
+    """Return whether a decoded JSON value has more than `MAX_NESTING` levels."""
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        level = [item for item in level if isinstance(item, (dict, list))]
+        if not level:
+            return False
+        level = [child for item in level for child in _children(item)]
+    return True
+
+
+def _children(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from ochat_ray.tokenization.messages import (
     INLINE,
     CallStyle,
     Chat,
+    has_deep_json,
     messages_of,
     text_of,
 )
@@ -160,7 +161,7 @@ class ChatTemplate:
                 **self.arguments | dict(arguments or {}),
             )
         except RecursionError:
-            raise _too_deep() from None
+            raise TemplateError("the template recurses without end") from None
 
     def _render(self, chat: Chat, style: CallStyle, mark: str, **options: Any) -> Rendering:
         from jinja2.exceptions import TemplateError as JinjaError
@@ -191,10 +192,9 @@ class ChatTemplate:
         Raises:
             TemplateError: It contains each of `MARKS`, or JSON that is nested too deeply.
         """
-        try:
-            written = text_of(chat)
-        except RecursionError:
-            raise _too_deep() from None
+        if has_deep_json(chat):
+            raise TemplateError("tools or arguments are nested too deeply")
+        written = text_of(chat)
         for mark in MARKS:
             if mark not in written:
                 return mark
@@ -311,7 +311,3 @@ class ChatTemplate:
             backend.encode_special_tokens = False
             self._backends[mark] = backend
         return self._backends[mark]
-
-
-def _too_deep() -> TemplateError:
-    return TemplateError("tools or arguments are nested too deeply")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ochat_ray.schema import ToolCall, Turn
+from ochat_ray.schema import ToolCall, Turn, is_nested_too_deeply
 
 _REASONING = re.compile(r"\s*<think>\n?(.*?)\n?</think>\s*(.*)", re.DOTALL)
 INLINE = "reasoning before the content"
@@ -36,6 +36,17 @@ def text_of(chat: Chat) -> str:
             decoded = json.dumps(_arguments(call.arguments, CallStyle()), ensure_ascii=False)
             parts += [call.id, call.name, call.arguments, decoded]
     return "".join(parts)
+
+
+def has_deep_json(chat: Chat) -> bool:
+    """Return whether tools or arguments of a conversation are nested too deeply to be written."""
+    texts = [call.arguments for turn in chat.turns for call in turn.tool_calls]
+    try:
+        values = [_arguments(text, CallStyle()) for text in texts]
+        values.append(json.loads(chat.tools or "[]"))
+    except RecursionError:
+        return True
+    return any(map(is_nested_too_deeply, values))
 
 
 @dataclass(frozen=True, slots=True)

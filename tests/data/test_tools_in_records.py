@@ -154,13 +154,17 @@ def nested(depth):
     return value
 
 
-@pytest.mark.parametrize("depth", [400, 900])
+@pytest.mark.parametrize("depth", [99, 100, 400, 900])
 def test_nesting_without_end_is_a_drop_and_not_the_end_of_the_job(depth):
-    deep = {"name": "f", "parameters": nested(depth)}
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    (record,) = read_record({"messages": turns, "tools": [deep]}, tools=True)
-    if depth == 900:
-        assert "nested too deeply" in record.detail
-    call = {"name": "f", "arguments": nested(900)}
-    turns[1]["tool_calls"] = [call]
-    assert "nested too deeply" in drop({"messages": turns}, tools=True)[1]
+    calls = [{"name": "f", "arguments": nested(depth)}]
+    called = {"messages": [turns[0], {**turns[1], "tool_calls": calls}]}
+    # The array, the object of type and function, and the function's own object are three levels.
+    tools = [{"name": "f", "parameters": nested(depth - 3)}]
+    offered = {"messages": turns, "tools": tools}
+    for item in (called, offered):
+        (record,) = read_record(item, tools=True)
+        # One more than `depth`: the empty object in the middle.
+        assert isinstance(record, Conversation) == (depth < 100), record
+        if depth >= 100:
+            assert record.detail.endswith("tools or arguments are nested too deeply")

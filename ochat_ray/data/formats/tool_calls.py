@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ochat_ray.data.formats.values import RecordError, as_list, checked_text, decoded, is_empty
-from ochat_ray.schema import ToolCall
+from ochat_ray.schema import ToolCall, is_nested_too_deeply
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names of an answer's reasoning: DeepSeek's and Qwen's, OpenRouter's, and gpt-oss's."""
@@ -71,10 +71,9 @@ def _written(value: Any) -> str:
     Raises:
         RecordError: It is nested too deeply, or has an unpaired surrogate.
     """
-    try:
-        return checked_text(json.dumps(_without_nulls(value), ensure_ascii=False))
-    except RecursionError:
-        raise RecordError("tools or arguments are nested too deeply") from None
+    if is_nested_too_deeply(value):
+        raise RecordError("tools or arguments are nested too deeply")
+    return checked_text(json.dumps(_without_nulls(value), ensure_ascii=False))
 
 
 def _without_nulls(value: Any) -> Any:
