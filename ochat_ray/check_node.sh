@@ -1,6 +1,6 @@
 #!/bin/sh
 # Check that this project's pinned packages can run on this node, before anything is installed:
-#   sh deploy/check_node.sh [FOLDER OF PCI DEVICES]
+#   sh ochat_ray/check_node.sh [FOLDER OF PCI DEVICES]
 # The first of cluster.yaml's setup commands. It prints one line and fails if they cannot.
 
 glibc_needed=2.31 # llguidance's wheel is manylinux_2_31; pyarrow's and rensa's are manylinux_2_28

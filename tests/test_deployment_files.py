@@ -56,11 +56,12 @@ def test_mounts_are_what_jobs_need_by_name():
         if source in sources:
             assert target == f"~/ochat_ray/{source}"
             assert (ROOT / source).exists()
-    assert {"ochat_ray", "jobs", "deploy", "pyproject.toml", "constraints.txt"} <= sources
+    assert {"ochat_ray", "jobs", "pyproject.toml", "constraints.txt"} <= sources
     assert not {".", ".git", ".venv", "runs"} & sources
     # What the build of the package reads must be there, too.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {project["readme"], *project["license-files"]} <= sources
+    (install,) = [line for line in config["setup_commands"] if "-m pip install -c" in line]
+    assert f"touch {' '.join([project['readme'], *project['license-files']])} " in install
 
 
 def test_the_first_command_checks_the_node():

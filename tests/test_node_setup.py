@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CHECK = ROOT / "deploy/check_node.sh"
+CHECK = ROOT / "ochat_ray/check_node.sh"
 PIN = ROOT / "deploy/aws/pin_image.sh"
 
 
