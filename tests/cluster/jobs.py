@@ -48,3 +48,17 @@ def meanwhile(work):
         running = pool.submit(work)
         yield
         running.result()
+
+
+def lose_head(cluster, when, *job):
+    """Crash the head in the middle of a job, start it again and `ray up`."""
+
+    def crash():
+        when()
+        cluster.head.crash()
+        cluster.hang_up()  # for the client, whom nobody told
+
+    with meanwhile(crash):
+        cluster.fail("ray", "job", "submit", "--", *job)
+    cluster.head.boot()
+    cluster.up()
