@@ -16,6 +16,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.context import _get_global_client  # no public API gives the proxy's address
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from ochat_ray.cluster_resources import head_node, room_for
 from ochat_ray.errors import UserError
@@ -44,6 +45,8 @@ REPLICA_ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # Waking threads costs more than encoding a prompt's few texts one after the other.
+    "TOKENIZERS_PARALLELISM": "false",
 }
 """Settings of Ray Serve's throughput-optimized mode, for these replicas only.
 
@@ -223,6 +226,8 @@ def build(settings: Settings) -> Application:
         "graceful_shutdown_timeout_s": DRAIN_S,
         "graceful_shutdown_wait_loop_s": 0.5,
         "max_surge_percent": settings.max_surge_percent,
+        # The ingress writes a line per request, with more in it.
+        "logging_config": LoggingConfig(enable_access_log=False),
     }
     router = RequestRouterConfig()
     if settings.routing == "session":

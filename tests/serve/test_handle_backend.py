@@ -3,7 +3,9 @@
 import asyncio
 import time
 
+import grpc
 import pytest
+from grpc.aio import Metadata
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentResponseGenerator
 
@@ -20,6 +22,7 @@ from ochat_ray.serve.handle_backend import REJECTED_FOR_S, HandleBackend, Poison
 
 FULL = BackPressureError(num_queued_requests=5, max_queued_requests=5)
 DIED = ReplicaUnavailableError("gone")
+CUT = grpc.aio.AioRpcError(grpc.StatusCode.UNKNOWN, Metadata(), Metadata(), "stream removed")
 DELTA = Delta(token_ids=(5,))
 
 
@@ -49,8 +52,10 @@ class Handle:
 
     def __init__(self, *scripts):
         self.scripts = list(scripts)
+        self.chosen = {}
 
-    def options(self, **_options):
+    def options(self, **options):
+        self.chosen |= options
         return self
 
     def remote(self, *_args):
@@ -95,13 +100,15 @@ def test_those_who_ask_at_once_whether_it_is_ready_hear_the_same(monkeypatch):
     assert len(asked) == 1
 
 
-def test_an_answer_that_has_not_begun_is_asked_for_again():
+@pytest.mark.parametrize("lost", [DIED, CUT], ids=["died", "cut"])
+def test_an_answer_that_has_not_begun_is_asked_for_again(lost):
     accepted = Accepted(replica="a")
-    assert generated(Handle([accepted, DIED], [accepted, DELTA])) == [accepted, accepted, DELTA]
+    assert generated(Handle([accepted, lost], [accepted, DELTA])) == [accepted, accepted, DELTA]
 
 
-def test_an_answer_that_has_begun_is_not():
-    handle = Handle([DELTA, DIED], [DELTA])
+@pytest.mark.parametrize("lost", [DIED, CUT], ids=["died", "cut"])
+def test_an_answer_that_has_begun_is_not(lost):
+    handle = Handle([DELTA, lost], [DELTA])
     with pytest.raises(EngineUnavailableError):
         generated(handle)
     assert len(handle.scripts) == 1
@@ -121,6 +128,14 @@ def test_what_ends_a_replica_twice_is_refused_from_then_on():
             asyncio.run(ask([1]))
     assert len(handle.scripts) == 2
     assert asyncio.run(ask([2])) == [accepted, DELTA]
+
+
+def test_calls_go_over_grpc_as_plain_pickles():
+    handle = Handle([DELTA])
+    generated(handle)
+    assert handle.chosen["_by_reference"] is False
+    assert handle.chosen["request_serialization"] == "pickle"
+    assert handle.chosen["response_serialization"] == "pickle"
 
 
 def test_a_request_that_no_replica_took_is_not_what_ends_them():
