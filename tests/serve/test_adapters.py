@@ -19,8 +19,7 @@ from ochat_ray.serve.engines.base import Adapter, RequestRefusedError, Sampling
 from ochat_ray.serve.engines.transformers import TransformersEngine
 from tests.serve.adapter_directories import write_adapter
 from tests.serve.asking import ASK, ask, error_of
-from tests.serve.script import app_for
-from tests.serve.test_scoring import OneEngine
+from tests.serve.one_engine import app_with_adapters, opened, settings_of
 
 MODELS = ("tiny", "one", "two")
 PROMPTS = ([0, 40, 41, 42], [0, *range(60, 220)], [0, 7])
@@ -159,32 +158,24 @@ def adapters(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(model_directory, adapters):
-    args = ServeArgs(
-        model=str(model_directory),
-        engine="transformers",
+    return settings_of(
+        model_directory,
         context_length=256,
         max_ongoing=12,
         max_batch_tokens=32,
-        dtype="float32",
         adapters=str(adapters),
     )
-    return resolve(args)
 
 
 @pytest.fixture(scope="module")
 def engine(settings):
-    engine = TransformersEngine(settings.engine)
-    yield engine
-    engine.close()
+    with opened(settings) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
-def app(settings, engine, tokenizer, model_directory):
-    rules = settings.engine.adapters.rules(model_directory)
-    catalog = AdapterCatalog(settings.engine.adapters.directory, rules, reserved="tiny")
-    catalog.scan()
-    catalog.scan()
-    return app_for(tokenizer, OneEngine(engine), catalog, context_length=256, fingerprint="fp_base")
+def app(settings, engine, tokenizer):
+    return app_with_adapters(settings, engine, tokenizer, context_length=256, fingerprint="fp_base")
 
 
 @pytest.fixture(scope="module")

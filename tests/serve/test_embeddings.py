@@ -11,15 +11,12 @@ import pytest
 import torch
 from openai import AsyncOpenAI
 
-from ochat_ray.serve.adapters import AdapterCatalog
-from ochat_ray.serve.args import ServeArgs, resolve
 from ochat_ray.serve.embeddings import MOST_VALUES
 from ochat_ray.serve.engines.base import EngineOverloadedError, Sampling
-from ochat_ray.serve.engines.transformers import TransformersEngine
 from tests.serve.adapter_directories import write_adapter
 from tests.serve.asking import ask, error_of
+from tests.serve.one_engine import app_with_adapters, opened, settings_of
 from tests.serve.script import Script, app_for
-from tests.serve.test_scoring import OneEngine
 
 PATH = "/v1/embeddings"
 TEXT = "Café 🙂 is"
@@ -30,36 +27,27 @@ LONG = [0, *([*range(1, 290)] * 3)[:700]]
 def settings(model_directory, tmp_path_factory):
     adapters = tmp_path_factory.mktemp("adapters")
     write_adapter(adapters / "one", 1)
-    args = ServeArgs(
-        model=str(model_directory),
-        engine="transformers",
+    return settings_of(
+        model_directory,
         context_length=1024,
         max_ongoing=8,
         max_batch_tokens=64,
-        dtype="float32",
         adapters=str(adapters),
         embeddings=True,
     )
-    return resolve(args)
 
 
 @pytest.fixture(scope="module")
 def engine(settings):
-    engine = TransformersEngine(settings.engine)
-    yield engine
-    engine.close()
+    with opened(settings) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
-def app(settings, engine, tokenizer, model_directory):
-    rules = settings.engine.adapters.rules(model_directory)
-    catalog = AdapterCatalog(settings.engine.adapters.directory, rules, reserved="tiny")
-    catalog.scan()
-    catalog.scan()
-    return app_for(
-        tokenizer, OneEngine(engine), catalog, context_length=1024, max_body_bytes=10**6,
-        embedding_size=settings.ingress.embedding_size,
-    )  # fmt: skip
+def app(settings, engine, tokenizer):
+    size = settings.ingress.embedding_size
+    limits = {"context_length": 1024, "max_body_bytes": 10**6}
+    return app_with_adapters(settings, engine, tokenizer, embedding_size=size, **limits)
 
 
 @pytest.fixture(scope="module")

@@ -8,48 +8,21 @@ import json
 import httpx
 import pytest
 
-from ochat_ray.serve.args import ServeArgs, resolve
-from ochat_ray.serve.backend import Accepted
-from ochat_ray.serve.engines.transformers import TransformersEngine
 from tests.serve.asking import ask, error_of, events
+from tests.serve.one_engine import OneEngine, opened, settings_of
 from tests.serve.script import Script, app_for
 
 PATH = "/v1/completions"
 TEXT = "Café 🙂 is"
 
 
-class OneEngine:
-    """The engine in this process as the only replica."""
-
-    def __init__(self, engine):
-        self.engine = engine
-
-    async def generate(self, request_id, prompt_ids, sampling, *, session):
-        yield Accepted(replica="r1")
-        async for delta in self.engine.submit(request_id, prompt_ids, sampling):
-            yield delta
-
-    async def ready(self):
-        return True
-
-    async def loads(self):
-        return {"r1": self.engine.capacity()}
-
-
 @pytest.fixture(scope="module")
 def app(two_headed_model, tokenizer):
-    args = ServeArgs(
-        model=str(two_headed_model),
-        engine="transformers",
-        context_length=256,
-        max_ongoing=4,
-        dtype="float32",
-    )
-    engine = TransformersEngine(resolve(args).engine)
-    yield app_for(
-        tokenizer, OneEngine(engine), context_length=256, max_body_bytes=10**6, fingerprint="fp_1"
-    )
-    engine.close()
+    with opened(settings_of(two_headed_model, context_length=256, max_ongoing=4)) as engine:
+        yield app_for(
+            tokenizer, OneEngine(engine), context_length=256, max_body_bytes=10**6,
+            fingerprint="fp_1",
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
