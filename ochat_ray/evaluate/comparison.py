@@ -12,8 +12,8 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.bias import agreement
 from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry
-from ochat_ray.evaluate.evaluation import RESULTS
 from ochat_ray.evaluate.pages import render
+from ochat_ray.evaluate.session import RESULTS
 from ochat_ray.evaluate.stats import Part, differences
 from ochat_ray.run_dir import RunDir
 

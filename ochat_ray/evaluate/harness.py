@@ -26,8 +26,8 @@ from ochat_ray.errors import UserError
 from ochat_ray.evaluate.client import Client
 from ochat_ray.evaluate.comparison import compare
 from ochat_ray.evaluate.config import EvaluateConfig, key_for
-from ochat_ray.evaluate.evaluation import RESULTS
 from ochat_ray.evaluate.records import key_of
+from ochat_ray.evaluate.session import RESULTS
 from ochat_ray.evaluate.stats import Part, estimate
 from ochat_ray.run_dir import RunDir
 

@@ -82,11 +82,14 @@ def test_another_file_is_rejected_by_name(tmp_path, text):
         read_difficulty(str(path))
 
 
-def test_more_questions_than_difficulties_are_rejected_before_any_call(gamed):
-    suite = suite_of(EvaluateConfig(suite="alpaca_eval", difficulty=str(gamed)))
-    suite.check([None] * COUNT)
+def test_more_questions_than_difficulties_are_rejected_before_any_call(tmp_path, gamed):
+    path = tmp_path / "questions.json"
+    config = EvaluateConfig(suite="alpaca_eval", difficulty=str(gamed), questions=str(path))
+    path.write_text(json.dumps([{"instruction": f"do {n}"} for n in range(COUNT)]))
+    assert len(suite_of(config).questions) == COUNT
+    path.write_text(json.dumps([{"instruction": f"do {n}"} for n in range(COUNT + 1)]))
     with pytest.raises(UserError, match=f"no row for 1 of {COUNT + 1} questions"):
-        suite.check([None] * (COUNT + 1))
+        suite_of(config)
 
 
 def test_an_annotation_file_has_both_rates(tmp_path, gamed):
