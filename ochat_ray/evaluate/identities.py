@@ -1,4 +1,4 @@
-"""What endpoints report about their models and judges: models.json of an evaluation."""
+"""Models and judges as their endpoints report them: models.json of an evaluation."""
 
 from __future__ import annotations
 
