@@ -237,12 +237,12 @@ async def answer(
 
     `fields` are the fields of the request other than its messages: model, temperature, max_tokens.
     """
-    messages: list[dict[str, str]] = []
+    messages, texts = question.earlier_messages(), []
     for number, turn in enumerate(question.turns):
         messages.append({"role": "user", "content": turn})
-        text = await asker.ask(answer_call(question, number, messages, fields, version))
-        messages.append({"role": "assistant", "content": text})
-    return tuple(message["content"] for message in messages[1::2])
+        texts.append(await asker.ask(answer_call(question, number, messages, fields, version)))
+        messages.append({"role": "assistant", "content": texts[-1]})
+    return tuple(texts)
 
 
 def answer_call(

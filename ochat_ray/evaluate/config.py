@@ -6,10 +6,10 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import tyro
 
@@ -24,6 +24,8 @@ SAMPLES = 3
 CODE_TIMEOUT_S = 10.0
 UNIT_TESTS = "unit tests"
 """Name of the judge of the suite `code`."""
+EXACT_MATCH = "exact match"
+"""Name of the judge of the suite `own`, where no model judges."""
 RENAMED = {"--at-once": "--max-concurrency"}
 """Current names of options by former name."""
 
@@ -71,11 +73,13 @@ class EvaluateConfig:
     """tasks: further arguments for it, such as '--num_fewshot 0'."""
     runs: tuple[str, ...] = ()
     """compare: output directories of finished evaluations."""
-    suite: Literal["vicuna", "mt_bench", "alpaca_eval", "arena_hard", "code"] = "vicuna"
+    suite: Literal["vicuna", "mt_bench", "alpaca_eval", "arena_hard", "code", "own"] = "vicuna"
     """Benchmark. vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two
     turns, each rated 1 to 10. alpaca_eval: pairwise preference; `score --annotations FILE`
     computes its metrics from its own file. arena_hard: pairwise, by five labels, with ratings
-    under a control of style. code: HumanEval's or MBPP's problems, decided by unit tests."""
+    under a control of style. code: HumanEval's or MBPP's problems, decided by unit tests. own:
+    your own conversations, whose last answers are the references: exact match, or with --judge
+    ratings of 1 to 10; the baseline is scored as well."""
     run_code: Annotated[bool, Off] = False
     """code: run the models' programs, in a sandbox of bubblewrap without network and home."""
     code_timeout_s: float = CODE_TIMEOUT_S
@@ -88,11 +92,13 @@ class EvaluateConfig:
     pairwise: Annotated[bool, Off] = False
     """mt_bench: compare each answer with the baseline's, in both orders, instead of rating it."""
     questions: str = ""
-    """Question file: JSONL in FastChat's or OpenChat's format, or alpaca_eval's JSON."""
+    """Question file: JSONL in FastChat's or OpenChat's format, or alpaca_eval's JSON. own: JSONL of
+    conversations that prepare reads, such as OpenAI's `messages`, with `category` if wanted."""
     limit: int | None = None
     """Use only the first N questions."""
     output: str = ""
-    """Local directory for answers.jsonl, judgments.jsonl, results.json and report.html."""
+    """Local directory for answers.jsonl, judgments.jsonl, results.json and report.html; the
+    default is runs/MODEL/evaluation for the suite own."""
 
     model: tuple[str, ...] = ()
     """Names of the models to score."""
@@ -167,6 +173,12 @@ class EvaluateConfig:
     """Seed of the bootstrap."""
     json: Annotated[bool, Off] = False
     """Print the result as one JSON object on the last line."""
+
+    def with_output(self) -> EvaluateConfig:
+        """Return the configuration with the suite's default output directory, if it has one."""
+        if self.suite != "own" or self.output or not self.model:
+            return self
+        return replace(self, output=f"runs/{quote(self.model[0], safe='')}/evaluation")
 
     def check(self) -> None:
         """Check the options for consistency.
@@ -254,7 +266,7 @@ class EvaluateConfig:
         compares = self.compares and self.step != "answer"
         if compares and not (self.baseline or self.baseline_answers):
             raise UserError("--baseline or --baseline-answers is needed")
-        if not self.compares and baseline:
+        if not (self.compares or self.scores_baseline) and baseline:
             without = "on --suite code" if self.suite == "code" else "without --pairwise"
             raise UserError(f"--baseline has no effect {without}")
         if self.human_labels and (not self.compares or len(set(self.model)) != 1):
@@ -262,14 +274,20 @@ class EvaluateConfig:
         if self.suite == "code":
             self._check_code()
             return
+        if self.suite == "own":
+            if not self.judge:
+                self._check_no_judge("without --judge")
+            return
         if self.step != "answer" and not self.judge:
             raise UserError("--judge is needed")
 
-    def _check_code(self) -> None:
+    def _check_no_judge(self, where: str) -> None:
         for name in ("judge", "prompts", "judge_body", "judge_temperature"):
             if getattr(self, name) not in (None, ""):
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} has no effect on --suite code, which has no judge")
+                raise UserError(f"--{name.replace('_', '-')} has no effect {where}")
+
+    def _check_code(self) -> None:
+        self._check_no_judge("on --suite code, which has no judge")
         if self.step in ("all", "judge") and not (self.run_code or self.dry_run):
             raise UserError(
                 "--suite code runs the models' programs; allow it with --run-code, or run only "
@@ -293,7 +311,12 @@ class EvaluateConfig:
     @property
     def compares(self) -> bool:
         """True if answers are compared with a baseline's."""
-        return self.suite not in ("mt_bench", "code") or self.pairwise
+        return self.suite not in ("mt_bench", "code", "own") or self.pairwise
+
+    @property
+    def scores_baseline(self) -> bool:
+        """True if the baseline is scored as the models are."""
+        return self.suite == "own"
 
     def answering(self, model: str, temperature: float) -> dict[str, Any]:
         """Return the fields of a request for an answer, except its messages."""

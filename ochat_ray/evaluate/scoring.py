@@ -16,7 +16,7 @@ from ochat_ray.evaluate.bias import biases, control, outcomes
 from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry, style_difference
 from ochat_ray.evaluate.counts import count_answers, count_declined, count_replies, warnings_of
 from ochat_ray.evaluate.human_labels import human_agreement
-from ochat_ray.evaluate.records import CONTROL, FAILED, key_of
+from ochat_ray.evaluate.records import CONTROL, FAILED
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
 from ochat_ray.evaluate.session import RESULTS, Session
 from ochat_ray.evaluate.stats import Part, differences, estimate
@@ -63,7 +63,7 @@ def score(session: Session) -> dict[str, Any]:
             if name
         },
         "questions": len(session.questions),
-        "questions_digest": key_of([asdict(question) for question in session.questions]),
+        "questions_digest": session.suite.questions_digest,
         "prompts_digest": session.suite.prompts.digest,
         "models": session.identities.entries("models", [*session.models, session.baseline]),
         "judges": session.identities.entries("judges", [config.judge]),
@@ -71,7 +71,7 @@ def score(session: Session) -> dict[str, Any]:
         "version": version("ochat-ray"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    results["warnings"] = warnings_of(results)
+    results["warnings"] = [*session.suite.notes(), *warnings_of(results)]
     _write(output, REPORT, report_html(results, entries))
     _write(output, TABLE, markdown_table(results))
     output.write_json(RESULTS, results)
@@ -117,7 +117,8 @@ def _entries(
     if (baseline := session.baseline_answers()) is not None:
         whose[baseline.model] = baseline
     if references is not None:
-        whose[f"reference answer, by {references.model}"] = references
+        by = f", by {references.model}" if references.model else ""
+        whose[f"reference answer{by}"] = references
     by_question: dict[str, list[Said]] = defaultdict(list)
     for judgment in judgments:
         read = suite.read(judgment)

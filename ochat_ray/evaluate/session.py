@@ -38,11 +38,12 @@ class Session:
         self.suite = suite_of(config)
         self.config = config = replace(config, judge=self.suite.local_judge or config.judge)
         self.questions = self.suite.questions
-        self.models = list(dict.fromkeys(config.model))
         self.prices = Prices.read(config.prices)
         self.budget = Budget(self.prices, config.max_cost)
         self._given = self._baseline_file()
         self.baseline = self._given.model if self._given else config.baseline
+        scored = [self.baseline] if self.baseline and config.scores_baseline else []
+        self.models = list(dict.fromkeys([*config.model, *scored]))
         self.human_labels = (
             read_labels(
                 config.human_labels, self.questions, model=self.models[0], baseline=self.baseline
@@ -57,14 +58,14 @@ class Session:
             self.output,
             config,
             (self.output.read_json(RESULTS) or {}).get("config", {}),
-            "" if self.baseline in self.models else self.baseline,
+            "" if self.baseline in config.model else self.baseline,
             endpoint_names,
         )
 
     def _baseline_file(self) -> Answers | None:
         path, name = self.config.baseline_answers, self.config.baseline
         given = read_answers(path, model=name or None) if path else None
-        if given and given.model in self.models:
+        if given and given.model in self.config.model:
             raise UserError(
                 f"--baseline-answers {path} are of {given.model}, which is also a --model; give "
                 "one of them another name"
@@ -80,8 +81,9 @@ class Session:
 
     def to_answer(self) -> list[str]:
         """Return the models to request answers from."""
-        asked = self.config.compares and not self._given and self.baseline not in self.models
-        return [*self.models, self.baseline] if asked and self.baseline else self.models
+        compared = [self.baseline] if self.baseline and self.config.compares else []
+        given = self._given.model if self._given else None
+        return [name for name in dict.fromkeys([*self.models, *compared]) if name != given]
 
     def answering(self, question: Question, model: str) -> dict[str, Any]:
         """Return the fields of a request for a model's answer, except its messages."""
@@ -100,7 +102,7 @@ class Session:
 
     def answer_records(self, question: Question, model: str) -> list[dict[str, Any]]:
         """Return the records of a model's answers to the turns of a question; a refusal is last."""
-        messages: list[dict[str, str]] = []
+        messages = question.earlier_messages()
         found: list[dict[str, Any]] = []
         version = self.identities.version("models", model)
         for number, turn in enumerate(question.turns):
@@ -116,8 +118,9 @@ class Session:
         return found
 
     def judged_questions(self, model: str) -> list[Question]:
-        """Return the questions that neither the model nor the baseline refused to answer."""
-        asked = [name for name in (model, self.baseline) if name in self.to_answer()]
+        """Return the questions that neither the model nor a compared baseline refused."""
+        names = (model, self.baseline) if self.config.compares else (model,)
+        asked = [name for name in names if name in self.to_answer()]
         return [
             question
             for question in self.questions

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -53,6 +54,8 @@ def run(
         UserError: A file is invalid, an endpoint rejects requests, or calls failed.
     """
     with Session(config, endpoint_names) as session:
+        for note in session.suite.notes():
+            print(note, file=sys.stderr)
         if config.dry_run:
             return left(session)
         if config.step in ("all", "answer"):
@@ -147,7 +150,8 @@ def left(session: Session) -> dict[str, Any]:
                 continue
             said = [*kept, False].index(False)
             for turn in range(said, len(question.turns)):
-                characters = sum(map(len, question.turns[: turn + 1]))
+                texts = [*(text for _, text in question.context), *question.turns[: turn + 1]]
+                characters = sum(map(len, texts))
                 prompt = characters // CHARACTERS_PER_TOKEN + (turn - said) * config.max_tokens
                 spent.add(name, prompt, config.max_tokens, session.prices)
         counted[f"answers of {name}"] = spent

@@ -11,7 +11,7 @@ from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.prompts import Prompts, read_prompts
 from ochat_ray.evaluate.questions import Answers, Question, read_answers, read_questions
-from ochat_ray.evaluate.records import Call
+from ochat_ray.evaluate.records import Call, key_of
 from ochat_ray.evaluate.stats import Part
 
 Judgments = Sequence[Mapping[str, Any]]
@@ -55,12 +55,25 @@ class Suite(ABC):
             if self.prompt_file
             else Prompts({})
         )
-        self.references = read_answers(config.references) if config.references else None
+        self.references = self.read_references()
         self.check()
 
     def read_questions(self) -> list[Question]:
         """Return the questions of the configuration."""
         return read_questions(self.config.questions, limit=self.config.limit)
+
+    def read_references(self) -> Answers | None:
+        """Return the reference answers, if there are any."""
+        return read_answers(self.config.references) if self.config.references else None
+
+    @property
+    def questions_digest(self) -> str:
+        """Digest of the questions, which tells whether two evaluations had the same."""
+        return key_of([question.fields() for question in self.questions])
+
+    def notes(self) -> list[str]:
+        """Return sentences on what of the question file is not used."""
+        return []
 
     def check(self) -> None:
         """Check that the suite can score the questions.

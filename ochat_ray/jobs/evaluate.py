@@ -12,6 +12,7 @@ from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
 
 def work(config: EvaluateConfig) -> dict[str, Any]:
     """Run the stage and return what `--json` prints."""
+    config = config.with_output()
     config.check()
     if config.step == "compare":
         from ochat_ray.evaluate.comparison import compare
