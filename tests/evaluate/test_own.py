@@ -167,6 +167,16 @@ def test_exact_match_scores_the_model_and_the_base(tmp_path, held_out, capsys):
         assert text in page, text
 
 
+def test_labels_may_recur_among_the_answers(tmp_path):
+    rows = [[user(f"{n} odd?"), assistant("yes" if n % 2 else "no")] for n in range(6)]
+    endpoint = Endpoint(lambda body: "Yes")
+    with endpoint.serving():
+        path = written(tmp_path / "held.jsonl", *rows)
+        result = run(configured(tmp_path, path, endpoint.url, baseline=""))
+    assert result["scores"][0]["score"] == 50
+    assert result["warnings"] == []
+
+
 def test_a_judge_sees_the_reference_and_the_conversation(tmp_path, held_out):
     def answer(body):
         if body["model"] != "judge":
