@@ -26,7 +26,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.evaluate.client import Client
 from ochat_ray.evaluate.comparison import compare
 from ochat_ray.evaluate.config import EvaluateConfig, key_for
-from ochat_ray.evaluate.records import key_of
+from ochat_ray.evaluate.records import key_of, make_folder
 from ochat_ray.evaluate.session import RESULTS
 from ochat_ray.evaluate.stats import Part, estimate
 from ochat_ray.run_dir import RunDir
@@ -68,7 +68,7 @@ async def _describe(config: EvaluateConfig, models: Sequence[str]) -> dict[str, 
 def _run(program: str, config: EvaluateConfig, model: str) -> dict[str, dict[str, Any]]:
     """Run lm-eval for one model; return samples and metadata by task."""
     folder = Path(config.output).expanduser() / "lm_eval" / key_of(model)[:12]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     earlier = set(folder.rglob("results_*.json"))
     arguments = {
         "model": model, "base_url": f"{config.url.rstrip('/')}/chat/completions",

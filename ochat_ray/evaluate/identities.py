@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from ochat_ray.errors import UserError
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.records import key_of
 from ochat_ray.run_dir import RunDir
@@ -41,7 +42,7 @@ class Identities:
         self._output, self._config, self._earlier = output, config, earlier
         self._baseline, self._endpoint_names = baseline, endpoint_names
         empty: dict[str, dict[str, Any]] = {"models": {}, "judges": {}, FIRST: {}, URLS: {}}
-        self._described = empty | (output.read_json(MODELS) or {})
+        self._described = empty | _entries(output)
 
     def describe(self, kind: str, name: str, entry: Mapping[str, Any]) -> None:
         """Store an endpoint's entry for a model ("models") or judge ("judges"), if not empty.
@@ -92,3 +93,16 @@ class Identities:
         identity = self._identity(kind, name, {}, entry)
         first = self._described[FIRST].get(f"{kind} {name}", identity)
         return "" if first == identity else key_of(identity)
+
+
+def _entries(output: RunDir) -> dict[str, dict[str, Any]]:
+    advice = (
+        "restore it, or remove it: then the endpoints are asked for their models again, and "
+        "records of a model that has changed since count as the present one's"
+    )
+    found = output.read_json(MODELS, advice)
+    if found is None:
+        return {}
+    if not (isinstance(found, dict) and all(isinstance(value, dict) for value in found.values())):
+        raise UserError(f"{output.path(MODELS)} is damaged; {advice}")
+    return found

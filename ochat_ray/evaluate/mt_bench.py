@@ -340,6 +340,12 @@ class MTBenchPairs(MTBenchRatings):
     def judged(self, judgments: Judgments) -> Iterator[Judged]:
         return judged(judgments)
 
+    def outcomes(self, judgments: Judgments) -> dict[str, float]:
+        """Return a win if more turns are won than lost, by the rule of the score."""
+        decided = {id: part for id, part in self.parts(judgments).items() if part.denominator}
+        shares = {id: part.numerator / part.denominator for id, part in decided.items()}
+        return {id: (1 + (share > 50) - (share < 50)) / 2 for id, share in shares.items()}
+
     def more(self, judgments: Judgments) -> dict[str, Any]:
         """Return the numbers of wins, losses and ties."""
         counts = Counter(outcomes(judgments).values())

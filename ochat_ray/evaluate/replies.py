@@ -111,7 +111,7 @@ def read_reply(response: httpx.Response) -> Reply | None:
         finish_reason=plain_text(finish_reason) if isinstance(finish_reason, str) else "",
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
-        logprobs=_logprobs(logprobs),
+        logprobs=read_logprobs(logprobs.get("content") if isinstance(logprobs, dict) else None),
         reasoning=plain_text(reasoning),
     )
 
@@ -137,9 +137,8 @@ def _count(value: Any) -> int:
     return min(int(value), 2**53) if good else 0
 
 
-def _logprobs(value: Any) -> list[dict[str, Any]]:
+def read_logprobs(entries: Any) -> list[dict[str, Any]]:
     """Return the well-formed entries of log-probabilities."""
-    entries = value.get("content") if isinstance(value, dict) else None
     found = []
     for entry in entries if isinstance(entries, list) else []:
         top = entry.get("top_logprobs") if isinstance(entry, dict) else None

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import Spent
-from ochat_ray.evaluate.bias import biases, control, outcomes
+from ochat_ray.evaluate.bias import biases, control
 from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry, style_difference
 from ochat_ray.evaluate.counts import count_answers, count_declined, count_replies, warnings_of
 from ochat_ray.evaluate.human_labels import human_agreement
@@ -187,16 +187,21 @@ def _scored(
         "not_answered": len(questions) - len(session.judged_questions(model)),
         "not_judged": sum(not part.denominator for part in rules["drop"].values()),
         "by_category": {
-            category: {"questions": count, **estimated(chosen, category)}
+            category: {
+                "questions": count,
+                "scored": sum(
+                    bool(chosen[q.id].denominator) for q in questions if q.category == category
+                ),
+                **estimated(chosen, category),
+            }
             for category, count in Counter(q.category for q in questions).items()
         },
         "by_question": {id: [part.numerator, part.denominator] for id, part in chosen.items()},
         **(suite.more(judgments) if judgments else {}),
     }
     if config.compares:
-        judged = list(suite.judged(judgments))
-        one["biases"] = asdict(biases(judged))
-        one["outcomes"] = outcomes(judged)
+        one["biases"] = asdict(biases(suite.judged(judgments)))
+        one["outcomes"] = suite.outcomes(judgments)
         if (labels := session.human_labels) is not None:
             one["human"] = human_agreement(labels, one["outcomes"], seed=config.seed)
     if failed and len(rules) > 1:

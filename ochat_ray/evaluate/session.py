@@ -52,7 +52,9 @@ class Session:
             else None
         )
         folder = Path(config.output).expanduser()
-        self.answers, self.judgments = Records(folder / ANSWERS), Records(folder / JUDGMENTS)
+        needed = ("text", "reason") if self.suite.local_judge else ("text",)
+        self.answers = Records(folder / ANSWERS, ("text",))
+        self.judgments = Records(folder / JUDGMENTS, needed)
         self.output = RunDir.open(config.output)
         self.identities = Identities(
             self.output,

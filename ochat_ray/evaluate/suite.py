@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.bias import Judged
+from ochat_ray.evaluate.bias import Judged, outcomes
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.prompts import Prompts, read_prompts
 from ochat_ray.evaluate.questions import Answers, Question, read_answers, read_questions
@@ -145,6 +145,10 @@ class Suite(ABC):
     def judged(self, _judgments: Judgments) -> Iterable[Judged]:
         """Yield the comparisons for the bias statistics."""
         return ()
+
+    def outcomes(self, judgments: Judgments) -> dict[str, float]:
+        """Return the model's outcome by question: 1 a win, 0 a loss, 0.5 a tie."""
+        return outcomes(self.judged(judgments))
 
     def more(self, _judgments: Judgments) -> dict[str, Any]:
         """Return additional entries of results.json."""

@@ -77,6 +77,14 @@ def test_a_refused_answer_leaves_its_question_out(evaluated):
     assert (len(sent), whole["scores"][0]["judgments"]) == (1 + 2, 12)
 
 
+def test_a_damaged_list_of_models_is_one_line(evaluated, tmp_path):
+    evaluated(well)
+    for damaged in ("{", "[]", '{"models": 3}'):
+        (tmp_path / "out/models.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"models.json is damaged.*remove it: then the"):
+            evaluated(well)
+
+
 def test_a_model_that_refuses_all_ends_the_run_and_is_asked_again(evaluated):
     with pytest.raises(UserError, match="judge: all 12 calls were refused, first: 400 The prompt"):
         evaluated(unless("judge", "", FILTERED))
