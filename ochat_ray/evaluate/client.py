@@ -118,6 +118,19 @@ class Window:
         self._resume = max(self._resume, now + pause_s)
 
 
+def sendable_key(api_key: str, base_url: str) -> str:
+    """Return the API key without blanks around it.
+
+    Raises:
+        UserError: The key cannot be sent.
+    """
+    api_key = api_key.strip()
+    if not (api_key.isascii() and api_key.isprintable()):
+        # Without the key: a client of HTTP would show it in its own error.
+        raise UserError(f"the API key for {base_url} has characters that no key has")
+    return api_key
+
+
 class Client:
     """HTTP client for one base URL, such as `http://127.0.0.1:8000/v1`.
 
@@ -141,10 +154,7 @@ class Client:
         first_pause_s: float = 1.0,
     ) -> None:
         self._base_url = base_url.rstrip("/")
-        api_key = api_key.strip()
-        if not (api_key.isascii() and api_key.isprintable()):
-            # Without the key: a client of HTTP would show it in its own error.
-            raise UserError(f"the API key for {self._base_url} has characters that no key has")
+        api_key = sendable_key(api_key, self._base_url)
         self._changes: dict[str, dict[str, str | None]] = defaultdict(dict)
         self._given_up = self._rejected = 0
         self._printed: set[str] = set()
@@ -152,11 +162,17 @@ class Client:
         self._first_pause_s = first_pause_s
         self._timeout_s = timeout_s
         self.window = Window(max_concurrency)
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout_s, connect=30),
-            limits=httpx.Limits(max_connections=max_concurrency),
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                timeout=httpx.Timeout(timeout_s, connect=30),
+                limits=httpx.Limits(max_connections=max_concurrency),
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise UserError(
+                f"the proxy in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be "
+                f"used: {error}; unset it, or list the endpoint's host in NO_PROXY"
+            ) from error
 
     async def __aenter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import tyro
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.key_files import environment_key
+from ochat_ray.evaluate.option_checks import check_body, check_url
 
 Off = tyro.conf.FlagCreatePairsOff
 
@@ -198,17 +200,15 @@ class EvaluateConfig:
             raise UserError("--runs is for the step compare")
         if self.tasks or self.lm_eval_args or self.lm_eval != "lm_eval":
             raise UserError("--tasks, --lm-eval and --lm-eval-args are for the step tasks")
-        for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.limit is not None and self.limit < 1:
-            raise UserError("--limit must be at least 1")
+        self._check_numbers()
+        for name in ("url", "baseline_url", "judge_url"):
+            check_url(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.max_cost is not None and not self.prices:
             raise UserError("--max-cost needs --prices")
         if self.step in ("score", "report") and (self.retry or self.max_cost is not None):
             raise UserError(f"--retry and --max-cost have no effect on the step {self.step}")
         for name in ("body", "judge_body"):
-            _check_body(f"--{name.replace('_', '-')}", getattr(self, name))
+            check_body(f"--{name.replace('_', '-')}", getattr(self, name))
         self._check_suite()
         if self.annotations:
             if (self.suite, self.step) != ("alpaca_eval", "score"):
@@ -217,6 +217,22 @@ class EvaluateConfig:
                 raise UserError("--annotations goes with one --model, whose they are, alone")
         elif not self.is_demo:
             self._check_judged()
+
+    def _check_numbers(self) -> None:
+        for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise UserError("--limit must be at least 1")
+        if self.seed < 0:
+            raise UserError("--seed must not be negative")
+        for name in ("timeout_s", "code_timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be positive and finite")
+        for name in ("max_cost", "temperature", "judge_temperature", "top_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be a number of at least 0")
 
     def _check_tasks(self) -> None:
         if not (self.tasks and self.model and self.output):
@@ -246,8 +262,6 @@ class EvaluateConfig:
             raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
         if self.suite != "code" and (self.run_code or self.code_timeout_s != CODE_TIMEOUT_S):
             raise UserError("--run-code and --code-timeout-s are for --suite code")
-        if self.code_timeout_s <= 0:
-            raise UserError("--code-timeout-s must be positive")
         if self.control and not self.compares:
             raise UserError("--control has no effect without --pairwise")
         for name in ("weighted", "difficulty"):
@@ -337,17 +351,6 @@ class EvaluateConfig:
         }  # fmt: skip
         fields |= {"response_format": _TWO_SCORES} if self.judge_scores_only else {}
         return _with(fields, self.judge_body)
-
-
-def _check_body(option: str, text: str) -> None:
-    try:
-        fields = json.loads(text or "{}")
-    except ValueError as error:
-        raise UserError(f"{option} {text}: no JSON: {error}") from error
-    if not isinstance(fields, dict) or set(fields) & {"messages", "model", "stream", "n"}:
-        raise UserError(
-            f"{option} {text}: a JSON object is needed, without messages, model, stream and n"
-        )
 
 
 def _with(fields: dict[str, Any], body: str) -> dict[str, Any]:

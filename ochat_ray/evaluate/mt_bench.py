@@ -275,6 +275,13 @@ class MTBenchRatings(Suite):
     categories = CATEGORIES
     turns = 2
 
+    def check(self) -> None:
+        """Check also that no reference answer is missing."""
+        super().check()
+        if self.config.step != "answer":
+            for question in self.questions:
+                _references(question, len(question.turns) - 1, self.references)
+
     def temperature(self, category: str) -> float:
         """Return the benchmark's temperature for a category."""
         return TEMPERATURES.get(category, 0.7)

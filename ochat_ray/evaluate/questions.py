@@ -75,7 +75,8 @@ def read_answers(path: str | Path, *, model: str | None = None) -> Answers:
     names: dict[str, str] = {}
     for where, record in json_records(path):
         id, found = _answer(record, where)
-        turns[id] = found
+        if turns.setdefault(id, found) != found:
+            raise UserError(f"{where}: another answer to question {id!r}; give one per question")
         name = record.get("model_id") or record.get("generator") or record.get("model")
         if isinstance(name, str):
             names.setdefault(name, where)
@@ -120,6 +121,8 @@ def _question(record: Mapping[str, Any], where: str) -> Question:
         id, category = record.get("question_id", record.get("uid")), record.get("category", "")
     if not _texts(turns) or id in (None, ""):
         raise UserError(f"{where}: no question; `question_id` and `text` or `turns` are needed")
+    if not all(turn.strip() for turn in turns):
+        raise UserError(f"{where}: question {str(id)!r} has an empty turn")
     return Question(id=str(id), category=str(category), turns=tuple(turns))
 
 
@@ -169,7 +172,7 @@ def json_records(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if text.lstrip().startswith("["):
         try:
             numbered = list(enumerate(json.loads(text), 1))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: no JSON: {error}") from error
         named = [(f"{path}, record {number}", value) for number, value in numbered]
     else:
@@ -184,5 +187,5 @@ def json_records(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _value(line: str, where: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON: {error}") from error

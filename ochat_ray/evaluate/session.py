@@ -72,6 +72,8 @@ class Session:
                 f"--baseline-answers {path} are of {given.model}, which is also a --model; give "
                 "one of them another name"
             )
+        if given and self.config.step == "all":
+            check_complete(given, self.questions)
         return given
 
     def __enter__(self) -> Session:

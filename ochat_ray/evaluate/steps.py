@@ -25,7 +25,7 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import CHARACTERS_PER_TOKEN, Asker, Spent, answer, for_all
-from ochat_ray.evaluate.client import Client
+from ochat_ray.evaluate.client import Client, sendable_key
 from ochat_ray.evaluate.config import EvaluateConfig, Role, key_for
 from ochat_ray.evaluate.identities import EMPTY
 from ochat_ray.evaluate.questions import Answers, Question
@@ -58,12 +58,20 @@ def run(
             print(note, file=sys.stderr)
         if config.dry_run:
             return left(session)
-        if config.step in ("all", "answer"):
-            asyncio.run(_answer(session, partial(_connected, connect, config)))
-        if config.step in ("all", "judge") and session.suite.local_judge:
+        answers, judges = (config.step in ("all", step) for step in ("answer", "judge"))
+        asks_judge = judges and not session.suite.local_judge
+        urls: dict[Role, str] = {
+            "models": config.url if answers else "",
+            "baseline": config.baseline_url if answers else "",
+            "judge": config.judge_url if asks_judge else "",
+        }
+        at = partial(_connected, connect, config, _keys(config, urls))
+        if answers:
+            asyncio.run(_answer(session, at))
+        if asks_judge:
+            asyncio.run(_judge(session, at))
+        elif judges:
             _judge_locally(session)
-        elif config.step in ("all", "judge"):
-            asyncio.run(_judge(session, partial(_connected, connect, config)))
         if config.step in ("all", "score", "report"):
             return score(session)
         return {"answers": len(session.answers), "judgments": len(session.judgments)}
@@ -194,10 +202,19 @@ def _unique(calls: Iterable[Call]) -> list[Call]:
     return list({call.key: call for call in calls}.values())
 
 
-def _connected(connect: Connect, config: EvaluateConfig, role: Role, url: str) -> Client:
+def _keys(config: EvaluateConfig, urls: Mapping[Role, str]) -> dict[Role, str]:
+    """Return the keys of the endpoints, all before the first call."""
+    return {
+        role: sendable_key(key_for(role, url, config.url), url) for role, url in urls.items() if url
+    }
+
+
+def _connected(
+    connect: Connect, config: EvaluateConfig, keys: Mapping[Role, str], role: Role, url: str
+) -> Client:
     return connect(
         url,
-        key_for(role, url, config.url),
+        keys[role],
         max_concurrency=config.max_concurrency,
         timeout_s=config.timeout_s,
         attempts=config.attempts,

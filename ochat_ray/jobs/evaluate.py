@@ -56,7 +56,9 @@ def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
     lines = []
     for one in result["scores"]:
         if one["score"] is None:
-            lines.append(f"{one['model']}: nothing was judged")
+            read = one["failed"] < one["judgments"]
+            why = "the baseline has no points to compare with" if read else "nothing was judged"
+            lines.append(f"{one['model']}: {why}")
             continue
         share = one["failed"] / one["judgments"]
         lines.append(
