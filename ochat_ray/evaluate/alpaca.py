@@ -228,6 +228,7 @@ class AlpacaEval(Suite):
     prompt_names = PROMPT_NAMES
     unit = "% of wins against the baseline"
     even = 50.0
+    file_names = ("model_outputs.json", "annotations.json")
 
     def __init__(self, config: EvaluateConfig) -> None:
         """Read the difficulties, if given, and the other inputs."""

@@ -188,6 +188,8 @@ class EvaluateConfig:
         Raises:
             UserError: An option is missing, out of range, or has no effect.
         """
+        for name in ("url", "baseline_url", "judge_url"):
+            check_url(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.step == "compare":
             if not self.runs or not self.output:
                 raise UserError("compare needs --runs, directories of evaluations, and --output")
@@ -201,8 +203,6 @@ class EvaluateConfig:
         if self.tasks or self.lm_eval_args or self.lm_eval != "lm_eval":
             raise UserError("--tasks, --lm-eval and --lm-eval-args are for the step tasks")
         self._check_numbers()
-        for name in ("url", "baseline_url", "judge_url"):
-            check_url(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.max_cost is not None and not self.prices:
             raise UserError("--max-cost needs --prices")
         if self.step in ("score", "report") and (self.retry or self.max_cost is not None):

@@ -9,13 +9,12 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.outputs import MODELS
 from ochat_ray.evaluate.records import key_of
 from ochat_ray.run_dir import RunDir
 
-MODELS = "models.json"
-"""Model and judge entries reported by the endpoints, with the base URLs under `urls`, and the
-identity at the first call under `first`."""
 FIRST, URLS = "first", "urls"
+"""Fields of models.json beside the entries: the identity at the first call, and the base URL."""
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 

@@ -274,6 +274,7 @@ class MTBenchRatings(Suite):
     unit = "of 10"
     categories = CATEGORIES
     turns = 2
+    file_names: tuple[str, ...] = ("model_answer.jsonl", "single.jsonl")
 
     def check(self) -> None:
         """Check also that no reference answer is missing."""
@@ -326,6 +327,7 @@ class MTBenchPairs(MTBenchRatings):
 
     unit = "% of wins against the baseline, a tie being half a win"
     even = 50.0
+    file_names = ("model_answer.jsonl", "pair.jsonl")
 
     def calls(
         self, questions: Sequence[Question], model: Answers, baseline: Answers | None

@@ -38,13 +38,21 @@ def check_url(option: str, url: str) -> None:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number or above 65535, or a broken IPv6 address
-        known = False
+        parts, known = urlsplit(""), False
+    # What is not shown may be a secret.
+    shown = repr(url if "@" not in url and "?" not in url else url.partition("://")[0] + "://...")
+    if url and "@" in url.partition("?")[0]:
+        raise UserError(
+            f"{option} {shown} has a user or password, which would be printed and stored; give the "
+            "key in the endpoint's environment variable"
+        )
     if url and (not known or url != url.strip()):
         raise UserError(
-            f"{option} {url!r} is no URL of an endpoint; give one such as http://127.0.0.1:8000/v1"
+            f"{option} {shown} is no URL of an endpoint; give one such as http://127.0.0.1:8000/v1"
         )
     if url and (parts.query or parts.fragment or parts.path.rstrip("/").endswith("/completions")):
         raise UserError(
-            f"{option} {url!r}: give the base URL, to which /chat/completions is appended, without "
-            "a query (Azure: https://NAME.openai.azure.com/openai/v1)"
+            f"{option} {shown}: give the base URL, to which /chat/completions is appended, without "
+            "a query (Azure: https://NAME.openai.azure.com/openai/v1; a key belongs in the "
+            "endpoint's environment variable)"
         )

@@ -16,14 +16,12 @@ from ochat_ray.evaluate.bias import biases, control
 from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry, style_difference
 from ochat_ray.evaluate.counts import count_answers, count_declined, count_replies, warnings_of
 from ochat_ray.evaluate.human_labels import human_agreement
+from ochat_ray.evaluate.outputs import REPORT, RESULTS, TABLE
 from ochat_ray.evaluate.records import CONTROL, FAILED
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
-from ochat_ray.evaluate.session import RESULTS, Session
+from ochat_ray.evaluate.session import Session
 from ochat_ray.evaluate.stats import Part, differences, estimate
 from ochat_ray.run_dir import RunDir
-
-REPORT = "report.html"
-TABLE = "results.md"
 
 
 def score(session: Session) -> dict[str, Any]:

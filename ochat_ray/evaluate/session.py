@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import Budget, Prices, answer_call
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.human_labels import read_labels
 from ochat_ray.evaluate.identities import EMPTY, Identities
+from ochat_ray.evaluate.outputs import MODELS, REPORT, RESULTS, TABLE, claim
 from ochat_ray.evaluate.questions import Answers, Question, check_complete, read_answers
 from ochat_ray.evaluate.records import CONTROL, FAILED, Call, Records, key_of
 from ochat_ray.evaluate.suites import suite_of
@@ -19,7 +21,6 @@ from ochat_ray.run_dir import RunDir
 
 ANSWERS = "answers.jsonl"
 JUDGMENTS = "judgments.jsonl"
-RESULTS = "results.json"
 
 
 class Session:
@@ -56,6 +57,12 @@ class Session:
         self.answers = Records(folder / ANSWERS, ("text",))
         self.judgments = Records(folder / JUDGMENTS, needed)
         self.output = RunDir.open(config.output)
+        exports = [
+            f"models/{quote(model, safe='')}/{name}"
+            for model in self.models
+            for name in self.suite.file_names
+        ]
+        claim(self.output, [RESULTS, REPORT, TABLE, MODELS, *exports])
         self.identities = Identities(
             self.output,
             config,

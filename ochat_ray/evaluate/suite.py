@@ -30,6 +30,7 @@ class Suite(ABC):
         votes: Whether a question's part counts votes, with which it enters the ratings.
         local_judge: Name of what judges on this machine (see `decide`); empty if a model judges.
         judgment_unit: Name of the local judge's judgments, for the progress.
+        file_names: Names of the files that `files` returns.
     """
 
     prompt_file = ""
@@ -41,6 +42,7 @@ class Suite(ABC):
     votes = False
     local_judge = ""
     judgment_unit = "judgments"
+    file_names: tuple[str, ...] = ()
 
     def __init__(self, config: EvaluateConfig) -> None:
         """Read and check the input files.

@@ -131,3 +131,12 @@ def test_a_price_is_a_number_of_at_least_zero(tmp_path, price):
     path.write_text(json.dumps({"m": {"prompt": price, "completion": 1}}))
     with pytest.raises(UserError, match="is no price"):
         Prices.read(str(path))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:SECRET@host/v1", "https://host/v1?key=SECRET", "http://u:SECRET@[::1/v1"]
+)
+def test_a_secret_in_an_address_is_rejected_and_not_shown(url):
+    with pytest.raises(UserError, match=r"environment variable|no URL") as raised:
+        EvaluateConfig(**COMPLETE, judge_url=url).check()
+    assert "SECRET" not in str(raised.value)

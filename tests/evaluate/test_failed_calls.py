@@ -1,6 +1,7 @@
 """Refused, empty, cut-off and retried replies: counted, shown, and asked again on demand."""
 
 import json
+import shutil
 
 import httpx
 import pytest
@@ -180,3 +181,21 @@ def test_a_record_of_what_is_no_text_is_asked_again(evaluated, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result, sent = evaluated(well)
     assert (len(sent), result["scores"][0]["score"]) == (1, 200)
+
+
+@pytest.mark.parametrize("name", ["report.html", "results.json", "results.md", "models.json"])
+def test_a_file_that_no_evaluation_wrote_is_not_written_over(evaluated, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("[]")
+    sent = []
+    with pytest.raises(UserError, match=rf"{name} was not written by a run of evaluate"):
+        evaluated(lambda body: sent.append(body) or well(body))
+    assert (tmp_path / "out" / name).read_text() == "[]"
+    assert sent == []
+
+
+def test_files_of_a_version_without_a_record_are_known(evaluated, tmp_path):
+    result, _ = evaluated(well)
+    shutil.rmtree(tmp_path / "out/.run")
+    again, sent = evaluated(well)
+    assert (again["scores"], sent) == (result["scores"], [])
