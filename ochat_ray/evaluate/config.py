@@ -188,8 +188,6 @@ class EvaluateConfig:
         Raises:
             UserError: An option is missing, out of range, or has no effect.
         """
-        for name in ("url", "baseline_url", "judge_url"):
-            check_url(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.step == "compare":
             if not self.runs or not self.output:
                 raise UserError("compare needs --runs, directories of evaluations, and --output")
@@ -210,6 +208,8 @@ class EvaluateConfig:
         for name in ("body", "judge_body"):
             check_body(f"--{name.replace('_', '-')}", getattr(self, name))
         self._check_suite()
+        for name in ("url", "baseline_url", "judge_url"):
+            check_url(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.annotations:
             if (self.suite, self.step) != ("alpaca_eval", "score"):
                 raise UserError("--annotations is for `score --suite alpaca_eval`")
@@ -241,6 +241,7 @@ class EvaluateConfig:
             raise UserError(f"--output {self.output}: lm-eval writes on this machine's disk")
         if unknown := [name for name in self.tasks if not re.fullmatch(r"[\w.+-]+", name)]:
             raise UserError(f"--tasks {unknown[0]!r} is no name of a task")
+        check_url("--url", self.url)
         self._check_unused(
             "tasks", "model", "output", "url", "limit", "max_concurrency", "timeout_s", "attempts",
             "seed", "lm_eval", "lm_eval_args",
