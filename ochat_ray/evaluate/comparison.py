@@ -14,6 +14,7 @@ from ochat_ray.evaluate.bias import agreement
 from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry
 from ochat_ray.evaluate.outputs import RESULTS, claim
 from ochat_ray.evaluate.pages import render
+from ochat_ray.evaluate.records import make_folder
 from ochat_ray.evaluate.stats import Part, differences
 from ochat_ray.run_dir import RunDir
 
@@ -45,6 +46,8 @@ def compare(runs: Sequence[str], output: str, *, seed: int) -> dict[str, Any]:
         "notes": notes,
     }
     target = RunDir.open(output)
+    if "://" not in output:
+        make_folder(Path(output).expanduser())
     claim(target, [PAGE, TABLE])
     with target.writing(PAGE) as stream:
         stream.write(render("comparison.html", **result).encode("utf-8", "replace"))

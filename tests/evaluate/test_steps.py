@@ -24,6 +24,7 @@ from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.questions import read_answers
 from ochat_ray.evaluate.records import Records
 from ochat_ray.evaluate.steps import run
+from ochat_ray.jobs.evaluate import describe
 from tests.evaluate.conftest import QUESTIONS
 from tests.evaluate.endpoint import Endpoint, completion, refusal
 
@@ -553,3 +554,15 @@ def test_faults_of_the_judge_s_inputs_are_found_before_any_answer(
     with endpoint.serving(), pytest.raises(UserError, match=reasons[fault]):
         run(configured(tmp_path, questions, endpoint.url, **fields))
     assert endpoint.asked == []
+
+
+def test_a_baseline_without_points_is_not_called_unjudged(tmp_path, questions):
+    def answered(body):
+        return verdict(body).replace("5", "0") if body["model"] == "judge" else said(body)
+
+    endpoint = Endpoint(answered)
+    with endpoint.serving():
+        config = configured(tmp_path, questions, endpoint.url, samples=1)
+        result = run(config)
+    assert result["scores"][0]["score"] is None
+    assert "ours: the baseline has no points to compare with" in describe(config, result)
