@@ -53,7 +53,8 @@ def test_every_command_parses(command):
 
         ServeArgs.model_validate(dict(argument.split("=") for argument in arguments))
         return
-    parse(PARSERS[stage], arguments, stage).check()
+    config = parse(PARSERS[stage], arguments, stage)
+    (config.with_output() if stage == "evaluate" else config).check()
 
 
 def test_every_option_on_the_page_exists():
@@ -109,7 +110,7 @@ CHATML = (
 
 
 def write_inputs(folder):
-    """A tiny base model with a chat template, 60 chats in OpenAI's format, and two questions."""
+    """A tiny base model with a chat template, 60 chats in OpenAI's format, and two held out."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -130,14 +131,13 @@ def write_inputs(folder):
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "base-model")
     tokenizer.save_pretrained(folder / "base-model")
-    chat, question = RECORDS
+    chat, held_out = RECORDS
     chats = [
         {"messages": [{**turn, "content": f"{turn['content']} ({n})"} for turn in chat["messages"]]}
         for n in range(60)
     ]
     (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, [*chats, chats[0]])))
-    questions = [question, question | {"question_id": 2}]
-    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (folder / "held_out.jsonl").write_text("\n".join(map(json.dumps, [held_out, chats[0]])))
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_the_walk_from_a_wheel(installed, tmp_path):  # noqa: F811
         reply = json.loads(run(CURL))
         assert reply["model"] == "chat"
         assert reply["choices"][0]["message"]["role"] == "assistant"
-        run(evaluate)
+        assert re.match(r"chat: [\d.]+ .*% of answers that match the reference", run(evaluate))
         answers = (tmp_path / "runs/chat/evaluation/answers.jsonl").read_text()
         assert len(answers.splitlines()) == 2
     finally:

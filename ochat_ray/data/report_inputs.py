@@ -1,41 +1,45 @@
-"""Report section on the inputs: answer formats, unknown keys, and content left out."""
+"""Tables of the report on the inputs: answer formats, unknown keys, and content left out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from html import escape
+from dataclasses import dataclass
 
-from ochat_ray.data.report_html import bar, cut, percent, section
 from ochat_ray.data.statistics import Statistics, most_first
 
 MAX_ROWS = 20
 
 
-def inputs_section(statistics: Statistics) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Counts by name; `others` has the number and the sum of the names without a row."""
+
+    title: str
+    rows: list[tuple[str, int]]
+    others: tuple[int, int] | None
+    total: int
+    note: str
+
+
+def inputs_tables(statistics: Statistics) -> list[Table]:
     """Return tables of the answers by format, of unknown keys and of content left out."""
-    answers = statistics.answers
-    body = _table("Answers", answers, answers.total())
-    body += "<p class=soft>HTML is converted; Markdown and plain text stay as they are.</p>"
+    answers, left_out, well = statistics.answers, statistics.left_out, statistics.read_well
+    note = "HTML is converted; Markdown and plain text stay as they are."
+    tables = [_table("Answers", answers, answers.total(), note)]
     if statistics.unknown_keys:
-        body += _table("Unknown keys", statistics.unknown_keys, statistics.read_well)
-        body += (
-            "<p class=soft>Keys of no known meaning, which are not read, and how many of the "
-            f"{statistics.read_well:,} conversations have each.</p>"
+        note = (
+            "Keys of no known meaning, which are not read, and how many of the "
+            f"{well:,} conversations have each."
         )
-    if statistics.left_out:
-        body += _table("Left out", statistics.left_out, statistics.left_out.total())
-        body += "<p class=soft>Of conversations that pass the rules.</p>"
-    return section("inputs", "What the inputs hold", body)
+        tables.append(_table("Unknown keys", statistics.unknown_keys, well, note))
+    if left_out:
+        note = "Of conversations that pass the rules."
+        tables.append(_table("Left out", left_out, left_out.total(), note))
+    return tables
 
 
-def _table(title: str, counts: Counter[str], total: int) -> str:
+def _table(title: str, counts: Counter[str], total: int, note: str) -> Table:
     ordered = list(most_first(counts).items())
-    rows = "".join(
-        f"<tr><td>{cut(name, 120)}<td class=n>{n:,}<td class=n>{percent(n, total)}"
-        f"<td class=bar>{bar(n, total)}"
-        for name, n in ordered[:MAX_ROWS]
-    )
-    if rest := sum(n for _, n in ordered[MAX_ROWS:]):
-        names = len(ordered) - MAX_ROWS
-        rows += f"<tr><td>{names:,} others<td class=n>{rest:,}<td><td>"
-    return f"<table><tr><th>{escape(title)}<th><th><th>{rows}</table>"
+    rest = ordered[MAX_ROWS:]
+    others = (len(rest), sum(n for _, n in rest)) if rest else None
+    return Table(title=title, rows=ordered[:MAX_ROWS], others=others, total=total, note=note)

@@ -1,46 +1,56 @@
-"""Report section with sampled conversations: as read, as converted, as tokenized.
-
-It runs no script: each conversation is a `<details>`, and their shared name allows one to be open
-at a time. A page's HTML is shown as source, never rendered.
-"""
+"""Sampled conversations of the report: as read, as converted, as tokenized."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from ochat_ray.data.parts import SHOWN_CHARACTERS
-from ochat_ray.data.report_html import cut, fidelity_in_words, section
+from ochat_ray.data.report_figures import cut, fidelity_in_words
 from ochat_ray.data.statistics import worse_fidelity
 from ochat_ray.tokenizer import END_OF_TURN
 
-_KEY = (
-    "<span class=key>Tokens alternate in shade: <mark><i>learned</i><i> from</i></mark> "
-    "(supervised, weight above 0), <i>read</i><i> only</i> (context, weight 0).</span>"
-)
-
 Token = tuple[str, float]
+
+Runs = list[tuple[bool, list[tuple[str, int]]]]
+"""Adjacent tokens with and without supervision: pieces with their numbers of tokens."""
 
 _COMPLETE = ""
 """Text after the tokens of a sample that is shown as a whole."""
 
 
-def samples_section(samples: Sequence[dict[str, Any]]) -> str:
-    """Return the samples one below the other, collapsed."""
-    if not samples:
-        return ""
-    intro = (
-        f"<p class=soft>{len(samples)} of the kept conversations, chosen by the hash of their "
-        "content. Each turn as it was read, as it was converted and as the model gets it. "
-        f"{_KEY}</p>"
-    )
-    body = "".join(_sample(number, sample) for number, sample in enumerate(samples, 1))
-    return section("samples", "Sampled conversations", intro + body, wide=True)
+@dataclass(frozen=True, kw_only=True)
+class ShownTurn:
+    """One turn: titled texts, and tokens with the text after them; None with an own template."""
+
+    role: str
+    texts: list[tuple[str, str]]
+    runs: Runs | None
+    rest: str
 
 
-def _sample(number: int, sample: dict[str, Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class ShownSample:
+    """One sample; `runs` and `rest` are of all turns, where a base's own template wrote them."""
+
+    number: int
+    id: str
+    source: str
+    facts: list[str]
+    question: str
+    turns: list[ShownTurn]
+    runs: Runs | None
+    rest: str
+    hidden: int
+
+
+def shown_samples(samples: Sequence[dict[str, Any]]) -> list[ShownSample]:
+    """Return what the report shows of the samples."""
+    return [_sample(number, sample) for number, sample in enumerate(samples, 1)]
+
+
+def _sample(number: int, sample: dict[str, Any]) -> ShownSample:
     turns = sample["turns"]
     facts = [f"{sample['turn_count']:,} turns", f"{sample['length']:,} tokens"]
     further = sample.get("samples", 1) - 1
@@ -50,7 +60,6 @@ def _sample(number: int, sample: dict[str, Any]) -> str:
         facts.append("held out")
     if worse_fidelity(sample) < 1:
         facts.append(f"fidelity {fidelity_in_words(sample)}")
-    question = cut(next((text for role, _, text in turns if role == "user"), ""), 110)
     own_template = sample.get("own_template", False)
     tokens = None if own_template else tokens_by_turn(sample["tokens"])
     rest = _COMPLETE if own_template else "cut here at the context length"
@@ -58,21 +67,20 @@ def _sample(number: int, sample: dict[str, Any]) -> str:
         rest = "more tokens, not shown"
     elif further:
         rest = "in a further sample"
-    shown = "".join(
-        _turn(position, turn, _tokens_at(position, tokens), rest)
-        for position, turn in enumerate(turns)
-    )
-    if own_template:  # which may write a turn more than once, or in another order
-        runs = _token_runs([(piece, weight) for piece, weight in sample["tokens"]])
-        more = f"<span class=soft>… {rest}</span>" if rest != _COMPLETE else ""
-        shown += _pane("Tokens of the first sample", runs + more)
-    hidden = sample["turn_count"] - len(turns)
-    if hidden > 0:
-        shown += f"<p class=soft>… {hidden:,} more {'turn' if hidden == 1 else 'turns'}</p>"
-    return (
-        f"<details name=sample><summary>{number}. <code>{cut(sample['id'], 80)}</code> "
-        f"<span class=soft>{', '.join(facts)}</span><bdi>{question}</bdi></summary>"
-        f"<p class=soft>from <code>{cut(sample['source'], 200)}</code></p>{shown}</details>"
+    # A base's own template may write a turn more than once, or in another order.
+    all_tokens = [(piece, weight) for piece, weight in sample["tokens"]] if own_template else None
+    return ShownSample(
+        number=number,
+        id=cut(sample["id"], 80),
+        source=cut(sample["source"], 200),
+        facts=facts,
+        question=cut(next((text for role, _, text in turns if role == "user"), ""), 110),
+        turns=[
+            _turn(turn, _tokens_at(position, tokens), rest) for position, turn in enumerate(turns)
+        ],
+        runs=None if all_tokens is None else _runs(all_tokens),
+        rest=rest,
+        hidden=sample["turn_count"] - len(turns),
     )
 
 
@@ -82,32 +90,18 @@ def _tokens_at(position: int, tokens: list[list[Token]] | None) -> list[Token] |
     return tokens[position] if position < len(tokens) else []
 
 
-def _turn(position: int, turn: Sequence[Any], tokens: list[Token] | None, rest: str) -> str:
+def _turn(turn: Sequence[Any], tokens: list[Token] | None, rest: str) -> ShownTurn:
     role, original, text = turn
-    panes = []
     if original is None or original == text:
-        panes.append(_pane("Text", _text(text)))
+        texts = [("Text", text)]
+    elif role == "assistant" and "<" in original:
+        texts = [("Original HTML", original), ("Markdown", text)]
     else:
-        is_html = role == "assistant" and "<" in original
-        panes.append(_pane("Original HTML" if is_html else "As it was read", _text(original)))
-        panes.append(_pane("Markdown" if is_html else "As it was kept", _text(text)))
-    if tokens is not None:
-        panes.append(_pane("Tokens", _tokens(tokens, rest)))
-    return (
-        f"<div class=turn><h3>{position + 1}. {escape(role)}</h3>"
-        f"<div class=panes>{''.join(panes)}</div></div>"
-    )
-
-
-def _pane(title: str, body: str) -> str:
-    # The parser drops a line break right after <pre>, so one is added for it.
-    return f"<div><h4>{title}</h4><pre dir=auto>\n{body}</pre></div>"
-
-
-def _text(text: str) -> str:
-    if len(text) < SHOWN_CHARACTERS:
-        return escape(text)
-    return f"{escape(text)}<span class=soft>… cut here at {SHOWN_CHARACTERS:,} characters</span>"
+        texts = [("As it was read", original), ("As it was kept", text)]
+    if tokens and tokens[-1][0] == END_OF_TURN:
+        rest = _COMPLETE
+    runs = None if tokens is None else _runs(tokens)
+    return ShownTurn(role=role, texts=texts, runs=runs, rest=rest)
 
 
 def tokens_by_turn(tokens: Sequence[Sequence[Any]]) -> list[list[Token]]:
@@ -123,19 +117,13 @@ def tokens_by_turn(tokens: Sequence[Sequence[Any]]) -> list[list[Token]]:
     return turns
 
 
-def _tokens(tokens: list[Token], rest: str) -> str:
-    runs = _token_runs(tokens)
-    if not tokens or tokens[-1][0] != END_OF_TURN:
-        runs += f"<span class=soft>… {rest}</span>"
-    return runs
-
-
-def _token_runs(tokens: Sequence[Token]) -> str:
-    runs = []
-    for supervised, run in groupby(join_broken(tokens), key=lambda token: token[1] > 0):
-        pieces = "".join(_piece(piece, count) for piece, _, count in run)
-        runs.append(f"<mark>{pieces}</mark>" if supervised else f"<span>{pieces}</span>")
-    return "".join(runs)
+def _runs(tokens: Sequence[Token]) -> Runs:
+    grouped = groupby(join_broken(tokens), key=lambda token: token[1] > 0)
+    # A line break has no width that would show its shade.
+    return [
+        (supervised, [(piece.replace("\n", "↵\n"), count) for piece, _, count in run])
+        for supervised, run in grouped
+    ]
 
 
 def join_broken(tokens: Sequence[Token]) -> list[tuple[str, float, int]]:
@@ -153,9 +141,3 @@ def join_broken(tokens: Sequence[Token]) -> list[tuple[str, float, int]]:
         else:
             joined.append((piece, weight, 1))
     return joined
-
-
-def _piece(piece: str, count: int) -> str:
-    hint = f' title="{count} tokens: parts of characters"' if count > 1 else ""
-    # A line break has no width that would show its shade.
-    return f"<i{hint}>{escape(piece).replace(chr(10), '↵' + chr(10))}</i>"

@@ -19,11 +19,13 @@ import numpy as np
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
+from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.length_control import length_controlled, read_difficulty
 from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.suite import Judgments, Suite
 from ochat_ray.evaluate.verdicts import verdict_of
 
 DRAW = 1.5
@@ -217,3 +219,75 @@ def files(
         "model_outputs.json": json.dumps(outputs, indent=2, ensure_ascii=False),
         "annotations.json": json.dumps(annotations, indent=2, ensure_ascii=False),
     }
+
+
+class AlpacaEval(Suite):
+    """Suite `alpaca_eval`."""
+
+    prompt_file = "alpaca_eval"
+    prompt_names = PROMPT_NAMES
+    unit = "% of wins against the baseline"
+    even = 50.0
+    file_names = ("model_outputs.json", "annotations.json")
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        """Read the difficulties, if given, and the other inputs."""
+        self.difficulty = read_difficulty(config.difficulty) if config.difficulty else None
+        super().__init__(config)
+
+    def check(self) -> None:
+        """Check also that each question has a difficulty, if any has."""
+        super().check()
+        if self.difficulty is None:
+            return
+        known, count = self.difficulty.by_index, len(self.questions)
+        if missing := set(range(count)) - set(known):
+            raise UserError(
+                f"--difficulty has no row for {len(missing)} of {count} questions; it is for "
+                f"alpaca_eval's own {len(known)} questions, in their order"
+            )
+
+    def calls(
+        self, questions: Sequence[Question], model: Answers, baseline: Answers | None
+    ) -> list[Call]:
+        assert baseline is not None
+        judge, weighted = self.config.judging(temperature=0.0), self.config.weighted
+        return calls(questions, model, baseline, self.prompts, judge=judge, weighted=weighted)
+
+    def read(self, judgment: Mapping[str, Any]) -> float | None:
+        """Return the preference for the second output."""
+        return second_preferred(judgment)
+
+    def shown(self, found: float) -> str:
+        return f"{1 - found:.2g} to {found:.2g}"
+
+    def parts(self, judgments: Judgments) -> dict[str, Part]:
+        """Return the preferences in percent."""
+        return parts(judgments)
+
+    def judged(self, judgments: Judgments) -> Iterator[Judged]:
+        return judged(judgments)
+
+    def more(self, judgments: Judgments) -> dict[str, Any]:
+        """Return a leaderboard row."""
+        positions = {question.id: index for index, question in enumerate(self.questions)}
+        lengths = {j["question_id"]: j["lengths"] for j in judgments if j["model_first"]}
+        found = preferences(judgments)
+        controlled = length_controlled(
+            [found[id] for id in lengths],
+            [(baseline, model) for model, baseline in lengths.values()],
+            self.difficulty,
+            [positions[id] for id in lengths],
+        )
+        average = sum(model for model, _ in lengths.values()) / len(lengths)
+        return win_rate(found.values()) | {"avg_length": int(average)} | controlled
+
+    def files(
+        self,
+        questions: Sequence[Question],
+        model: Answers,
+        baseline: Answers | None,
+        judgments: Judgments,
+    ) -> dict[str, str]:
+        assert baseline is not None
+        return files(questions, model, baseline, judgments, self.config.judge)

@@ -17,6 +17,7 @@ from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.suite import Judgments, Suite
 from ochat_ray.evaluate.verdicts import votes_of
 
 PROMPT_NAMES = frozenset({"question", "answer_a", "answer_b"})
@@ -68,8 +69,37 @@ def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
             yield pairs.judged(judgment, share * votes, (1 - share) * votes)
 
 
-def shown(found: tuple[float, int]) -> str:
-    """Return the label of a judgment."""
-    share, votes = found
-    sign = ">" * (2 if votes > 1 else 1)
-    return {1.0: f"A{sign}B", 0.0: f"B{sign}A"}.get(share, "A=B")
+class ArenaHard(Suite):
+    """Suite `arena_hard`."""
+
+    prompt_file = "arena_hard"
+    prompt_names = PROMPT_NAMES
+    unit = "% of votes against the baseline, three for a clear verdict"
+    even = 50.0
+    votes = True
+
+    def temperature(self, _category: str) -> float:
+        return 0.0
+
+    def calls(
+        self, questions: Sequence[Question], model: Answers, baseline: Answers | None
+    ) -> list[Call]:
+        assert baseline is not None
+        judge = self.config.judging(temperature=0.0)
+        return calls(questions, model, baseline, self.prompts, judge=judge)
+
+    def read(self, judgment: Mapping[str, Any]) -> tuple[float, int] | None:
+        """Parse the first answer's share of the win, and the number of votes."""
+        return votes_of(judgment)
+
+    def shown(self, found: tuple[float, int]) -> str:
+        share, votes = found
+        sign = ">" * (2 if votes > 1 else 1)
+        return {1.0: f"A{sign}B", 0.0: f"B{sign}A"}.get(share, "A=B")
+
+    def parts(self, judgments: Judgments) -> dict[str, Part]:
+        """Return the won votes."""
+        return parts(judgments)
+
+    def judged(self, judgments: Judgments) -> Iterator[Judged]:
+        return judged(judgments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,9 +46,9 @@ class Prices:
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(
-                {name: (float(p["prompt"]), float(p["completion"])) for name, p in found.items()}
+                {name: (_price(p["prompt"]), _price(p["completion"])) for name, p in found.items()}
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"--prices {path}: {type(error).__name__} {error}; give "
                 '{"MODEL": {"prompt": USD, "completion": USD}} for a million tokens'
@@ -59,6 +60,12 @@ class Prices:
             return None
         prompt, completion = self.table[model]
         return (prompt * prompt_tokens + completion * completion_tokens) / 1e6
+
+
+def _price(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{value!r} is no price")
+    return float(value)
 
 
 @dataclass(kw_only=True)
@@ -237,12 +244,12 @@ async def answer(
 
     `fields` are the fields of the request other than its messages: model, temperature, max_tokens.
     """
-    messages: list[dict[str, str]] = []
+    messages, texts = question.earlier_messages(), []
     for number, turn in enumerate(question.turns):
         messages.append({"role": "user", "content": turn})
-        text = await asker.ask(answer_call(question, number, messages, fields, version))
-        messages.append({"role": "assistant", "content": text})
-    return tuple(message["content"] for message in messages[1::2])
+        texts.append(await asker.ask(answer_call(question, number, messages, fields, version)))
+        messages.append({"role": "assistant", "content": texts[-1]})
+    return tuple(texts)
 
 
 def answer_call(

@@ -24,8 +24,10 @@ from ochat_ray.evaluate.replies import (
     encode,
     failure_of,
     is_page,
+    is_stream,
     read_models,
     read_reply,
+    visible,
 )
 
 Read = TypeVar("Read")
@@ -37,8 +39,13 @@ REJECTED_IN_A_ROW = 10
 """Same, for calls rejected with another status than those that name the reason."""
 REASONS_PRINTED = 5
 
-_NO_MONEY = re.compile(r"insufficient_quota|billing|insufficient_(?:balance|credit|funds)")
-_NO_MONEY_TEXT = re.compile(r"insufficient (?:balance|credit|funds)|credit balance is too low")
+_NO_MONEY = re.compile(
+    r"insufficient_quota|exceeded_current_quota|billing|insufficient_(?:balance|credit|funds)"
+    r"|arrear|\b1113\b"  # the last is Zhipu's
+)
+_NO_MONEY_TEXT = re.compile(
+    r"insufficient (?:balance|credit|funds)|credit balance is too low|余额不足|欠费"
+)
 _CONTENT = re.compile(
     r"content.?(?:filter|polic|management|exists risk)|inappropriate content|data_inspection"
     r"|moderation|flagged|safety|usage polic|context.?(?:length|window|size)|token count .*exceed"
@@ -46,8 +53,9 @@ _CONTENT = re.compile(
     r"|string_above_max_length|max_new_tokens. must be"
 )
 _UNSUPPORTED = re.compile(
-    r"unsupported|not support|isn't support|deprecated|unknown|unrecogni[sz]ed|unexpected"
-    r"|not (?:permitted|allowed)|extra (?:inputs|fields)"
+    r"unsupported|not support|n['’]t support|deprecated|unknown|unrecogni[sz]ed|unexpected"
+    r"|not (?:permitted|allowed)|extra (?:inputs|fields)|extraneous"
+    r"|only (?:\S+ ){1,3}(?:allowed|supported|permitted)"
 )
 _CHANGES: dict[str, str | None] = {
     "max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens",
@@ -110,6 +118,19 @@ class Window:
         self._resume = max(self._resume, now + pause_s)
 
 
+def sendable_key(api_key: str, base_url: str) -> str:
+    """Return the API key without blanks around it.
+
+    Raises:
+        UserError: The key cannot be sent.
+    """
+    api_key = api_key.strip()
+    if not (api_key.isascii() and api_key.isprintable()):
+        # Without the key: a client of HTTP would show it in its own error.
+        raise UserError(f"the API key for {base_url} has characters that no key has")
+    return api_key
+
+
 class Client:
     """HTTP client for one base URL, such as `http://127.0.0.1:8000/v1`.
 
@@ -133,21 +154,25 @@ class Client:
         first_pause_s: float = 1.0,
     ) -> None:
         self._base_url = base_url.rstrip("/")
-        api_key = api_key.strip()
-        if not (api_key.isascii() and api_key.isprintable()):
-            # Without the key: a client of HTTP would show it in its own error.
-            raise UserError(f"the API key for {self._base_url} has characters that no key has")
+        api_key = sendable_key(api_key, self._base_url)
         self._changes: dict[str, dict[str, str | None]] = defaultdict(dict)
         self._given_up = self._rejected = 0
         self._printed: set[str] = set()
         self._attempts = attempts
         self._first_pause_s = first_pause_s
+        self._timeout_s = timeout_s
         self.window = Window(max_concurrency)
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout_s, connect=30),
-            limits=httpx.Limits(max_connections=max_concurrency),
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                timeout=httpx.Timeout(timeout_s, connect=30),
+                limits=httpx.Limits(max_connections=max_concurrency),
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise UserError(
+                f"the proxy in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be "
+                f"used: {error}; unset it, or list the endpoint's host in NO_PROXY"
+            ) from error
 
     async def __aenter__(self) -> Self:
         return self
@@ -183,9 +208,10 @@ class Client:
                 raise
             except CallFailedError as error:
                 if not self._learn(error.param, sent, changes):
+                    error = _with_advice(error, sent)
                     self._print(str(error))
                     self._check_rejected(error)
-                    raise
+                    raise error from None
             else:
                 self._given_up = self._rejected = 0
                 used = {name: new for name, new in changes.items() if name in body}
@@ -245,13 +271,17 @@ class Client:
         for attempt in range(attempts):
             async with self.window.place():
                 try:
-                    response = await self._http.request(
-                        method, f"{self._base_url}/{path}", **options
-                    )
+                    # httpx limits the time between two chunks, not that of a request.
+                    async with asyncio.timeout(self._timeout_s):
+                        response = await self._http.request(
+                            method, f"{self._base_url}/{path}", **options
+                        )
+                except TimeoutError:
+                    why, asked = f"no complete reply within {self._timeout_s:g} s", None
                 except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                     raise UserError(f"{self._base_url} is no URL of an endpoint: {error}") from None
                 except httpx.HTTPError as error:
-                    why, asked = f"{type(error).__name__} {error}".strip(), None
+                    why, asked = visible(f"{type(error).__name__} {error}"), None
                 else:
                     if response.status_code == 200 and (found := read(response)) is not None:
                         self.window.faster()
@@ -260,7 +290,7 @@ class Client:
                     why = failure.why
                     self._raise_if_final(response, failure)
                     asked = _retry_after(response)
-                    if response.status_code in (429, 503):
+                    if failure.status in (429, 503):
                         self.window.slower(self._pause_s(attempt, asked))
             if attempt + 1 < attempts:
                 self._print(f"{why}; trying again")
@@ -274,11 +304,16 @@ class Client:
         return min(grown, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
 
     def _raise_if_final(self, response: httpx.Response, failure: Failure) -> None:
-        status, why, text = response.status_code, failure.why, failure.why.lower()
+        status, why, text = failure.status, failure.why, failure.why.lower()
         code = failure.code.lower()
-        if status == 402 or (
-            400 <= status < 500 and (_NO_MONEY.search(code) or _NO_MONEY_TEXT.search(text))
-        ):
+        if status == 200 and is_stream(response):
+            raise UserError(
+                f"{self._base_url} streams its replies, although that was not asked for; give an "
+                "endpoint that does not"
+            )
+        of_client = 400 <= status < 500 or (status == 200 and "no json" not in text)
+        no_money = _NO_MONEY.search(code) or _NO_MONEY_TEXT.search(text)
+        if status == 402 or (of_client and no_money):
             raise UserError(f"{self._base_url} refuses the account: {why}")
         if status == 413 or (status in (400, 403, 422, 451) and _CONTENT.search(f"{code} {text}")):
             raise RefusedError(why)
@@ -287,13 +322,28 @@ class Client:
         if status in (404, 405):
             raise UserError(f"{self._base_url} does not know what is asked for: {why}")
         if 300 <= status < 400 or (status == 200 and is_page(response)):
-            where = response.headers.get("location", "")
+            where = visible(response.headers.get("location", ""))
             raise UserError(f"{self._base_url} is no URL of an endpoint: {why} {where}".strip())
         if 300 <= status < 500 and status not in (408, 409, 425, 429):
             error = CallFailedError(why)
             if _UNSUPPORTED.search(f"{code} {text}"):
                 error.param = failure.param
             raise error
+
+
+def _with_advice(error: CallFailedError, sent: Mapping[str, Any]) -> CallFailedError:
+    """Return the error with the options that change the field of the request that it names."""
+    text = str(error)
+    names = [name for name in sent if name not in ("model", "messages")]
+    named = [name for name in names if name == error.param or re.search(rf"\b{name}\b", text)]
+    if text.startswith("failed after") or not named:
+        return error
+    name = named[0]
+    limit = " (limits: --max-tokens, --judge-max-tokens)" if "tokens" in name else ""
+    return CallFailedError(
+        f"{text}; change {name} or leave it out with --body (answers) or --judge-body (judge), "
+        f"such as '{{\"{name}\": null}}'{limit}"
+    )
 
 
 def _retry_after(response: httpx.Response) -> float | None:

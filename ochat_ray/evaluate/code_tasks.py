@@ -11,15 +11,19 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate import sandbox
+from ochat_ray.evaluate.config import UNIT_TESTS
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call, key_of
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.suite import Judgments, Suite
 from ochat_ray.evaluate.verdicts import without_reasoning
 
 PASSED = "passed"
@@ -143,18 +147,55 @@ def calls(
         program = f"{extract_code(answer, problem)}\n\n{problem.tests}\n"
         about = {
             "suite": "code", "question_id": question.id, "category": question.category,
-            "model": model.model, "judge": "unit tests",
+            "model": model.model, "judge": UNIT_TESTS,
         }  # fmt: skip
         key = key_of("code", question.id, program, timeout_s)
         found.append(Call(key=key, body={"program": program}, about=about))
     return found
 
 
-def reason_of(judgment: Mapping[str, Any]) -> str:
-    """Return the result of an execution: passed, failed or timed out."""
-    return str(judgment["reason"])
-
-
 def parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
     """Return each question's contribution to the share of solved problems, in percent."""
     return {j["question_id"]: Part(100.0 * (j["reason"] == PASSED), 1) for j in judgments}
+
+
+class CodeTasks(Suite):
+    """Suite `code`: a judgment is the execution of a program in a sandbox."""
+
+    unit = "% of problems solved (pass@1)"
+    local_judge = UNIT_TESTS
+    judgment_unit = "programs"
+
+    def read_questions(self) -> list[Question]:
+        self.problems = read_problems(self.config.questions, limit=self.config.limit)
+        return [problem.question for problem in self.problems.values()]
+
+    def temperature(self, _category: str) -> float:
+        return 0.0
+
+    def calls(
+        self, questions: Sequence[Question], model: Answers, _baseline: Answers | None
+    ) -> list[Call]:
+        return calls(self.problems, questions, model, self.config.code_timeout_s)
+
+    def check(self) -> None:
+        """Check also that a sandbox can be made, if this run makes one."""
+        super().check()
+        if self.config.step in ("all", "judge") and not self.config.dry_run:
+            sandbox.check()
+
+    def decide(self, call: Call) -> dict[str, Any]:
+        outcome = sandbox.run(call.body["program"], timeout_s=self.config.code_timeout_s)
+        return {"reason": outcome.reason, "text": outcome.output}
+
+    def read(self, judgment: Mapping[str, Any]) -> str:
+        """Return the result of an execution: passed, failed or timed out."""
+        return str(judgment["reason"])
+
+    def parts(self, judgments: Judgments) -> dict[str, Part]:
+        """Return 100 for each solved problem."""
+        return parts(judgments)
+
+    def more(self, judgments: Judgments) -> dict[str, Any]:
+        """Return the numbers of executions by result."""
+        return {"executions": dict(Counter(map(self.read, judgments)))}

@@ -12,8 +12,9 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.bias import agreement
 from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry
-from ochat_ray.evaluate.evaluation import RESULTS
+from ochat_ray.evaluate.outputs import RESULTS, claim
 from ochat_ray.evaluate.pages import render
+from ochat_ray.evaluate.records import make_folder
 from ochat_ray.evaluate.stats import Part, differences
 from ochat_ray.run_dir import RunDir
 
@@ -45,6 +46,9 @@ def compare(runs: Sequence[str], output: str, *, seed: int) -> dict[str, Any]:
         "notes": notes,
     }
     target = RunDir.open(output)
+    if "://" not in output:
+        make_folder(Path(output).expanduser())
+    claim(target, [PAGE, TABLE])
     with target.writing(PAGE) as stream:
         stream.write(render("comparison.html", **result).encode("utf-8", "replace"))
     target.write_json(TABLE, result)

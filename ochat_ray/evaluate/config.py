@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import tyro
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.key_files import environment_key
+from ochat_ray.evaluate.option_checks import check_body, check_url
 
 Off = tyro.conf.FlagCreatePairsOff
 
@@ -24,6 +26,8 @@ SAMPLES = 3
 CODE_TIMEOUT_S = 10.0
 UNIT_TESTS = "unit tests"
 """Name of the judge of the suite `code`."""
+EXACT_MATCH = "exact match"
+"""Name of the judge of the suite `own`, where no model judges."""
 RENAMED = {"--at-once": "--max-concurrency"}
 """Current names of options by former name."""
 
@@ -71,11 +75,13 @@ class EvaluateConfig:
     """tasks: further arguments for it, such as '--num_fewshot 0'."""
     runs: tuple[str, ...] = ()
     """compare: output directories of finished evaluations."""
-    suite: Literal["vicuna", "mt_bench", "alpaca_eval", "arena_hard", "code"] = "vicuna"
+    suite: Literal["vicuna", "mt_bench", "alpaca_eval", "arena_hard", "code", "own"] = "vicuna"
     """Benchmark. vicuna: two answers side by side, scored 1 to 10 in both orders. mt_bench: two
     turns, each rated 1 to 10. alpaca_eval: pairwise preference; `score --annotations FILE`
     computes its metrics from its own file. arena_hard: pairwise, by five labels, with ratings
-    under a control of style. code: HumanEval's or MBPP's problems, decided by unit tests."""
+    under a control of style. code: HumanEval's or MBPP's problems, decided by unit tests. own:
+    your own conversations, whose last answers are the references: exact match, or with --judge
+    ratings of 1 to 10; the baseline is scored as well."""
     run_code: Annotated[bool, Off] = False
     """code: run the models' programs, in a sandbox of bubblewrap without network and home."""
     code_timeout_s: float = CODE_TIMEOUT_S
@@ -88,11 +94,13 @@ class EvaluateConfig:
     pairwise: Annotated[bool, Off] = False
     """mt_bench: compare each answer with the baseline's, in both orders, instead of rating it."""
     questions: str = ""
-    """Question file: JSONL in FastChat's or OpenChat's format, or alpaca_eval's JSON."""
+    """Question file: JSONL in FastChat's or OpenChat's format, or alpaca_eval's JSON. own: JSONL of
+    conversations that prepare reads, such as OpenAI's `messages`, with `category` if wanted."""
     limit: int | None = None
     """Use only the first N questions."""
     output: str = ""
-    """Local directory for answers.jsonl, judgments.jsonl, results.json and report.html."""
+    """Local directory for answers.jsonl, judgments.jsonl, results.json and report.html; the
+    default is runs/MODEL/evaluation for the suite own."""
 
     model: tuple[str, ...] = ()
     """Names of the models to score."""
@@ -168,6 +176,12 @@ class EvaluateConfig:
     json: Annotated[bool, Off] = False
     """Print the result as one JSON object on the last line."""
 
+    def with_output(self) -> EvaluateConfig:
+        """Return the configuration with the suite's default output directory, if it has one."""
+        if self.suite != "own" or self.output or not self.model:
+            return self
+        return replace(self, output=f"runs/{quote(self.model[0], safe='')}/evaluation")
+
     def check(self) -> None:
         """Check the options for consistency.
 
@@ -186,18 +200,16 @@ class EvaluateConfig:
             raise UserError("--runs is for the step compare")
         if self.tasks or self.lm_eval_args or self.lm_eval != "lm_eval":
             raise UserError("--tasks, --lm-eval and --lm-eval-args are for the step tasks")
-        for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.limit is not None and self.limit < 1:
-            raise UserError("--limit must be at least 1")
+        self._check_numbers()
         if self.max_cost is not None and not self.prices:
             raise UserError("--max-cost needs --prices")
         if self.step in ("score", "report") and (self.retry or self.max_cost is not None):
             raise UserError(f"--retry and --max-cost have no effect on the step {self.step}")
         for name in ("body", "judge_body"):
-            _check_body(f"--{name.replace('_', '-')}", getattr(self, name))
+            check_body(f"--{name.replace('_', '-')}", getattr(self, name))
         self._check_suite()
+        for name in ("url", "baseline_url", "judge_url"):
+            check_url(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.annotations:
             if (self.suite, self.step) != ("alpaca_eval", "score"):
                 raise UserError("--annotations is for `score --suite alpaca_eval`")
@@ -206,6 +218,22 @@ class EvaluateConfig:
         elif not self.is_demo:
             self._check_judged()
 
+    def _check_numbers(self) -> None:
+        for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise UserError("--limit must be at least 1")
+        if self.seed < 0:
+            raise UserError("--seed must not be negative")
+        for name in ("timeout_s", "code_timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be positive and finite")
+        for name in ("max_cost", "temperature", "judge_temperature", "top_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be a number of at least 0")
+
     def _check_tasks(self) -> None:
         if not (self.tasks and self.model and self.output):
             raise UserError("tasks needs --tasks, --model and --output")
@@ -213,6 +241,7 @@ class EvaluateConfig:
             raise UserError(f"--output {self.output}: lm-eval writes on this machine's disk")
         if unknown := [name for name in self.tasks if not re.fullmatch(r"[\w.+-]+", name)]:
             raise UserError(f"--tasks {unknown[0]!r} is no name of a task")
+        check_url("--url", self.url)
         self._check_unused(
             "tasks", "model", "output", "url", "limit", "max_concurrency", "timeout_s", "attempts",
             "seed", "lm_eval", "lm_eval_args",
@@ -234,8 +263,6 @@ class EvaluateConfig:
             raise UserError("--failures zero is for --suite vicuna; here a failure is missing")
         if self.suite != "code" and (self.run_code or self.code_timeout_s != CODE_TIMEOUT_S):
             raise UserError("--run-code and --code-timeout-s are for --suite code")
-        if self.code_timeout_s <= 0:
-            raise UserError("--code-timeout-s must be positive")
         if self.control and not self.compares:
             raise UserError("--control has no effect without --pairwise")
         for name in ("weighted", "difficulty"):
@@ -254,7 +281,7 @@ class EvaluateConfig:
         compares = self.compares and self.step != "answer"
         if compares and not (self.baseline or self.baseline_answers):
             raise UserError("--baseline or --baseline-answers is needed")
-        if not self.compares and baseline:
+        if not (self.compares or self.scores_baseline) and baseline:
             without = "on --suite code" if self.suite == "code" else "without --pairwise"
             raise UserError(f"--baseline has no effect {without}")
         if self.human_labels and (not self.compares or len(set(self.model)) != 1):
@@ -262,14 +289,20 @@ class EvaluateConfig:
         if self.suite == "code":
             self._check_code()
             return
+        if self.suite == "own":
+            if not self.judge:
+                self._check_no_judge("without --judge")
+            return
         if self.step != "answer" and not self.judge:
             raise UserError("--judge is needed")
 
-    def _check_code(self) -> None:
+    def _check_no_judge(self, where: str) -> None:
         for name in ("judge", "prompts", "judge_body", "judge_temperature"):
             if getattr(self, name) not in (None, ""):
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} has no effect on --suite code, which has no judge")
+                raise UserError(f"--{name.replace('_', '-')} has no effect {where}")
+
+    def _check_code(self) -> None:
+        self._check_no_judge("on --suite code, which has no judge")
         if self.step in ("all", "judge") and not (self.run_code or self.dry_run):
             raise UserError(
                 "--suite code runs the models' programs; allow it with --run-code, or run only "
@@ -293,7 +326,12 @@ class EvaluateConfig:
     @property
     def compares(self) -> bool:
         """True if answers are compared with a baseline's."""
-        return self.suite not in ("mt_bench", "code") or self.pairwise
+        return self.suite not in ("mt_bench", "code", "own") or self.pairwise
+
+    @property
+    def scores_baseline(self) -> bool:
+        """True if the baseline is scored as the models are."""
+        return self.suite == "own"
 
     def answering(self, model: str, temperature: float) -> dict[str, Any]:
         """Return the fields of a request for an answer, except its messages."""
@@ -314,17 +352,6 @@ class EvaluateConfig:
         }  # fmt: skip
         fields |= {"response_format": _TWO_SCORES} if self.judge_scores_only else {}
         return _with(fields, self.judge_body)
-
-
-def _check_body(option: str, text: str) -> None:
-    try:
-        fields = json.loads(text or "{}")
-    except ValueError as error:
-        raise UserError(f"{option} {text}: no JSON: {error}") from error
-    if not isinstance(fields, dict) or set(fields) & {"messages", "model", "stream", "n"}:
-        raise UserError(
-            f"{option} {text}: a JSON object is needed, without messages, model, stream and n"
-        )
 
 
 def _with(fields: dict[str, Any], body: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ochat_ray.evaluate.config import EXACT_MATCH
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import FAILED
 
@@ -64,7 +65,7 @@ def warnings_of(results: Mapping[str, Any]) -> list[str]:
     """Return sentences on everything that makes the scores less reliable."""
     found = []
     for model, counts in results["answers"].items():
-        if counts["identical"]:
+        if counts["identical"] and results["judge"] != EXACT_MATCH:  # equal to a reference, or not
             found.append(
                 f"{counts['identical']} of {counts['answered']} questions have an answer of "
                 f"{model} that it gives to another question as well."

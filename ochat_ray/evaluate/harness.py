@@ -26,8 +26,8 @@ from ochat_ray.errors import UserError
 from ochat_ray.evaluate.client import Client
 from ochat_ray.evaluate.comparison import compare
 from ochat_ray.evaluate.config import EvaluateConfig, key_for
-from ochat_ray.evaluate.evaluation import RESULTS
-from ochat_ray.evaluate.records import key_of
+from ochat_ray.evaluate.outputs import RESULTS, claim
+from ochat_ray.evaluate.records import key_of, make_folder
 from ochat_ray.evaluate.stats import Part, estimate
 from ochat_ray.run_dir import RunDir
 
@@ -54,7 +54,9 @@ def run_tasks(config: EvaluateConfig) -> dict[str, Any]:
     for task in tasks:
         scored = {model: own[task] for model, own in found.items() if task in own}
         results = _results(config, task, scored) | {"models": entries}
-        RunDir.open(f"{config.output}/{task}").write_json(RESULTS, results)
+        output = RunDir.open(f"{config.output}/{task}")
+        claim(output, [RESULTS])
+        output.write_json(RESULTS, results)
     result = compare([f"{config.output}/{task}" for task in tasks], config.output, seed=config.seed)
     return {**result, "tasks": tasks}
 
@@ -68,7 +70,7 @@ async def _describe(config: EvaluateConfig, models: Sequence[str]) -> dict[str, 
 def _run(program: str, config: EvaluateConfig, model: str) -> dict[str, dict[str, Any]]:
     """Run lm-eval for one model; return samples and metadata by task."""
     folder = Path(config.output).expanduser() / "lm_eval" / key_of(model)[:12]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     earlier = set(folder.rglob("results_*.json"))
     arguments = {
         "model": model, "base_url": f"{config.url.rstrip('/')}/chat/completions",

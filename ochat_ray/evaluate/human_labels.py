@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -80,6 +81,8 @@ def _outcomes(labels: set[str], path: str, model: str, baseline: str) -> dict[st
     sides = set(found.values()) - {0.5}
     if len(unknown) == 1 and len(sides) == 1:
         found[unknown[0]] = 1.0 - sides.pop()
+        other = model if found[unknown[0]] else baseline
+        print(f"--human-labels {path}: {unknown[0]!r} is taken for {other}", file=sys.stderr)
     elif unknown:
         raise UserError(
             f"--human-labels {path}: {unknown[0]!r} is none of {model}, {baseline}, model, "

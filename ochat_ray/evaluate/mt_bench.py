@@ -7,7 +7,7 @@ temperatures, patterns and the rule that a pairwise win needs both orders to agr
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.suite import Judgments, Suite
 from ochat_ray.evaluate.verdicts import Verdict, rating_of, verdict_of
 from ochat_ray.evaluate.verdicts import parse_rating as parse_rating
 from ochat_ray.evaluate.verdicts import parse_verdict as parse_verdict
@@ -263,3 +264,107 @@ def _references(question: Question, turn: int, references: Answers | None) -> di
 
 def _numbered(name: str, texts: Sequence[str]) -> dict[str, str]:
     return {f"{name}_{number}": text for number, text in enumerate(texts, 1)}
+
+
+class MTBenchRatings(Suite):
+    """Suite `mt_bench`: each answer is rated."""
+
+    prompt_file = "mt_bench"
+    prompt_names = PROMPT_NAMES
+    unit = "of 10"
+    categories = CATEGORIES
+    turns = 2
+    file_names: tuple[str, ...] = ("model_answer.jsonl", "single.jsonl")
+
+    def check(self) -> None:
+        """Check also that no reference answer is missing."""
+        super().check()
+        if self.config.step != "answer":
+            for question in self.questions:
+                _references(question, len(question.turns) - 1, self.references)
+
+    def temperature(self, category: str) -> float:
+        """Return the benchmark's temperature for a category."""
+        return TEMPERATURES.get(category, 0.7)
+
+    def calls(
+        self, questions: Sequence[Question], model: Answers, _baseline: Answers | None
+    ) -> list[Call]:
+        judge = self.config.judging(temperature=0.0)
+        return rating_calls(questions, model, self.references, self.prompts, judge=judge)
+
+    def read(self, judgment: Mapping[str, Any]) -> Any:
+        return rating_of(judgment)
+
+    def shown(self, found: Any) -> str:
+        return f"{found:g}"
+
+    def parts(self, judgments: Judgments) -> dict[str, Part]:
+        """Return the ratings of both turns."""
+        return rating_parts(judgments)
+
+    def more(self, judgments: Judgments) -> dict[str, Any]:
+        """Return the mean rating of each turn."""
+        means = {}
+        for turn in sorted({judgment["turn"] for judgment in judgments}):
+            parts = rating_parts(judgments, turn=turn).values()
+            count = sum(part.denominator for part in parts)
+            means[f"turn_{turn + 1}"] = sum(p.numerator for p in parts) / count if count else None
+        return means
+
+    def files(
+        self,
+        _questions: Sequence[Question],
+        model: Answers,
+        _baseline: Answers | None,
+        judgments: Judgments,
+    ) -> dict[str, str]:
+        return {"model_answer.jsonl": answer_file(model), "single.jsonl": rating_file(judgments)}
+
+
+class MTBenchPairs(MTBenchRatings):
+    """Suite `mt_bench` with `--pairwise`: each answer is compared with the baseline's."""
+
+    unit = "% of wins against the baseline, a tie being half a win"
+    even = 50.0
+    file_names = ("model_answer.jsonl", "pair.jsonl")
+
+    def calls(
+        self, questions: Sequence[Question], model: Answers, baseline: Answers | None
+    ) -> list[Call]:
+        assert baseline is not None
+        judge = self.config.judging(temperature=0.0)
+        return pair_calls(questions, model, baseline, self.references, self.prompts, judge=judge)
+
+    def read(self, judgment: Mapping[str, Any]) -> Verdict | None:
+        return verdict_of(judgment)
+
+    def shown(self, found: Verdict) -> str:
+        return found
+
+    def parts(self, judgments: Judgments) -> dict[str, Part]:
+        """Return the wins in percent."""
+        return pair_parts(judgments)
+
+    def judged(self, judgments: Judgments) -> Iterator[Judged]:
+        return judged(judgments)
+
+    def outcomes(self, judgments: Judgments) -> dict[str, float]:
+        """Return a win if more turns are won than lost, by the rule of the score."""
+        decided = {id: part for id, part in self.parts(judgments).items() if part.denominator}
+        shares = {id: part.numerator / part.denominator for id, part in decided.items()}
+        return {id: (1 + (share > 50) - (share < 50)) / 2 for id, share in shares.items()}
+
+    def more(self, judgments: Judgments) -> dict[str, Any]:
+        """Return the numbers of wins, losses and ties."""
+        counts = Counter(outcomes(judgments).values())
+        return {"wins": counts["win"], "losses": counts["loss"], "ties": counts["tie"]}
+
+    def files(
+        self,
+        _questions: Sequence[Question],
+        model: Answers,
+        _baseline: Answers | None,
+        judgments: Judgments,
+    ) -> dict[str, str]:
+        return {"model_answer.jsonl": answer_file(model), "pair.jsonl": pair_file(judgments)}

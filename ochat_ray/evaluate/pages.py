@@ -32,10 +32,12 @@ def share(value: float | None) -> str:
 
 def categories(by_category: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of a plot by category."""
-    return [
-        {**one, "name": f"{name or 'none'} ({one['questions']})"}
-        for name, one in by_category.items()
-    ]
+    found = []
+    for name, one in by_category.items():
+        count, scored = one["questions"], one.get("scored", one["questions"])
+        of = f"{count}" if scored == count else f"{scored} of {count}"
+        found.append({**one, "name": f"{name or 'none'} ({of})"})
+    return found
 
 
 def interval(one: Mapping[str, Any], digits: int = 2) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,23 @@ from ochat_ray.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """User turns of one question. In AlpacaEval's files the instruction is also the id."""
+    """User turns of one question. In AlpacaEval's files the instruction is also the id.
+
+    `context` has the role and text of earlier messages, which are sent before the first turn.
+    """
 
     id: str
     category: str
     turns: tuple[str, ...]
+    context: tuple[tuple[str, str], ...] = ()
+
+    def earlier_messages(self) -> list[dict[str, str]]:
+        """Return the messages before the first turn."""
+        return [{"role": role, "content": text} for role, text in self.context]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields for a digest; without context those of earlier versions."""
+        return {name: value for name, value in asdict(self).items() if value or name != "context"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +53,7 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
         UserError: The file cannot be read, or a record is not a question; the line names it.
     """
     questions: dict[str, Question] = {}
-    for where, record in _records(path):
+    for where, record in json_records(path):
         question = _question(record, where)
         if question.id in questions:
             raise UserError(f"{where}: question {question.id!r} occurs twice")
@@ -61,9 +73,10 @@ def read_answers(path: str | Path, *, model: str | None = None) -> Answers:
     """
     turns: dict[str, tuple[str, ...]] = {}
     names: dict[str, str] = {}
-    for where, record in _records(path):
+    for where, record in json_records(path):
         id, found = _answer(record, where)
-        turns[id] = found
+        if turns.setdefault(id, found) != found:
+            raise UserError(f"{where}: another answer to question {id!r}; give one per question")
         name = record.get("model_id") or record.get("generator") or record.get("model")
         if isinstance(name, str):
             names.setdefault(name, where)
@@ -108,6 +121,8 @@ def _question(record: Mapping[str, Any], where: str) -> Question:
         id, category = record.get("question_id", record.get("uid")), record.get("category", "")
     if not _texts(turns) or id in (None, ""):
         raise UserError(f"{where}: no question; `question_id` and `text` or `turns` are needed")
+    if not all(turn.strip() for turn in turns):
+        raise UserError(f"{where}: question {str(id)!r} has an empty turn")
     return Question(id=str(id), category=str(category), turns=tuple(turns))
 
 
@@ -144,8 +159,12 @@ def _texts(values: Any) -> bool:
     return isinstance(values, list) and bool(values) and all(isinstance(v, str) for v in values)
 
 
-def _records(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each record of a JSON list or of JSON lines with its location."""
+def json_records(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each record of a JSON list or of JSON lines with its location.
+
+    Raises:
+        UserError: The file cannot be read, or a record is no JSON object.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -153,7 +172,7 @@ def _records(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if text.lstrip().startswith("["):
         try:
             numbered = list(enumerate(json.loads(text), 1))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: no JSON: {error}") from error
         named = [(f"{path}, record {number}", value) for number, value in numbered]
     else:
@@ -168,5 +187,5 @@ def _records(path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _value(line: str, where: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON: {error}") from error

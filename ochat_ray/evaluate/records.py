@@ -10,13 +10,14 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate.replies import read_logprobs
 
 
 def key_of(*parts: Any) -> str:
@@ -41,18 +42,27 @@ CONTROL = "control"
 """Field that marks the record of a judgment of an answer compared with itself."""
 
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("key", "text", "reason", FAILED, "reasoning", "finish_reason"), str),
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "attempts"), (int, float)),
+    "logprobs": list, "changed": dict,
+}  # fmt: skip
+"""Types of the fields that are read from a record."""
+
+
 class Records:
     """Records of one file by their `key`, with at most one process writing.
 
-    A line truncated by a kill is ignored; of two with one key the last counts, which replaced the
+    A line truncated by a kill is ignored, and so is one that lacks a field in `needed` or has
+    another type in a field than we write; of two with one key the last counts, which replaced the
     first.
 
     Raises:
-        UserError: Another process has the file open.
+        UserError: Another process has the file open, or its folder cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, needed: Sequence[str] = ()) -> None:
+        make_folder(path.parent)
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - __exit__ closes it
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,7 +75,8 @@ class Records:
         self._file.seek(0)
         content = self._file.read()
         for line in content.splitlines():
-            if (record := _record(line)) is not None:
+            record = _record(line)
+            if record is not None and all(name in record for name in needed):
                 self._records[record["key"]] = record
         self._cut_off = bool(content) and not content.endswith(b"\n")
 
@@ -123,11 +134,30 @@ class Records:
         self._records[key] = whole
 
 
+def make_folder(path: Path) -> None:
+    """Create the folder of an evaluation's files, if it does not exist.
+
+    Raises:
+        UserError: It cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"--output {path} cannot be created ({error.strerror}: {error.filename}); give another "
+            "directory"
+        ) from error
+
+
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
     # A text that is no text came from a server, by way of an earlier version.
-    good = isinstance(record, dict) and isinstance(record.get("key"), str)
-    return record if good and isinstance(record.get("text", ""), str) else None
+    if not (isinstance(record, dict) and "key" in record):
+        return None
+    good = all(isinstance(record[name], kind) for name, kind in _TYPES.items() if name in record)
+    if good and "logprobs" in record:
+        record["logprobs"] = read_logprobs(record["logprobs"])
+    return record if good else None

@@ -42,9 +42,13 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """Reason of a failed response in one line, and OpenAI's `code` (or `type`) and `param`."""
+    """Reason of a failed response in one line, and OpenAI's `code` (or `type`) and `param`.
+
+    `status` is the response's, or that of an error within a response of status 200.
+    """
 
     why: str
+    status: int
     code: str = ""
     param: str = ""
 
@@ -59,10 +63,36 @@ def plain_text(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def visible(text: str) -> str:
+    """Return a text on one line, with control and format characters as escapes."""
+    line = " ".join(plain_text(text).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def json_of(response: httpx.Response) -> Any:
+    """Return the JSON of a response; its charset is used if it is not UTF-8.
+
+    Bytes that are no text become U+FFFD.
+
+    Raises:
+        ValueError, RecursionError: The body is no JSON.
+    """
+    try:
+        text = response.content.decode()
+    except UnicodeDecodeError:
+        text = response.text
+    return json.loads(text.removeprefix("\ufeff"), parse_int=_integer)
+
+
+def _integer(digits: str) -> float:
+    # Python refuses to convert integers of over 4,300 digits.
+    return int(digits) if len(digits) < 1_000 else math.inf
+
+
 def read_reply(response: httpx.Response) -> Reply | None:
     """Parse a chat completion; None if the body is another one or truncated."""
     try:
-        body = response.json()
+        body = json_of(response)
         choice, usage = body["choices"][0], body.get("usage")
         message = choice["message"]
         text, reasoning = _content(message.get("content"))
@@ -81,7 +111,7 @@ def read_reply(response: httpx.Response) -> Reply | None:
         finish_reason=plain_text(finish_reason) if isinstance(finish_reason, str) else "",
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
-        logprobs=_logprobs(logprobs),
+        logprobs=read_logprobs(logprobs.get("content") if isinstance(logprobs, dict) else None),
         reasoning=plain_text(reasoning),
     )
 
@@ -107,9 +137,8 @@ def _count(value: Any) -> int:
     return min(int(value), 2**53) if good else 0
 
 
-def _logprobs(value: Any) -> list[dict[str, Any]]:
+def read_logprobs(entries: Any) -> list[dict[str, Any]]:
     """Return the well-formed entries of log-probabilities."""
-    entries = value.get("content") if isinstance(value, dict) else None
     found = []
     for entry in entries if isinstance(entries, list) else []:
         top = entry.get("top_logprobs") if isinstance(entry, dict) else None
@@ -132,7 +161,7 @@ def _logprobs(value: Any) -> list[dict[str, Any]]:
 def read_models(response: httpx.Response) -> list[dict[str, Any]]:
     """Return the entries of a list of models; empty for any other body."""
     try:
-        entries = response.json()["data"]
+        entries = json_of(response)["data"]
         return [entry for entry in entries if isinstance(entry, dict)]
     except (ValueError, TypeError, KeyError, RecursionError):
         return []
@@ -143,19 +172,34 @@ def is_page(response: httpx.Response) -> bool:
     return "text/html" in response.headers.get("content-type", "")
 
 
+def is_stream(response: httpx.Response) -> bool:
+    """Return whether the response is a stream of events, which was not asked for."""
+    return "text/event-stream" in response.headers.get("content-type", "") or (
+        response.text.lstrip().startswith("data: ")
+    )
+
+
 def failure_of(response: httpx.Response) -> Failure:
     """Describe a failed response, without the request, which may be confidential."""
+    status = response.status_code
     try:
-        body = response.json()
+        body = json_of(response)
     except (ValueError, RecursionError):
         body = "a web page" if is_page(response) else response.text[:2000]
-    error = body.get("error") if isinstance(body, dict) else None
-    fields = error if isinstance(error, dict) else body if isinstance(body, dict) else {}
-    names = [str(fields.get(name) or "") for name in ("code", "type")]
+        if status == 200 and not is_page(response):
+            body = f"no JSON: {body}"
+    outer = body if isinstance(body, dict) else {}
+    # MiniMax has `base_resp`.
+    inner = [outer[name] for name in ("error", "base_resp") if isinstance(outer.get(name), dict)]
+    fields = (inner or [outer])[0]
+    names = [str(fields.get(name) or "") for name in ("code", "type", "status_code")]
+    if status == 200 and inner and re.fullmatch("[45][0-9][0-9]", names[0]):
+        status = int(names[0])
     default = "no chat completion" if response.status_code == 200 else response.reason_phrase
-    text = plain_text(_reason(body) or default)
+    text = _reason(inner or body) or default
     return Failure(
-        why=f"{response.status_code} {' '.join(text.split())[:300]}",
+        why=visible(f"{response.status_code} {text[:2000]}")[:300],
+        status=status,
         code=" ".join(names),
         param=str(fields.get("param") or _named_field(text)),
     )
@@ -169,7 +213,8 @@ def _reason(body: Any) -> str:
         return "; ".join(filter(None, map(_reason, body[:3])))
     if not isinstance(body, dict):
         return ""
-    for name in ("error", "message", "detail", "msg", "errors", "title", "reason"):
+    names = ("error", "message", "detail", "msg", "errors", "title", "reason", "status_msg")
+    for name in names:
         if found := _reason(body.get(name)):
             where = body.get("loc")
             place = ".".join(map(str, where)) + ": " if isinstance(where, list) else ""
@@ -178,6 +223,6 @@ def _reason(body: Any) -> str:
 
 
 def _named_field(text: str) -> str:
-    """Return the field of a request that a reason names in quotes."""
-    found = re.search(r"['\"`](max_tokens|max_completion_tokens|temperature|top_p)['\"`]", text)
+    """Return the first field of a request that a reason names."""
+    found = re.search(r"\b(max_tokens|max_completion_tokens|temperature|top_p)\b", text)
     return found[1] if found else ""

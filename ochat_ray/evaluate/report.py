@@ -6,6 +6,7 @@ template is templates/report.html.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,4 +121,5 @@ def _origins(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    escaped = re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
+    return " ".join(escaped.split())

@@ -12,74 +12,72 @@ from urllib.parse import quote
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import Spent
-from ochat_ray.evaluate.bias import biases, control, outcomes
+from ochat_ray.evaluate.bias import biases, control
 from ochat_ray.evaluate.bradley_terry import Battle, bradley_terry, style_difference
 from ochat_ray.evaluate.counts import count_answers, count_declined, count_replies, warnings_of
-from ochat_ray.evaluate.evaluation import RESULTS, Evaluation
 from ochat_ray.evaluate.human_labels import human_agreement
-from ochat_ray.evaluate.records import CONTROL, FAILED, key_of
+from ochat_ray.evaluate.outputs import REPORT, RESULTS, TABLE
+from ochat_ray.evaluate.records import CONTROL, FAILED
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
+from ochat_ray.evaluate.session import Session
 from ochat_ray.evaluate.stats import Part, differences, estimate
 from ochat_ray.run_dir import RunDir
 
-REPORT = "report.html"
-TABLE = "results.md"
 
-
-def score(evaluation: Evaluation) -> dict[str, Any]:
+def score(session: Session) -> dict[str, Any]:
     """Compute the scores from the recorded judgments and write all files; make no call.
 
     Raises:
         UserError: Judgments are missing.
     """
-    config, output = evaluation.config, RunDir.open(evaluation.config.output)
+    config, output = session.config, session.output
     scores, parts = [], {}
     entries: list[Entry] = []
-    for model in evaluation.models:
-        judgments = _judgments(evaluation, model)
+    for model in session.models:
+        judgments = _judgments(session, model)
         found = [judgment for judgment in judgments if CONTROL not in judgment]
-        one, parts[model] = _scored(evaluation, model, found)
-        if evaluation.config.control:
+        one, parts[model] = _scored(session, model, found)
+        if session.config.control:
             controls = [judgment for judgment in judgments if CONTROL in judgment]
-            one["control"] = asdict(control(evaluation.suite.judged(controls)))
+            one["control"] = asdict(control(session.suite.judged(controls)))
         scores.append(one)
-        entries += _entries(evaluation, model, judgments, parts[model])
-        for name, text in _files(evaluation, model, found).items():
+        entries += _entries(session, model, judgments, parts[model])
+        for name, text in _files(session, model, found).items():
             _write(output, f"models/{quote(model, safe='')}/{name}", text)
     results: dict[str, Any] = {
         "suite": config.suite,
-        "unit": evaluation.suite.unit,
-        "baseline": evaluation.baseline or None,
+        "unit": session.suite.unit,
+        "baseline": session.baseline or None,
         "judge": config.judge,
         "scores": scores,
-        "even": evaluation.suite.even,
-        "differences": _differences(evaluation, parts),
-        **(_ratings(evaluation, scores) if config.compares else {}),
+        "even": session.suite.even,
+        "differences": _differences(session, parts),
+        **(_ratings(session, scores) if config.compares else {}),
         "answers": {
-            name: count_answers(evaluation.answers_of(name), evaluation.questions)
-            | count_replies(_answer_records(evaluation, name))
-            | {"usage": _usage(evaluation, name, _answer_records(evaluation, name))}
-            for name in [*evaluation.models, evaluation.baseline]
+            name: count_answers(session.answers_of(name), session.questions)
+            | count_replies(_answer_records(session, name))
+            | {"usage": _usage(session, name, _answer_records(session, name))}
+            for name in [*session.models, session.baseline]
             if name
         },
-        "questions": len(evaluation.questions),
-        "questions_digest": key_of([asdict(question) for question in evaluation.questions]),
-        "prompts_digest": evaluation.material.prompts.digest,
-        "models": evaluation.descriptions("models", [*evaluation.models, evaluation.baseline]),
-        "judges": evaluation.descriptions("judges", [config.judge]),
+        "questions": len(session.questions),
+        "questions_digest": session.suite.questions_digest,
+        "prompts_digest": session.suite.prompts.digest,
+        "models": session.identities.entries("models", [*session.models, session.baseline]),
+        "judges": session.identities.entries("judges", [config.judge]),
         "config": asdict(config),
         "version": version("ochat-ray"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    results["warnings"] = warnings_of(results)
+    results["warnings"] = [*session.suite.notes(), *warnings_of(results)]
     _write(output, REPORT, report_html(results, entries))
     _write(output, TABLE, markdown_table(results))
     output.write_json(RESULTS, results)
     return results
 
 
-def _judgments(evaluation: Evaluation, model: str) -> list[dict[str, Any]]:
-    calls, known = evaluation.judge_calls(model), evaluation.judgments
+def _judgments(session: Session, model: str) -> list[dict[str, Any]]:
+    calls, known = session.judge_calls(model), session.judgments
     # The metadata of a call may differ under one key: two models may have given the same answer.
     found = [{**known[call.key], **call.about} for call in calls if call.key in known]
     if len(found) < len(calls):
@@ -90,36 +88,35 @@ def _judgments(evaluation: Evaluation, model: str) -> list[dict[str, Any]]:
     return found
 
 
-def _answer_records(evaluation: Evaluation, model: str) -> list[dict[str, Any]]:
-    if model not in evaluation.to_answer():
+def _answer_records(session: Session, model: str) -> list[dict[str, Any]]:
+    if model not in session.to_answer():
         return []  # given in a file
     return [
         record
-        for question in evaluation.questions
-        for record in evaluation.answer_records(question, model)
+        for question in session.questions
+        for record in session.answer_records(question, model)
     ]
 
 
-def _files(
-    evaluation: Evaluation, model: str, judgments: Sequence[Mapping[str, Any]]
-) -> dict[str, str]:
-    own, baseline = evaluation.answers_of(model), evaluation.baseline_answers()
-    material = replace(evaluation.material, questions=evaluation.judged_questions(model))
-    return evaluation.suite.files(material, own, baseline, judgments)
+def _files(session: Session, model: str, judgments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    own, baseline = session.answers_of(model), session.baseline_answers()
+    questions = session.judged_questions(model)
+    return session.suite.files(questions, own, baseline, judgments)
 
 
 def _entries(
-    evaluation: Evaluation,
+    session: Session,
     model: str,
     judgments: Sequence[Mapping[str, Any]],
     parts: Mapping[str, Part],
 ) -> Iterator[Entry]:
-    suite, references = evaluation.suite, evaluation.material.references
-    whose = {model: evaluation.answers_of(model)}
-    if (baseline := evaluation.baseline_answers()) is not None:
+    suite, references = session.suite, session.suite.references
+    whose = {model: session.answers_of(model)}
+    if (baseline := session.baseline_answers()) is not None:
         whose[baseline.model] = baseline
     if references is not None:
-        whose[f"reference answer, by {references.model}"] = references
+        by = f", by {references.model}" if references.model else ""
+        whose[f"reference answer{by}"] = references
     by_question: dict[str, list[Said]] = defaultdict(list)
     for judgment in judgments:
         read = suite.read(judgment)
@@ -127,7 +124,7 @@ def _entries(
         text = judgment["text"] or judgment.get(FAILED) or "(empty)"
         said = Said(label=_label(judgment), reading=reading, text=text)
         by_question[judgment["question_id"]].append(said)
-    for question in evaluation.questions:
+    for question in session.questions:
         part = parts[question.id]
         yield Entry(
             question=question,
@@ -162,14 +159,14 @@ def _write(output: RunDir, name: str, text: str) -> None:
 
 
 def _scored(
-    evaluation: Evaluation, model: str, judgments: Sequence[Mapping[str, Any]]
+    session: Session, model: str, judgments: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Part]]:
-    config, questions, suite = evaluation.config, evaluation.questions, evaluation.suite
+    config, questions, suite = session.config, session.questions, session.suite
     failed = sum(suite.read(judgment) is None for judgment in judgments)
     unjudged = {question.id: Part(0, 0) for question in questions}
     rules = {"drop": unjudged | suite.parts(judgments)}
-    if suite.zero_parts is not None:
-        rules["zero"] = unjudged | suite.zero_parts(judgments)
+    if (with_zeros := suite.zero_parts(judgments)) is not None:
+        rules["zero"] = unjudged | with_zeros
     chosen = rules[config.failures]
 
     def estimated(parts: Mapping[str, Part], category: str | None = None) -> dict[str, Any]:
@@ -183,22 +180,27 @@ def _scored(
         "failed": failed,
         "declined": count_declined(judgments, suite.read),
         "replies": count_replies(judgments),
-        "usage": _usage(evaluation, config.judge, judgments),
+        "usage": _usage(session, config.judge, judgments),
         "questions": len(questions),
-        "not_answered": len(questions) - len(evaluation.judged_questions(model)),
+        "not_answered": len(questions) - len(session.judged_questions(model)),
         "not_judged": sum(not part.denominator for part in rules["drop"].values()),
         "by_category": {
-            category: {"questions": count, **estimated(chosen, category)}
+            category: {
+                "questions": count,
+                "scored": sum(
+                    bool(chosen[q.id].denominator) for q in questions if q.category == category
+                ),
+                **estimated(chosen, category),
+            }
             for category, count in Counter(q.category for q in questions).items()
         },
         "by_question": {id: [part.numerator, part.denominator] for id, part in chosen.items()},
-        **(suite.more(evaluation.material, judgments) if judgments else {}),
+        **(suite.more(judgments) if judgments else {}),
     }
     if config.compares:
-        judged = list(suite.judged(judgments))
-        one["biases"] = asdict(biases(judged))
-        one["outcomes"] = outcomes(judged)
-        if (labels := evaluation.human_labels) is not None:
+        one["biases"] = asdict(biases(suite.judged(judgments)))
+        one["outcomes"] = suite.outcomes(judgments)
+        if (labels := session.human_labels) is not None:
             one["human"] = human_agreement(labels, one["outcomes"], seed=config.seed)
     if failed and len(rules) > 1:
         # Both 2023 rules, if they differ.
@@ -206,28 +208,26 @@ def _scored(
     return one, {question.id: chosen[question.id] for question in questions}
 
 
-def _differences(
-    evaluation: Evaluation, parts: Mapping[str, Mapping[str, Part]]
-) -> list[dict[str, Any]]:
+def _differences(session: Session, parts: Mapping[str, Mapping[str, Part]]) -> list[dict[str, Any]]:
     """Return the difference of each two models."""
     names = list(parts)
-    found = differences([list(own.values()) for own in parts.values()], seed=evaluation.config.seed)
+    found = differences([list(own.values()) for own in parts.values()], seed=session.config.seed)
     return [
         {"first": names[one], "second": names[other], **_json(estimated)}
         for (one, other), estimated in found.items()
     ]
 
 
-def _ratings(evaluation: Evaluation, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _ratings(session: Session, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return Bradley-Terry ratings from the outcomes, plain and with style under control."""
-    baseline = evaluation.baseline_answers()
+    baseline = session.baseline_answers()
     assert baseline is not None
     plain, styled = [], []
     for one in scores:
-        answers = evaluation.answers_of(one["model"]).turns
+        answers = session.answers_of(one["model"]).turns
         for id, share in one["outcomes"].items():
             votes = 1.0
-            if evaluation.suite.votes:
+            if session.suite.votes:
                 won, votes = one["by_question"][id]
                 share = won / votes / 100
             battle = Battle(
@@ -236,22 +236,20 @@ def _ratings(evaluation: Evaluation, scores: Sequence[Mapping[str, Any]]) -> dic
             style = style_difference("\n\n".join(answers[id]), "\n\n".join(baseline.turns[id]))
             plain.append(battle)
             styled.append(replace(battle, style=style))
-    seed = evaluation.config.seed
+    seed = session.config.seed
     return {
         "ratings": bradley_terry(plain, anchor=baseline.model, seed=seed),
         "style_controlled": bradley_terry(styled, anchor=baseline.model, seed=seed, rounds=100),
     }
 
 
-def _usage(
-    evaluation: Evaluation, model: str, records: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def _usage(session: Session, model: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the tokens of these records, and their cost; None without a price."""
     spent = Spent()
     for record in records:
         if "prompt_tokens" in record:
             tokens = (record.get("prompt_tokens") or 0, record.get("completion_tokens") or 0)
-            spent.add(model, *tokens, evaluation.prices)
+            spent.add(model, *tokens, session.prices)
     return {
         "calls": spent.calls, "prompt_tokens": spent.prompt_tokens,
         "completion_tokens": spent.completion_tokens,

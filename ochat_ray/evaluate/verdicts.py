@@ -17,12 +17,16 @@ Verdict = Literal["A", "B", "tie"]
 Pair = tuple[float, float]
 
 _REASONING = "think|thinking|thought|thoughts|reasoning|reflection"
-# Not in quotes, where the judge writes about the tag. The last form is Kimi's.
+# Not in quotes, where the judge writes about the tag. The forms after <think> are of Mistral, Kimi,
+# Cohere and gpt-oss (harmony: every channel but `final`), whose special tokens may be missing.
 _TAG = re.compile(
     rf"(?<![`\"'“‘])(?:<(?P<close>/?)(?:\w+:)?(?:{_REASONING})\b[^<>]*>|"
-    r"\[(?P<close2>/?)THINK\]|◁(?P<close3>/?)think▷)",
+    r"\[(?P<close2>/?)THINK\]|◁(?P<close3>/?)think▷|<\|(?:START|(?P<close4>END))_THINKING\|>"
+    r"|<\|channel\|>\s*(?:(?P<close5>final)|\w*)(?:[^<]*<\|(?!channel)\w+\|>)*"
+    r"|\Aanalysis(?-i:(?=[A-Z]))|(?P<close6>assistantfinal)(?-i:(?=[^a-z])))",
     re.IGNORECASE,
 )
+_CLOSING = [name for name in _TAG.groupindex if name.startswith("close")]
 _MARK = re.compile(r"\[\[([^\[\]]*)\]\]")
 _OF_TEN = r"(?:\s*(?:/|out\s+of)\s*10(?:\.0)?(?![\d.]*\d))"
 _RATING = re.compile(rf"\s*(?:rating\s*[:=]?)?\s*(\d+(?:[.,]\d*)?){_OF_TEN}?\s*", re.IGNORECASE)
@@ -44,7 +48,7 @@ def without_reasoning(text: str) -> str:
     """
     kept, start, inside = "", 0, False
     for tag in _TAG.finditer(text):
-        if not any(tag.group("close", "close2", "close3")):
+        if not any(tag.group(*_CLOSING)):
             kept += "" if inside else text[start : tag.start()]
             inside = True
         else:
@@ -81,7 +85,9 @@ def verdict_of(judgment: Mapping[str, Any]) -> Verdict | None:
 
 def scores_of(judgment: Mapping[str, Any]) -> Pair | None:
     """Return the scores in a judgment; 1 to 10 against an empty answer that was not rated."""
-    pair = parse_scores(judgment["text"])
+    # A list in the prose of a judgment that was cut off is not its verdict.
+    complete = judgment.get("finish_reason") not in ("length", "content_filter")
+    pair = parse_scores(judgment["text"], prose=complete)
     if pair is not None or not declined(judgment):
         return pair
     first, second = (float(LOWEST if empty else HIGHEST) for empty in judgment["empty"])
@@ -156,10 +162,12 @@ def _plain(text: str) -> str:
 
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
+_SCORE_OF_TEN = rf"\s*{_NUMBER}{_OF_TEN}"
 _PAIR = rf"\s*{_NUMBER}{_OF_TEN}?\s*,\s*{_NUMBER}{_OF_TEN}?\s*"
-# Not an index, the arguments of a function, or the coordinates of a point.
+# Only where the sentence is about scores: a judge also writes of lists, points and results.
 _LIST_IN_PROSE = re.compile(
-    rf"(?<![\w\])])\[{_PAIR}\]|\b(?:scores?|ratings?|output|tuple)\b[^\n()]{{0,80}}\({_PAIR}\)",
+    rf"(?:\b(?:scores?|ratings?)\b[^\n()\[\]]{{0,80}}|\bthe (?:final )?output(?: tuple)? is:?\s*)"
+    rf"(?:\[{_PAIR}\]|\({_PAIR}\))|\[{_SCORE_OF_TEN}\s*,{_SCORE_OF_TEN}\s*\]",
     re.IGNORECASE,
 )
 _PAIR_ALONE = re.compile(
@@ -178,20 +186,22 @@ _LABELLED = re.compile(
 )
 
 
-def parse_scores(text: str) -> Pair | None:
+def parse_scores(text: str, *, prose: bool = True) -> Pair | None:
     """Parse the scores of the first and second answer from a judgment; None if unreadable.
 
     The last line counts that holds nothing but two numbers, a list or a tuple of them; so do
     labelled scores, such as FairEval's `Score of the Assistant 1: 8` and its second line. Without
-    any, the last list or tuple of two numbers within the text counts. A judgment whose pair is
-    incomplete or outside 0 to 10 is unreadable.
+    any, and with `prose`, the last list or tuple of two numbers counts in a sentence on scores,
+    such as "the scores are [8, 7]" or "I give [8/10, 7/10]". A judgment whose pair is incomplete or
+    outside 0 to 10 is unreadable.
     """
     plain = _plain(text)
     found: list[tuple[int, Pair | None]] = [
         (line.start(), _numbers(line)) for line in _PAIR_ALONE.finditer(plain)
     ]
     found += _labelled(plain)
-    found = found or [(one.start(), _numbers(one)) for one in _LIST_IN_PROSE.finditer(plain)]
+    if prose and not found:
+        found = [(one.start(), _numbers(one)) for one in _LIST_IN_PROSE.finditer(plain)]
     pair = max(found, key=lambda one: one[0])[1] if found else None
     return pair if pair and all(0 <= score <= HIGHEST for score in pair) else None
 

@@ -17,8 +17,9 @@ from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
+from ochat_ray.evaluate.suite import Judgments, Suite
+from ochat_ray.evaluate.verdicts import Pair, scores_of
 from ochat_ray.evaluate.verdicts import parse_scores as parse_scores
-from ochat_ray.evaluate.verdicts import scores_of
 
 CATEGORIES = frozenset(
     {"generic", "knowledge", "roleplay", "common-sense", "fermi", "counterfactual", "coding",
@@ -102,3 +103,38 @@ def judged(judgments: Iterable[Mapping[str, Any]]) -> Iterator[Judged]:
         pair = scores_of(judgment)
         if pair is not None:
             yield pairs.judged(judgment, *pair)
+
+
+class Vicuna(Suite):
+    """Suite `vicuna`."""
+
+    prompt_file = "vicuna"
+    prompt_names = PROMPT_NAMES
+    unit = "% of the baseline's score"
+    even = 100.0
+    categories = CATEGORIES
+
+    def calls(
+        self, questions: Sequence[Question], model: Answers, baseline: Answers | None
+    ) -> list[Call]:
+        assert baseline is not None
+        judge = self.config.judging(temperature=1.0)
+        samples = self.config.samples
+        return calls(questions, model, baseline, self.prompts, judge=judge, samples=samples)
+
+    def read(self, judgment: Mapping[str, Any]) -> Pair | None:
+        return scores_of(judgment)
+
+    def shown(self, found: Pair) -> str:
+        return f"{found[0]:g} to {found[1]:g}"
+
+    def parts(self, judgments: Judgments) -> dict[str, Part]:
+        """Return the means of both sides."""
+        return parts(judgments, failures="drop")
+
+    def zero_parts(self, judgments: Judgments) -> dict[str, Part]:
+        """Return the means with unreadable judgments as 0 to 0."""
+        return parts(judgments, failures="zero")
+
+    def judged(self, judgments: Judgments) -> Iterator[Judged]:
+        return judged(judgments)

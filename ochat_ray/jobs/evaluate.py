@@ -12,6 +12,7 @@ from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
 
 def work(config: EvaluateConfig) -> dict[str, Any]:
     """Run the stage and return what `--json` prints."""
+    config = config.with_output()
     config.check()
     if config.step == "compare":
         from ochat_ray.evaluate.comparison import compare
@@ -55,7 +56,9 @@ def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:
     lines = []
     for one in result["scores"]:
         if one["score"] is None:
-            lines.append(f"{one['model']}: nothing was judged")
+            read = one["failed"] < one["judgments"]
+            why = "the baseline has no points to compare with" if read else "nothing was judged"
+            lines.append(f"{one['model']}: {why}")
             continue
         share = one["failed"] / one["judgments"]
         lines.append(

@@ -3,7 +3,7 @@
 from ochat_ray.data.clean import rules
 from ochat_ray.data.parts import clean_part
 from ochat_ray.data.records import records_of
-from ochat_ray.data.report_inputs import inputs_section
+from ochat_ray.data.report_inputs import inputs_tables
 from ochat_ray.data.statistics import Statistics, most_first
 from ochat_ray.run_dir import RunDir
 
@@ -37,21 +37,16 @@ def test_answers_keys_and_what_is_left_out(tmp_path):
     statistics = Statistics()
     statistics.add_clean(summary)
     assert most_first(statistics.unknown_keys) == {"lang": 2, "turn.time": 2}
-    shown = inputs_section(statistics)
-    for text in ("html", "markdown", "turn.time", "citation mark", "of the 3 conversations"):
-        assert text in shown
-
-
-def test_names_from_the_inputs_are_text_in_the_report():
-    statistics = Statistics()
-    statistics.unknown_keys["<script>"] = 1
-    statistics.left_out["<img>"] = 30
-    shown = inputs_section(statistics)
-    assert "<script>" not in shown
-    assert "<img>" not in shown
+    answers, unknown, left_out = inputs_tables(statistics)
+    assert dict(answers.rows) == {"html": 2, "markdown": 5}
+    assert unknown.rows == [("lang", 2), ("turn.time", 2)]
+    assert "of the 3 conversations" in unknown.note
+    assert left_out.rows == [("citation mark", 1)]
 
 
 def test_many_names_end_in_a_line_of_others():
     statistics = Statistics()
     statistics.unknown_keys.update({f"key{n:02}": 1 for n in range(30)})
-    assert "10 others" in inputs_section(statistics)
+    _, unknown = inputs_tables(statistics)
+    assert len(unknown.rows) == 20
+    assert unknown.others == (10, 10)

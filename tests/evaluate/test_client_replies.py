@@ -176,3 +176,99 @@ def test_a_key_that_cannot_be_sent_is_not_printed(key):
     with pytest.raises(UserError, match=r"http://j/v1 has characters that no key has") as error:
         Client("http://j/v1", key)
     assert "SEC" not in str(error.value)
+
+
+RAW = json.dumps(completion("é [8, 7]"), ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "charset", "text"),
+    [
+        (RAW.encode().replace(b"\xc3\xa9", b"\xc3"), "utf-8", "\ufffd [8, 7]"),
+        (RAW.encode("latin-1"), "latin-1", "é [8, 7]"),
+        (b"\xef\xbb\xbf" + RAW.encode(), "utf-8", "é [8, 7]"),
+        (RAW[:-1].encode() + b', "usage": {"prompt_tokens": ' + b"9" * 5000 + b"}}", "utf-8",
+         "é [8, 7]"),
+    ],
+)  # fmt: skip
+def test_a_reply_with_bytes_that_are_no_text_is_read(content, charset, text):
+    headers = {"content-type": f"application/json; charset={charset}"}
+    (reply,), sent = asked(lambda _: httpx.Response(200, content=content, headers=headers))
+    assert (reply.text, len(sent)) == (text, 1)
+
+
+def test_a_reply_that_is_no_json_is_called_so():
+    (error,), _ = asked(lambda _: httpx.Response(200, content=b"hello {"))
+    assert str(error) == "failed after 3 attempts: 200 no JSON: hello {"
+
+
+def test_a_stream_that_was_not_asked_for_ends_the_run_at_once():
+    (error,), sent = asked(lambda _: httpx.Response(200, content=b'data: {"choices": []}\n\n'))
+    assert isinstance(error, UserError)
+    assert "streams its replies" in str(error)
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"error": {"message": "Unrecognized request argument supplied: max_tokens",
+                    "param": None}}, "max_tokens"),
+        ({"detail": [{"loc": ["body", "max_tokens"], "msg": "Extra inputs are not permitted"}]},
+         "max_tokens"),
+        ({"message": "Malformed: extraneous key [temperature] is not permitted"}, "temperature"),
+        ({"error": {"message": "m doesn't support temperature=0.0. Only temperature=1 is "
+                               "supported"}}, "temperature"),
+        ({"error": {"message": "invalid temperature: only 0.6 is allowed"}}, "temperature"),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_refused_in_other_words_is_learned(body, field):
+    (reply,), sent = asked(
+        lambda b: httpx.Response(400, json=body) if field in b else completion("fine")
+    )
+    assert reply.text == "fine"
+    assert set(reply.changed) == {field}
+    assert len(sent) == 2
+
+
+@pytest.mark.parametrize("message", ["max_tokens is too large: 9", "temperature must be above 0"])
+def test_a_wrong_value_names_the_option_that_changes_it(message):
+    (error,), sent = asked(lambda _: failed(400, message))
+    field = message.split()[0]
+    assert len(sent) == 1
+    assert str(error).startswith(f"400 {message}; change {field} or leave it out with --body")
+    assert f"--judge-body (judge), such as '{{\"{field}\": null}}'" in str(error)
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for():
+    async def trickle():
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    (error,), sent = asked(lambda _: httpx.Response(200, content=trickle()), timeout_s=0.1)
+    assert str(error) == "failed after 3 attempts: no complete reply within 0.1 s"
+    assert len(sent) == 3
+
+
+def test_a_reason_cannot_control_the_terminal(capsys):
+    (error,), _ = asked(lambda _: failed(400, "a\x1b[31m\u202eb\x07\nc"))
+    assert str(error) == r"400 a\x1b[31m\u202eb\x07 c"
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (failed(429, "余额不足", code="1113"), "余额不足"),
+        (failed(429, "suspended", type="exceeded_current_quota_error"), "suspended"),
+        (httpx.Response(200, json={"error": {"code": 402, "message": "Pay first"}}), "Pay first"),
+        (httpx.Response(200, json={"base_resp": {"status_code": 1008, "status_msg":
+                                                 "insufficient balance"}}), "insufficient balance"),
+    ],
+)  # fmt: skip
+def test_an_account_without_money_ends_the_run_in_any_words(response, reason):
+    (error,), sent = asked(lambda _: response)
+    assert isinstance(error, UserError)
+    assert reason in str(error)
+    assert len(sent) == 1

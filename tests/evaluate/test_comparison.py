@@ -157,3 +157,15 @@ def test_agreement_by_chance_alone_has_no_kappa():
     # Landis and Koch's kind of table: 20 + 15 of 50 agree, by chance 0.5: (0.7 - 0.5) / 0.5.
     table = [("y", "y")] * 20 + [("y", "n")] * 5 + [("n", "y")] * 10 + [("n", "n")] * 15
     assert agreement(table)["kappa"] == pytest.approx(0.4)
+
+
+def test_an_output_that_is_a_file_or_holds_another_s_page_is_one_line(tmp_path):
+    run = write_run(tmp_path / "run", scored("ours", [1] * 20))
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match=r"--output .* cannot be created"):
+        compare([run], str(tmp_path / "out"), seed=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/comparison.html").write_text("mine")
+    with pytest.raises(UserError, match=r"comparison.html was not written by a run of evaluate"):
+        compare([run], str(tmp_path / "other"), seed=1)
+    assert (tmp_path / "other/comparison.html").read_text() == "mine"

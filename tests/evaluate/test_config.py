@@ -1,9 +1,17 @@
-"""Options of jobs/evaluate.py: former names."""
+"""Options of jobs/evaluate.py: former names, keys, and values that mean nothing."""
+
+import json
 
 import pytest
 
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.config import OPENAI_URL, key_for, replace_renamed_options
+from ochat_ray.evaluate.asking import Prices
+from ochat_ray.evaluate.config import (
+    OPENAI_URL,
+    EvaluateConfig,
+    key_for,
+    replace_renamed_options,
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +89,54 @@ def test_a_key_and_a_file_of_it_contradict_each_other(tmp_path, monkeypatch):
     monkeypatch.setenv("OCHAT_RAY_API_KEY_FILE", str(tmp_path / "key"))
     with pytest.raises(UserError, match="both set"):
         key_for("models", "http://gpu:8000/v1", "http://gpu:8000/v1")
+
+
+COMPLETE = {
+    "questions": "q", "output": "o", "model": ("m",), "baseline": "b", "judge": "j",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("seed", -1), ("timeout_s", float("nan")), ("timeout_s", 0), ("timeout_s", float("inf")),
+        ("max_cost", float("nan")), ("judge_temperature", float("nan")), ("temperature", -1.0),
+        ("judge_body", '{"x": NaN}'), ("body", "[" * 100_000),
+    ],
+)  # fmt: skip
+def test_values_that_mean_nothing_are_rejected_by_name(option, value):
+    more = {"prices": "p.json"} if option == "max_cost" else {}
+    with pytest.raises(UserError, match=f"^--{option.replace('_', '-')} "):
+        EvaluateConfig(**COMPLETE, **more, **{option: value}).check()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:99999/v1", "no URL"), ("api.example.com/v1", "no URL"),
+        ("http://[::1/v1", "no URL"), (" http://a/v1", "no URL"), ("http://a/v1\n", "no URL"),
+        ("https://a/openai/deployments/x?api-version=2024", "base URL"),
+        ("http://a/v1/chat/completions", "base URL"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("option", ["url", "judge_url", "baseline_url"])
+def test_an_address_that_is_no_base_url_is_rejected_before_any_call(option, url, reason):
+    with pytest.raises(UserError, match=rf"--{option.replace('_', '-')} .*{reason}"):
+        EvaluateConfig(**COMPLETE, **{option: url}).check()
+
+
+@pytest.mark.parametrize("price", [-1, "1", True, float("nan"), None])
+def test_a_price_is_a_number_of_at_least_zero(tmp_path, price):
+    path = tmp_path / "prices.json"
+    path.write_text(json.dumps({"m": {"prompt": price, "completion": 1}}))
+    with pytest.raises(UserError, match="is no price"):
+        Prices.read(str(path))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:SECRET@host/v1", "https://host/v1?key=SECRET", "http://u:SECRET@[::1/v1"]
+)
+def test_a_secret_in_an_address_is_rejected_and_not_shown(url):
+    with pytest.raises(UserError, match=r"environment variable|no URL") as raised:
+        EvaluateConfig(**COMPLETE, judge_url=url).check()
+    assert "SECRET" not in str(raised.value)

@@ -1,6 +1,7 @@
 """Refused, empty, cut-off and retried replies: counted, shown, and asked again on demand."""
 
 import json
+import shutil
 
 import httpx
 import pytest
@@ -75,6 +76,14 @@ def test_a_refused_answer_leaves_its_question_out(evaluated):
     assert len(sent) == 12 + 10
     whole, sent = evaluated(well, retry=("failed",))
     assert (len(sent), whole["scores"][0]["judgments"]) == (1 + 2, 12)
+
+
+def test_a_damaged_list_of_models_is_one_line(evaluated, tmp_path):
+    evaluated(well)
+    for damaged in ("{", "[]", '{"models": 3}'):
+        (tmp_path / "out/models.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"models.json is damaged.*remove it: then the"):
+            evaluated(well)
 
 
 def test_a_model_that_refuses_all_ends_the_run_and_is_asked_again(evaluated):
@@ -172,3 +181,21 @@ def test_a_record_of_what_is_no_text_is_asked_again(evaluated, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result, sent = evaluated(well)
     assert (len(sent), result["scores"][0]["score"]) == (1, 200)
+
+
+@pytest.mark.parametrize("name", ["report.html", "results.json", "results.md", "models.json"])
+def test_a_file_that_no_evaluation_wrote_is_not_written_over(evaluated, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("[]")
+    sent = []
+    with pytest.raises(UserError, match=rf"{name} was not written by a run of evaluate"):
+        evaluated(lambda body: sent.append(body) or well(body))
+    assert (tmp_path / "out" / name).read_text() == "[]"
+    assert sent == []
+
+
+def test_files_of_a_version_without_a_record_are_known(evaluated, tmp_path):
+    result, _ = evaluated(well)
+    shutil.rmtree(tmp_path / "out/.run")
+    again, sent = evaluated(well)
+    assert (again["scores"], sent) == (result["scores"], [])

@@ -79,3 +79,11 @@ def test_labels_are_of_one_pair():
     EvaluateConfig(model=("a",), **fields).check()
     with pytest.raises(UserError, match="--human-labels is for one --model"):
         EvaluateConfig(model=("a", "c"), **fields).check()
+
+
+def test_a_name_that_is_taken_for_the_other_model_is_told(tmp_path, capsys):
+    path = tmp_path / "labels.txt"
+    path.write_text("m\nzzz\n")
+    questions = [Question(id=id, category="", turns=("q",)) for id in ("1", "2")]
+    assert read_labels(str(path), questions, model="m", baseline="b") == {"1": 1.0, "2": 0.0}
+    assert "'zzz' is taken for b" in capsys.readouterr().err

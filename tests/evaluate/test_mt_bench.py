@@ -5,6 +5,7 @@ import pytest
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.mt_bench import (
     PROMPT_NAMES,
+    MTBenchPairs,
     judged,
     outcomes,
     pair_calls,
@@ -83,6 +84,18 @@ def compared(question_id, model_first, words, turn=0):
         "question_id": question_id, "turn": turn, "model_first": model_first, "text": words,
         "lengths": [3, 9],
     }  # fmt: skip
+
+
+def test_an_outcome_follows_the_rule_of_the_score():
+    """Its scores in both orders would add up to a win: A and a tie, by turns."""
+    suite = object.__new__(MTBenchPairs)
+    tied = [compared("81", True, "[[A]]", turn) | {"turn": turn} for turn in (0, 1)] + [
+        compared("81", False, "[[C]]", turn) for turn in (0, 1)
+    ]
+    assert suite.outcomes(tied) == {"81": 0.5}
+    won = [compared("81", True, "[[A]]", 0), compared("81", False, "[[B]]", 0), *tied[1::2]]
+    assert suite.outcomes(won) == {"81": 1}
+    assert suite.outcomes([compared("81", True, "?"), compared("81", False, "[[A]]")]) == {}
 
 
 def test_a_win_is_a_win_in_both_orders():

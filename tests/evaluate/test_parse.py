@@ -50,6 +50,10 @@ def test_scores_are_read_from_the_end(text, scores):
         ("[8, 7]\n\nNote: answer 2 prints [1, 2].", (8, 7)),
         ("8 9\n\nBoth print [1, 2].", (8, 9)),
         ("Scores: 8, 7.", (8, 7)),
+        ("Both answer correctly the coordinates [3, 4].", None),
+        ("Assistant 1's code returns [1, 2] which is right", None),
+        ("Assistant 1 gave the output (3, 4), Assistant 2 the output (4, 3)", None),
+        ("My ratings: Assistant 1 and 2 get (8, 7).", (8, 7)),
         ("- **[8, 7]**", (8, 7)),
     ],
 )  # fmt: skip
@@ -82,6 +86,41 @@ def test_reasoning_is_cut_out(text, left):
 )  # fmt: skip
 def test_what_is_no_pair_in_range_failed(text):
     assert parse_scores(text) is None
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_list_in_prose_is_no_verdict_of_a_judgment_that_was_cut_off(reason):
+    judgment = {"text": "The score of [8, 7] would be", "finish_reason": reason}
+    assert scores_of(judgment) is None
+    assert scores_of(judgment | {"finish_reason": "stop"}) == (8, 7)
+    assert scores_of(judgment | {"text": "[8, 7]\nThe first"}) == (8, 7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|channel|>analysis<|message|>Maybe {}. Let me th",
+        "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>commentary",
+        "analysisMaybe {}",
+        "<|START_THINKING|>{}",
+    ],
+)
+def test_reasoning_of_other_formats_that_is_cut_off_has_no_verdict(text):
+    assert parse_rating(text.format("Rating: [[3]]")) is None
+    assert parse_verdict(text.format("[[B>>A]]")) is None
+    assert parse_scores(text.format("\n[3, 9]\n")) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|channel|>analysis<|message|>[[3]]<|end|><|start|>assistant<|channel|>final<|message|>{}",
+        "analysisMaybe [[3]]assistantfinal{}",
+        "<|START_THINKING|>[[3]]<|END_THINKING|>{}",
+    ],
+)
+def test_the_verdict_after_reasoning_of_other_formats_is_read(text):
+    assert without_reasoning(text.format("[[8]]")) == "[[8]]"
 
 
 @pytest.mark.parametrize(

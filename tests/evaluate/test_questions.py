@@ -117,3 +117,25 @@ def test_prompts_of_openchats_format_are_filled_with_their_defaults(tmp_path):
 def test_what_is_no_prompt_is_one_line(tmp_path, record, line):
     with pytest.raises(UserError, match=line):
         read_prompts(lines(tmp_path / "p", record), suite="vicuna", names=PROMPT_NAMES)
+
+
+def test_two_answers_to_one_question_are_rejected(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    rows = [{"question_id": 1, "answer": text} for text in ("a", "a", "b")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"line 3: another answer to question '1'"):
+        read_answers(path)
+
+
+def test_a_question_without_text_is_rejected(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question_id": 1, "turns": ["a", " "]}\n')
+    with pytest.raises(UserError, match=r"line 1: question '1' has an empty turn"):
+        read_questions(path)
+
+
+def test_json_that_is_nested_too_deeply_is_one_line(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(UserError, match="line 1: no JSON"):
+        read_questions(path)

@@ -45,6 +45,40 @@ def test_lines_of_something_else_are_passed_over(tmp_path):
         assert [record["key"] for record in records] == ["k"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"text": 5}, {"text": "a", "prompt_tokens": "many"}, {"text": "a", "finish_reason": []},
+        {"text": "a", "logprobs": {"A": 1}}, {"text": "a", "changed": [1]},
+        {"text": "a", "failed": True},
+    ],
+)  # fmt: skip
+def test_a_record_without_what_is_read_from_it_is_none(tmp_path, fields):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"key": "k", **fields}) + "\n")
+    with Records(path, ("text",)) as records:
+        assert "k" not in records
+        records.add("k", {"text": "b"})
+    with Records(path, ("text",)) as records:
+        assert records["k"]["text"] == "b"
+
+
+def test_probabilities_of_another_form_are_none(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(
+        '{"key": "k", "text": "A", "logprobs": [5, {"top_logprobs": [{"token": 1}]}]}\n'
+    )
+    with Records(path, ("text",)) as records:
+        assert [entry["top_logprobs"] for entry in records["k"]["logprobs"]] == [[], []]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/under"):
+        with pytest.raises(UserError, match=r"--output .* cannot be created"):
+            Records(tmp_path / folder / "answers.jsonl")
+
+
 def test_only_one_writes(tmp_path):
     with (
         Records(tmp_path / "a.jsonl"),

@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 
+from ochat_ray.evaluate.pages import categories
 from ochat_ray.evaluate.questions import Question
 from ochat_ray.evaluate.report import Entry, Said, markdown_table, report_html
 
@@ -84,7 +85,7 @@ def test_failures_stand_with_both_rules():
     }
     page = report_html(results(one("ours", failed=2, not_judged=1, by_failures=both)), [])
     text = "".join(Tags(page).text)
-    assert "2 of 6 judgments could not be read (33.3%); 1 questions count nowhere." in text
+    assert "2 of 6 judgments could not be read (33.3%); questions without a score: 1." in text
     assert "left out: 70.00" in text
     assert "counted as 0 to 0: 68.00 (60.00 to 76.00)" in text
 
@@ -138,3 +139,12 @@ def test_the_table_is_one_row_a_model():
     table = markdown_table(results(one("a|b"), one("c")))
     assert table.splitlines()[2] == "| a\\|b | 70.00 | 65.00 to 75.00 | 6 | 0 |"
     assert len(table.splitlines()) == 4
+
+
+def test_a_table_shows_hostile_names_as_text():
+    assert "| \\<b\\>\\`x\\` |" in markdown_table(results(one("<b>`x`"))).splitlines()[2]
+
+
+def test_a_category_has_the_number_of_its_questions_with_a_score():
+    rows = {"math": {"questions": 3, "scored": 2}, "": {"questions": 4, "scored": 4}}
+    assert [row["name"] for row in categories(rows)] == ["math (2 of 3)", "none (4)"]

@@ -24,6 +24,7 @@ from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.questions import read_answers
 from ochat_ray.evaluate.records import Records
 from ochat_ray.evaluate.steps import run
+from ochat_ray.jobs.evaluate import describe
 from tests.evaluate.conftest import QUESTIONS
 from tests.evaluate.endpoint import Endpoint, completion, refusal
 
@@ -525,3 +526,43 @@ def test_the_endpoint_of_these_tests_speaks_the_protocol():
     whole = completion("hi") | {"id": "1", "created": 1, "model": "m", "object": "chat.completion"}
     assert ChatCompletion.model_validate(whole).choices[0].message.content == "hi"
     assert isinstance(refusal(429), JSONResponse)
+
+
+@pytest.mark.parametrize("fault", ["key", "key file", "baseline", "references", "proxy"])
+def test_faults_of_the_judge_s_inputs_are_found_before_any_answer(
+    tmp_path, questions, fault, monkeypatch
+):
+    fields = {}
+    if fault == "key":
+        monkeypatch.setenv("OCHAT_RAY_JUDGE_API_KEY", "schlüssel")
+    elif fault == "key file":
+        monkeypatch.setenv("OCHAT_RAY_JUDGE_API_KEY_FILE", str(tmp_path / "none"))
+    elif fault == "baseline":
+        (tmp_path / "b.jsonl").write_text('{"question_id": 0, "answer": "a", "model": "b"}\n')
+        fields = {"baseline": "", "baseline_answers": str(tmp_path / "b.jsonl")}
+    elif fault == "references":
+        row = {"question_id": 1, "text": "1 + 1?", "category": "math"}
+        questions.write_text(json.dumps(row) + "\n")
+        fields = {"suite": "mt_bench", "baseline": "", "samples": 3}
+    else:
+        monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    endpoint = Endpoint(answer)
+    reasons = {
+        "key": "characters that no key has", "key file": "KEY_FILE", "baseline": "5 of 6 questions",
+        "references": "needs a reference", "proxy": "the proxy in the environment",
+    }  # fmt: skip
+    with endpoint.serving(), pytest.raises(UserError, match=reasons[fault]):
+        run(configured(tmp_path, questions, endpoint.url, **fields))
+    assert endpoint.asked == []
+
+
+def test_a_baseline_without_points_is_not_called_unjudged(tmp_path, questions):
+    def answered(body):
+        return verdict(body).replace("5", "0") if body["model"] == "judge" else said(body)
+
+    endpoint = Endpoint(answered)
+    with endpoint.serving():
+        config = configured(tmp_path, questions, endpoint.url, samples=1)
+        result = run(config)
+    assert result["scores"][0]["score"] is None
+    assert "ours: the baseline has no points to compare with" in describe(config, result)
