@@ -39,6 +39,8 @@ def run(
     describe: Callable[[Config, dict[str, Any]], str],
     program: str,
     arguments: Sequence[str],
+    *,
+    status_of: Callable[[dict[str, Any]], int] = lambda _: 0,
 ) -> int:
     """Parse the options, do the work and print its result; return the exit status.
 
@@ -48,9 +50,11 @@ def run(
         describe: returns the result as text.
         program: name of the program, for messages.
         arguments: what follows the program's name.
+        status_of: returns the exit status of a result.
 
     Returns:
-        0; 2 for a user's error, 130 for Ctrl-C, 1 for a job that failed. Bugs are raised.
+        That of the result, which is 0 by default; 2 for a user's error, 130 for Ctrl-C, 1 for a
+        job that failed. Bugs are raised.
     """
     try:
         try:
@@ -77,7 +81,7 @@ def run(
     print(describe(config, result))
     if getattr(config, "json", False):
         print(json.dumps(result))
-    return 0
+    return status_of(result)
 
 
 def user_message(error: BaseException) -> str | None:
