@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import ray
 from ray.job_submission import JobSubmissionClient
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors, list_nodes, list_placement_groups, list_tasks
 
 from ochat_ray.cluster_view import (
@@ -33,6 +35,9 @@ LIMIT = 10_000
 
 FIRST_S, EVERY_S = 20.0, 60.0
 """Seconds from the start of a wait until it is first reported, and between reports."""
+
+REMOVE_S = 30.0
+"""Seconds until a node that does not answer is left out of a removal."""
 
 
 def read_cluster(address: str | None = None) -> Cluster:
@@ -80,6 +85,27 @@ def remove_leftovers() -> None:
             f"{describe_job(cluster, group.job_id)} left",
             file=sys.stderr,
         )
+
+
+def remove_on_all_nodes(directory: str) -> None:
+    """Remove a directory on every node, such as the copy of a base model that workers left.
+
+    Nodes that do not answer within `REMOVE_S` are named.
+    """
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def remove() -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+    pending = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = remove.options(scheduling_strategy=affinity).remote()
+            pending[task] = node["NodeManagerHostname"]
+    _, late = ray.wait([*pending], num_returns=len(pending), timeout=REMOVE_S)
+    for task in late:
+        print(f"{pending[task]} did not answer; {directory} may be left there", file=sys.stderr)
 
 
 @contextmanager

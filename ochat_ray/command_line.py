@@ -99,6 +99,11 @@ def user_message(error: BaseException) -> str | None:
             return f"cannot write ({first}); choose another --output"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM):
             return f"access is denied ({first}); change its permissions, or give another path"
+        if (isinstance(cause, OSError) and cause.errno == errno.EFBIG) or _TOO_LARGE in first:
+            return (
+                f"a file is too large for the file system or for `ulimit -f` ({first}); raise the "
+                "limit, or choose another --output"
+            )
         if isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             return f"a path cannot be used ({first}); give another one"
         if isinstance(cause, OSError) and cause.errno in _FAILED_DISK:
@@ -124,6 +129,8 @@ _FULL_DISK = (
     "iostream error",
 )
 
+
+_TOO_LARGE = "File too large"
 
 _FAILED_DISK = {
     getattr(errno, name, errno.EIO) for name in ("EIO", "ESTALE", "EREMOTEIO", "EUCLEAN")

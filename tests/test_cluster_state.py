@@ -30,17 +30,18 @@ ray.get(Creator.remote().create.remote())
 """
 
 REMOVE = """
-import ray
+import sys
 from ochat_ray import cluster_state, ray_session
 ray_session.join_or_start()
 before = {group.id for group in cluster_state.read_cluster().groups}
 cluster_state.remove_leftovers()
 after = [group.job_id for group in cluster_state.read_cluster().groups]
+cluster_state.remove_on_all_nodes(sys.argv[1])
 print(len(before), after)
 """
 
 
-def test_only_the_group_of_a_dead_job_of_ours_is_removed():
+def test_only_the_group_of_a_dead_job_of_ours_and_the_copies_on_nodes_are_removed(tmp_path):
     folder = f"{os.environ['RAY_TMPDIR']}/left"
     env = os.environ | {"RAY_TMPDIR": folder}
     with socket.socket() as probe:
@@ -70,7 +71,12 @@ def test_only_the_group_of_a_dead_job_of_ours_is_removed():
         env |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
         run(sys.executable, "-c", LEAVE, "ours")
         run(sys.executable, "-c", LEAVE, "theirs")
-        done = run(sys.executable, "-c", REMOVE)
+        copy, other = tmp_path / "copy", tmp_path / "other"
+        for directory in (copy, other):
+            directory.mkdir()
+            (directory / "model.safetensors").touch()
+        done = run(sys.executable, "-c", REMOVE, str(copy))
+        assert (copy.exists(), other.exists()) == (False, True)
         assert done.stdout.splitlines()[-1] == "2 ['02000000']"
         assert "removed placement group" in done.stderr
         assert "(1 x {1 CPU}), which job 01000000 (" in done.stderr

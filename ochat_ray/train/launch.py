@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 
 from ochat_ray import ray_session
 from ochat_ray.cluster_resources import most
-from ochat_ray.cluster_state import remove_leftovers, report_waiting
+from ochat_ray.cluster_state import remove_leftovers, remove_on_all_nodes, report_waiting
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import JobFailedError, UserError
 from ochat_ray.ownership import Ownership
@@ -275,7 +275,10 @@ def _staging_directory(config: TrainConfig, work: RunDir) -> Iterator[str]:
     """
     if "://" in config.output:
         with tempfile.TemporaryDirectory(prefix="ochat-ray-training-") as staging:
-            yield staging
+            try:
+                yield staging
+            finally:
+                remove_on_all_nodes(staging)  # each host of workers has its own
         return
     os.makedirs(work.root, exist_ok=True)
     yield work.root
