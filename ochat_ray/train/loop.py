@@ -32,6 +32,7 @@ from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.communication import bus_bandwidth, communication_seconds
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from
+from ochat_ray.train.device_check import check_device, device_name
 from ochat_ray.train.early_stopping import held_out_losses, should_stop
 from ochat_ray.train.engine import (
     Engine,
@@ -104,6 +105,8 @@ class _Worker:
         self.resumed: Checkpoint | None = self._agree(checkpoints.latest(run))
         self.attempt: str = self._agree(uuid.uuid4().hex[:8])
 
+        if self.config.check_devices and torch.cuda.is_available():
+            print(check_device(torch.device("cuda", torch.cuda.current_device())))
         model_config = extended_config(self.config, self.base, self.manifest)
         self.shape = shape_of(self.config, model_config)
         self.min_length_for_own_pack = min_length_for_own_pack(model_config)
@@ -206,8 +209,9 @@ class _Worker:
             universal=convert,
             attention=self.mode.attention,
         )
-        self.peak_flops = peak_flops(_device_name(engine), engine.dtype) or measured_peak_flops(
-            engine.device, engine.dtype
+        device, dtype = engine.device, engine.dtype
+        self.peak_flops = peak_flops(device_name(device), dtype) or measured_peak_flops(
+            device, dtype
         )
         if resumed is None:
             return engine
@@ -393,7 +397,3 @@ class _Worker:
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]
-
-
-def _device_name(engine: Engine) -> str:
-    return torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu"
