@@ -86,6 +86,16 @@ def test_the_dashboard_stays_on_loopback():
     assert any("--dashboard-host=127.0.0.1" in command for command in commands)
 
 
+def test_rays_files_lie_in_a_folder_of_mode_700():
+    setup = load("cluster.yaml")["setup_commands"]
+    (line,) = [command for command in setup if "RAY_TMPDIR" in command]
+    assert "export RAY_TMPDIR=~/.ray" in line
+    assert any("chmod 700 ~/.ray" in command for command in setup)
+    # session_DATE_TIME_MICROSECONDS_PID, and the longest name of a socket.
+    session = "session_2026-11-30_16-34-15_699054_4194304/sockets/plasma_store"
+    assert len(f"/home/ubuntu/.ray/ray/{session}") <= 107
+
+
 def test_serve_yaml_is_an_application_with_our_arguments():
     from ray.serve.schema import ServeDeploySchema
 
