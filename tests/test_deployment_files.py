@@ -26,6 +26,36 @@ def test_cluster_yaml_is_a_cluster():
     assert config["head_node_type"] in config["available_node_types"]
 
 
+def test_the_cluster_on_google_cloud_has_the_same_roles_mounts_and_commands():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    aws, google = load("cluster.yaml"), load("cluster-gcp.yaml")
+    validate_config(prepare_config(load("cluster-gcp.yaml")))
+    assert google["provider"]["type"] == "gcp"
+    kinds = google["available_node_types"]
+    for name, kind in aws["available_node_types"].items():
+        same = {key: value for key, value in kind.items() if key != "node_config"}
+        assert same == {key: value for key, value in kinds[name].items() if key != "node_config"}
+    assert list(kinds) == list(aws["available_node_types"])
+    different = {"provider", "auth", "available_node_types", "head_setup_commands"}
+    for key in set(aws) | set(google) - different:
+        assert key in different or google[key] == aws[key]
+
+
+def test_every_node_on_google_cloud_has_an_image_with_a_driver_for_our_torch():
+    for name, kind in load("cluster-gcp.yaml")["available_node_types"].items():
+        config = kind["node_config"]
+        (disk,) = config["disks"]
+        image = disk["initializeParams"]["sourceImage"]
+        assert int(image.rpartition("-nvidia-")[2]) >= 580
+        assert disk["autoDelete"]
+        # Google's default account, which a node without one would get, may edit the project.
+        assert name == "head" or config["serviceAccounts"][0]["email"].startswith("ochat-ray-node@")
+        gpus = kind["resources"].get("GPU")
+        assert not gpus or config["scheduling"] == [{"onHostMaintenance": "TERMINATE"}]
+        assert not gpus or config["machineType"].endswith(f"-{gpus}g")
+
+
 def test_a_cluster_with_a_mistake_would_be_refused():
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config
