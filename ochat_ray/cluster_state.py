@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.state import jobs as drivers  # no public equivalent
+from ray._private.worker import get_dashboard_url  # no public equivalent
 from ray.job_submission import JobSubmissionClient
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -44,29 +47,30 @@ def read_cluster(address: str | None = None) -> Cluster:
     """Return the state of a cluster.
 
     Args:
-        address: URL of the dashboard, or address of the cluster; None takes RAY_API_SERVER_ADDRESS,
-            RAY_ADDRESS or the last local `ray start`.
+        address: URL of the dashboard; None takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS or the last
+            local `ray start`.
 
     Raises:
         UserError: No dashboard answers there.
     """
     try:
-        client = JobSubmissionClient(address, create_cluster_if_needed=False)
-        url = client.get_address()
-        complete: Any = {"detail": True, "limit": LIMIT, "raise_on_missing_output": False}
-        not_removed: Any = [("state", "!=", "REMOVED")]
-        not_dead: Any = [("state", "!=", "DEAD")]
-        running: Any = [("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]
-        groups = list_placement_groups(url, not_removed, **complete)
-        actors = list_actors(url, not_dead, **complete)
-        tasks = list_tasks(url, running, **complete)
-        return Cluster(
-            jobs=tuple(map(_job, client.list_jobs())),
-            nodes=tuple(map(_node, list_nodes(url, **complete))),
-            groups=tuple(map(_group, groups)),
-            work=tuple(map(_work, [*actors, *tasks])),
-            applications=_applications(client),
-        )
+        with _asking(address):
+            client = JobSubmissionClient(address, create_cluster_if_needed=False)
+            url = client.get_address()
+            complete: Any = {"detail": True, "limit": LIMIT, "raise_on_missing_output": False}
+            not_removed: Any = [("state", "!=", "REMOVED")]
+            not_dead: Any = [("state", "!=", "DEAD")]
+            running: Any = [("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]
+            groups = list_placement_groups(url, not_removed, **complete)
+            actors = list_actors(url, not_dead, **complete)
+            tasks = list_tasks(url, running, **complete)
+            return Cluster(
+                jobs=tuple(map(_job, client.list_jobs())),
+                nodes=tuple(map(_node, list_nodes(url, **complete))),
+                groups=tuple(map(_group, groups)),
+                work=tuple(map(_work, [*actors, *tasks])),
+                applications=_applications(client),
+            )
     except Exception as error:  # Ray's clients raise a dozen types, RuntimeError among them
         line = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
@@ -75,16 +79,43 @@ def read_cluster(address: str | None = None) -> Cluster:
         ) from error
 
 
+@contextmanager
+def _asking(address: str | None) -> Iterator[None]:
+    """Have Ray's clients use this URL: in Ray 2.60 the environment overrides their `address`."""
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    if address is not None:
+        os.environ[name] = address
+    try:
+        yield
+    finally:
+        if address is not None:
+            os.environ.pop(name)
+            if before is not None:
+                os.environ[name] = before
+
+
 def remove_leftovers() -> None:
-    """Remove the placement groups that dead jobs of this project left in the connected cluster."""
+    """Remove the placement groups that dead jobs of this project left in the connected cluster.
+
+    A job whose entrypoint was killed counts as failed for the dashboard, though the driver that it
+    started may live; the GCS's table of drivers decides.
+    """
     cluster = _connected_cluster() or Cluster()
+    dead = {driver["JobID"] for driver in drivers() if driver["IsDead"]}
     for group in left_by_dead_jobs(cluster):
-        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group.id)))
+        if group.job_id not in dead:
+            continue
+        _remove_group(group.id)
         print(
             f"removed placement group {group.id} ({format_bundles(group.bundles)}), which "
             f"{describe_job(cluster, group.job_id)} left",
             file=sys.stderr,
         )
+
+
+def _remove_group(group_id: str) -> None:
+    remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 
 def remove_on_all_nodes(directory: str) -> None:
@@ -146,8 +177,9 @@ def _connected_cluster() -> Cluster | None:
 
     A cluster that a job started for itself alone has none, and no other jobs.
     """
+    url = get_dashboard_url()
     try:
-        return read_cluster(ray.get_runtime_context().gcs_address)
+        return read_cluster(f"http://{url}") if url else None
     except UserError:
         return None
 

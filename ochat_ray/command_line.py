@@ -40,7 +40,7 @@ def run(
     program: str,
     arguments: Sequence[str],
     *,
-    status_of: Callable[[dict[str, Any]], int] = lambda _: 0,
+    status_of: Callable[[Config, dict[str, Any]], int] = lambda *_: 0,
 ) -> int:
     """Parse the options, do the work and print its result; return the exit status.
 
@@ -81,7 +81,7 @@ def run(
     print(describe(config, result))
     if getattr(config, "json", False):
         print(json.dumps(result))
-    return status_of(result)
+    return status_of(config, result)
 
 
 def user_message(error: BaseException) -> str | None:

@@ -123,3 +123,18 @@ def test_a_wait_is_reported_within_30_seconds_and_then_once_per_minute(monkeypat
         (40.0, "train  waiting for B"),
         (100.0, "train  waiting for B"),
     ]
+
+
+def test_the_group_of_a_driver_that_lives_is_kept_though_its_job_has_failed(monkeypatch, capsys):
+    removed = []
+    groups = [group("aa", 1), group("bb", 2)]
+    cluster = Cluster(jobs=[job(1, "FAILED"), job(2, "FAILED")], groups=groups)
+    drivers = [{"JobID": "01000000", "IsDead": False}, {"JobID": "02000000", "IsDead": True}]
+    monkeypatch.setattr(cluster_state, "_connected_cluster", lambda: cluster)
+    monkeypatch.setattr(cluster_state, "drivers", lambda: drivers)
+    monkeypatch.setattr(cluster_state, "_remove_group", removed.append)
+    cluster_state.remove_leftovers()
+    assert removed == ["bb"]
+    assert capsys.readouterr().err == (
+        f"removed placement group bb (2 x {{1 GPU}}), which job 02000000 ({TRAIN}, failed) left\n"
+    )

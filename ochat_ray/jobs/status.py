@@ -32,9 +32,13 @@ def describe(config: StatusConfig, result: dict[str, Any]) -> str:  # noqa: ARG0
     return overview.describe(overview.Status(**result))
 
 
+def status_of(config: StatusConfig, result: dict[str, Any]) -> int:
+    """Return the exit status of a result."""
+    if config.idle_for is not None:
+        return int(result["idle_hours"] < config.idle_for)
+    return int(bool(result["problems"]))
+
+
 def main(arguments: Sequence[str], program: str = "ochat-ray status") -> int:
     """Run the command and return its exit status."""
-    return run(
-        lambda _: StatusConfig(), work, describe, program, arguments,
-        status_of=lambda result: int(bool(result["problems"])),
-    )  # fmt: skip
+    return run(lambda _: StatusConfig(), work, describe, program, arguments, status_of=status_of)

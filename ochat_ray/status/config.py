@@ -20,7 +20,7 @@ class StatusConfig:
     """
 
     address: str | None = None
-    """URL of the dashboard, or address of the cluster. Default: RAY_API_SERVER_ADDRESS,
+    """URL of the dashboard, such as http://127.0.0.1:8265. Default: RAY_API_SERVER_ADDRESS,
     RAY_ADDRESS, or the last `ray start` on this machine."""
     output: tuple[str, ...] = ()
     """Output directories of prepare and train to report, besides those of the cluster's jobs."""
@@ -30,16 +30,21 @@ class StatusConfig:
     """Minutes without progress after which a run counts as stalled."""
     since: float = 24.0
     """Hours for which a failed job is reported after its end."""
+    idle_for: float | None = None
+    """Exit with 0 only if the cluster has had no job and no served model for this many hours, and
+    with 1 otherwise; for a script that shuts the head down."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the status as one JSON object on the last line of standard output."""
 
     def prices(self) -> dict[str, float]:
         """Return the price per hour of each node type, and raise a UserError for invalid ones."""
-        for name in ("stalled_after", "since"):
+        for name in ("stalled_after", "since", "idle_for"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} must be a positive number, not {value}")
+        if self.address is not None and "://" not in self.address:
+            raise UserError(f"--address {self.address} is not a URL, such as http://127.0.0.1:8265")
         found: dict[str, float] = {}
         for text in self.price:
             kind, _, amount = text.partition("=")

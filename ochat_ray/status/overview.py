@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ochat_ray.cluster_view import (
+    ENDED,
     Cluster,
     Job,
     Node,
@@ -31,6 +32,7 @@ class Status:
     applications: list[dict[str, Any]]
     queue: list[str]
     cost: dict[str, Any] | None
+    idle_hours: float
     problems: list[str] = field(default_factory=list)
 
 
@@ -59,6 +61,7 @@ def status_of(
         applications=applications,
         queue=list(queue_of(cluster)),
         cost=cost_of(cluster.nodes, prices, now) if prices else None,
+        idle_hours=idle_hours(cluster, now),
         problems=[
             *failed_jobs(cluster.jobs, now=now, since_s=since_s),
             *_bad_runs(runs),
@@ -82,6 +85,18 @@ def failed_jobs(jobs: Iterable[Job], *, now: float, since_s: float) -> Iterator[
 def hours_of(node: Node, now: float) -> float:
     """Return the hours for which a node has been in the cluster."""
     return max(0.0, (node.ended or now) - node.started) / 3600
+
+
+def idle_hours(cluster: Cluster, now: float) -> float:
+    """Return the hours since the last job ended; 0 while there is a job or a served model.
+
+    Without any job it is the time since the first of the nodes started.
+    """
+    if cluster.applications or any(job.status not in ENDED for job in cluster.jobs):
+        return 0.0
+    starts = [node.started for node in cluster.nodes if node.is_alive]
+    last = [job.ended or now for job in cluster.jobs] or [min(starts, default=now)]
+    return max(0.0, now - max(last)) / 3600
 
 
 def cost_of(nodes: Iterable[Node], prices: Mapping[str, float], now: float) -> dict[str, Any]:

@@ -3,7 +3,14 @@
 import pytest
 
 from ochat_ray.cluster_view import Cluster, Group, Job, Node, Work
-from ochat_ray.status.overview import cost_of, describe, failed_jobs, queue_of, status_of
+from ochat_ray.status.overview import (
+    cost_of,
+    describe,
+    failed_jobs,
+    idle_hours,
+    queue_of,
+    status_of,
+)
 from ochat_ray.status.runs import Run
 
 NOW = 1_000_000.0
@@ -85,6 +92,21 @@ def test_cost_counts_dead_nodes_and_names_types_without_a_price():
     assert cost["total"] == pytest.approx(10 * 0.5 + (4 + 1) * 20)
     assert cost["by_kind"]["train"] == {"hours": 5.0, "cost": 100.0}
     assert (cost["without_price"], cost["without_node"]) == (["serve"], ["gone"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "hours"),
+    [
+        ({"jobs": [job("1", "RUNNING")]}, 0),
+        ({"jobs": [job("1", "FAILED", ended=NOW - 2 * HOUR), job("2", "PENDING")]}, 0),
+        ({"jobs": [job("1", "FAILED", ended=NOW - 2 * HOUR)], "nodes": [node("head", 5)]}, 2),
+        ({"applications": {"chat": {}}, "nodes": [node("head", 5)]}, 0),
+        ({"nodes": [node("head", 5), node("train", 1), node("gone", 9, ended=NOW)]}, 5),
+        ({}, 0),
+    ],
+)
+def test_a_cluster_is_idle_since_its_last_job_or_its_start(parts, hours):
+    assert idle_hours(Cluster(**parts), NOW) == hours
 
 
 def test_without_prices_there_is_no_cost():
