@@ -91,7 +91,7 @@ def check_memory(device: torch.device, memory_bytes: int, *, until: float) -> in
         UserError: A word was read that was not written.
     """
     chunks = list(_chunks(device, memory_bytes))
-    checked = set()
+    checked = set[int]()
     for pattern in PATTERNS:
         for chunk in chunks:
             chunk.fill_(pattern)
