@@ -39,6 +39,8 @@ def run(
     describe: Callable[[Config, dict[str, Any]], str],
     program: str,
     arguments: Sequence[str],
+    *,
+    status_of: Callable[[Config, dict[str, Any]], int] = lambda *_: 0,
 ) -> int:
     """Parse the options, do the work and print its result; return the exit status.
 
@@ -48,9 +50,11 @@ def run(
         describe: returns the result as text.
         program: name of the program, for messages.
         arguments: what follows the program's name.
+        status_of: returns the exit status of a result.
 
     Returns:
-        0; 2 for a user's error, 130 for Ctrl-C, 1 for a job that failed. Bugs are raised.
+        That of the result, which is 0 by default; 2 for a user's error, 130 for Ctrl-C, 1 for a
+        job that failed. Bugs are raised.
     """
     try:
         try:
@@ -77,7 +81,7 @@ def run(
     print(describe(config, result))
     if getattr(config, "json", False):
         print(json.dumps(result))
-    return 0
+    return status_of(config, result)
 
 
 def user_message(error: BaseException) -> str | None:
@@ -95,6 +99,11 @@ def user_message(error: BaseException) -> str | None:
             return f"cannot write ({first}); choose another --output"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM):
             return f"access is denied ({first}); change its permissions, or give another path"
+        if (isinstance(cause, OSError) and cause.errno == errno.EFBIG) or _TOO_LARGE in first:
+            return (
+                f"a file is too large for the file system or for `ulimit -f` ({first}); raise the "
+                "limit, or choose another --output"
+            )
         if isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             return f"a path cannot be used ({first}); give another one"
         if isinstance(cause, OSError) and cause.errno in _FAILED_DISK:
@@ -120,6 +129,8 @@ _FULL_DISK = (
     "iostream error",
 )
 
+
+_TOO_LARGE = "File too large"
 
 _FAILED_DISK = {
     getattr(errno, name, errno.EIO) for name in ("EIO", "ESTALE", "EREMOTEIO", "EUCLEAN")

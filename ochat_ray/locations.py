@@ -68,6 +68,24 @@ def check_output_apart(output: str, **inputs: str) -> None:
             )
 
 
+def check_is_folder(output: str) -> None:
+    """Refuse a local output directory if it, or a folder above it, is a file.
+
+    Raises:
+        UserError: names that file.
+    """
+    if "://" in output:
+        return
+    place = absolute(output)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise UserError(
+            f"{output} cannot be an output directory: {place} is not a directory; choose another "
+            "--output, or remove it"
+        )
+
+
 def _is_same_directory(path: str, other: str) -> bool:
     try:
         return os.path.samefile(path, other)

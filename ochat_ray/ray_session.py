@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 import ray
 from ray._private.services import get_ray_address_from_environment  # no public equivalent
+from ray.job_config import JobConfig
 
+from ochat_ray.cluster_view import LABEL
 from ochat_ray.errors import UserError
 
 WAIT = 20.0
@@ -31,7 +33,8 @@ def join_or_start() -> bool:
         if address not in (None, "local"):
             _wait_for(address)
         # A cluster started here is for this process alone, so it needs no dashboard.
-        ray.init(log_to_driver=False, include_dashboard=False)
+        label = JobConfig(metadata={LABEL: "true"})
+        ray.init(log_to_driver=False, include_dashboard=False, job_config=label)
     except ConnectionError as error:
         raise UserError(
             f"{str(error).splitlines()[0].rstrip('.')}; RAY_ADDRESS or an earlier `ray start` "

@@ -10,10 +10,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT_RAY = (
     "ochat_ray/cluster_resources.py",
+    "ochat_ray/cluster_state.py",
     "ochat_ray/ray_session.py",
     "ochat_ray/data/pipeline.py",
+    "ochat_ray/train/gauges.py",
     "ochat_ray/train/launch.py",
     "ochat_ray/train/loop.py",
+    "ochat_ray/train/preemption.py",
     "ochat_ray/train/process_group.py",
     "ochat_ray/train/restore.py",
     "ochat_ray/serve/",

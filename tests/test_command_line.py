@@ -154,6 +154,7 @@ def test_an_unknown_flag_is_status_2():
         (errno.EDQUOT, "no space left within the disk quota"),
         (errno.ENOSPC, "no space left on the device"),
         (errno.EROFS, "cannot write"),
+        (errno.EFBIG, "a file is too large"),
         (errno.ENAMETOOLONG, "a path cannot be used"),
         (errno.EACCES, "access is denied"),
     ],

@@ -26,6 +26,36 @@ def test_cluster_yaml_is_a_cluster():
     assert config["head_node_type"] in config["available_node_types"]
 
 
+def test_the_cluster_on_google_cloud_has_the_same_roles_mounts_and_commands():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    aws, google = load("cluster.yaml"), load("cluster-gcp.yaml")
+    validate_config(prepare_config(load("cluster-gcp.yaml")))
+    assert google["provider"]["type"] == "gcp"
+    kinds = google["available_node_types"]
+    for name, kind in aws["available_node_types"].items():
+        same = {key: value for key, value in kind.items() if key != "node_config"}
+        assert same == {key: value for key, value in kinds[name].items() if key != "node_config"}
+    assert list(kinds) == list(aws["available_node_types"])
+    different = {"provider", "auth", "available_node_types", "head_setup_commands"}
+    for key in set(aws) | set(google) - different:
+        assert key in different or google[key] == aws[key]
+
+
+def test_every_node_on_google_cloud_has_an_image_with_a_driver_for_our_torch():
+    for name, kind in load("cluster-gcp.yaml")["available_node_types"].items():
+        config = kind["node_config"]
+        (disk,) = config["disks"]
+        image = disk["initializeParams"]["sourceImage"]
+        assert int(image.rpartition("-nvidia-")[2]) >= 580
+        assert disk["autoDelete"]
+        # Google's default account, which a node without one would get, may edit the project.
+        assert name == "head" or config["serviceAccounts"][0]["email"].startswith("ochat-ray-node@")
+        gpus = kind["resources"].get("GPU")
+        assert not gpus or config["scheduling"] == [{"onHostMaintenance": "TERMINATE"}]
+        assert not gpus or config["machineType"].endswith(f"-{gpus}g")
+
+
 def test_a_cluster_with_a_mistake_would_be_refused():
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -84,6 +114,16 @@ def test_serve_has_one_port_everywhere():
 def test_the_dashboard_stays_on_loopback():
     commands = load("cluster.yaml")["head_start_ray_commands"]
     assert any("--dashboard-host=127.0.0.1" in command for command in commands)
+
+
+def test_rays_files_lie_in_a_folder_of_mode_700():
+    setup = load("cluster.yaml")["setup_commands"]
+    (line,) = [command for command in setup if "RAY_TMPDIR" in command]
+    assert "export RAY_TMPDIR=~/.ray" in line
+    assert any("chmod 700 ~/.ray" in command for command in setup)
+    # session_DATE_TIME_MICROSECONDS_PID, and the longest name of a socket.
+    session = "session_2026-11-30_16-34-15_699054_4194304/sockets/plasma_store"
+    assert len(f"/home/ubuntu/.ray/ray/{session}") <= 107
 
 
 def test_serve_yaml_is_an_application_with_our_arguments():

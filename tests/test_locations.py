@@ -3,7 +3,12 @@
 import pytest
 
 from ochat_ray.errors import UserError
-from ochat_ray.locations import check_output_apart, is_inside, real_location
+from ochat_ray.locations import (
+    check_is_folder,
+    check_output_apart,
+    is_inside,
+    real_location,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,3 +83,19 @@ def test_a_directory_that_is_mounted_twice_is_one_place(tmp_path, monkeypatch):
     )
     assert is_inside(str(tmp_path / "one/x"), str(tmp_path / "two"))
     assert not is_inside(str(tmp_path / "three"), str(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "file/far/below", "dangling"])
+def test_a_file_in_place_of_the_output_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    place = tmp_path / name.split("/")[0]
+    with pytest.raises(UserError, match=f"{name} cannot be an output directory: {place} is not a"):
+        check_is_folder(str(tmp_path / name))
+
+
+def test_a_new_folder_a_link_to_one_and_a_uri_can_be_the_output(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for output in ("", "new/far/below", "link/new"):
+        check_is_folder(str(tmp_path / output))
+    check_is_folder("s3://bucket/file")

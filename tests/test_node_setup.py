@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 CHECK = ROOT / "ochat_ray/check_node.sh"
@@ -87,6 +88,25 @@ def test_it_checks_what_the_installed_wheels_need():
     # torch 2.13 on PyPI is for CUDA 13.0, whose first driver is 580.
     assert re.search(r"^torch==2\.13\.", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert needed["driver"] == "580"
+
+
+TORCH_NEEDS = """
+cuda-bindings>=13.0.3,<14 cuda-toolkit==13.0.3 nvidia-cuda-cupti==13.0.* nvidia-cuda-nvrtc==13.0.*
+nvidia-cuda-runtime==13.0.* nvidia-nvtx==13.0.* nvidia-cudnn-cu13==9.20.0.48
+nvidia-cusparselt-cu13==0.8.1 nvidia-nccl-cu13==2.29.7 nvidia-nvshmem-cu13==3.4.5 triton==3.7.1
+"""
+"""Requirements of torch 2.13.0's wheel on PyPI, and of cuda-toolkit 13.0.3, on Linux.
+
+The CPU build of torch, which may be installed here, has none of them, so an installation here does
+not show whether pip finds a solution on a node.
+"""
+
+
+def test_the_pins_are_those_that_torch_needs_on_a_node():
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    assert pins["torch"] == "2.13.0"
+    for needed in map(Requirement, TORCH_NEEDS.split()):
+        assert needed.specifier.contains(pins[needed.name]), needed
 
 
 @pytest.fixture

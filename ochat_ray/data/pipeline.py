@@ -70,6 +70,7 @@ from ochat_ray.data.verify import (
     summarize_files,
 )
 from ochat_ray.errors import UserError
+from ochat_ray.locations import check_is_folder
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import CHAT
 from ochat_ray.run_dir import MANIFEST, RunDir
@@ -88,6 +89,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     config.check()
+    check_is_folder(config.output)
     check_apart(config.input, config.output)
     check_inputs(config.input)
     rules = clean.rules(

@@ -22,7 +22,7 @@ OPERATIONAL = frozenset(
     output resume overwrite dry_run gpu_memory_gib json allow_pickle num_workers num_workers_min
     zero_stage offload_optimizer offload_parameters deepspeed attention gradient_checkpointing
     checkpoint_every keep_checkpoints max_failures eval_every wandb mlflow
-    from_checkpoint sample_every sample_prompts sample_tokens
+    from_checkpoint sample_every sample_prompts sample_tokens check_devices
     """.split()
 )
 """Options that do not affect the result, up to rounding; they may change when a run resumes."""
@@ -49,6 +49,9 @@ class TrainConfig:
     return. Default: --num-workers."""
     max_failures: int = 3
     """Maximum restarts from the latest checkpoint after worker failures."""
+    check_devices: bool = True
+    """Check each GPU for about 20 seconds before each start of the workers: memory patterns, matrix
+    products against the CPU's, and the bandwidth of copies."""
     checkpoint_every: int = 25
     """Optimizer steps between checkpoints; also one at the end of each epoch."""
     keep_checkpoints: int = 2

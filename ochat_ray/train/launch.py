@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 
 from ochat_ray import ray_session
 from ochat_ray.cluster_resources import most
+from ochat_ray.cluster_state import remove_leftovers, remove_on_all_nodes, report_waiting
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import JobFailedError, UserError
 from ochat_ray.ownership import Ownership
@@ -78,6 +79,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         lock.check()
         clear(output, task.start.checkpoint)
         discard(output.run, task.start)
+        remove_leftovers()
         try:
             _run(task, output, lock, prompts, use_gpu=use_gpu)
             lock.check()
@@ -123,7 +125,11 @@ def _run(
     trackers = config.wandb is not None or config.mlflow is not None
     work = record_start(output, lock.token, trackers=trackers, samples=prompts is not None)
     least = config.num_workers_min
-    with _staging_directory(config, work) as staging, follow_metrics(run):
+    with (
+        _staging_directory(config, work) as staging,
+        follow_metrics(run),
+        report_waiting("train"),
+    ):
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
@@ -269,7 +275,10 @@ def _staging_directory(config: TrainConfig, work: RunDir) -> Iterator[str]:
     """
     if "://" in config.output:
         with tempfile.TemporaryDirectory(prefix="ochat-ray-training-") as staging:
-            yield staging
+            try:
+                yield staging
+            finally:
+                remove_on_all_nodes(staging)  # each host of workers has its own
         return
     os.makedirs(work.root, exist_ok=True)
     yield work.root

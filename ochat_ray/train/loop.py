@@ -32,6 +32,7 @@ from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.communication import bus_bandwidth, communication_seconds
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from
+from ochat_ray.train.device_check import check_device, device_name
 from ochat_ray.train.early_stopping import held_out_losses, should_stop
 from ochat_ray.train.engine import (
     Engine,
@@ -43,6 +44,7 @@ from ochat_ray.train.engine import (
 from ochat_ray.train.export import ExportedState, exported_config, publish
 from ochat_ray.train.failures import Place
 from ochat_ray.train.flops import measured_peak_flops, peak_flops, training_flops
+from ochat_ray.train.gauges import Gauges
 from ochat_ray.train.lora import shape_of
 from ochat_ray.train.loss import check_finite, check_held_out, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
@@ -51,6 +53,7 @@ from ochat_ray.train.model_card import write_card
 from ochat_ray.train.origin import origin_of
 from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
+from ochat_ray.train.preemption import PreemptionNotice
 from ochat_ray.train.preflight import extended_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.restore import local_copy
 from ochat_ray.train.round_trip import choose_conversation
@@ -102,6 +105,8 @@ class _Worker:
         self.resumed: Checkpoint | None = self._agree(checkpoints.latest(run))
         self.attempt: str = self._agree(uuid.uuid4().hex[:8])
 
+        if self.config.check_devices and torch.cuda.is_available():
+            print(check_device(torch.device("cuda", torch.cuda.current_device())))
         model_config = extended_config(self.config, self.base, self.manifest)
         self.shape = shape_of(self.config, model_config)
         self.min_length_for_own_pack = min_length_for_own_pack(model_config)
@@ -138,13 +143,11 @@ class _Worker:
         self.metrics = Metrics(
             self.run if self.rank == 0 else None,
             resume_step=done if self.resumed else None,
-            token=self.settings["token"],
-            check=self._check_held,
+            token=self.settings["token"], check=self._check_held,
             constants={"total_steps": len(self.steps)},
-            wandb=self.config.wandb,
-            mlflow=self.config.mlflow,
-            config=self.settings["identity"],
-        )
+            wandb=self.config.wandb, mlflow=self.config.mlflow, config=self.settings["identity"],
+            sinks=[Gauges(self.config.output)],
+        )  # fmt: skip
         with self.metrics:
             before = Evaluation(**resumed.eval_before) if resumed else self._evaluate(0)
             lines = read_metrics(self.run) if self.rank == 0 and resumed else []
@@ -157,6 +160,7 @@ class _Worker:
             )  # fmt: skip
             if not self.resumed:
                 sampler.write(0)
+            notice = PreemptionNotice(self._agree)
             for step in self.steps.after(done, self.world_size):
                 if should_stop(losses, self.config.early_stopping):
                     break
@@ -167,7 +171,7 @@ class _Worker:
                 losses += [evaluation.loss] if evaluation else []
                 # Before the checkpoint, from which a killed run resumes.
                 sampler.after(done, evaluated=step.evaluates)
-                if step.saves:
+                if notice.arrived() or step.saves:
                     self._save(step, conversations, before, evaluation)
             evaluation = evaluation or self._evaluate(done)  # resumed from the last step
             sampler.write(done)
@@ -205,8 +209,9 @@ class _Worker:
             universal=convert,
             attention=self.mode.attention,
         )
-        self.peak_flops = peak_flops(_device_name(engine), engine.dtype) or measured_peak_flops(
-            engine.device, engine.dtype
+        device, dtype = engine.device, engine.dtype
+        self.peak_flops = peak_flops(device_name(device), dtype) or measured_peak_flops(
+            device, dtype
         )
         if resumed is None:
             return engine
@@ -392,7 +397,3 @@ class _Worker:
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]
-
-
-def _device_name(engine: Engine) -> str:
-    return torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu"

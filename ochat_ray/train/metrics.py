@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -62,6 +62,7 @@ class Metrics:
         wandb: project at Weights & Biases.
         mlflow: experiment of MLflow.
         config: options of the run, for W&B and MLflow.
+        sinks: other outputs of the first worker.
 
     Raises:
         UserError: a tracker's package is not installed.
@@ -78,9 +79,10 @@ class Metrics:
         wandb: str | None = None,
         mlflow: str | None = None,
         config: Mapping[str, Any] | None = None,
+        sinks: Iterable[Sink] = (),
     ) -> None:
         self._constants = dict(constants or {})
-        self._sinks: list[_Sink] = []
+        self._sinks: list[Sink] = []
         self._written: set[tuple[int, bool]] = set()
         self._file: _JsonLines | None = None
         if run is None:
@@ -98,6 +100,7 @@ class Metrics:
                 config=config or {},
                 resumed=resume_step is not None,
             ),
+            *sinks,
         ]
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -142,7 +145,9 @@ class Metrics:
         self.close(failed=kind is not None)
 
 
-class _Sink(Protocol):
+class Sink(Protocol):
+    """Output of metrics besides metrics.jsonl."""
+
     def write(self, step: int, values: dict[str, float]) -> None: ...
     def flush(self) -> None: ...
     def close(self, failed: bool) -> None: ...

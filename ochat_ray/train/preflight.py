@@ -10,7 +10,7 @@ from typing import Any
 from ochat_ray.data.verify import check_shape, verify_tables
 from ochat_ray.errors import UserError
 from ochat_ray.exported_tokenizer import export_tokenizer
-from ochat_ray.locations import check_output_apart
+from ochat_ray.locations import check_is_folder, check_output_apart
 from ochat_ray.ownership import Ownership
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import RunDir, Split, completed, read_manifest
@@ -47,6 +47,7 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: they do not.
     """
+    check_is_folder(config.output)
     check_output_apart(config.output, data=config.data, model=config.model)
     manifest = read_manifest(config.data)
     check_shape(config.data, manifest)

@@ -79,7 +79,7 @@ def test_full_object_stores_and_workers_killed_in_each_stage_change_nothing(clus
     cluster.head.inside("cat > ~/ochat_ray/fill.py", input=FILL)
     submit = ("ray", "job", "submit", "--no-wait", "--submission-id", "fill")
     cluster.run(*submit, "--", "python", "fill.py")
-    spilled = "find /tmp/ray -path '*spill*' -type f -size +1M"
+    spilled = "find ~/.ray -path '*spill*' -type f -size +1M"
     for host in cluster.workers:
         wait_for(lambda host=host: host.inside(spilled).stdout, "a spilled object", 240)
     with meanwhile(kill):
