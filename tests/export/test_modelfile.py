@@ -123,7 +123,7 @@ def test_bos_that_begins_every_message_stays():
     pieces = pieces_of(render_of(DEFAULT_SYSTEM))
     written = ollama_template(pieces, bos="")
     assert r'{{ "<|im_start|>user\n" }}' in written
-    assert r'"user' not in ollama_template(pieces, bos="<|im_start|>")
+    assert r'{{ "user' not in ollama_template(pieces, bos="<|im_start|>")
     without_begin = pieces_of(render_of(CHATML))
     assert 'TEMPLATE """' not in modelfile("m", [], without_begin, bos="<|im_start|>")
 
