@@ -147,8 +147,11 @@ class DemoChat:
 
 
 def models() -> list[str]:
-    """Return the names of the served models: the base, then adapters."""
-    answer = httpx.get(f"{_URL}/v1/models", timeout=30)
+    """Return the names of the served models, the base first; none where nothing answers."""
+    try:
+        answer = httpx.get(f"{_URL}/v1/models", timeout=30)
+    except httpx.HTTPError:
+        return []
     return [model["id"] for model in answer.json()["data"]] if answer.is_success else []
 
 
@@ -158,7 +161,10 @@ def ask(model: str) -> dict[str, Any]:
         "model": model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0,
         "max_tokens": 160,
     }  # fmt: skip
-    reply = httpx.post(f"{_URL}/v1/chat/completions", json=body, timeout=300)
+    try:
+        reply = httpx.post(f"{_URL}/v1/chat/completions", json=body, timeout=300)
+    except httpx.HTTPError as error:
+        raise UserError(f"the server does not answer: {error}") from error
     if reply.status_code != httpx.codes.OK:
         raise UserError(f"the server answered {reply.status_code}: {reply.text[:300]}")
     found = reply.json()
