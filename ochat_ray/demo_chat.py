@@ -29,7 +29,7 @@ ADAPTER = "brief"
 CHATS = 240
 LONGEST_ANSWER, LONGEST_QUESTION = 240, 320
 """Characters."""
-QUESTION = "Why is the sky blue?"
+QUESTION = "Can you help me with my homework?"
 _URL = f"http://127.0.0.1:{local_cluster.SERVE_PORT}"
 
 
