@@ -5,7 +5,7 @@ BIN := .venv/bin
 # uv is used if found, since it is much faster than pip. `make UV=` uses pip.
 UV ?= $(shell command -v uv 2> /dev/null)
 
-.PHONY: help venv venv-vllm venv-exports demo stop test test-slow test-demo test-vllm test-cluster test-pythons lint clean
+.PHONY: help venv venv-vllm venv-exports demo demo-chat stop test test-slow test-demo test-vllm test-cluster test-pythons lint clean
 
 # uv ignores pip's configuration. Pass on its package indexes, unless uv has its own settings.
 pip_setting = $(shell $(PYTHON) -m pip config list 2> /dev/null | \
@@ -29,6 +29,7 @@ endif
 
 help:
 	@echo "make demo          prepare, train and serve a small real model; KEEP=1 leaves the server running"
+	@echo "make demo-chat     own chats, a base with its own chat template, an adapter, both answer"
 	@echo "make stop          stop the server that KEEP=1 left running"
 	@echo "make test          the tests that need no root, GPU or browser"
 	@echo "make test-slow     the tests that take minutes or need a browser"
@@ -57,6 +58,9 @@ venv: .venv/installed
 
 demo: venv
 	@$(BIN)/python -m ochat_ray.demo $(if $(KEEP),--keep)
+
+demo-chat: venv
+	@$(BIN)/python -m ochat_ray.demo chat
 
 stop: venv
 	@$(BIN)/python -m ochat_ray.demo stop

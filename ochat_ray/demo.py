@@ -1,7 +1,8 @@
 """Run `make demo`: all stages on one machine, from a download to two answered questions.
 
 `ochat-ray demo [--keep]` runs the demo; --keep leaves the server running. `ochat-ray demo stop`
-stops the server that --keep left running. `python -m ochat_ray.demo` is the same.
+stops the server that --keep left running. `ochat-ray demo chat` is `make demo-chat`: own chats, a
+base with its own chat template, an adapter. `python -m ochat_ray.demo` is the same.
 """
 
 from __future__ import annotations
@@ -131,12 +132,16 @@ def main(arguments: list[str]) -> int:
     if arguments in (["--help"], ["-h"]):
         print(__doc__)
         return 0
-    if arguments not in ([], ["--keep"], ["stop"]):
+    if arguments not in ([], ["--keep"], ["stop"], ["chat"]):
         print(__doc__, file=sys.stderr)
         return 2
     try:
         if arguments == ["stop"]:
             stop()
+        elif arguments == ["chat"]:
+            from ochat_ray.demo_chat import demo_chat
+
+            demo_chat()
         else:
             demo(keep=arguments == ["--keep"])
     except KeyboardInterrupt:

@@ -62,18 +62,18 @@ def test_the_wheel_has_every_file_of_the_package(wheel):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_without_a_command_the_five_are_listed(installed, tmp_path, arguments):
+def test_without_a_command_all_are_listed(installed, tmp_path, arguments):
     done = run(installed, tmp_path, "ochat-ray", *arguments)
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
-    assert listed == ["prepare", "train", "serve", "evaluate", "demo"]
+    assert listed == ["prepare", "train", "serve", "evaluate", "export", "status", "demo"]
 
 
 def test_an_unknown_command_is_one_line_and_status_2(installed, tmp_path):
     done = run(installed, tmp_path, "ochat-ray", "bake")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "ochat-ray: unknown command 'bake'; choose prepare, train, serve, evaluate, demo\n"
+        "ochat-ray: unknown command 'bake'; choose prepare, train, serve, evaluate, export, status, demo\n"
     )
 
 

@@ -19,6 +19,7 @@ from ochat_ray.command_line import parse
 from ochat_ray.data.advice import _OPTIONS
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.export.config import ExportConfig
 from ochat_ray.tokenization.supervision import NOTES
 from ochat_ray.train.config import TrainConfig
 from tests.test_installed import installed, wheel  # noqa: F401
@@ -59,6 +60,8 @@ def test_every_command_parses(command):
 
 def test_every_option_on_the_page_exists():
     known = {"--recipe", "--dry-run", "--json", "--input"}
+    known |= {"--depth", "--exclude", "--jinja"}  # of git, hf and llama-server
+    known |= {f"--{name}" for name in vars(ExportConfig(model=""))}
     for parser in PARSERS.values():
         known |= {f"--{name.replace('_', '-')}" for name in vars(parser("chat"))}
     assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) <= known

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("ochat_ray.jobs.train", "fine-tune a model on token tables"),
     "serve": ("ochat_ray.jobs.serve", "serve a model behind an OpenAI-compatible API"),
     "evaluate": ("ochat_ray.jobs.evaluate", "score a served model with a judge"),
+    "export": ("ochat_ray.jobs.export", "convert a model to GGUF, for llama.cpp and Ollama"),
     "status": ("ochat_ray.jobs.status", "show what runs on a cluster, and what has failed"),
     "demo": ("ochat_ray.demo", "run all stages on a small real model"),
 }
