@@ -73,7 +73,8 @@ def test_an_unknown_command_is_one_line_and_status_2(installed, tmp_path):
     done = run(installed, tmp_path, "ochat-ray", "bake")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "ochat-ray: unknown command 'bake'; choose prepare, train, serve, evaluate, export, status, demo\n"
+        "ochat-ray: unknown command 'bake'; "
+        "choose prepare, train, serve, evaluate, export, status, demo\n"
     )
 
 
