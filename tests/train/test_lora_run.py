@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ochat_ray.errors import UserError
+from tests.train.runs import kill_a_worker, metrics_of, steps_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -19,7 +20,22 @@ def test_adapters_lower_the_held_out_loss_and_are_merged_later(shared_ray, confi
     shared_ray()
     output = tmp_path / "model"
     config = configured(output, lora="r=4", epochs=2, learning_rate=1e-2, zero_stage=3)
+    before_kill = []
+
+    def past_the_checkpoint():  # of step 7
+        steps = steps_of(metrics_of(output))
+        before_kill[:] = [(m["step"], m["loss"]) for m in steps]
+        return len(steps) >= 9
+
+    killer = kill_a_worker(past_the_checkpoint)
     result = train(config)
+    assert not killer.is_alive()
+    # The steps after the checkpoint were computed twice, and the adapters are the same.
+    again = [(m["step"], m["loss"]) for m in steps_of(metrics_of(output))]
+    assert [step for step, _ in again] == list(range(1, 15))
+    assert again[: len(before_kill)] == [
+        (step, pytest.approx(loss, abs=1e-5)) for step, loss in before_kill
+    ]
     assert result["eval_after"]["loss"] < result["eval_before"]["loss"] - 0.5
     assert result["export_difference"] < 1e-3
     assert result["adapter"]["base_model"] == config.model
