@@ -3,11 +3,11 @@
     python benchmarks/serve_soak.py --model runs/demo/model --minutes 10
 
 Starts its own Ray, two replicas of eight requests each with a short queue, and thirty-two
-concurrent clients: streams and complete answers, clients that disconnect early, malformed bodies,
-and a model replica killed (SIGKILL) every minute. Every response must be 200, a documented 4xx, 429
-or 503; every answer complete or ended with an error event. At the end no slot may be occupied, and
-the memory of ingress and proxy is compared with that after the first minute. Exit status 1 on
-failure.
+concurrent clients: streams and complete answers, tools, JSON schemas, /v1/responses, scored prompts
+and embeddings, clients that disconnect early, malformed and hostile bodies, and a model replica
+killed (SIGKILL) every minute. Every response must be 200, a documented 4xx, 429 or 503; every
+answer complete or ended with an error event. At the end no slot may be occupied, and the memory of
+ingress and proxy is compared with that after the first minute. Exit status 1 on failure.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+from serve_hostile import HOSTILE
 
 CLIENTS = 32
 ALLOWED = {200, 400, 401, 404, 405, 413, 429, 503}
@@ -65,6 +66,7 @@ def deploy(model: str, replicas: int = 2) -> str:
         "model": model, "served_model_name": "soak", "engine": "transformers", "num_cpus": 0.5,
         "min_replicas": replicas, "max_replicas": replicas, "max_ongoing": 8, "max_queued": 8,
         "keys": keys.name, "context_length": 1024, "ui": False, "request_timeout_s": 120,
+        "embeddings": True,
     }  # fmt: skip
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -109,9 +111,12 @@ class Soak:
 
     async def client(self) -> None:
         """Send one request after the other, each of a randomly drawn kind."""
-        kinds = [self.stream, self.whole, self.vanish, self.malformed]
+        kinds = {
+            self.stream: 4, self.whole: 3, self.vanish: 2, self.malformed: 1, self.tools: 1,
+            self.schema: 1, self.responses: 1, self.scores: 1, self.embeddings: 1, self.hostile: 1,
+        }  # fmt: skip
         while time.monotonic() < self.end:
-            kind = self.draw.choices(kinds, weights=[4, 3, 2, 1])[0]
+            kind = self.draw.choices([*kinds], weights=[*kinds.values()])[0]
             try:
                 await kind()
             except (aiohttp.ClientError, TimeoutError) as error:
@@ -154,6 +159,84 @@ class Soak:
             elif json.loads(text)["usage"]["completion_tokens"] < 1:
                 self.wrong.append("an answer without a token")
 
+    async def tools(self) -> None:
+        """Request a call of a tool, which must have arguments of its schema."""
+        function = {
+            "name": "sea",
+            "parameters": {
+                "type": "object",
+                "properties": {"deep": {"type": "boolean"}},
+                "required": ["deep"],
+                "additionalProperties": False,
+            },
+        }
+        choice = self.draw.choice(["auto", "required"])
+        body = self.body(tools=[{"type": "function", "function": function}], tool_choice=choice)
+        answer = await self.ask(self.path(), body)
+        for one in answer["choices"] if answer else ():
+            for call in one["message"].get("tool_calls") or ():
+                if one["finish_reason"] == "tool_calls":
+                    self.expect([*json.loads(call["function"]["arguments"])] == ["deep"], "a call")
+
+    async def schema(self) -> None:
+        """Request an answer of a JSON schema, which a complete one must follow."""
+        name = f"k{self.draw.randint(0, 99)}"
+        schema = {"type": "object", "properties": {name: {"type": "boolean"}}, "required": [name]}
+        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        answer = await self.ask(self.path(), self.body(response_format=wanted))
+        for one in answer["choices"] if answer else ():
+            if one["finish_reason"] == "stop":
+                found = json.loads(one["message"]["content"])
+                self.expect(isinstance(found.get(name), bool), "an answer to a schema")
+
+    async def responses(self) -> None:
+        """Request an answer of /v1/responses."""
+        body = {"model": "soak", "input": QUESTION, "max_output_tokens": 40, "store": False}
+        answer = await self.ask(f"{self.url}/v1/responses", body)
+        self.expect(not answer or answer["status"] in ("completed", "incomplete"), "a response")
+
+    async def scores(self) -> None:
+        """Request log-probabilities of a prompt, as lm-eval does."""
+        body = {
+            "model": "soak", "prompt": QUESTION * self.draw.randint(1, 8), "max_tokens": 0,
+            "echo": True, "logprobs": 1,
+        }  # fmt: skip
+        answer = await self.ask(f"{self.url}/v1/completions", body)
+        for one in answer["choices"] if answer else ():
+            found = one["logprobs"]["token_logprobs"]
+            self.expect(len(found) > 5 and all(x <= 0 for x in found[1:]), "scores")
+
+    async def embeddings(self) -> None:
+        """Request embeddings of two texts."""
+        body = {"model": "soak", "input": [QUESTION, QUESTION * self.draw.randint(1, 8)]}
+        answer = await self.ask(f"{self.url}/v1/embeddings", body)
+        self.expect(not answer or len(answer["data"]) == 2, "embeddings")
+
+    async def hostile(self) -> None:
+        """Send one of the requests of serve_hostile.py."""
+        body = self.draw.choice([*HOSTILE.values()])
+        headers = {"Content-Type": "application/json"}
+        async with self.session.post(self.path(), data=body, headers=headers) as response:
+            self.count(response.status)
+            text = await response.text()
+            if response.status != 200:
+                self.check_error(text)
+
+    async def ask(self, url: str, body: dict[str, Any]) -> Any:
+        """Return the answer to a request; None if it was rejected."""
+        async with self.session.post(url, json=body) as response:
+            self.count(response.status)
+            text = await response.text()
+            if response.status != 200:
+                self.check_error(text)
+                return None
+            return json.loads(text)
+
+    def expect(self, holds: bool, what: str) -> None:
+        self.statuses[f"{what}: checked"] += 1
+        if not holds:
+            self.wrong.append(f"{what} is not as requested")
+
     async def vanish(self) -> None:
         """Disconnect in the middle of an answer."""
         body = self.body(stream=self.draw.random() < 0.5, max_tokens=400)
@@ -166,7 +249,7 @@ class Soak:
 
     async def malformed(self) -> None:
         """Send a request that no server should accept."""
-        bodies = [self.body(temperature=99), self.body(tools=[]), self.body(max_tokens=10**9)]
+        bodies = [self.body(temperature=99), self.body(tools=["x"]), self.body(max_tokens=10**9)]
         content = self.draw.choice(
             [
                 *(json.dumps(body).encode() for body in bodies),
