@@ -29,6 +29,14 @@ def evaluation(number, loss=2.0):
     return {"step": number, "eval_loss": loss, "eval_end_of_turn": 0.25}
 
 
+@pytest.fixture(autouse=True)
+def first_event_files(monkeypatch):
+    """Number event files as in a new process: of one second, TensorBoard reads the tenth first."""
+    from tensorboard.summary.writer import event_file_writer as writer
+
+    monkeypatch.setattr(writer, "_global_uid", type(writer._global_uid)(0))
+
+
 def curves(directory):
     """TensorBoard's own reading: {tag: [(step, value)]}."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
