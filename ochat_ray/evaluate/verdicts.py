@@ -23,10 +23,15 @@ _TAG = re.compile(
     rf"(?<![`\"'“‘])(?:<(?P<close>/?)(?:\w+:)?(?:{_REASONING})\b[^<>]*>|"
     r"\[(?P<close2>/?)THINK\]|◁(?P<close3>/?)think▷|<\|(?:START|(?P<close4>END))_THINKING\|>"
     r"|<\|channel\|>\s*(?:(?P<close5>final)|\w*)(?:[^<]*<\|(?!channel)\w+\|>)*"
-    r"|\Aanalysis(?-i:(?=[A-Z]))|(?P<close6>assistantfinal)(?-i:(?=[^a-z])))",
+    r"|\A(?-i:analysis(?=[A-Z]))|(?P<close6>assistantfinal)(?-i:(?=[^a-z])))",
     re.IGNORECASE,
 )
 _CLOSING = [name for name in _TAG.groupindex if name.startswith("close")]
+# A judge that does not end goes on with a user's turn, and with verdicts on what it invents there.
+_NEXT_TURN = re.compile(
+    r"<\|im_end\|>\s*<\|im_start\|>|<\|eot_id\|>\s*<\|start_header_id\|>"
+    r"|<end_of_turn>\s*<start_of_turn>|<\|end\|>\s*<\|user\|>|</s>\s*(?:\[INST\]|###|USER\b)"
+)
 _MARK = re.compile(r"\[\[([^\[\]]*)\]\]")
 _OF_TEN = r"(?:\s*(?:/|out\s+of)\s*10(?:\.0)?(?![\d.]*\d))"
 _RATING = re.compile(rf"\s*(?:rating\s*[:=]?)?\s*(\d+(?:[.,]\d*)?){_OF_TEN}?\s*", re.IGNORECASE)
@@ -157,8 +162,9 @@ def readable_mark(content: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Return the text without reasoning, Markdown's emphasis and TeX's backslashes."""
-    return re.sub(r"[*`\\]", "", without_reasoning(text))
+    """Return the judge's own turn without reasoning, Markdown's emphasis and TeX's backslashes."""
+    own = _NEXT_TURN.split(without_reasoning(text), maxsplit=1)[0]
+    return re.sub(r"[*`\\]", "", own)
 
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"

@@ -77,6 +77,25 @@ def test_reasoning_is_cut_out(text, left):
 
 
 @pytest.mark.parametrize(
+    "after",
+    [
+        "<|im_end|>\n<|im_start|>user\n{}", "<|eot_id|><|start_header_id|>user<|end_header_id|>{}",
+        "<end_of_turn>\n<start_of_turn>user\n{}", "<|end|>\n<|user|>\n{}", "</s>\n### User: {}",
+    ],
+)  # fmt: skip
+def test_a_judge_that_goes_on_with_the_next_turn_is_read_to_the_end_of_its_own(after):
+    assert parse_scores("[8, 7]" + after.format("[1, 9]")) == (8, 7)
+    assert parse_rating("[[8]]" + after.format("[[1]]")) == 8
+    assert parse_verdict("[[A>B]]" + after.format("[[B>A]]")) == "A"
+
+
+def test_tokens_that_a_judge_writes_about_do_not_end_its_turn():
+    text = "The second answer leaks <|im_end|> and </s>.\n[8, 7]"
+    assert parse_scores(text) == (8, 7)
+    assert parse_rating("AnalysisOfAll: good\n[[8]]") == 8
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "", "no scores", "8", "8 9 10", "[8]", "[8, 9, 10]", "8 nine", '["8", "9"]', "[true, 9]",
