@@ -12,8 +12,9 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from serve_load import load
@@ -32,6 +33,8 @@ def main() -> None:
         asyncio.run(serve_bare(arguments))
     elif arguments.contender == "2023":
         serve_one_at_a_time(arguments)
+    elif arguments.contender.startswith("ray.serve.llm"):
+        serve_ray_llm(arguments)
     else:
         serve_endpoint(arguments)
 
@@ -45,7 +48,7 @@ def settings_of(arguments: argparse.Namespace) -> Any:
         "max_replicas": 1, "max_ongoing": 32, "max_queued": 4096, "context_length": 1024,
         "kv_cache_gib": arguments.kv_cache_gib, "ui": False,
         # Behind HAProxy all clients look alike, so a server without keys must be opened explicitly.
-        "insecure_open": arguments.contender == "endpoint+haproxy",
+        "insecure_open": arguments.contender.endswith("+haproxy"),
     }  # fmt: skip
     return ServeArgs.model_validate(fields)
 
@@ -55,13 +58,14 @@ async def serve_bare(arguments: argparse.Namespace) -> None:
     from ochat_ray.serve.args import resolve
     from ochat_ray.serve.deployment import open_engine
     from ochat_ray.serve.engines.base import Sampling
+    from ochat_ray.serve.served_model import open_served_tokenizer
     from ochat_ray.template import encode
-    from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
+    from ochat_ray.tokenizer import ends_of_turn
 
     settings = resolve(settings_of(arguments))
     engine = open_engine(settings.engine)
-    tokenizer = load_tokenizer(settings.ingress.directory)
-    end = end_of_turn_id(tokenizer)
+    tokenizer = open_served_tokenizer(Path(settings.ingress.directory), settings.ingress.model_type)
+    end = ends_of_turn(tokenizer)[0]
     count = 0
 
     async def ask(question: str, limit: int) -> AsyncIterator[int]:
@@ -84,11 +88,45 @@ async def serve_bare(arguments: argparse.Namespace) -> None:
 
 def serve_endpoint(arguments: argparse.Namespace) -> None:
     """Run the application on its own Ray, until standard input ends."""
+    from ochat_ray.serve import app
+
+    args = settings_of(arguments)
+    serve_application(lambda: app(args), arguments)
+
+
+def serve_ray_llm(arguments: argparse.Namespace) -> None:
+    """Run the OpenAI application of ray.serve.llm over vLLM, with our limits and settings."""
+
+    def application() -> Any:
+        from ray.serve.llm import LLMConfig, build_openai_app
+
+        config = LLMConfig(
+            model_loading_config={"model_id": "bench", "model_source": arguments.model},
+            engine_kwargs={
+                "max_model_len": 1024, "max_num_seqs": 32, "max_num_batched_tokens": 2048,
+                "enforce_eager": True, "enable_chunked_prefill": False,
+                "generation_config": "vllm",
+                "kv_cache_memory_bytes": int(arguments.kv_cache_gib * 2**30),
+            },
+            placement_group_config={"bundle_per_worker": {"CPU": arguments.cpus}},
+            deployment_config={"num_replicas": 1, "max_ongoing_requests": 64},
+            runtime_env={
+                "env_vars": {
+                    "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+                    "OMP_NUM_THREADS": str(arguments.cpus), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                }
+            },
+            log_engine_metrics=False,
+        )  # fmt: skip
+        return build_openai_app({"llm_configs": [config]})
+
+    serve_application(application, arguments)
+
+
+def serve_application(application: Callable[[], Any], arguments: argparse.Namespace) -> None:
+    """Run an application on a Ray of its own, until standard input ends."""
     import ray
     from ray import serve
-
-    from ochat_ray.serve import app
-    from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
 
     port = free_port()
     ray.init(
@@ -98,14 +136,22 @@ def serve_endpoint(arguments: argparse.Namespace) -> None:
         log_to_driver=False,
     )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    args = settings_of(arguments)
-    serve.run(app(args), name="bench")
-    scripted = args.engine == "scripted"
-    end = "none" if scripted else end_of_turn_id(load_tokenizer(args.model))
+    serve.run(application(), name="bench")
+    end = "none" if arguments.engine == "scripted" else end_of_turn(arguments)
     print(f"ready http://127.0.0.1:{port}#{end}", flush=True)
     sys.stdin.read()
     serve.shutdown()
     ray.shutdown()
+
+
+def end_of_turn(arguments: argparse.Namespace) -> int:
+    """Return the id of the token that ends an answer of the model."""
+    from ochat_ray.serve.args import resolve
+    from ochat_ray.serve.served_model import open_served_tokenizer
+    from ochat_ray.tokenizer import ends_of_turn
+
+    ingress = resolve(settings_of(arguments)).ingress
+    return int(ends_of_turn(open_served_tokenizer(Path(ingress.directory), ingress.model_type))[0])
 
 
 def serve_one_at_a_time(arguments: argparse.Namespace) -> None:

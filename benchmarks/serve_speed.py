@@ -9,6 +9,7 @@ Contenders, each in separate processes:
 - bare: the engine in a process, called through the engine interface;
 - endpoint: the same engine with the same threads behind `serve run`'s application, with streaming
   HTTP requests; +throughput and +haproxy use those modes of Ray Serve;
+- ray.serve.llm, and its modes: Ray's own application over vLLM (needs vLLM);
 - 2023: one request after the other, `model.generate` behind a lock, streamed over HTTP.
 
 Machines are noisy, so each contender is compared with the bare engine: both run, and get requests
@@ -38,11 +39,13 @@ import aiohttp
 import psutil
 from serve_load import Measured, Request, load
 
-CONTENDERS = ["bare", "endpoint", "endpoint+throughput", "endpoint+haproxy", "2023"]
+THROUGHPUT, HAPROXY = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}, {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 MODES = {
-    "endpoint+throughput": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
-    "endpoint+haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
-}
+    "bare": {}, "endpoint": {}, "endpoint+throughput": THROUGHPUT, "endpoint+haproxy": HAPROXY,
+    "2023": {}, "ray.serve.llm": {}, "ray.serve.llm+throughput": THROUGHPUT,
+    "ray.serve.llm+haproxy": HAPROXY,
+}  # fmt: skip
+CONTENDERS = [name for name in MODES if not name.startswith("ray.")]
 
 
 def main() -> None:
@@ -60,7 +63,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=1, help="threads of the engine")
     parser.add_argument("--gpus", type=float, default=0, help="of the engine; two run at a time")
     parser.add_argument("--kv-cache-gib", type=float, default=1)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=[*MODES], default=CONTENDERS)
     parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--json", action="store_true", help="the result as JSON on the last line")
     arguments = parser.parse_args()
@@ -200,7 +203,7 @@ class Contender:
         """Start the process and wait until it answers."""
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | MODES.get(self.name, {}),
+            env=os.environ | MODES[self.name],
         )  # fmt: skip
         assert self.process.stdout is not None
         for line in self.process.stdout:
