@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +27,9 @@ from ochat_ray.tokenizer import encode_texts
 T = TypeVar("T")
 
 
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+
+
 class Conversation(Protocol):
     """Fields of a request with messages."""
 
@@ -43,6 +48,10 @@ class Conversation(Protocol):
 LONG_TEXT = 4096
 """Characters, or ids, from which work runs on a thread, to keep other streams responsive."""
 
+HUGE_TEXT = 2**18
+"""Those that have a thread of their own, one after the other: the work takes hundreds of bytes per
+token, and each thread that did it once keeps much of them."""
+
 
 class Prompts:
     """Tokenizer and template of the served model."""
@@ -57,6 +66,7 @@ class Prompts:
         else:
             adds_bos = template_for(model_type).bos
         self._bos = [tokenizer.bos_token_id] if adds_bos else []
+        self._huge = ThreadPoolExecutor(1, "huge-prompts")
 
     async def conversation(
         self,
@@ -79,7 +89,7 @@ class Prompts:
             add_generation_prompt=add_generation_prompt,
             continue_final=continue_final,
         )
-        return await _run(work, sum(len(turn.text) for turn in request.turns))
+        return await self._run(work, sum(len(turn.text) for turn in request.turns))
 
     def _ids_of_2023(
         self, request: Conversation, *, add_generation_prompt: bool, continue_final: bool
@@ -123,7 +133,7 @@ class Prompts:
     async def text(self, text: str, *, bos: bool = True) -> list[int]:
         """Return the ids of a text, after the template's BOS token if `bos`."""
         first = self._bos if bos else []
-        return await _run(lambda: first + encode_texts([text], self._tokenizer)[0], len(text))
+        return await self._run(lambda: first + encode_texts([text], self._tokenizer)[0], len(text))
 
     def checked(self, ids: list[int], name: str = "prompt") -> list[int]:
         """Return ids that were sent in the field `name`, if the model has them all."""
@@ -134,7 +144,7 @@ class Prompts:
         """Return the ids of texts, after the BOS token, and checked ids of the field `name`."""
         texts = [item for item in inputs if isinstance(item, str)]
         encoded = iter(
-            await _run(lambda: encode_texts(texts, self._tokenizer), sum(map(len, texts)))
+            await self._run(lambda: encode_texts(texts, self._tokenizer), sum(map(len, texts)))
         )
         return [
             self._bos + next(encoded) if isinstance(item, str) else self.checked(item, name)
@@ -144,20 +154,28 @@ class Prompts:
     async def words(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids of words, each at the beginning of a text and after a space."""
         texts = [prefix + word.lstrip(" ") for word in words for prefix in ("", " ")]
-        found = await _run(lambda: encode_texts(texts, self._tokenizer), sum(map(len, texts)))
+        found = await self._run(lambda: encode_texts(texts, self._tokenizer), sum(map(len, texts)))
         return [ids for ids in found if ids]
 
     async def offsets(self, ids: Sequence[int], *, special_tokens: bool) -> tuple[int, ...]:
         """Return the offset of each id's text in their text."""
-        return await _run(
+        return await self._run(
             lambda: text_offsets(self.vocabulary, ids, special_tokens=special_tokens), len(ids)
         )
 
     async def decoded(self, ids: Sequence[int]) -> str:
         """Return the text of ids, with the names of special tokens."""
-        return await _run(
+        return await self._run(
             lambda: Detokenizer(self.vocabulary, special_tokens=True).push(ids), len(ids)
         )
+
+    async def _run(self, work: Callable[[], T], size: int) -> T:
+        if size < LONG_TEXT:
+            return work()
+        if size < HUGE_TEXT:
+            return await asyncio.to_thread(work)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._huge, _then_free, work)
 
 
 def _check_for_2023(request: Conversation) -> None:
@@ -172,5 +190,10 @@ def _check_for_2023(request: Conversation) -> None:
             )
 
 
-async def _run(work: Callable[[], T], size: int) -> T:
-    return work() if size < LONG_TEXT else await asyncio.to_thread(work)
+def _then_free(work: Callable[[], T]) -> T:
+    """Return the result of the work, whose freed memory glibc would keep for the thread."""
+    try:
+        return work()
+    finally:
+        if _malloc_trim is not None:
+            _malloc_trim(0)
