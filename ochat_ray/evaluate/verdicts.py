@@ -27,7 +27,7 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _CLOSING = [name for name in _TAG.groupindex if name.startswith("close")]
-# A judge that does not end goes on with a user's turn, and with verdicts on what it invents there.
+# A judge that does not stop writes a user's turn next, and verdicts on what it invents there.
 _NEXT_TURN = re.compile(
     r"<\|im_end\|>\s*<\|im_start\|>|<\|eot_id\|>\s*<\|start_header_id\|>"
     r"|<end_of_turn>\s*<start_of_turn>|<\|end\|>\s*<\|user\|>|</s>\s*(?:\[INST\]|###|USER\b)"

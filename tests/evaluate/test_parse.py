@@ -83,7 +83,7 @@ def test_reasoning_is_cut_out(text, left):
         "<end_of_turn>\n<start_of_turn>user\n{}", "<|end|>\n<|user|>\n{}", "</s>\n### User: {}",
     ],
 )  # fmt: skip
-def test_a_judge_that_goes_on_with_the_next_turn_is_read_to_the_end_of_its_own(after):
+def test_a_judge_that_continues_with_the_next_turn_is_read_to_the_end_of_its_own(after):
     assert parse_scores("[8, 7]" + after.format("[1, 9]")) == (8, 7)
     assert parse_rating("[[8]]" + after.format("[[1]]")) == 8
     assert parse_verdict("[[A>B]]" + after.format("[[B>A]]")) == "A"
