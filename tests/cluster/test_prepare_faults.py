@@ -1,5 +1,6 @@
 """A lost head, lost hosts, killed workers and a full disk cost prepare time, and nothing else."""
 
+import shutil
 import time
 
 import pytest
@@ -93,8 +94,9 @@ def test_a_full_disk_is_one_line_and_resume_goes_on(cluster, prepared):
     # Hosts that share a disk need no store.
     output = f"{cluster.hosts.disk}/full"
     filler = cluster.hosts.disk / "filler"
-    cluster.hosts.resize_disk(1)
-    filler.write_bytes(b"x" * 900_000)
+    # Whatever other tests left on it.
+    cluster.hosts.resize_disk(1 + -(-shutil.disk_usage(filler.parent).used // 2**20))
+    filler.write_bytes(bytes(shutil.disk_usage(filler.parent).free - 150_000))
     printed = cluster.fail("ray", "job", "submit", "--", *preparation(output))
     assert "\njobs/prepare.py: no space left on the device" in printed
     assert "Traceback" not in printed
