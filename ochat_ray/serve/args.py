@@ -28,6 +28,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.model_directory import local_directory
 from ochat_ray.serve.adapters import AdapterSettings
 from ochat_ray.serve.engines.base import UNSUPPORTED
+from ochat_ray.serve.fields import MOST_MESSAGES
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
 from ochat_ray.serve.model_files import check_model_directory, context_length_of, training_of
 from ochat_ray.serve.responses import Training
@@ -120,7 +121,7 @@ class ServeArgs(BaseModel):
     """Serve the chat page at /ui; default: if gradio is installed and ingress_replicas is 1."""
 
     max_body_bytes: int = Field(2 * 2**20, ge=1024)
-    max_messages: int = Field(1024, ge=1)
+    max_messages: int = Field(1024, ge=1, le=MOST_MESSAGES)
     requests_per_minute: int | None = Field(None, ge=1)
     """Request limit per key."""
     tokens_per_minute: int | None = Field(None, ge=1)

@@ -67,6 +67,17 @@ class Strict(BaseModel):
         return without_neutral(data, known, cls.NEUTRAL)
 
 
+MOST_MESSAGES = 8192
+"""Messages of any request; a server has a limit of its own below it (`max_messages`)."""
+
+
+def few_messages(value: Any) -> Any:
+    """Reject too many messages before each of them is validated, which takes a second."""
+    if isinstance(value, list) and len(value) > MOST_MESSAGES:
+        raise ValueError(f"has {len(value)} messages, of at most {MOST_MESSAGES}")
+    return value
+
+
 class TextPart(Strict):
     """Part of a message's content; only text is supported."""
 

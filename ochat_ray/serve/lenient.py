@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field, model_validator
+from typing import Annotated
 
-from ochat_ray.serve.fields import Message
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from ochat_ray.serve.fields import Message, few_messages
 from ochat_ray.serve.protocol import ChatRequest, CompletionRequest, SamplingRequest
 
 
@@ -26,7 +28,9 @@ class LenientChatRequest(ChatRequest):
 
     model_config = ConfigDict(extra="allow")
 
-    messages: list[_LenientMessage] = Field(min_length=1, fail_fast=True)  # type: ignore[assignment]
+    messages: Annotated[list[_LenientMessage], BeforeValidator(few_messages)] = Field(  # type: ignore[assignment]
+        min_length=1, fail_fast=True
+    )
 
     @model_validator(mode="after")
     def _asks_for_no_tool(self) -> LenientChatRequest:

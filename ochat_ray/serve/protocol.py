@@ -24,7 +24,7 @@ from ochat_ray.serve.conversation import turns_of
 from ochat_ray.serve.decoding import DecodingFields, check_ids
 from ochat_ray.serve.engines.base import Sampling
 from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.fields import Message, StreamOptions, Text
+from ochat_ray.serve.fields import Message, StreamOptions, Text, few_messages
 from ochat_ray.serve.neutral import CHAT, COMPLETION
 from ochat_ray.serve.structure import Constraint
 from ochat_ray.serve.tool_fields import ToolFields
@@ -188,7 +188,9 @@ class ChatRequest(SamplingRequest, ToolFields):
 
     NEUTRAL = CHAT
 
-    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    messages: Annotated[list[Message], BeforeValidator(few_messages)] = Field(
+        min_length=1, fail_fast=True
+    )
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ochat_ray.schema import Turn
 from ochat_ray.serve.conversation import turns_of
-from ochat_ray.serve.fields import Message, Strict, Text
+from ochat_ray.serve.fields import Message, Strict, Text, few_messages
 from ochat_ray.serve.neutral import TOKENIZE
 from ochat_ray.serve.tool_fields import Tools
 
@@ -28,7 +28,10 @@ class TokenizeRequest(Strict):
 
     model: Text | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    messages: Annotated[
+        Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None,
+        BeforeValidator(few_messages),
+    ] = None
     tools: Tools | None = None
     condition: Text | None = Field(None, max_length=64)
     add_generation_prompt: bool = True

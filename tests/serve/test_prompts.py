@@ -6,6 +6,9 @@ import time
 import pytest
 
 from ochat_ray.serve import prompts
+from ochat_ray.serve.fields import MOST_MESSAGES
+from tests.serve.asking import ask
+from tests.serve.script import Script, app_for
 
 
 @pytest.mark.parametrize(("huge", "most"), [(20, 1), (21, 4)])
@@ -25,8 +28,19 @@ def test_huge_texts_are_encoded_one_after_the_other(tokenizer, monkeypatch, huge
     monkeypatch.setattr(prompts, "encode_texts", encode)
     encoder = prompts.Prompts(tokenizer, "openchat", 301)
 
-    async def ask():
+    async def four():
         return await asyncio.gather(*[encoder.text("x" * 20, bos=False) for _ in range(4)])
 
-    assert asyncio.run(ask()) == [[1]] * 4
+    assert asyncio.run(four()) == [[1]] * 4
     assert max(at_once) == most
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_more_messages_than_any_server_takes_are_not_validated(tokenizer, path, strict):
+    message = {"role": "user", "content": "hi"}
+    body = {"model": "tiny", "messages": [message] * MOST_MESSAGES + [{"role": "nobody"}]}
+    app = app_for(tokenizer, Script(tokenizer), max_body_bytes=10**7, strict=strict)
+    response = ask(app, path=path, json=body)
+    assert response.status_code == 400
+    assert "has 8193 messages, of at most 8192" in response.json()["error"]["message"]
