@@ -31,7 +31,7 @@ class Job:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the job is one of this project: by its label, or by its command."""
+        """True for a job of this project, by its label or its command."""
         return self.is_labelled or bool(_OURS.search(self.entrypoint))
 
     @property
@@ -65,7 +65,7 @@ class Group:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the group waits for resources."""
+        """True while the group waits for resources."""
         return self.state in ("PENDING", "RESCHEDULING")
 
 

@@ -73,7 +73,7 @@ class Row:
     start: float = 0.0
     kind: Literal["", "sum", "drop"] = ""
     drop: bool = False
-    """Whether the bar shows what is lost."""
+    """True if the bar shows what is lost."""
 
 
 def place(n: float, total: float, limit: float = 100.0) -> str:

@@ -31,7 +31,7 @@ class Vocabulary:
 
     tokens: Mapping[int, str]
     added: Mapping[int, bool]
-    """Whether each added token is special, by id."""
+    """Added tokens by id: True for special ones."""
     merges: tuple[tuple[str, str], ...] | None
 
 

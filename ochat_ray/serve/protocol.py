@@ -96,7 +96,7 @@ class SamplingRequest(DecodingFields):
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with a chunk that holds the usage."""
+        """True if a stream ends with a chunk that holds the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property

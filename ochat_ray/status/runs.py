@@ -39,7 +39,7 @@ class Run:
 
     @property
     def is_well(self) -> bool:
-        """Whether nobody has to look at the run."""
+        """True if nobody has to look at the run."""
         return self.state in ("complete", "running", "absent")
 
 
