@@ -319,7 +319,12 @@ class MTBenchRatings(Suite):
         _baseline: Answers | None,
         judgments: Judgments,
     ) -> dict[str, str]:
-        return {"model_answer.jsonl": answer_file(model), "single.jsonl": rating_file(judgments)}
+        texts = answer_file(model), self.judgment_file(judgments)
+        return dict(zip(self.file_names, texts, strict=True))
+
+    def judgment_file(self, judgments: Judgments) -> str:
+        """Return the judgments in FastChat's format."""
+        return rating_file(judgments)
 
 
 class MTBenchPairs(MTBenchRatings):
@@ -360,11 +365,5 @@ class MTBenchPairs(MTBenchRatings):
         counts = Counter(outcomes(judgments).values())
         return {"wins": counts["win"], "losses": counts["loss"], "ties": counts["tie"]}
 
-    def files(
-        self,
-        _questions: Sequence[Question],
-        model: Answers,
-        _baseline: Answers | None,
-        judgments: Judgments,
-    ) -> dict[str, str]:
-        return {"model_answer.jsonl": answer_file(model), "pair.jsonl": pair_file(judgments)}
+    def judgment_file(self, judgments: Judgments) -> str:
+        return pair_file(judgments)
