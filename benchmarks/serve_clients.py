@@ -202,8 +202,8 @@ def server(url: str | None, model: str | None) -> Iterator[tuple[str, str]]:
         return
     import ray
     from ray import serve
-    from serve_contenders import free_port
 
+    from ochat_ray.local_cluster import free_port
     from ochat_ray.serve import ServeArgs, app
 
     port = free_port()

@@ -19,6 +19,8 @@ from typing import Any
 
 from serve_load import load
 
+from ochat_ray.local_cluster import free_port
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -207,13 +209,6 @@ def serve_one_at_a_time(arguments: argparse.Namespace) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
         print(f"ready http://127.0.0.1:{listening.getsockname()[1]}#{end}", flush=True)
         uvicorn.Server(uvicorn.Config(server, log_level="error")).run(sockets=[listening])
-
-
-def free_port() -> int:
-    """Return a loopback port on which nothing listens at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def deploy(model: str, replicas: int = 2) -> str:
     """Start the application on a local Ray, and return its address."""
     import ray
     from ray import serve
-    from serve_contenders import free_port
 
+    from ochat_ray.local_cluster import free_port
     from ochat_ray.serve import ServeArgs, app
 
     port = free_port()

@@ -5,8 +5,10 @@ Only processes that this project started are stopped: `ray stop` would stop ever
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -48,10 +50,16 @@ def need_free_ports(ports: Iterable[int] = (RAY_PORT, DASHBOARD_PORT, SERVE_PORT
 
 
 def free_port() -> int:
-    """Return a loopback port on which nothing listens at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback port on which nothing listens at the moment.
+
+    It lies between the ports of Ray's workers and those that Linux gives to connections, any of
+    which could take it before it is used.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20000, 32768)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def environment() -> dict[str, str]:

@@ -23,6 +23,13 @@ def test_a_port_in_use_is_one_clear_line():
     local_cluster.need_free_ports([port])
 
 
+def test_a_free_port_is_none_that_a_connection_gets():
+    ports = {local_cluster.free_port() for _ in range(200)}
+    assert len(ports) > 150
+    assert min(ports) >= 20000
+    assert max(ports) < 32768  # the first of Linux's ip_local_port_range
+
+
 def test_a_process_ends_with_its_children_even_if_they_will_not():
     stubborn = (
         "import signal, subprocess, sys, time;"

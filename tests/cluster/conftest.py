@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml
 
+from ochat_ray.local_cluster import free_port
 from tests.cluster.hosts import CLIENT, ROOT, Host, Hosts, why_not
 from tests.cluster.jobs import OUTPUT, meanwhile, preparation, result_of, training
 from tests.pages import share_page
@@ -177,13 +178,6 @@ def answers(url: str) -> bool:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    """A port of loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

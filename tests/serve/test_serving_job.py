@@ -51,9 +51,7 @@ def ray_command(tmp_path_factory):
         return done.stdout
 
     try:
-        wait_for(
-            lambda: run("ray", "job", "list").strip().endswith("[]") or head.poll() is not None
-        )
+        wait_for(lambda: run("ray", "job", "list"), "[]", until=lambda: head.poll() is not None)
         assert head.poll() is None
         yield run
     finally:
@@ -61,10 +59,10 @@ def ray_command(tmp_path_factory):
         head.wait()
 
 
-def wait_for(condition, timeout_s=180):
+def wait_for(output, text, timeout_s=180, until=lambda: False):
     end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end
+    while text not in (printed := output()) and not until():
+        assert time.monotonic() < end, f"no {text!r} in: {printed}"
         time.sleep(1)
 
 
@@ -81,6 +79,6 @@ def test_stopping_the_documented_job_ends_the_model(ray_command, model_directory
         "ray", "job", "submit", "--submission-id=serving", *options, f"model={model_directory}",
         "engine=scripted", "num_cpus=1", "ui=false", "context_length=1024",
     )  # fmt: skip
-    wait_for(lambda: "RUNNING" in ray_command("serve", "status"))
+    wait_for(lambda: ray_command("serve", "status"), "RUNNING")
     ray_command("ray", "job", "stop", "serving")
-    wait_for(lambda: "applications: {}" in ray_command("serve", "status"), 30)
+    wait_for(lambda: ray_command("serve", "status"), "applications: {}", timeout_s=30)

@@ -76,6 +76,11 @@ class Chat:
     def say(self, text):
         self.box.fill(text)
         self.box.press("Enter")
+        try:
+            expect(self.box).not_to_have_value(text, timeout=5_000)
+        except AssertionError:  # the page was not ready, as a person sees by the text in the box
+            self.box.press("Enter")
+            expect(self.box).not_to_have_value(text)
 
     def done(self):
         expect(self.browser.locator("#text .submit-button")).to_be_visible()
