@@ -18,7 +18,7 @@ from ochat_ray.tokenization.chat_tokenizer import (
     ends_of_turn,
     load_chat_tokenizer,
 )
-from ochat_ray.tokenization.messages import Chat
+from ochat_ray.tokenization.messages import Chat, messages_of
 from ochat_ray.tokenization.supervision import left_out, supervise
 from ochat_ray.tokenizer import end_of_turn_id
 from ochat_ray.tokenizer import ends_of_turn as ends_of_turn_ids
@@ -369,3 +369,17 @@ def test_nesting_without_end_is_written_or_refused(opened, depth):
     tools = tools.replace('"f"', '"f", "parameters": ' + "[" * 900 + "]" * 900)
     (found,) = supervise([Chat(chat("a", "b").turns, tools)], template)
     assert isinstance(found, TemplateError)
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        ("{{ 'developer' }}", [("system", "S"), ("developer", "D"), ("user", "U")]),
+        ("", [("system", "S\n\nD"), ("user", "U")]),
+    ],
+)
+def test_a_developer_beside_a_system_is_one_message_where_the_role_is_unknown(source, written):
+    roles = {"system": "S", "developer": "D", "user": "U"}
+    turns = [Turn(role=role, text=text) for role, text in roles.items()]
+    messages, _ = messages_of(Chat(turns), source)
+    assert [(message["role"], message["content"]) for message in messages] == written

@@ -73,16 +73,23 @@ def messages_of(
 
     An answer's reasoning is in the field that the template reads; where it reads none but knows
     </think>, it is under `INLINE`, to be written before the content. A developer's message is a
-    system message for a template that does not know the role. A result has the name of the function
-    whose call it answers. Calls and results without ids get some of nine letters and digits, in
-    order, which is the form that Mistral's templates want.
+    system message for a template that does not know the role; two such messages side by side are
+    one, joined with a blank line, since many templates accept no other. A result has the name of
+    the function whose call it answers. Calls and results without ids get some of nine letters and
+    digits, in order, which is the form that Mistral's templates want.
     """
     keys = [key for key in _REASONING_KEYS if re.search(rf"[.'\"]{key}\b", template)]
     names: dict[str, str] = {}
-    messages = []
+    messages: list[dict[str, Any]] = []
+    before = ""
     for turn in _with_ids(chat.turns):
         names |= {call.id: call.name for call in turn.tool_calls}
         message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+        roles = {before, turn.role}
+        before = turn.role
+        if roles == {"system", "developer"} and "developer" not in template:
+            messages[-1]["content"] += f"\n\n{turn.text}"
+            continue
         if turn.role == "developer" and "developer" not in template:
             message["role"] = "system"
         elif turn.role == "assistant":
