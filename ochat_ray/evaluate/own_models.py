@@ -23,8 +23,9 @@ Served = Callable[[Mapping[str, str]], AbstractContextManager[Mapping[str, str]]
 def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
     """Run the steps of the suite `own`.
 
-    Without `--model`, the only model at `--url` is scored. A baseline that is not served there, but
-    is a model directory of this machine, is served by `served` for the time of the run.
+    Without `--model`, the only model at `--url` is scored, apart from the baseline. A baseline that
+    is not served there, but is a model directory of this machine, is served by `served` for the
+    time of the run.
 
     Raises:
         UserError: As in `steps.run`; or no model is named, and not just one is served.
@@ -38,19 +39,19 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
 
 
 def only_model(config: EvaluateConfig) -> str:
-    """Return the name of the only model at `--url`.
+    """Return the name of the only model at `--url`, apart from the baseline.
 
     Raises:
-        UserError: The endpoint does not list its models, or lists none or several.
+        UserError: The endpoint does not list its models, or lists no other or several.
     """
     try:
-        names = asyncio.run(_names(config))
+        names = [name for name in asyncio.run(_names(config)) if name != config.baseline]
     except (UserError, CallFailedError) as error:
         raise UserError(f"--model is needed, since no list of models could be had: {error}") from (
             error
         )
     if len(names) != 1:
-        found = f"serves {', '.join(names[:5])}" if names else "lists no model"
+        found = f"serves {', '.join(names[:5])}" if names else "lists no other model"
         raise UserError(f"--model is needed: {config.url} {found}")
     return names[0]
 

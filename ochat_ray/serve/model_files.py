@@ -26,6 +26,14 @@ def check_model_directory(directory: Path) -> dict[str, Any]:
             f"no model directory at {directory}; train one with `python jobs/train.py`, "
             "or give model=DIR"
         )
+    adapter = directory / "adapter_config.json"
+    if adapter.is_file() and not (directory / "config.json").is_file():
+        base = read_json(adapter).get("base_model_name_or_path") or "BASE"
+        raise UserError(
+            f"{directory} holds LoRA adapters without their base; serve both with model={base} "
+            f"adapters={directory.parent} (the adapters' name is then {directory.name}), or train "
+            "with --merge"
+        )
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
             raise UserError(f"no {name} in {directory}; is that a directory that train wrote?")

@@ -264,6 +264,7 @@ def test_the_only_served_model_is_scored_where_none_is_named(tmp_path, held_out,
         config = replace(config, url=endpoint.url)
         result = own_models.run(config, served=None)
         endpoint.models.append({"id": "other"})
+        own_models.run(replace(config, baseline="other"), served=None)
         with pytest.raises(UserError, match=r"--model is needed: .* serves tuned, other"):
             own_models.run(config, served=None)
     assert result["scores"][0]["model"] == "tuned"
