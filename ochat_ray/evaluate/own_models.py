@@ -15,6 +15,7 @@ from ochat_ray.evaluate import steps
 from ochat_ray.evaluate.client import CallFailedError, Client, sendable_key
 from ochat_ray.evaluate.config import EvaluateConfig, key_for
 from ochat_ray.evaluate.identities import EMPTY
+from ochat_ray.model_directory import is_hub_name
 
 Served = Callable[[Mapping[str, str]], AbstractContextManager[Mapping[str, str]]]
 """Context manager that serves model directories and yields their base URLs, by name."""
@@ -24,8 +25,8 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
     """Run the steps of the suite `own`.
 
     Without `--model`, the only model at `--url` is scored, apart from the baseline. A baseline that
-    is not served there, but is a model directory of this machine, is served by `served` for the
-    time of the run.
+    is not served there, but is a model of this machine (a directory, or fetched from the Hub), is
+    served by `served` for the time of the run.
 
     Raises:
         UserError: As in `steps.run`; or no model is named, and not just one is served.
@@ -70,21 +71,31 @@ def _baseline_url(
     if not _is_local(config):
         yield config.baseline_url, EMPTY
         return
-    name, directory = config.baseline, Path(config.baseline).expanduser().absolute()
-    print(f"{name} is served from {directory} for this evaluation", file=sys.stderr, flush=True)
-    with served({name: str(directory)}) as urls:
-        yield urls[name], {urls[name]: str(directory)}
+    name = config.baseline
+    place = name if is_hub_name(name) else str(Path(name).expanduser().absolute())
+    print(f"{name} is served from {place} for this evaluation", file=sys.stderr, flush=True)
+    with served({name: place}) as urls:
+        yield urls[name], {urls[name]: place}
 
 
 def _is_local(config: EvaluateConfig) -> bool:
-    """Return whether the baseline is a model directory here, and not a name at `--url`."""
+    """Return whether the baseline is a model of this machine, and not a name at `--url`."""
     asks = config.step in ("all", "answer") and not config.dry_run
     elsewhere = config.baseline_url or config.baseline_answers
     if not asks or not config.baseline or elsewhere:
         return False
-    if not (Path(config.baseline).expanduser() / "config.json").is_file():
+    if not _is_on_this_machine(config.baseline):
         return False
     try:
         return config.baseline not in asyncio.run(_names(config))
     except (UserError, CallFailedError):
         return False  # the run reports what is wrong with the endpoint
+
+
+def _is_on_this_machine(model: str) -> bool:
+    """Return whether a model is a directory, or a Hub repository that was fetched before."""
+    if not is_hub_name(model):
+        return (Path(model).expanduser() / "config.json").is_file()
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(model, "config.json"), str)

@@ -275,7 +275,9 @@ def test_the_only_served_model_is_scored_where_none_is_named(tmp_path, held_out,
         own_models.run(replace(config, step="score"), served=None)
 
 
-def test_a_baseline_that_is_a_directory_here_is_served_for_the_run(tmp_path, held_out, capsys):
+def test_a_baseline_that_is_a_directory_here_is_served_for_the_run(
+    tmp_path, held_out, capsys, monkeypatch
+):
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
@@ -299,4 +301,14 @@ def test_a_baseline_that_is_a_directory_here_is_served_for_the_run(tmp_path, hel
     assert given == [{str(base): str(base)}] * 2  # not where the endpoint has it
     assert asked == [3, 0]  # recorded answers are not requested again
     assert [one["score"] for one in result["scores"]] == pytest.approx([200 / 3, 100 / 3])
+    hub = replace(config, baseline="org/base")
+    known = {"org/base": "cached/config.json"}
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda name, _file: known.get(name)
+    )
+    with endpoint.serving():
+        own_models.run(replace(hub, url=endpoint.url, output=str(tmp_path / "hub")), served)
+        own_models.run(replace(hub, url=endpoint.url, baseline="org/other", output=str(tmp_path)),
+                       served)  # fmt: skip
+    assert given[2:] == [{"org/base": "org/base"}]
     assert f"{base} is served from {base} for this evaluation" in capsys.readouterr().err
