@@ -14,9 +14,9 @@ import argparse
 from chat_templates import conversations
 
 from ochat_ray import demo_assets
-from ochat_ray.exported_tokenizer import export_tokenizer
-from ochat_ray.template import encode
-from ochat_ray.tokenizer import load_tokenizer
+from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
+from ochat_ray.tokenization.template import encode
+from ochat_ray.tokenization.tokenizer import load_tokenizer
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ from typing import Any
 from ochat_ray import demo_assets
 from ochat_ray.data.sources import read_file
 from ochat_ray.schema import Conversation, Turn
-from ochat_ray.template import encode_batch
-from ochat_ray.tokenizer import load_tokenizer
+from ochat_ray.tokenization.template import encode_batch
+from ochat_ray.tokenization.tokenizer import load_tokenizer
 
 
 def main() -> None:

@@ -51,7 +51,13 @@ def test_jobs_are_thin(job):
 
 
 @pytest.mark.parametrize(
-    "module", ["ochat_ray", "ochat_ray.data.config", "ochat_ray.train.config", "ochat_ray.template"]
+    "module",
+    [
+        "ochat_ray",
+        "ochat_ray.data.config",
+        "ochat_ray.train.config",
+        "ochat_ray.tokenization.template",
+    ],
 )
 def test_nothing_heavy_is_imported_with(module):
     code = (

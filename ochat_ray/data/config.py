@@ -18,7 +18,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT, recipe
 from ochat_ray.run_dir import open_location
 from ochat_ray.schema import ModelClass
-from ochat_ray.template import TEMPLATES
+from ochat_ray.tokenization.template import TEMPLATES
 
 SeparateAnswers = Literal["each", "last"]
 

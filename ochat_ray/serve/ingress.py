@@ -53,7 +53,7 @@ from ochat_ray.serve.responses_format import ResponseBody, ResponsesFormat
 from ochat_ray.serve.responses_request import ResponsesRequest, renamed
 from ochat_ray.serve.tokenize_request import DetokenizeRequest, TokenizeRequest
 from ochat_ray.serve.tool_format import ToolFormat
-from ochat_ray.tokenizer import ends_of_turn
+from ochat_ray.tokenization.tokenizer import ends_of_turn
 
 IGNORED_HEADER = "x-ochat-ray-ignored"
 """Response header that lists the fields a lenient server removed from the request."""

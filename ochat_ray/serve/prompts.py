@@ -19,10 +19,10 @@ from ochat_ray.serve.detokenize import Detokenizer, text_offsets, vocabulary_of
 from ochat_ray.serve.engines.base import RequestRefusedError
 from ochat_ray.serve.fields import Message
 from ochat_ray.serve.tool_fields import ToolDefinition
-from ochat_ray.template import encode, template_for
 from ochat_ray.tokenization.chat_template import TemplateError
 from ochat_ray.tokenization.messages import Chat
-from ochat_ray.tokenizer import encode_texts
+from ochat_ray.tokenization.template import encode, template_for
+from ochat_ray.tokenization.tokenizer import encode_texts
 
 T = TypeVar("T")
 

@@ -13,7 +13,12 @@ from torch import nn
 from ochat_ray.errors import UserError
 from ochat_ray.model_directory import files_of, on_this_host
 from ochat_ray.recipes import CHAT
-from ochat_ray.tokenizer import end_of_turn_id, has_end_of_turn, load_tokenizer, open_tokenizer
+from ochat_ray.tokenization.tokenizer import (
+    end_of_turn_id,
+    has_end_of_turn,
+    load_tokenizer,
+    open_tokenizer,
+)
 from ochat_ray.train.weights import check_loaded
 
 VOCABULARY_MULTIPLE = 64

@@ -22,7 +22,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, not_on_this_host, read_manifest
 from ochat_ray.run_lock import check_held
 from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
-from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.tokenization.tokenizer import end_of_turn_id
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
 from ochat_ray.train.adapter_export import export_checked

@@ -9,13 +9,13 @@ from typing import Any
 
 from ochat_ray.data.verify import check_shape, verify_tables
 from ochat_ray.errors import UserError
-from ochat_ray.exported_tokenizer import export_tokenizer
 from ochat_ray.locations import check_is_folder, check_output_apart
 from ochat_ray.ownership import Ownership
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import RunDir, Split, completed, read_manifest
 from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_tokenizer_of
-from ochat_ray.tokenizer import end_of_turn_id, tokenizer_digest
+from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
+from ochat_ray.tokenization.tokenizer import end_of_turn_id, tokenizer_digest
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.base_model import (
     check_weights,

@@ -9,7 +9,7 @@ from ochat_ray.data.parts import clean_part, read_parquet, tokenize_part
 from ochat_ray.data.records import records_of
 from ochat_ray.data.statistics import Statistics
 from ochat_ray.run_dir import RunDir
-from ochat_ray.template import encode
+from ochat_ray.tokenization.template import encode
 
 
 def record(id, *texts, system=None):

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ochat_ray.errors import UserError
-from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id
+from ochat_ray.tokenization.tokenizer import END_OF_TURN, end_of_turn_id
 from ochat_ray.train.base_model import (
     add_end_of_turn,
     check_weights,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ochat_ray.schema import Turn
-from ochat_ray.template import encode
+from ochat_ray.tokenization.template import encode
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.dry_run import coloured_pack, describe, dry_run, escaped
 from ochat_ray.train.flops import ModelShape

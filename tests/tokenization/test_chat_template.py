@@ -20,8 +20,8 @@ from ochat_ray.tokenization.chat_tokenizer import (
 )
 from ochat_ray.tokenization.messages import Chat
 from ochat_ray.tokenization.supervision import left_out, supervise
-from ochat_ray.tokenizer import end_of_turn_id
-from ochat_ray.tokenizer import ends_of_turn as ends_of_turn_ids
+from ochat_ray.tokenization.tokenizer import end_of_turn_id
+from ochat_ray.tokenization.tokenizer import ends_of_turn as ends_of_turn_ids
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 ORDINARY = ("<think>", "</think>", "<tool_call>", "</tool_call>", "  ")

@@ -8,8 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from ochat_ray.errors import UserError
 from ochat_ray.schema import Turn
-from ochat_ray.template import check_template, encode, encode_batch, exact_chat_template
-from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.tokenization.template import (
+    check_template,
+    encode,
+    encode_batch,
+    exact_chat_template,
+)
+from ochat_ray.tokenization.tokenizer import end_of_turn_id
 
 USER = {"role": "user", "text": "hello"}
 ASSISTANT = {"role": "assistant", "text": "fine"}

@@ -16,9 +16,9 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT
 from ochat_ray.schema import Turn, turn_of
-from ochat_ray.segment_marks import BORDER, VOID
 from ochat_ray.tokenization.messages import Chat
-from ochat_ray.tokenizer import END_OF_TURN, encode_texts, end_of_turn_id
+from ochat_ray.tokenization.segment_marks import BORDER, VOID
+from ochat_ray.tokenization.tokenizer import END_OF_TURN, encode_texts, end_of_turn_id
 
 ANY_TURN = Turn | Mapping[str, Any]
 

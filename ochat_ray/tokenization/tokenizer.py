@@ -18,7 +18,7 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.model_directory import on_this_host
-from ochat_ray.segment_marks import BORDER, remove_marks, specials_as_written
+from ochat_ray.tokenization.segment_marks import BORDER, remove_marks, specials_as_written
 
 END_OF_TURN = "<|end_of_turn|>"
 
@@ -266,7 +266,7 @@ def _convert(model: Path, path: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     try:
-        from ochat_ray import sentencepiece_bpe
+        from ochat_ray.tokenization import sentencepiece_bpe
     except ImportError as error:
         raise UserError(
             f"{path} has only a SentencePiece tokenizer.model; to convert it: "

@@ -15,10 +15,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ochat_ray import demo_assets
 from ochat_ray.errors import UserError
-from ochat_ray.exported_tokenizer import EXACT_TEMPLATE, export_tokenizer
-from ochat_ray.segment_marks import add_marks, remove_marks
-from ochat_ray.template import encode
-from ochat_ray.tokenizer import END_OF_TURN, encode_texts, load_tokenizer, probe, tokenizer_digest
+from ochat_ray.tokenization.exported_tokenizer import EXACT_TEMPLATE, export_tokenizer
+from ochat_ray.tokenization.segment_marks import add_marks, remove_marks
+from ochat_ray.tokenization.template import encode
+from ochat_ray.tokenization.tokenizer import (
+    END_OF_TURN,
+    encode_texts,
+    load_tokenizer,
+    probe,
+    tokenizer_digest,
+)
 
 SENTENCES = ["Human: How do I sort a list in Python?", "Assistant: Use sorted(x)  # 2 4 8"] * 20
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT
-from ochat_ray.segment_marks import add_marks
-from ochat_ray.template import chat_template, encode, exact_chat_template
-from ochat_ray.tokenizer import END_OF_TURN, PROBE_TEXTS
+from ochat_ray.tokenization.segment_marks import add_marks
+from ochat_ray.tokenization.template import chat_template, encode, exact_chat_template
+from ochat_ray.tokenization.tokenizer import END_OF_TURN, PROBE_TEXTS
 
 EXACT_TEMPLATE = "exact_chat_template.jinja"
 """File with the chat template that gives the ids of training."""

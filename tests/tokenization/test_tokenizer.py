@@ -22,8 +22,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ochat_ray import demo_assets
 from ochat_ray.errors import UserError
-from ochat_ray.template import encode
-from ochat_ray.tokenizer import (
+from ochat_ray.tokenization.template import encode
+from ochat_ray.tokenization.tokenizer import (
     END_OF_TURN,
     PROBE_TEXTS,
     encode_texts,
