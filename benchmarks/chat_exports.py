@@ -77,10 +77,10 @@ def export(source: Path, rows: int, folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    from ochat_ray.models.base_model import generation_config
     from ochat_ray.recipes import CHAT
     from ochat_ray.tokenization.chat_tokenizer import load_chat_tokenizer
     from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
-    from ochat_ray.train.base_model import generation_config
 
     tokenizer = load_chat_tokenizer(str(source))
     config = LlamaConfig(

@@ -42,9 +42,9 @@ from torch import distributed
 from torch.nn.utils.rnn import pad_sequence
 
 from ochat_ray import demo_assets
+from ochat_ray.models.base_model import load_model
 from ochat_ray.recipes import recipe
 from ochat_ray.train import engine as engine_module
-from ochat_ray.train.base_model import load_model
 from ochat_ray.train.batch import Batch, make_batch, trained_weight
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config

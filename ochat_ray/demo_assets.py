@@ -197,8 +197,8 @@ def _convert(gguf: Path, directory: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from ochat_ray.models.base_model import add_end_of_turn
     from ochat_ray.tokenization.tokenizer import END_OF_TURN
-    from ochat_ray.train.base_model import add_end_of_turn
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)

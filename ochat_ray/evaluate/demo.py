@@ -30,7 +30,7 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
     Raises:
         UserError: The demo's model does not exist.
     """
-    from ochat_ray.train.base_model import prepare_base  # imports torch
+    from ochat_ray.models.base_model import prepare_base  # imports torch
 
     if not (MODEL / "ochat.json").exists():
         raise UserError(

@@ -25,7 +25,7 @@ from pydantic import (
 from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import local_directory
+from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.adapters import AdapterSettings
 from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.serve.fields import MOST_MESSAGES

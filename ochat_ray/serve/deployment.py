@@ -20,7 +20,7 @@ from ray.serve.schema import LoggingConfig
 
 from ochat_ray.cluster_resources import head_node, room_for
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import local_directory
+from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.adapters import AdapterCatalog
 from ochat_ray.serve.args import EngineSettings, IngressSettings, Settings
 from ochat_ray.serve.backend import Accepted

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import on_this_host
+from ochat_ray.models.model_directory import on_this_host
 from ochat_ray.tokenization.segment_marks import BORDER, remove_marks, specials_as_written
 
 END_OF_TURN = "<|end_of_turn|>"

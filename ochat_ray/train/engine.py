@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from ochat_ray.train.base_model import load_model
+from ochat_ray.models.base_model import load_model
 from ochat_ray.train.batch import Batch, weighted_nll
 from ochat_ray.train.chunked_loss import (
     chunk_rows,

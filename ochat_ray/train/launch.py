@@ -20,6 +20,7 @@ from ochat_ray.cluster_resources import most
 from ochat_ray.cluster_state import remove_leftovers, remove_on_all_nodes, report_waiting
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import JobFailedError, UserError
+from ochat_ray.models.fingerprint import fingerprint
 from ochat_ray.ownership import Ownership
 from ochat_ray.run_dir import RunDir, absolute
 from ochat_ray.run_lock import RunLock, hold
@@ -27,7 +28,6 @@ from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import Start, discard, start_of
-from ochat_ray.train.fingerprint import fingerprint
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
 from ochat_ray.train.output import clear, output_of, read_model_manifest, record_start

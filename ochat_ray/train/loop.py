@@ -19,6 +19,7 @@ import torch
 from torch import distributed
 
 from ochat_ray.errors import UserError
+from ochat_ray.models.base_model import prepare_base, vocabulary_size
 from ochat_ray.run_dir import RunDir, not_on_this_host, read_manifest
 from ochat_ray.run_lock import check_held
 from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
@@ -26,7 +27,6 @@ from ochat_ray.tokenization.tokenizer import end_of_turn_id
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
 from ochat_ray.train.adapter_export import export_checked
-from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.communication import bus_bandwidth, communication_seconds

@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
+from ochat_ray.models.fingerprint import fingerprint
 from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from, start_of
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.dry_run import coloured_pack, dry_run
 from ochat_ray.train.engine import device_memory
-from ochat_ray.train.fingerprint import fingerprint
 from ochat_ray.train.lora import shape_of
 from ochat_ray.train.memory import MemoryPlan, estimate_run, longest_pack
 from ochat_ray.train.output import output_of

@@ -10,6 +10,14 @@ from typing import Any
 from ochat_ray.data.verify import check_shape, verify_tables
 from ochat_ray.errors import UserError
 from ochat_ray.locations import check_is_folder, check_output_apart
+from ochat_ray.models.base_model import (
+    check_weights,
+    extend_context,
+    load_config,
+    vocabulary_size,
+    without_dropout,
+)
+from ochat_ray.models.weights import check_config, check_files, check_tensors, check_vocabulary
 from ochat_ray.ownership import Ownership
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import RunDir, Split, completed, read_manifest
@@ -17,13 +25,6 @@ from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_tokeniz
 from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
 from ochat_ray.tokenization.tokenizer import end_of_turn_id, tokenizer_digest
 from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train.base_model import (
-    check_weights,
-    extend_context,
-    load_config,
-    vocabulary_size,
-    without_dropout,
-)
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import Start, schedule_from
@@ -38,7 +39,6 @@ from ochat_ray.train.round_trip import check_exportable
 from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
 from ochat_ray.train.trackers import check_trackers
-from ochat_ray.train.weights import check_config, check_files, check_tensors, check_vocabulary
 
 
 def check_inputs(config: TrainConfig) -> dict[str, Any]:

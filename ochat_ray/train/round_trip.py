@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from ochat_ray.errors import UserError
-from ochat_ray.train.base_model import embeddings
+from ochat_ray.models.base_model import embeddings
 from ochat_ray.train.batch import Batch
 from ochat_ray.train.hub_format import HubFormat
 from ochat_ray.train.tokens import TokenTable

@@ -14,7 +14,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from llguidance.hf import from_tokenizer
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import local_directory
+from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
 from ochat_ray.serve.engines.schema_limits import check_counts, is_costly
 from ochat_ray.serve.engines.schema_trial import PARAM, SchemaTrial

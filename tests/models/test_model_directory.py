@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import local_directory, on_this_host
+from ochat_ray.models.model_directory import local_directory, on_this_host
 from ochat_ray.serve.args import ServeArgs, resolve
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import files_of, on_this_host
+from ochat_ray.models.model_directory import files_of, on_this_host
+from ochat_ray.models.weights import check_loaded
 from ochat_ray.recipes import CHAT
 from ochat_ray.tokenization.tokenizer import (
     end_of_turn_id,
@@ -19,7 +20,6 @@ from ochat_ray.tokenization.tokenizer import (
     load_tokenizer,
     open_tokenizer,
 )
-from ochat_ray.train.weights import check_loaded
 
 VOCABULARY_MULTIPLE = 64
 """Embeddings are padded to a multiple of this many rows during training, for tensor cores."""

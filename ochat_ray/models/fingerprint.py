@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import files_of
+from ochat_ray.models.model_directory import files_of
 
 WHOLE_BYTES = 64 * 2**20
 """Files up to this size are hashed completely; of larger ones this many bytes, evenly spread."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
-from ochat_ray.train import fingerprint as module
-from ochat_ray.train.fingerprint import blocks, content_digest, fingerprint
+from ochat_ray.models import fingerprint as module
+from ochat_ray.models.fingerprint import blocks, content_digest, fingerprint
 
 MIB = 2**20
 

@@ -14,7 +14,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import WEIGHTS, files_of
+from ochat_ray.models.model_directory import WEIGHTS, files_of
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _LFS = b"version https://git-lfs.github.com/spec/"

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, T5Config
 
 from ochat_ray.errors import UserError
-from ochat_ray.train.base_model import load_config, load_model
-from ochat_ray.train.weights import check_config, check_files, check_tensors, check_vocabulary
+from ochat_ray.models.base_model import load_config, load_model
+from ochat_ray.models.weights import check_config, check_files, check_tensors, check_vocabulary
 
 SIZES = {
     "vocab_size": 32,

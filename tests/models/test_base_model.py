@@ -20,8 +20,7 @@ from transformers import (
 )
 
 from ochat_ray.errors import UserError
-from ochat_ray.tokenization.tokenizer import END_OF_TURN, end_of_turn_id
-from ochat_ray.train.base_model import (
+from ochat_ray.models.base_model import (
     add_end_of_turn,
     check_weights,
     extend_context,
@@ -30,6 +29,7 @@ from ochat_ray.train.base_model import (
     prepare_base,
     without_dropout,
 )
+from ochat_ray.tokenization.tokenizer import END_OF_TURN, end_of_turn_id
 
 
 def base(tokenizer, *, tied, rows=None):
