@@ -19,7 +19,7 @@ from typing import Any
 
 from serve_load import load
 
-from ochat_ray.local_cluster import free_port
+from ochat_ray.cluster.local_cluster import free_port
 
 
 def main() -> None:

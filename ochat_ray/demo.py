@@ -23,7 +23,8 @@ from typing import Any
 import httpx
 import psutil
 
-from ochat_ray import demo_assets, local_cluster
+from ochat_ray import demo_assets
+from ochat_ray.cluster import local_cluster
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
 

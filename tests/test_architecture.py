@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT_RAY = (
-    "ochat_ray/cluster_resources.py",
-    "ochat_ray/cluster_state.py",
-    "ochat_ray/ray_session.py",
+    "ochat_ray/cluster/resources.py",
+    "ochat_ray/cluster/state.py",
+    "ochat_ray/cluster/ray_session.py",
     "ochat_ray/data/pipeline.py",
     "ochat_ray/train/gauges.py",
     "ochat_ray/train/launch.py",

@@ -27,8 +27,8 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from ochat_ray import ray_session
-from ochat_ray.cluster_resources import apart_from_gpus, most, room_for
+from ochat_ray.cluster import ray_session
+from ochat_ray.cluster.resources import apart_from_gpus, most, room_for
 from ochat_ray.data import clean, parts
 from ochat_ray.data.advice import explain_nothing
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files

@@ -45,7 +45,7 @@ def work(arguments: Mapping[str, Any]) -> dict[str, Any]:
     from ray import serve
     from ray.serve.context import _get_global_client  # no public API gives the proxy's port
 
-    from ochat_ray import ray_session
+    from ochat_ray.cluster import ray_session
     from ochat_ray.serve import ServeArgs, app
     from ochat_ray.serve.args import ConfigurationError, resolve
 

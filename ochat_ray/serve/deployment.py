@@ -18,7 +18,7 @@ from ray.serve.context import _get_global_client  # no public API gives the prox
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from ochat_ray.cluster_resources import head_node, room_for
+from ochat_ray.cluster.resources import head_node, room_for
 from ochat_ray.errors import UserError
 from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.adapters import AdapterCatalog

@@ -15,9 +15,9 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from ochat_ray import ray_session
-from ochat_ray.cluster_resources import most
-from ochat_ray.cluster_state import remove_leftovers, remove_on_all_nodes, report_waiting
+from ochat_ray.cluster import ray_session
+from ochat_ray.cluster.resources import most
+from ochat_ray.cluster.state import remove_leftovers, remove_on_all_nodes, report_waiting
 from ochat_ray.command_line import user_message
 from ochat_ray.errors import JobFailedError, UserError
 from ochat_ray.models.fingerprint import fingerprint

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from ochat_ray.local_cluster import need_free_ports
+from ochat_ray.cluster.local_cluster import need_free_ports
 from tests.cluster.conftest import wait_for
 from tests.cluster.hosts import ROOT
 from tests.cluster.jobs import meanwhile

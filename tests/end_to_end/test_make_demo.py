@@ -14,7 +14,8 @@ import openai
 import psutil
 import pytest
 
-from ochat_ray import demo_assets, local_cluster
+from ochat_ray import demo_assets
+from ochat_ray.cluster import local_cluster
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1800)]
 

@@ -16,8 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from ochat_ray.cluster.local_cluster import free_port
 from ochat_ray.errors import UserError
-from ochat_ray.local_cluster import free_port
 from ochat_ray.serve.args import ServeArgs, resolve
 from ochat_ray.serve.engines.base import EngineUnavailableError, RequestRefusedError, Sampling
 from tests.serve.adapter_directories import tensors_by_module, write_adapter

@@ -10,7 +10,7 @@ import ray
 from ray._private.services import get_ray_address_from_environment  # no public equivalent
 from ray.job_config import JobConfig
 
-from ochat_ray.cluster_view import LABEL
+from ochat_ray.cluster.view import LABEL
 from ochat_ray.errors import UserError
 
 WAIT = 20.0

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from ochat_ray import ray_session
+from ochat_ray.cluster import ray_session
 from ochat_ray.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_ray")

@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_pl
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors, list_nodes, list_placement_groups, list_tasks
 
-from ochat_ray.cluster_view import (
+from ochat_ray.cluster.view import (
     LABEL,
     Cluster,
     Group,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ochat_ray import cluster_state
-from ochat_ray.cluster_view import (
+from ochat_ray.cluster import state
+from ochat_ray.cluster.view import (
     Cluster,
     Group,
     Job,
@@ -114,10 +114,10 @@ def test_a_wait_is_reported_within_30_seconds_and_then_once_per_minute(monkeypat
             return self.now > 200
 
     clock, printed = Clock(), []
-    monkeypatch.setattr(cluster_state.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(state.time, "monotonic", lambda: clock.now)
     monkeypatch.setattr("builtins.print", lambda text, **_: printed.append((clock.now, text)))
     texts = iter([None, "waiting for A", *["waiting for B"] * 100])
-    cluster_state.watch(lambda: next(texts), clock, "train  ")
+    state.watch(lambda: next(texts), clock, "train  ")
     assert printed[:3] == [
         (30.0, "train  waiting for A"),
         (40.0, "train  waiting for B"),
@@ -130,10 +130,10 @@ def test_the_group_of_a_driver_that_lives_is_kept_though_its_job_has_failed(monk
     groups = [group("aa", 1), group("bb", 2)]
     cluster = Cluster(jobs=[job(1, "FAILED"), job(2, "FAILED")], groups=groups)
     drivers = [{"JobID": "01000000", "IsDead": False}, {"JobID": "02000000", "IsDead": True}]
-    monkeypatch.setattr(cluster_state, "_connected_cluster", lambda: cluster)
-    monkeypatch.setattr(cluster_state, "drivers", lambda: drivers)
-    monkeypatch.setattr(cluster_state, "_remove_group", removed.append)
-    cluster_state.remove_leftovers()
+    monkeypatch.setattr(state, "_connected_cluster", lambda: cluster)
+    monkeypatch.setattr(state, "drivers", lambda: drivers)
+    monkeypatch.setattr(state, "_remove_group", removed.append)
+    state.remove_leftovers()
     assert removed == ["bb"]
     assert capsys.readouterr().err == (
         f"removed placement group bb (2 x {{1 GPU}}), which job 02000000 ({TRAIN}, failed) left\n"

@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from ochat_ray import local_cluster
+from ochat_ray.cluster import local_cluster
 from ochat_ray.errors import UserError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -31,12 +31,12 @@ ray.get(Creator.remote().create.remote())
 
 REMOVE = """
 import sys
-from ochat_ray import cluster_state, ray_session
+from ochat_ray.cluster import ray_session, state
 ray_session.join_or_start()
-before = {group.id for group in cluster_state.read_cluster().groups}
-cluster_state.remove_leftovers()
-after = [group.job_id for group in cluster_state.read_cluster().groups]
-cluster_state.remove_on_all_nodes(sys.argv[1])
+before = {group.id for group in state.read_cluster().groups}
+state.remove_leftovers()
+after = [group.job_id for group in state.read_cluster().groups]
+state.remove_on_all_nodes(sys.argv[1])
 print(len(before), after)
 """
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ochat_ray import cluster_resources
-from ochat_ray.cluster_resources import apart_from_gpus, most, room_for
+from ochat_ray.cluster import resources
+from ochat_ray.cluster.resources import apart_from_gpus, most, room_for
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEAD = "node:__internal_head__"
 
 
@@ -25,8 +25,8 @@ def no_definition(monkeypatch, tmp_path):
 def nodes(monkeypatch):
     """A head of two CPUs, where this process is, and room for more."""
     found = [node("head", CPU=2.0, **{HEAD: 1.0})]
-    monkeypatch.setattr(cluster_resources.ray, "nodes", lambda: found)
-    monkeypatch.setattr(cluster_resources, "_own_node_id", lambda: "head")
+    monkeypatch.setattr(resources.ray, "nodes", lambda: found)
+    monkeypatch.setattr(resources, "_own_node_id", lambda: "head")
     return found
 
 
@@ -73,9 +73,9 @@ def test_replicas_may_wait_for_the_nodes_of_the_definition():
 @pytest.mark.usefixtures("nodes")
 def test_nobody_is_refused_where_nobody_can_tell(monkeypatch):
     assert room_for({"GPU": 1}) == 0
-    monkeypatch.setattr(cluster_resources, "_own_node_id", lambda: "a worker")
+    monkeypatch.setattr(resources, "_own_node_id", lambda: "a worker")
     assert room_for({"GPU": 1}) == float("inf")
-    monkeypatch.setattr(cluster_resources, "_own_node_id", lambda: "head")
+    monkeypatch.setattr(resources, "_own_node_id", lambda: "head")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert room_for({"GPU": 1}) == float("inf")
 
