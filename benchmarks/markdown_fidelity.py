@@ -37,8 +37,8 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from share_pages import chatgpt_html
 
-from ochat_ray import demo_assets
 from ochat_ray.data.sources import read_file
+from ochat_ray.demo import assets
 from ochat_ray.progress import Progress
 from ochat_ray.schema import Conversation
 
@@ -577,7 +577,7 @@ def main() -> None:
     if arguments.html:
         messages = [(arguments.html.name, arguments.html.read_text())]
     else:
-        path = arguments.input or str(demo_assets.conversations())
+        path = arguments.input or str(assets.conversations())
         answers = sample(path, arguments.messages, arguments.seed)
         answers = [restore(answer, arguments.restore) for answer in answers]
         messages = [(answer, chatgpt_html(answer)) for answer in answers]

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ochat_ray import demo_assets
+from ochat_ray.demo import assets
 from ochat_ray.errors import UserError
 from ochat_ray.tokenization.exported_tokenizer import EXACT_TEMPLATE, export_tokenizer
 from ochat_ray.tokenization.segment_marks import add_marks, remove_marks
@@ -233,9 +233,9 @@ def test_a_conversation_s_segments_are_each_tokenised_alone(tmp_path):
 
 
 def test_the_demo_s_tokenizer():
-    path = demo_assets.cache_dir() / "smollm2-135m-instruct"
+    path = assets.cache_dir() / "smollm2-135m-instruct"
     if not path.exists():
-        pytest.skip("the demo's base model was not fetched yet: python -m ochat_ray.demo_assets")
+        pytest.skip("the demo's base model was not fetched yet: python -m ochat_ray.demo.assets")
     tokenizer = load_tokenizer(str(path))
     exported = export_tokenizer(tokenizer, "openchat")
     for text in NASTY:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ochat_ray import demo_assets
+from ochat_ray.demo import assets
 from ochat_ray.errors import UserError
 from ochat_ray.tokenization.template import encode
 from ochat_ray.tokenization.tokenizer import (
@@ -290,9 +290,9 @@ def test_the_probe_accepts_byte_level_tokenizers_as_gpt_2_s_and_starcoder_s(toke
 
 
 def test_the_probe_accepts_the_demo_s_tokenizer():
-    path = demo_assets.cache_dir() / "smollm2-135m-instruct"
+    path = assets.cache_dir() / "smollm2-135m-instruct"
     if not path.exists():
-        pytest.skip("the demo's base model was not fetched yet: python -m ochat_ray.demo_assets")
+        pytest.skip("the demo's base model was not fetched yet: python -m ochat_ray.demo.assets")
     assert load_tokenizer(str(path))
 
 
@@ -419,7 +419,7 @@ def llama(tmp_path_factory):
 
 def npm_package() -> Path:
     name, version = LLAMA_VOCABULARY
-    cached = demo_assets.cache_dir() / f"{name}-{version}.tgz"
+    cached = assets.cache_dir() / f"{name}-{version}.tgz"
     if not cached.exists():
         if not shutil.which("npm"):
             pytest.skip("LLaMA's vocabulary needs npm, or $OCHAT_RAY_LLAMA_TOKENIZER")

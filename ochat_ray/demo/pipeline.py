@@ -23,9 +23,9 @@ from typing import Any
 import httpx
 import psutil
 
-from ochat_ray import demo_assets
 from ochat_ray.cluster import local_cluster
 from ochat_ray.command_line import user_message
+from ochat_ray.demo import assets
 from ochat_ray.errors import UserError
 
 RUN = Path("runs/demo")
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> int:
         if arguments == ["stop"]:
             stop()
         elif arguments == ["chat"]:
-            from ochat_ray.demo_chat import demo_chat
+            from ochat_ray.demo.chat import demo_chat
 
             demo_chat()
         else:
@@ -169,9 +169,9 @@ def demo(*, keep: bool) -> None:
     run = Demo(temp_dir=Path(tempfile.mkdtemp(prefix="ochat-ray-")))
     keep_processes, keep_logs = False, False
     try:
-        with run.stage("inputs", "python -m ochat_ray.demo_assets"):
-            print(f"conversations  {demo_assets.conversations()}")
-            print(f"base model     {demo_assets.base_model()}")
+        with run.stage("inputs", "python -m ochat_ray.demo.assets"):
+            print(f"conversations  {assets.conversations()}")
+            print(f"base model     {assets.base_model()}")
         for result in ("data", "model"):
             shutil.rmtree(RUN / result, ignore_errors=True)
         with run.stage("ray", "ray start --head   (loopback, token authentication)"):
@@ -302,7 +302,3 @@ def _remember(run: Demo) -> None:
     }
     _PROCESSES.write_text(json.dumps(left))
     print(f"server         {_URL}/v1   (make stop ends it)")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

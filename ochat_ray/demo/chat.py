@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import psutil
 
-from ochat_ray import demo_assets
 from ochat_ray.cluster import local_cluster
+from ochat_ray.demo import assets
 from ochat_ray.errors import UserError
 from ochat_ray.schema import Conversation, Turn
 
@@ -187,8 +187,8 @@ def demo_chat() -> None:
     local_cluster.adopt_orphans()
     run = DemoChat()
     try:
-        base = str(demo_assets.base_model())
-        chats = write_chats(demo_assets.conversations(), RUN / "chats.jsonl")
+        base = str(assets.base_model())
+        chats = write_chats(assets.conversations(), RUN / "chats.jsonl")
         print(f"chats          {chats:,} in {RUN / 'chats.jsonl'}\nbase model     {base}")
         for result in ("data", "adapters"):
             shutil.rmtree(RUN / result, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 Usage:
 
-    python -m ochat_ray.demo_assets     fetch both now; otherwise jobs fetch what is missing
+    python -m ochat_ray.demo.assets     fetch both now; otherwise jobs fetch what is missing
 
 Both are downloaded once into the user's cache directory and checked against their SHA-256. An
 interrupted download resumes where it stopped.

