@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ochat_ray.data.near_duplicates import (
+from ochat_ray.data.dedup.minhash import (
     PERMUTATIONS,
     band_hashes,
     banding,

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from ochat_ray.data.near_duplicates import words
+from ochat_ray.data.dedup.minhash import words
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import open_location
 

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ochat_ray.data import clean, dedup
+from ochat_ray.data import clean
 from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.dedup import exact
+from ochat_ray.data.dedup.minhash import conversation_text
 from ochat_ray.data.language import language_of
 from ochat_ray.data.long_conversations import CHOICES, Long
 from ochat_ray.data.model_labels import normalize_model
-from ochat_ray.data.near_duplicates import conversation_text
 from ochat_ray.data.statistics import worse_fidelity
 from ochat_ray.data.tokenize import Tokenized, TokenRow, table_digest
 from ochat_ray.data.tokenize_chat import shown_text, sum_notes, tokenize_as_configured
@@ -82,7 +83,7 @@ def clean_part(
         for old, new in zip(records, results, strict=True)
         if isinstance(old, Conversation) and isinstance(new, Conversation)
     ]
-    rows = [conversation_row(new, dedup.digest(new.turns, new.tools)) for _, new in pairs]
+    rows = [conversation_row(new, exact.digest(new.turns, new.tools)) for _, new in pairs]
     shown = set(sorted(str(row["digest"]) for row in rows)[:SAMPLES])
     for (old, new), row in zip(pairs, rows, strict=True):
         is_shown = row["digest"] in shown
@@ -154,7 +155,7 @@ def with_some_held_out(
         for part in part_names
         for digest in read_parquet(run, cleaned(part), ["digest"])["digest"].to_pylist()
     ]
-    ratio = dedup.ratio_for_some(digests, eval_ratio=config.eval_ratio, seed=config.seed)
+    ratio = exact.ratio_for_some(digests, eval_ratio=config.eval_ratio, seed=config.seed)
     return replace(config, eval_ratio=ratio)
 
 
@@ -200,7 +201,7 @@ def tokenize_part(
     kept: list[tuple[Split, dict[str, Any], Tokenized]] = []
     for row, result in zip(unique, tokenized, strict=True):
         if result.samples:
-            split = dedup.split_of(row["digest"], eval_ratio=config.eval_ratio, seed=config.seed)
+            split = exact.split_of(row["digest"], eval_ratio=config.eval_ratio, seed=config.seed)
             kept.append((split, row, result))
         elif result.refused:
             dropped.append(_drop(row, Stage.TOKENIZE, Reason.TEMPLATE_REFUSED, result.refused))

@@ -34,8 +34,9 @@ from ochat_ray.data.advice import explain_nothing
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.decontaminate import load_questions
-from ochat_ray.data.duplicates import band_name
-from ochat_ray.data.find_duplicates import (
+from ochat_ray.data.dedup.minhash import banding
+from ochat_ray.data.dedup.tables import band_name
+from ochat_ray.data.dedup.tasks import (
     exact_is_done,
     find_exact,
     find_near,
@@ -46,7 +47,6 @@ from ochat_ray.data.find_duplicates import (
 from ochat_ray.data.group_parts import clean_group, finished_group
 from ochat_ray.data.inputs import check_apart, check_inputs
 from ochat_ray.data.manifest import manifest_of
-from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.output import FINISHED, REPORT, Output
 from ochat_ray.data.parts import Summary, done_name, tokenize_part, with_some_held_out
 from ochat_ray.data.plan import (

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
-from ochat_ray.data import duplicates as dup
+from ochat_ray.data.dedup import tables as dup
 from ochat_ray.data.parts import (
     Summary,
     cleaned,

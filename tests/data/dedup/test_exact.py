@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ochat_ray.data.dedup import digest, ratio_for_some, split_of
+from ochat_ray.data.dedup.exact import digest, ratio_for_some, split_of
 from ochat_ray.schema import Turn
 
 TURNS = st.lists(

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ochat_ray.data import near_duplicates as near
-from ochat_ray.data.duplicates import (
+from ochat_ray.data.dedup import minhash as near
+from ochat_ray.data.dedup.tables import (
     band_name,
     exact_duplicates,
     in_shard,

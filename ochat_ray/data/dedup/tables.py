@@ -1,6 +1,6 @@
 """Find duplicate conversations: pure functions over the parts' tables.
 
-Exact duplicates are found by digest, near duplicates by MinHash (`near_duplicates.py`). Only
+Exact duplicates are found by digest, near duplicates by MinHash (`minhash.py`). Only
 digests, ids and signatures are loaded, never texts, and each step can process one shard at a time.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ochat_ray.data import near_duplicates as near
+from ochat_ray.data.dedup import minhash as near
 from ochat_ray.schema import Reason
 
 DUPLICATES = pa.schema(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ochat_ray.data import near_duplicates as nd
+from ochat_ray.data.dedup import minhash as nd
 from ochat_ray.schema import Turn
 
 LETTERS = "abcdefghijklmnopqrst"
@@ -110,7 +110,7 @@ def test_signatures_estimate_the_jaccard_similarity():
 def test_signatures_are_the_same_in_every_process():
     text = "the quick brown fox jumps over the lazy dog, 你好"
     code = (
-        "from ochat_ray.data.near_duplicates import signatures; "
+        "from ochat_ray.data.dedup.minhash import signatures; "
         f"print(signatures([{text!r}]).tobytes().hex())"
     )
     done = subprocess.run(
