@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from ochat_ray.data.fidelity import blocks_of, fidelity
-from ochat_ray.data.html_tree import ConversionError, parse
-from ochat_ray.data.markdown import convert, html_to_markdown
-from ochat_ray.data.text_fidelity import text_fidelity
+from ochat_ray.data.markdown.blocks import convert, html_to_markdown
+from ochat_ray.data.markdown.fidelity import blocks_of, fidelity
+from ochat_ray.data.markdown.tree import ConversionError, parse
+from ochat_ray.data.visible.fidelity import text_fidelity
 
 COMMONMARK = MarkdownIt("commonmark").enable("table")
 # ChatGPT's page shows HTML in an answer as text.

@@ -18,8 +18,11 @@ from urllib.parse import unquote
 import pyromark
 from markdown_it import MarkdownIt
 
-from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA, FORMULA_BLOCK, code_block
-from ochat_ray.data.html_tree import (
+from ochat_ray.data.markdown.blocks import BLANK_LINE, Converted
+from ochat_ray.data.markdown.escape import LOOSE, PAIRS
+from ochat_ray.data.markdown.forms import CODE_BLOCK, FORMULA, FORMULA_BLOCK, code_block
+from ochat_ray.data.markdown.inline import MATH_MARK, split_at_breaks, url_of
+from ochat_ray.data.markdown.tree import (
     BLOCKS,
     CHROME,
     CONTAINERS,
@@ -28,9 +31,6 @@ from ochat_ray.data.html_tree import (
     parse_rendered,
     rows_of,
 )
-from ochat_ray.data.markdown import BLANK_LINE, Converted
-from ochat_ray.data.markdown_inline import MATH_MARK, split_at_breaks, url_of
-from ochat_ray.data.markdown_text import LOOSE, PAIRS
 
 Block = tuple[str, str]
 """Path of tags to a block, and its content."""

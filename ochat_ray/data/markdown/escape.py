@@ -1,6 +1,6 @@
 """Escape the text of one Markdown block where needed, and check which delimiters work.
 
-`markdown.py` writes inline content with sentinels: one for every character that could have a
+`blocks.py` writes inline content with sentinels: one for every character that could have a
 meaning in Markdown, and one for every delimiter of emphasis. Whether a literal `*` would open
 emphasis depends on the entire block, so `finish` decides here, following the rules of CommonMark
 0.31. A `snake_case` word or `2 * 3` stays unchanged.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ochat_ray.data.html_code_table import CELLS, TABLE_PARTS, number_cells
+from ochat_ray.data.markdown.code_table import CELLS, TABLE_PARTS, number_cells
 
 _NO_CODE = frozenset(
     "button svg style script noscript template select option textarea iframe object audio video "

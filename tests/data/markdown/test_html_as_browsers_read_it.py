@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from ochat_ray.data.fidelity import fidelity
-from ochat_ray.data.markdown import convert
-from ochat_ray.data.text_fidelity import text_fidelity
-from ochat_ray.data.visible_text import CODE, visible_text
+from ochat_ray.data.markdown.blocks import convert
+from ochat_ray.data.markdown.fidelity import fidelity
+from ochat_ray.data.visible.fidelity import text_fidelity
+from ochat_ray.data.visible.text import CODE, visible_text
 
 ROWS = "<tr><td>1</td><td>a:</td></tr><tr><td>2</td><td></td></tr><tr><td>3</td><td>  b</td></tr>"
 

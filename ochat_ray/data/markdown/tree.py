@@ -12,8 +12,8 @@ from typing import Any
 
 from lxml import etree
 
-from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA_BLOCK, normalize
-from ochat_ray.data.html_nesting import may_have_closed_early, restore_names, with_unknown_names
+from ochat_ray.data.markdown.forms import CODE_BLOCK, FORMULA_BLOCK, normalize
+from ochat_ray.data.markdown.nesting import may_have_closed_early, restore_names, with_unknown_names
 
 Element = Any  # lxml's elements have no types of their own
 
@@ -57,7 +57,7 @@ class ConversionError(ValueError):
 
 
 def parse(html: str) -> Element:
-    """Parse a turn's HTML into its `<body>`, normalized by `html_forms`.
+    """Parse a turn's HTML into its `<body>`, normalized by `forms`.
 
     Raises:
         ConversionError: See `html_to_markdown`.

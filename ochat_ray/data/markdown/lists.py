@@ -6,8 +6,8 @@ from typing import Any
 
 from lxml import etree
 
-from ochat_ray.data.html_edit import writable
-from ochat_ray.data.html_tree import CHROME
+from ochat_ray.data.markdown.edit import writable
+from ochat_ray.data.markdown.tree import CHROME
 
 
 def items_of(element: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """Visible text of an HTML fragment, line by line, as in a browser.
 
-It is used by the measure of the conversion (`text_fidelity.py`), so it shares nothing with the
+It is used by the measure of the conversion (`fidelity.py`), so it shares nothing with the
 converter: no parser, no helper, no list of elements. HTML is read as a flat sequence of tags and
 text, following the tokenization rules of the HTML Standard (html.spec.whatwg.org, section 13.2.5),
 in linear time.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from html import unescape
 
-from ochat_ray.data.visible_code import (
+from ochat_ray.data.visible.code import (
     BLOCK_NAMES,
     NOT_SHOWN,
     attributes_of,
@@ -29,8 +29,8 @@ from ochat_ray.data.visible_code import (
     subtree_end,
     without_counting_cells,
 )
-from ochat_ray.data.visible_formulas import LOST, TEX_ATTRIBUTES, glyphs, tex_in, tex_of_picture
-from ochat_ray.data.visible_links import target_of_link
+from ochat_ray.data.visible.formulas import LOST, TEX_ATTRIBUTES, glyphs, tex_in, tex_of_picture
+from ochat_ray.data.visible.links import target_of_link
 
 CODE = "\x1d"
 """Start of a line of code, in which white space is significant."""

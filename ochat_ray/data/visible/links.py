@@ -1,4 +1,4 @@
-"""Targets of visible links; helpers of `visible_text.py`."""
+"""Targets of visible links; helpers of `text.py`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from html import unescape
 from urllib.parse import unquote
 
-from ochat_ray.data.visible_code import NOT_SHOWN, attributes_of, subtree_end
-from ochat_ray.data.visible_formulas import TEX_ATTRIBUTES
+from ochat_ray.data.visible.code import NOT_SHOWN, attributes_of, subtree_end
+from ochat_ray.data.visible.formulas import TEX_ATTRIBUTES
 
 _ABSOLUTE = re.compile(r"(?:https?|ftp|mailto|tel):", re.IGNORECASE)
 

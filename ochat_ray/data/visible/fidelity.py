@@ -18,7 +18,7 @@ from functools import cache
 import pyromark
 from markdown_it import MarkdownIt
 
-from ochat_ray.data.visible_text import CODE, FORMULA, Visible, visible_text
+from ochat_ray.data.visible.text import CODE, FORMULA, Visible, visible_text
 
 _FIRST_FORMULA = 0xF0000
 """First of the private-use characters of plane 15 that represent formulas in the text."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from lxml import etree
 
-from ochat_ray.data.html_code import (
+from ochat_ray.data.markdown.code import (
     BLOCK_TAGS,
     EDITOR_CLASSES,
     LINE_HINT,
@@ -24,8 +24,8 @@ from ochat_ray.data.html_code import (
     code_of,
     is_beside_lines,
 )
-from ochat_ray.data.html_code_table import are_line_numbers
-from ochat_ray.data.html_edit import (
+from ochat_ray.data.markdown.code_table import are_line_numbers
+from ochat_ray.data.markdown.edit import (
     NOT_XML,
     mark_as_gone,
     remove_marked,

@@ -1,10 +1,10 @@
-"""TeX of a formula, or its visible text without TeX; helpers of `visible_text.py`."""
+"""TeX of a formula, or its visible text without TeX; helpers of `text.py`."""
 
 from __future__ import annotations
 
 import re
 
-from ochat_ray.data.visible_code import NOT_SHOWN, attributes_of, subtree_end
+from ochat_ray.data.visible.code import NOT_SHOWN, attributes_of, subtree_end
 
 LOST = "\x1a"
 """Mark for structure that a formula's text does not show, and that no Markdown can preserve."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from ochat_ray.data.text_fidelity import text_fidelity
+from ochat_ray.data.visible.fidelity import text_fidelity
 
 LINES_OF_CODE = "def f():\n    return 1\n\nf()"
 MATHML = (
@@ -144,15 +144,15 @@ def test_the_share_is_of_characters_in_order(html, markdown, expected):
 
 def test_the_measure_shares_no_code_with_the_converter():
     shared = []
-    modules = ["ochat_ray.data.text_fidelity"]
+    modules = ["ochat_ray.data.visible.fidelity"]
     for name in modules:  # grows by what is imported
         tree = ast.parse(Path(sys.modules[name].__file__).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ochat_ray"):
-                shared += [node.module] if "html" in node.module else []
+                shared += [node.module] if "markdown" in node.module else []
                 modules += [node.module] if node.module not in modules else []
-    assert {name.rpartition(".")[2] for name in modules} == {
-        "text_fidelity", "visible_text", "visible_code", "visible_formulas", "visible_links",
+    assert {name.removeprefix("ochat_ray.data.visible.") for name in modules} == {
+        "fidelity", "text", "code", "formulas", "links",
     }  # fmt: skip
     assert not shared
 

@@ -17,20 +17,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from ochat_ray.data import markdown_text as text_of
-from ochat_ray.data.html_forms import CODE_BLOCK, FORMULA_BLOCK, code_block, tex_of
-from ochat_ray.data.html_lists import items_of
-from ochat_ray.data.html_noise import HTML_NOISE, Noise, strip_noise
-from ochat_ray.data.html_tree import (
-    BLOCKS,
-    CHROME,
-    CONTAINERS,
-    Element,
-    alignment_of,
-    parse,
-    rows_of,
-)
-from ochat_ray.data.markdown_inline import (
+from ochat_ray.data.markdown import escape as text_of
+from ochat_ray.data.markdown.forms import CODE_BLOCK, FORMULA_BLOCK, code_block, tex_of
+from ochat_ray.data.markdown.inline import (
     Pieces,
     formula,
     inline_element,
@@ -38,6 +27,17 @@ from ochat_ray.data.markdown_inline import (
     is_inline,
     skeleton,
     without_marks,
+)
+from ochat_ray.data.markdown.lists import items_of
+from ochat_ray.data.markdown.noise import HTML_NOISE, Noise, strip_noise
+from ochat_ray.data.markdown.tree import (
+    BLOCKS,
+    CHROME,
+    CONTAINERS,
+    Element,
+    alignment_of,
+    parse,
+    rows_of,
 )
 
 Kind = Literal["paragraph", "heading", "code", "list", "quote", "table", "rule"]

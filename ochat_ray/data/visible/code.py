@@ -1,4 +1,4 @@
-"""Visible lines of a code block; helpers of `visible_text.py`.
+"""Visible lines of a code block; helpers of `text.py`.
 
 A page writes code as text with line breaks, with `<br>`, as block elements (CodeMirror's `cm-line`,
 a list, a table with line numbers), or as `<span class="line">` that CSS makes a block.

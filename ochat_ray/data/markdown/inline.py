@@ -1,13 +1,13 @@
-"""Write the inline content of a turn's HTML, with sentinels for `markdown_text.finish`."""
+"""Write the inline content of a turn's HTML, with sentinels for `escape.finish`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-from ochat_ray.data import markdown_text as text_of
-from ochat_ray.data.html_forms import CODE_BLOCK, code_block, tex_of
-from ochat_ray.data.html_tree import CHROME, EDGED, Element
+from ochat_ray.data.markdown import escape as text_of
+from ochat_ray.data.markdown.forms import CODE_BLOCK, code_block, tex_of
+from ochat_ray.data.markdown.tree import CHROME, EDGED, Element
 
 Pieces = list[str]
 """Finished Markdown, in the order of its OPAQUE marks in the text."""
