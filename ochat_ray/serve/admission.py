@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ochat_ray.serve.errors import ApiError, error_response
 from ochat_ray.serve.keys import KeyRing
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Metrics, Record
+from ochat_ray.serve.protocol.errors import ApiError, error_response
 
 OPEN_PATHS = frozenset({"/health", "/ping"})
 """Paths without authentication and logging: load balancers poll them often and without a key."""

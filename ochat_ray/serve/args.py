@@ -28,10 +28,10 @@ from ochat_ray.errors import UserError
 from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.adapters import AdapterSettings
 from ochat_ray.serve.engines.base import UNSUPPORTED
-from ochat_ray.serve.fields import MOST_MESSAGES
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
 from ochat_ray.serve.model_files import check_model_directory, context_length_of, training_of
-from ochat_ray.serve.responses import Training
+from ochat_ray.serve.protocol.fields import MOST_MESSAGES
+from ochat_ray.serve.protocol.responses import Training
 from ochat_ray.serve.served_model import model_type_of, read_card, served_name
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

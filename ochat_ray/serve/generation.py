@@ -20,11 +20,11 @@ from ochat_ray.serve.answers import Echo, Event, Piece, TextRules, merge, pieces
 from ochat_ray.serve.backend import Accepted, Backend
 from ochat_ray.serve.detokenize import Vocabulary
 from ochat_ray.serve.engines.base import Delta, Sampling
-from ochat_ray.serve.errors import ApiError, to_api_error
-from ochat_ray.serve.formats import Format
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Record
-from ochat_ray.serve.responses import Usage
+from ochat_ray.serve.protocol.errors import ApiError, to_api_error
+from ochat_ray.serve.protocol.formats import Format
+from ochat_ray.serve.protocol.responses import Usage
 
 T = TypeVar("T")
 

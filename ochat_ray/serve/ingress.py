@@ -21,24 +21,24 @@ from ochat_ray.serve.checks import check_logprobs, check_size, check_supported
 from ochat_ray.serve.embeddings import Embedding, EmbeddingRequest, Embeddings, check_lengths
 from ochat_ray.serve.engines.base import RequestRefusedError
 from ochat_ray.serve.engines.schema_trial import PARAM as CONSTRAINT
-from ochat_ray.serve.errors import ApiError, ErrorBody, add_error_handlers
-from ochat_ray.serve.formats import ChatFormat, Format, TextFormat
 from ochat_ray.serve.generation import Generation, Prompt
 from ochat_ray.serve.keys import KeyRing
-from ochat_ray.serve.lenient import (
+from ochat_ray.serve.limits import Limits
+from ochat_ray.serve.metrics import Metrics, Record
+from ochat_ray.serve.prompts import Prompts
+from ochat_ray.serve.protocol.errors import ApiError, ErrorBody, add_error_handlers
+from ochat_ray.serve.protocol.formats import ChatFormat, Format, TextFormat
+from ochat_ray.serve.protocol.lenient import (
     LenientChatRequest,
     LenientCompletionRequest,
     ignored_fields,
 )
-from ochat_ray.serve.limits import Limits
-from ochat_ray.serve.metrics import Metrics, Record
-from ochat_ray.serve.prompts import Prompts
-from ochat_ray.serve.protocol import (
+from ochat_ray.serve.protocol.requests import (
     ChatRequest,
     CompletionRequest,
     SamplingRequest,
 )
-from ochat_ray.serve.responses import (
+from ochat_ray.serve.protocol.responses import (
     ChatCompletion,
     Detokenized,
     Health,
@@ -49,10 +49,10 @@ from ochat_ray.serve.responses import (
     Tokens,
     Version,
 )
-from ochat_ray.serve.responses_format import ResponseBody, ResponsesFormat
-from ochat_ray.serve.responses_request import ResponsesRequest, renamed
-from ochat_ray.serve.tokenize_request import DetokenizeRequest, TokenizeRequest
-from ochat_ray.serve.tool_format import ToolFormat
+from ochat_ray.serve.protocol.responses_format import ResponseBody, ResponsesFormat
+from ochat_ray.serve.protocol.responses_request import ResponsesRequest, renamed
+from ochat_ray.serve.protocol.tokenize_request import DetokenizeRequest, TokenizeRequest
+from ochat_ray.serve.protocol.tool_format import ToolFormat
 from ochat_ray.tokenization.tokenizer import ends_of_turn
 
 IGNORED_HEADER = "x-ochat-ray-ignored"

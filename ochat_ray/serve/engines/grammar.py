@@ -18,8 +18,8 @@ from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
 from ochat_ray.serve.engines.schema_limits import check_counts, is_costly
 from ochat_ray.serve.engines.schema_trial import PARAM, SchemaTrial
+from ochat_ray.serve.protocol.tools import CLOSE, OPEN, TEXT_TOKENS
 from ochat_ray.serve.served_model import open_served_tokenizer
-from ochat_ray.serve.tools import CLOSE, OPEN, TEXT_TOKENS
 from ochat_ray.tokenization.tokenizer import end_of_turn_id
 
 COMPILED = 64

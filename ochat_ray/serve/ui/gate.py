@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ochat_ray.serve.errors import ApiError, error_response
+from ochat_ray.serve.protocol.errors import ApiError, error_response
 
 COOKIE = "ochat_ray_session"
 SESSION_S = 12 * 3600

@@ -20,15 +20,15 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ochat_ray.schema import Turn
 from ochat_ray.serve.answers import TextRules
-from ochat_ray.serve.conversation import turns_of
-from ochat_ray.serve.decoding import DecodingFields, check_ids
 from ochat_ray.serve.engines.base import Sampling
-from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.fields import Message, StreamOptions, Text, few_messages
-from ochat_ray.serve.neutral import CHAT, COMPLETION
-from ochat_ray.serve.structure import Constraint
-from ochat_ray.serve.tool_fields import ToolFields
-from ochat_ray.serve.tools import CallRules
+from ochat_ray.serve.protocol.conversation import turns_of
+from ochat_ray.serve.protocol.decoding import DecodingFields, check_ids
+from ochat_ray.serve.protocol.errors import ApiError
+from ochat_ray.serve.protocol.fields import Message, StreamOptions, Text, few_messages
+from ochat_ray.serve.protocol.neutral import CHAT, COMPLETION
+from ochat_ray.serve.protocol.structure import Constraint
+from ochat_ray.serve.protocol.tool_fields import ToolFields
+from ochat_ray.serve.protocol.tools import CallRules
 
 MAX_CHOICES = 128
 """Maximum answers per request, over all of its prompts; OpenAI's limit for `n`."""

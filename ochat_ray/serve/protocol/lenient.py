@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from ochat_ray.serve.fields import Message, few_messages
-from ochat_ray.serve.protocol import ChatRequest, CompletionRequest, SamplingRequest
+from ochat_ray.serve.protocol.fields import Message, few_messages
+from ochat_ray.serve.protocol.requests import ChatRequest, CompletionRequest, SamplingRequest
 
 
 def ignored_fields(request: SamplingRequest) -> list[str]:

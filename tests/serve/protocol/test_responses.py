@@ -8,7 +8,7 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from ochat_ray.serve.engines.base import EngineError
-from ochat_ray.serve.tools import Call, calls_text
+from ochat_ray.serve.protocol.tools import Call, calls_text
 from tests.serve.asking import ASK, ask, error_of
 from tests.serve.script import Script, app_for
 

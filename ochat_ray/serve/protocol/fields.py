@@ -12,7 +12,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ochat_ray.serve.engines.schema_limits import check_counts
-from ochat_ray.serve.neutral import (
+from ochat_ray.serve.protocol.neutral import (
     MESSAGE,
     PART,
     STREAM_OPTIONS,
@@ -20,7 +20,7 @@ from ochat_ray.serve.neutral import (
     Neutral,
     without_neutral,
 )
-from ochat_ray.serve.tools import MOST_TOOLS
+from ochat_ray.serve.protocol.tools import MOST_TOOLS
 
 MOST_FIELDS = 128
 """Fields that an object of a request may have, and that are worth an error each."""

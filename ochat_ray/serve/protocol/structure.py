@@ -16,7 +16,7 @@ from llguidance import regex_to_lark
 from pydantic import AfterValidator, Field, model_validator
 
 from ochat_ray.serve.engines.schema_limits import check_counts
-from ochat_ray.serve.fields import (
+from ochat_ray.serve.protocol.fields import (
     JsonObjectFormat,
     JsonSchemaFormat,
     Strict,
@@ -24,8 +24,8 @@ from ochat_ray.serve.fields import (
     TextFormat,
     writable,
 )
-from ochat_ray.serve.neutral import STRUCTURED_OUTPUTS
-from ochat_ray.serve.tools import CallRules
+from ochat_ray.serve.protocol.neutral import STRUCTURED_OUTPUTS
+from ochat_ray.serve.protocol.tools import CallRules
 
 JSON_OBJECT = '{"type":"object"}'
 

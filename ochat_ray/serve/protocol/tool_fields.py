@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ochat_ray.serve.fields import Strict, Text, writable
-from ochat_ray.serve.neutral import TOOL
-from ochat_ray.serve.tools import MOST_TOOLS, NO_ARGUMENTS, CallRules, Tool
+from ochat_ray.serve.protocol.fields import Strict, Text, writable
+from ochat_ray.serve.protocol.neutral import TOOL
+from ochat_ray.serve.protocol.tools import MOST_TOOLS, NO_ARGUMENTS, CallRules, Tool
 
 
 class FunctionDefinition(Strict):

@@ -9,8 +9,8 @@ from typing import Any
 
 from ochat_ray.serve.answers import Event, Piece
 from ochat_ray.serve.detokenize import Vocabulary
-from ochat_ray.serve.formats import ChatFormat
-from ochat_ray.serve.responses import (
+from ochat_ray.serve.protocol.formats import ChatFormat
+from ochat_ray.serve.protocol.responses import (
     AssistantMessage,
     CalledFunction,
     ChatChoice,
@@ -18,7 +18,7 @@ from ochat_ray.serve.responses import (
     MadeCall,
     chat_chunk,
 )
-from ochat_ray.serve.tools import CallReader, CallRules, Part
+from ochat_ray.serve.protocol.tools import CallReader, CallRules, Part
 
 
 class ToolFormat(ChatFormat):

@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 
 from ochat_ray.serve.answers import TextRules
 from ochat_ray.serve.engines.base import Sampling
-from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.fields import Text
-from ochat_ray.serve.structure import StructuredFields
+from ochat_ray.serve.protocol.errors import ApiError
+from ochat_ray.serve.protocol.fields import Text
+from ochat_ray.serve.protocol.structure import StructuredFields
 
 MOST_STOP_IDS = 128
 MOST_BAD_WORDS = 64

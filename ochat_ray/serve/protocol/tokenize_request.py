@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from ochat_ray.schema import Turn
-from ochat_ray.serve.conversation import turns_of
-from ochat_ray.serve.fields import Message, Strict, Text, few_messages
-from ochat_ray.serve.neutral import TOKENIZE
-from ochat_ray.serve.tool_fields import Tools
+from ochat_ray.serve.protocol.conversation import turns_of
+from ochat_ray.serve.protocol.fields import Message, Strict, Text, few_messages
+from ochat_ray.serve.protocol.neutral import TOKENIZE
+from ochat_ray.serve.protocol.tool_fields import Tools
 
 
 class DetokenizeRequest(Strict):

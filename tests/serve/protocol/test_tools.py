@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
 
-from ochat_ray.serve.tools import (
+from ochat_ray.serve.protocol.tools import (
     NO_ARGUMENTS,
     Call,
     CallReader,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ochat_ray.schema import ToolCall, Turn
-from ochat_ray.serve.fields import Message
-from ochat_ray.serve.tools import Call, Tool, calls_text, results_text, system_text
+from ochat_ray.serve.protocol.fields import Message
+from ochat_ray.serve.protocol.tools import Call, Tool, calls_text, results_text, system_text
 
 
 def turns_of(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Turn]:

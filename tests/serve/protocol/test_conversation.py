@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from ochat_ray.serve.conversation import turns_of
-from ochat_ray.serve.fields import Message
-from ochat_ray.serve.tool_fields import ToolDefinition
+from ochat_ray.serve.protocol.conversation import turns_of
+from ochat_ray.serve.protocol.fields import Message
+from ochat_ray.serve.protocol.tool_fields import ToolDefinition
 
 ASKED = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "now"}}

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ochat_ray.serve.answers import Event, Piece
-from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.responses import Usage
-from ochat_ray.serve.responses_request import ResponsesRequest
-from ochat_ray.serve.tools import CallRules, Part
+from ochat_ray.serve.protocol.errors import ApiError
+from ochat_ray.serve.protocol.responses import Usage
+from ochat_ray.serve.protocol.responses_request import ResponsesRequest
+from ochat_ray.serve.protocol.tools import CallRules, Part
 
 Json = dict[str, Any]
 

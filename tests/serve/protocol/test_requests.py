@@ -14,10 +14,10 @@ from ochat_ray.serve.engines.base import (
     RequestRefusedError,
     Sampling,
 )
-from ochat_ray.serve.errors import ApiError, to_api_error, validation_error
-from ochat_ray.serve.lenient import LenientChatRequest, ignored_fields
-from ochat_ray.serve.protocol import ChatRequest, CompletionRequest
-from ochat_ray.serve.tokenize_request import TokenizeRequest
+from ochat_ray.serve.protocol.errors import ApiError, to_api_error, validation_error
+from ochat_ray.serve.protocol.lenient import LenientChatRequest, ignored_fields
+from ochat_ray.serve.protocol.requests import ChatRequest, CompletionRequest
+from ochat_ray.serve.protocol.tokenize_request import TokenizeRequest
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from ochat_ray.serve.answers import Event, Piece
 from ochat_ray.serve.detokenize import Vocabulary
 from ochat_ray.serve.engines.base import TokenLogprobs
-from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.responses import (
+from ochat_ray.serve.protocol.errors import ApiError
+from ochat_ray.serve.protocol.responses import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,

@@ -12,24 +12,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from ochat_ray.serve.errors import ApiError, validation_error
-from ochat_ray.serve.fields import (
+from ochat_ray.serve.protocol.errors import ApiError, validation_error
+from ochat_ray.serve.protocol.fields import (
     JsonObjectFormat,
     JsonSchema,
     Strict,
     Text,
     TextFormat,
 )
-from ochat_ray.serve.neutral import (
+from ochat_ray.serve.protocol.neutral import (
     RESPONSES,
     RESPONSES_ITEM,
     RESPONSES_PART,
     RESPONSES_TEXT,
     TOOL,
 )
-from ochat_ray.serve.protocol import ChatRequest
-from ochat_ray.serve.tool_fields import FunctionDefinition, NamedFunction
-from ochat_ray.serve.tools import MOST_TOOLS
+from ochat_ray.serve.protocol.requests import ChatRequest
+from ochat_ray.serve.protocol.tool_fields import FunctionDefinition, NamedFunction
+from ochat_ray.serve.protocol.tools import MOST_TOOLS
 
 MOST_METADATA = 16
 """Maximum entries of `metadata`; OpenAI's limit."""
