@@ -27,21 +27,19 @@ from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.continuation import Start, discard, start_of
+from ochat_ray.train.continuation import (
+    Start,
+    announce_start,
+    completed_already,
+    discard,
+    find_resume_checkpoint,
+    start_of,
+)
+from ochat_ray.train.derived import extended_config, identity_of, with_step_size
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
 from ochat_ray.train.output import clear, output_of, read_model_manifest, record_start
-from ochat_ray.train.preflight import (
-    announce_start,
-    check_inputs,
-    check_steps,
-    completed_already,
-    extended_config,
-    find_resume_checkpoint,
-    identity_of,
-    probe_on_driver,
-    with_step_size,
-)
+from ochat_ray.train.preflight import check_inputs, check_steps, probe_on_driver
 from ochat_ray.train.process_group import OwnNetworkConfig
 from ochat_ray.train.report import write_report
 from ochat_ray.train.samples import prompts_of

@@ -32,6 +32,7 @@ from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.communication import bus_bandwidth, communication_seconds
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from
+from ochat_ray.train.derived import extended_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.device_check import check_device, device_name
 from ochat_ray.train.early_stopping import held_out_losses, should_stop
 from ochat_ray.train.engine import (
@@ -54,7 +55,6 @@ from ochat_ray.train.origin import origin_of
 from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
 from ochat_ray.train.preemption import PreemptionNotice
-from ochat_ray.train.preflight import extended_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.restore import local_copy
 from ochat_ray.train.round_trip import choose_conversation
 from ochat_ray.train.samples import Sampler
