@@ -11,7 +11,7 @@ from ray._private.services import get_ray_address_from_environment  # no public 
 from ray.job_config import JobConfig
 
 from ochat_ray.cluster.view import LABEL
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 
 WAIT = 20.0
 """Seconds to wait for a Ray cluster to answer; a head that restarts needs some of them."""
@@ -37,7 +37,7 @@ def join_or_start() -> bool:
         ray.init(log_to_driver=False, include_dashboard=False, job_config=label)
     except ConnectionError as error:
         raise UserError(
-            f"{str(error).splitlines()[0].rstrip('.')}; RAY_ADDRESS or an earlier `ray start` "
+            f"{first_line(error).rstrip('.')}; RAY_ADDRESS or an earlier `ray start` "
             "names it: start it, unset RAY_ADDRESS, or have `ray stop` forget one that has crashed"
         ) from error
     return True

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 from ochat_ray.models.model_directory import files_of
 
 WHOLE_BYTES = 64 * 2**20
@@ -51,7 +51,7 @@ def fingerprint(path: str) -> str:
             [(f.base_name, f.size, digest) for f, digest in zip(weights, digests, strict=True)],
         ]
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 from ochat_ray.models.model_directory import on_this_host
 from ochat_ray.tokenization.segment_marks import BORDER, remove_marks, specials_as_written
 
@@ -234,7 +234,7 @@ def _open(path: str) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(on_this_host(path, weights=False))
         except Exception as error:  # `tokenizers` has no exception class for damaged files
             raise UserError(
-                f"the tokenizer at {path} cannot be read ({_first_line(error)}); fetch it again"
+                f"the tokenizer at {path} cannot be read ({first_line(error, 200)}); fetch it again"
             ) from error
     model = find_file(path, "tokenizer.model")
     if model is None:
@@ -309,7 +309,7 @@ def _added_on_disk(path: str) -> dict[int, str]:
             added |= {int(id): token["content"] for id, token in tokens.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"the tokenizer's JSON files at {path} cannot be read ({_first_line(error)}); "
+            f"the tokenizer's JSON files at {path} cannot be read ({first_line(error, 200)}); "
             "fetch them again"
         ) from error
     return added
@@ -341,7 +341,3 @@ def find_file(path: str, name: str) -> Path | None:
     except OSError:  # transformers raises it for an unknown name, a missing file and no network
         return None
     return Path(found) if found else None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

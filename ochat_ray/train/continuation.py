@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
 from ochat_ray.ownership import Ownership
 from ochat_ray.run_dir import RunDir, completed
@@ -178,7 +179,7 @@ def _point_to_option(last: Mapping[str, Any], identity: Mapping[str, Any], where
     keys = (set(last) | set(identity)) - {CONTINUES} if last else set[str]()
     different = sorted(key for key in keys if last.get(key) != identity.get(key))
     if different and MAY_DIFFER.issuperset(different):
-        options = ", ".join(f"--{key.replace('_', '-')}" for key in different)
+        options = ", ".join(flag(key) for key in different)
         raise UserError(
             f"{where} holds a run with another {options}; continue it with --from-checkpoint "
             "latest, choose another --output, or replace it with --overwrite"

@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from ochat_ray.cluster import ray_session
 from ochat_ray.cluster.resources import most
 from ochat_ray.cluster.state import remove_leftovers, remove_on_all_nodes, report_waiting
-from ochat_ray.command_line import user_message
+from ochat_ray.command_line import flag, user_message
 from ochat_ray.errors import JobFailedError, UserError
 from ochat_ray.models.fingerprint import fingerprint
 from ochat_ray.ownership import Ownership
@@ -255,9 +255,7 @@ def _use_gpu(config: TrainConfig) -> bool:
         )
     for option in ("offload_optimizer", "offload_parameters"):
         if getattr(config, option):
-            raise UserError(
-                f"--{option.replace('_', '-')} has no effect on workers without GPUs; leave it out"
-            )
+            raise UserError(f"{flag(option)} has no effect on workers without GPUs; leave it out")
     if config.attention == "flash_attention_2":
         raise UserError("--attention flash_attention_2 needs GPUs; use auto or sdpa")
     if not (shutil.which("g++") or shutil.which("c++")):
