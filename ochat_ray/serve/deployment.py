@@ -22,11 +22,11 @@ from ochat_ray.cluster.resources import head_node, room_for
 from ochat_ray.errors import UserError
 from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.adapters import AdapterCatalog
-from ochat_ray.serve.args import EngineSettings, IngressSettings, Settings
 from ochat_ray.serve.backend import Accepted
 from ochat_ray.serve.coalesce import coalesce, pause_s
 from ochat_ray.serve.engines.base import Delta, Engine, Sampling
 from ochat_ray.serve.handle_backend import MODEL, HandleBackend, Load
+from ochat_ray.serve.settings import EngineSettings, IngressSettings, Settings
 
 INGRESS = "Ingress"
 

@@ -15,7 +15,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from ochat_ray.serve.adapters import AdapterCatalog, ServedModels
 from ochat_ray.serve.admission import Admission
-from ochat_ray.serve.args import IngressSettings
 from ochat_ray.serve.backend import Backend
 from ochat_ray.serve.checks import check_logprobs, check_size, check_supported
 from ochat_ray.serve.embeddings import Embedding, EmbeddingRequest, Embeddings, check_lengths
@@ -53,6 +52,7 @@ from ochat_ray.serve.protocol.responses_format import ResponseBody, ResponsesFor
 from ochat_ray.serve.protocol.responses_request import ResponsesRequest, renamed
 from ochat_ray.serve.protocol.tokenize_request import DetokenizeRequest, TokenizeRequest
 from ochat_ray.serve.protocol.tool_format import ToolFormat
+from ochat_ray.serve.settings import IngressSettings
 from ochat_ray.tokenization.tokenizer import ends_of_turn
 
 IGNORED_HEADER = "x-ochat-ray-ignored"
