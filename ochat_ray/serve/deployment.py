@@ -130,7 +130,7 @@ class IngressReplica:
         _enable_info_logs()
 
     def __serve_build_asgi_app__(self) -> Any:
-        from ochat_ray.serve.ingress import build_app
+        from ochat_ray.serve.routes import build_app
         from ochat_ray.serve.served_model import open_served_tokenizer
 
         settings = self._settings

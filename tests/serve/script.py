@@ -6,7 +6,7 @@ import asyncio
 
 from ochat_ray.serve.backend import Accepted
 from ochat_ray.serve.engines.scripted import ScriptedEngine
-from ochat_ray.serve.ingress import build_app
+from ochat_ray.serve.routes import build_app
 from ochat_ray.serve.settings import IngressSettings
 
 
