@@ -7,7 +7,7 @@ import time
 from urllib.parse import urlsplit
 
 import ray
-from ray._private.services import get_ray_address_from_environment  # no public equivalent
+from ray._private.services import get_ray_address_from_environment  # Ray 2.60 has no public one
 from ray.job_config import JobConfig
 
 from ochat_ray.cluster.view import LABEL

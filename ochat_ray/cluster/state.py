@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private.state import jobs as drivers  # no public equivalent
-from ray._private.worker import get_dashboard_url  # no public equivalent
+from ray._private.state import jobs as drivers  # Ray 2.60: public only by dashboard
+from ray._private.worker import get_dashboard_url  # Ray 2.60, issue 52629: no public one
 from ray.job_submission import JobSubmissionClient
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

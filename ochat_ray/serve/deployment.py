@@ -14,7 +14,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.context import _get_global_client  # no public API gives the proxy's address
+from ray.serve.context import _get_global_client  # Ray 2.60: no public one has the address
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
