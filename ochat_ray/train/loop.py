@@ -35,13 +35,7 @@ from ochat_ray.train.continuation import schedule_from
 from ochat_ray.train.derived import extended_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.device_check import check_device, device_name
 from ochat_ray.train.early_stopping import held_out_losses, should_stop
-from ochat_ray.train.engine import (
-    Engine,
-    Evaluation,
-    compute_dtype,
-    device_memory,
-    probe_on_worker,
-)
+from ochat_ray.train.engine import Engine, Evaluation, compute_dtype, device_memory, probe_on_worker
 from ochat_ray.train.export import ExportedState, exported_config, publish
 from ochat_ray.train.failures import Place
 from ochat_ray.train.flops import measured_peak_flops, peak_flops, training_flops

@@ -8,11 +8,7 @@ from typing import Any
 from ochat_ray.data.verify import check_shape, verify_tables
 from ochat_ray.errors import UserError
 from ochat_ray.locations import check_is_folder, check_output_apart
-from ochat_ray.models.base_model import (
-    check_weights,
-    load_config,
-    vocabulary_size,
-)
+from ochat_ray.models.base_model import check_weights, load_config, vocabulary_size
 from ochat_ray.models.weights import check_config, check_files, check_tensors, check_vocabulary
 from ochat_ray.recipes import recipe
 from ochat_ray.run_dir import Split, read_manifest

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from ochat_ray.data import clean, parts, pipeline
+from ochat_ray.data import clean, pipeline
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.dedup import tasks
+from ochat_ray.data.parts import clean as parts
 from ochat_ray.run_dir import open_tokens
 from tests.pages import share_page
 

@@ -7,17 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ochat_ray.data.dedup import tables as dup
-from ochat_ray.data.parts import (
-    Summary,
-    cleaned,
-    done_name,
-    minhash_input,
-    read_parquet,
-    write_parquet,
-)
+from ochat_ray.data.dedup.minhash import conversation_text
+from ochat_ray.data.parts.files import Summary, cleaned, done_name, read_parquet, write_parquet
 from ochat_ray.run_dir import RunDir
+from ochat_ray.schema import Turn
 
 GROUP_ROWS = 20_000
 """Rows per row group of a file of duplicates, sorted by part, of which readers need one part."""
@@ -112,3 +109,27 @@ def _candidates(run: RunDir, parts: Sequence[str], wanted: np.ndarray) -> Iterat
 
 def _minhash(part: str) -> str:
     return f"minhash/{part}.parquet"
+
+
+def minhash_input(run: RunDir, part: str) -> tuple[pa.Table, list[str]]:
+    """Return digests, ids, row numbers and texts of a part's exactly unique conversations."""
+    table = read_parquet(run, cleaned(part), ["id", "source", "digest", "turns"])
+    table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
+    repeated = duplicates_of(run, part)
+    table = table.filter(pa.array([row not in repeated for row in range(len(table))], pa.bool_()))
+    texts = [
+        conversation_text(Turn(role=t["role"], text=t["text"]) for t in turns)
+        for turns in table["turns"].to_pylist()
+    ]
+    return table.drop_columns(["turns"]), texts
+
+
+def duplicates_of(run: RunDir, part: str) -> dict[int, tuple[str, str]]:
+    """Return the rows of a part that duplicate another: (reason, survivor)."""
+    found: dict[int, tuple[str, str]] = {}
+    for name in run.files("duplicates", ".parquet"):
+        with run.reading(name) as file:
+            table = pq.read_table(file, filters=pc.field("part") == part)
+        for row in table.to_pylist():
+            found.setdefault(row["row"], (row["reason"], row["survivor"]))
+    return found

@@ -13,13 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from ochat_ray.serve.protocol.errors import ApiError, validation_error
-from ochat_ray.serve.protocol.fields import (
-    JsonObjectFormat,
-    JsonSchema,
-    Strict,
-    Text,
-    TextFormat,
-)
+from ochat_ray.serve.protocol.fields import JsonObjectFormat, JsonSchema, Strict, Text, TextFormat
 from ochat_ray.serve.protocol.neutral import (
     RESPONSES,
     RESPONSES_ITEM,
