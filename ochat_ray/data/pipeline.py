@@ -34,16 +34,23 @@ from ochat_ray.data.advice import explain_nothing
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.decontaminate import load_questions
-from ochat_ray.data.dedup import tasks as dedup
 from ochat_ray.data.dedup.minhash import banding
 from ochat_ray.data.dedup.tables import band_name
+from ochat_ray.data.dedup.tasks import (
+    exact_is_done,
+    find_exact,
+    find_near,
+    find_pairs,
+    shards_of,
+    write_minhash,
+)
 from ochat_ray.data.group_parts import clean_group, finished_group
 from ochat_ray.data.inputs import check_apart, check_inputs
 from ochat_ray.data.manifest import manifest_of
 from ochat_ray.data.output import FINISHED, REPORT, Output
 from ochat_ray.data.parts.files import Summary, done_name
 from ochat_ray.data.parts.samples import SAMPLES
-from ochat_ray.data.parts.tokenize import tokenize_part, with_some_held_out
+from ochat_ray.data.parts.tokenize import FEW, tokenize_part, with_some_held_out
 from ochat_ray.data.plan import (
     Plan,
     check_inputs_stayed,
@@ -79,8 +86,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
     Raises:
         UserError: An input, the tokenizer or the output directory is not usable, nothing was kept,
-            or
-            the cluster never has a CPU.
+            or the cluster never has a CPU.
     """
     started = time.monotonic()
     config.check()
@@ -256,11 +262,11 @@ def _duplicates_pass(
     """Write the list of cleaned conversations that duplicate another one."""
     progress = Progress("dedup", "digests")
     part_names = list(rows)
-    shards = dedup.shards_of(sum(rows.values()))
-    todo = [{"shard": s} for s in range(shards) if not dedup.exact_is_done(run, s)]
+    shards = shards_of(sum(rows.values()))
+    todo = [{"shard": s} for s in range(shards) if not exact_is_done(run, s)]
 
     def exact(item: dict[str, Any]) -> Summary:
-        found = dedup.find_exact(run, part_names, item["shard"], shards)
+        found = find_exact(run, part_names, item["shard"], shards)
         run.write_json(done_name("exact", f"{item['shard']:06d}"), found)
         return found
 
@@ -281,7 +287,7 @@ def _near_duplicates_pass(
 
     def minhash(item: dict[str, Any]) -> Summary:
         done = done_name("minhash", item["part"])
-        summary = run.read_json(done) or dedup.write_minhash(run, item["part"], bands, rows_a_band)
+        summary = run.read_json(done) or write_minhash(run, item["part"], bands, rows_a_band)
         run.write_json(done, summary)
         return summary
 
@@ -289,20 +295,16 @@ def _near_duplicates_pass(
     for summary in _map_summaries([{"part": part} for part in part_names], _each(minhash)):
         total += summary["rows"]
         progress.add(summary["rows"])
-    shards = dedup.shards_of(total)
+    shards = shards_of(total)
     items = [{"band": band_name(b), "shard": s} for b in range(bands) for s in range(shards)]
 
     def pairs(item: dict[str, Any]) -> Summary:
-        return dedup.find_pairs(run, part_names, item["band"], item["shard"], shards)
+        return find_pairs(run, part_names, item["band"], item["shard"], shards)
 
     for _ in _map_summaries(items, _each(pairs)):
         pass
-    found = dedup.find_near(run, part_names, threshold)
+    found = find_near(run, part_names, threshold)
     statistics.seconds["near duplicates"] = progress.finish(f"{found:,} near duplicates")
-
-
-FEW = 20
-"""Held-out conversations, as expected, below which their number is looked at."""
 
 
 def _tokenize_pass(

@@ -253,7 +253,7 @@ def test_a_second_run_is_refused_while_the_first_works(config, monkeypatch):
     ("module", "stage"),
     [
         (group_parts, "clean_part"),
-        (pipeline.dedup, "find_exact"),
+        (pipeline, "find_exact"),
         (pipeline, "tokenize_part"),
         (pipeline, "assemble"),
     ],

@@ -28,6 +28,9 @@ from ochat_ray.data.tokenize_chat import sum_notes, tokenize_as_configured
 from ochat_ray.run_dir import RunDir, Split
 from ochat_ray.schema import CONVERSATIONS, Conversation, Drop, Reason, Stage, turn_of
 
+FEW = 20
+"""Held-out conversations, as expected, below which their number is looked at."""
+
 
 def with_some_held_out(
     run: RunDir, part_names: Iterable[str], config: PrepareConfig
