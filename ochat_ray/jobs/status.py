@@ -16,7 +16,7 @@ from ochat_ray.status.runs import outputs_of, read_run
 def work(config: StatusConfig) -> dict[str, Any]:
     """Return what `--json` prints."""
     prices = config.prices()
-    from ochat_ray.cluster_state import read_cluster  # Ray, so that --help does not wait for it
+    from ochat_ray.cluster.state import read_cluster  # Ray, so that --help does not wait for it
 
     cluster, now = read_cluster(config.address), time.time()
     outputs = outputs_of(cluster.jobs) | dict.fromkeys(config.output, "")

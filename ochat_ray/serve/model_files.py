@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.responses import Training
+from ochat_ray.serve.protocol.responses import Training
 from ochat_ray.serve.served_model import read_json
 
 

@@ -13,7 +13,7 @@ from ochat_ray.serve.engines import grammar as grammar_module
 from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
 from ochat_ray.serve.engines.grammar import Grammars, Source, source_of
 from ochat_ray.serve.engines.schema_trial import SchemaTrial
-from ochat_ray.serve.tools import CallRules, Tool
+from ochat_ray.serve.protocol.tools import CallRules, Tool
 
 YES_OR_NO = json.dumps({"enum": ["yes", "no"]})
 

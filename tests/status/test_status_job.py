@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ochat_ray.cluster_view import Cluster, Job
+from ochat_ray.cluster.view import Cluster, Job
 from ochat_ray.jobs import status
 
 
@@ -15,7 +15,7 @@ def cluster(monkeypatch):
     """Set the cluster that answers."""
 
     def answers(**parts):
-        monkeypatch.setattr("ochat_ray.cluster_state.read_cluster", lambda _: Cluster(**parts))
+        monkeypatch.setattr("ochat_ray.cluster.state.read_cluster", lambda _: Cluster(**parts))
 
     return answers
 
