@@ -447,3 +447,46 @@ def test_a_filter_for_another_type_refuses_the_conversation(opened):
     turns = [Turn(role="user", text="a"), Turn(role="assistant", text="", tool_calls=(call,))]
     with pytest.raises(TemplateError, match="has no attribute 'items'"):
         template.render(Chat(turns))
+
+
+def test_an_answer_without_a_generation_block_is_counted(opened):
+    source = CHATML.replace(
+        "{{ m.content }}<|im_end|>",
+        "{% if m.role == 'assistant' and m.content != 'skip' %}{% generation %}{{ m.content }}"
+        "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}",
+    )
+    _, template = opened(source)
+    (found,) = supervise([chat("a", "skip", "b", "c")], template)
+    assert [learnt(template, sample) for sample in found.samples] == [["c<|im_end|>"]]
+    assert [sample.answers for sample in found.samples] == [[3]]
+    assert found.notes == {"not_learnt": 1}
+
+
+def test_a_call_after_a_special_token_is_learnt_and_that_token_ends_no_answer(opened):
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls %}<s>"
+        "{{ m.tool_calls[0].function | tojson }}{% else %}<|im_end|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    plain, template = opened(source)
+    calls = (ToolCall(id="a", name="f", arguments="{}"),)
+    turns = [Turn(role="user", text="a"), Turn(role="assistant", text="", tool_calls=calls)]
+    (found,) = supervise([Chat(turns)], template)
+    assert learnt(template, found.samples[0]) == ['<s>{"name": "f", "arguments": {}}']
+    assert found.notes == {"no_end_of_turn": 1}
+    assert ends_of_turn(template) == (plain.convert_tokens_to_ids("<|im_end|>"),)
+
+
+def test_a_weight_of_another_role_is_counted(opened):
+    _, template = opened(CHATML)
+    turns = [Turn(role="user", text="a", weight=1.0), Turn(role="assistant", text="b")]
+    (found,) = supervise([Chat(turns)], template)
+    assert found.notes == {"weight_not_used": 1}
+
+
+def test_a_template_for_lists_of_parts_is_refused(opened):
+    """It writes nothing of a text, whose characters have no `text`."""
+    parts = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    _, template = opened(CHATML.replace("{{ m.content }}", parts))
+    with pytest.raises(UserError, match="does not write the text of a message"):
+        ends_of_turn(template)

@@ -237,6 +237,10 @@ class ChatTemplate:
         """Return the text of ids, with the names of special tokens."""
         return str(self._backend(MARKS[0]).decode(list(ids), skip_special_tokens=False))
 
+    def shows_text(self, ids: Sequence[int]) -> bool:
+        """Return whether ids have visible text."""
+        return bool(ids) and bool(self.decode(ids).strip())
+
     def is_special(self, id: int) -> bool:
         """Return whether an id is a special token of the tokenizer."""
         return id in self._special_ids

@@ -190,11 +190,18 @@ def ends_of_turn(template: ChatTemplate) -> tuple[int, ...]:
             f"the chat template does not write an answer after its own prompt for one, "
             f"{prompt[-60:]!r}, so none can be learnt; give another with --template FILE.jinja"
         )
+    written = " ".join(template.decode(sample.ids) for sample in samples).casefold()
+    if not all(turn.text in written for turn in probes[0].turns):
+        raise UserError(
+            "the chat template does not write the text of a message, perhaps since it expects a "
+            "list of parts; give another with --template FILE.jinja"
+        )
     ends = []
     for sample in samples:
         supervised = [id for id, w in zip(sample.ids, sample.weights, strict=True) if w]
         special = [id for id in supervised if template.is_special(id)]
-        if special and not _shows_text(template, supervised, special[-1]):
+        after = supervised[::-1].index(special[-1]) if special else 0
+        if special and not template.shows_text(supervised[len(supervised) - after :]):
             ends.append(special[-1])
         elif not ends:  # an answer of text; one that calls a tool may have no end of its own
             raise UserError(
@@ -210,12 +217,6 @@ _TOOL = {
     "description": "probe",
     "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
 }
-
-
-def _shows_text(template: ChatTemplate, ids: list[int], end: int) -> bool:
-    """Return whether visible text follows the last special token."""
-    after = ids[len(ids) - ids[::-1].index(end) :]
-    return bool(template.decode(after).strip()) if after else False
 
 
 def _check_ids(tokenizer: Any, path: str) -> None:
