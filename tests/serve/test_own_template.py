@@ -80,6 +80,16 @@ def test_a_prompt_has_the_ids_of_apply_chat_template(app, chat_tokenizer, messag
     assert ids(app, messages=messages, tools=TOOLS) == with_tools
 
 
+def test_tools_have_the_ids_of_the_clients_order_of_fields(app, chat_tokenizer):
+    """Training writes a record's tools in the record's order."""
+    function = {"parameters": {"type": "object"}, "description": "d", "name": "add"}
+    tools = [{"function": function, "type": "function"}]
+    with_tools = expected(chat_tokenizer, [USER], tools=tools)
+    assert ids(app, messages=[USER], tools=tools) == with_tools
+    cached = [{"cache_control": {"type": "ephemeral"}} | tools[0]]
+    assert ids(app, messages=[USER], tools=cached) == with_tools
+
+
 def test_variables_of_the_template_are_the_requests(app, chat_tokenizer):
     fields = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}}
     assert ids(app, **fields) == expected(chat_tokenizer, [USER], enable_thinking=False)
