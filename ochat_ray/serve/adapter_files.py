@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from ochat_ray.errors import UserError
+from ochat_ray.serve.model_files import ADAPTER
 from ochat_ray.serve.served_model import CARD, served_name, trained_template
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 
 MOST_CONFIG_BYTES = 2**20
 MOST_HEADER_BYTES = 2**24

@@ -5,6 +5,8 @@ import json
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from ochat_ray.errors import UserError
+from ochat_ray.serve.model_files import check_model_directory
 from ochat_ray.tokenization.chat_tokenizer import load_chat_tokenizer
 from tests.conftest import byte_level_tokenizer
 from tests.serve.asking import ASK, ask, error_of
@@ -125,3 +127,9 @@ def test_reasoning_needs_a_template_that_writes_it(tokenizer):
     app = app_for(tokenizer, Script(tokenizer))
     error = error_of(ask(app, json=ASK | {"messages": messages}), 400)
     assert "reasoning_content" in error["message"]
+
+
+def test_adapters_are_not_a_model_and_the_line_has_their_command(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"model=BASE adapters={tmp_path.parent}, or train with"):
+        check_model_directory(tmp_path)
