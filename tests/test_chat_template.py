@@ -490,3 +490,11 @@ def test_a_template_for_lists_of_parts_is_refused(opened):
     _, template = opened(CHATML.replace("{{ m.content }}", parts))
     with pytest.raises(UserError, match="does not write the text of a message"):
         ends_of_turn(template)
+
+
+def test_answers_with_names_of_special_tokens_are_counted(opened):
+    """A call written as text is not what the template would write for it."""
+    _, template = opened(QWEN_LIKE)
+    answers = ("<tool_call>{}</tool_call>", "<think>r</think>fine")
+    (found,) = supervise([chat("<|im_end|>", answers[0], "b", answers[1])], template)
+    assert found.notes["special_as_text"] == 1

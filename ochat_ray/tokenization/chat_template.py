@@ -237,6 +237,10 @@ class ChatTemplate:
         """Return the text of ids, with the names of special tokens."""
         return str(self._backend(MARKS[0]).decode(list(ids), skip_special_tokens=False))
 
+    def has_name(self, text: str) -> bool:
+        """Return whether a text has the name of a special token, which stays text."""
+        return self._names is not None and self._names.search(text) is not None
+
     def shows_text(self, ids: Sequence[int]) -> bool:
         """Return whether ids have visible text."""
         return bool(ids) and bool(self.decode(ids).strip())

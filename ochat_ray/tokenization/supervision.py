@@ -38,6 +38,8 @@ NOTES = {
     "what precedes it only while it is unanswered",
     "not_learnt": "answers not learnt, since the template does not write them after its own "
     "prompt, or in no generation block",
+    "special_as_text": "answers in which the name of a special token, such as a call written as "
+    "text, is spelled out and not that token",
     "weight_not_used": "turns of other roles with a loss weight, since only answers are learnt",
     "no_end_of_turn": "answers that the template ends with no special token",
     "reasoning_left_out": "answers whose reasoning the template does not write",
@@ -196,6 +198,9 @@ def _supervised(
     samples: list[Sample] = []
     notes: Counter[str] = Counter()
     for answer, prompt, done in answers:
+        notes["special_as_text"] += any(
+            map(template.has_name, split_reasoning(chat.turns[answer.turn]))
+        )
         if reasoning_left_out(chat.turns[answer.turn], answer.done.text, answer.done.mark):
             notes["reasoning_left_out"] += 1
         found = _continued(answer, prompt, done, template)
