@@ -404,13 +404,16 @@ def test_no_mark_is_written_where_a_template_escapes_it(opened, source):
     assert template.decode(template.ids(found)) == expected
 
 
-@pytest.mark.parametrize("name", ["style", "chat", "mark", "chat_template", "sep_token"])
+@pytest.mark.parametrize("name", ["style", "chat", "mark", "chat_template", "sep_token", "a b"])
 def test_a_variable_may_have_any_name_that_is_not_taken(backend, name):
-    source = f"{{{{ {name} }}}}{CHATML}"
+    source = f"{{# {name} #}}{{{{ {name.split()[0]} }}}}{CHATML}"
     plain = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="</s>", sep_token="<s>", chat_template=source
     )
-    if name in ("chat_template", "sep_token"):
+    if name == "a b":
+        with pytest.raises(UserError, match="has no variable"):
+            ChatTemplate(plain, arguments={name: "x"})
+    elif name in ("chat_template", "sep_token"):
         with pytest.raises(UserError, match=f"variable {name} cannot be set"):
             ChatTemplate(plain, arguments={name: "x"})
     else:

@@ -143,7 +143,7 @@ class ChatTemplate:
         for name in arguments:
             if name in RESERVED or name in self._variables:
                 raise UserError(f"the template's variable {name} cannot be set")
-            if not re.search(rf"\b{re.escape(name)}\b", self.source):
+            if not name.isidentifier() or not re.search(rf"\b{name}\b", self.source):
                 raise UserError(f"the chat template has no variable {name!r}")
         return dict(arguments)
 
