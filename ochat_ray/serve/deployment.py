@@ -134,7 +134,8 @@ class IngressReplica:
         from ochat_ray.serve.served_model import open_served_tokenizer, served_template
 
         settings = self._settings
-        directory = local_directory(settings.directory)
+        # Adapters are checked against the shapes of the weights.
+        directory = local_directory(settings.directory, weights=settings.adapters is not None)
         adapters = None
         if settings.adapters is not None:
             template = served_template(directory, settings.model_type)
