@@ -60,7 +60,7 @@ def test_the_status_is_2_without_a_cluster(capsys):
 
 def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch, capsys):
     never = threading.Event()
-    monkeypatch.setattr("ochat_ray.cluster_state.read_cluster", lambda _: never.wait(60))
+    monkeypatch.setattr("ochat_ray.cluster.state.read_cluster", lambda _: never.wait(60))
     monkeypatch.setattr(status, "TIMEOUT_S", 1.0)
     assert status.main([]) == 2
     assert capsys.readouterr().err.endswith("the Ray cluster did not answer within 1 s\n")
