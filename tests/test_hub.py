@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import is_hub_name, local_directory
+from ochat_ray.models.model_directory import is_hub_name, local_directory
 from tests.hub_server import Hub
 
 ROOT = Path(__file__).parent.parent
 (UPLOAD,) = re.findall("^hf upload .*$", (ROOT / "docs/your-own-model.md").read_text(), re.M)
 USERS = """
 import sys
-from ochat_ray.model_directory import local_directory
+from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.args import ServeArgs, resolve
-from ochat_ray.tokenizer import open_tokenizer
-from ochat_ray.train.base_model import load_config
+from ochat_ray.tokenization.tokenizer import open_tokenizer
+from ochat_ray.models.base_model import load_config
 
 name = "you/name"
 settings = resolve(ServeArgs.model_validate({"model": name}))

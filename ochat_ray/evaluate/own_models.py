@@ -15,7 +15,7 @@ from ochat_ray.evaluate import steps
 from ochat_ray.evaluate.client import CallFailedError, Client, sendable_key
 from ochat_ray.evaluate.config import EvaluateConfig, key_for
 from ochat_ray.evaluate.identities import EMPTY
-from ochat_ray.model_directory import is_hub_name
+from ochat_ray.models.model_directory import is_hub_name
 
 Served = Callable[[Mapping[str, str]], AbstractContextManager[Mapping[str, str]]]
 """Context manager that serves model directories and yields their base URLs, by name."""

@@ -40,7 +40,7 @@ def test_training_names_the_template_and_the_context_and_the_directory_the_model
 def test_adapters_alone_name_their_base_and_how_both_are_served(copy):
     (copy / "config.json").unlink()
     (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "base-model"}')
-    expected = rf"serve both with model=base-model adapters={copy.parent} .* is then {copy.name}\)"
+    expected = rf"model=base-model adapters={copy.parent} \(they are then named {copy.name}\)"
     with pytest.raises(UserError, match=expected):
         resolve(ServeArgs(model=str(copy)))
 
