@@ -9,7 +9,7 @@ parts, and texts with names of special tokens. The commands are prepare, train, 
 against the base. The walk ends where a command fails, has more than three options, prints a
 traceback, or a warning of Python. Port 8000 must be free.
 
-It prints a Markdown table; docs/your-own-model.md has it with machine and date.
+It prints a Markdown table; docs/benchmarks.md has it with machine and date.
 """
 
 from __future__ import annotations
