@@ -136,3 +136,11 @@ def test_columns_are_read():
 )
 def test_another_way_to_read_is_another_run(change):
     assert replace(OPENCHAT, **change).identity() != OPENCHAT.identity()
+
+
+@pytest.mark.parametrize("change", [{"output": ""}, {"input": ("a.json", "")}])
+def test_an_empty_path_is_not_the_current_directory(change):
+    (name,) = change
+    config = replace(OPENCHAT, **{"input": ("a.json",), **change})
+    with pytest.raises(UserError, match=f"--{name} is empty; give a value, or leave it out"):
+        config.check()
