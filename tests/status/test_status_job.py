@@ -4,10 +4,13 @@ import json
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from ochat_ray import cluster_state
 from ochat_ray.cluster_view import Cluster, Job
+from ochat_ray.errors import UserError
 from ochat_ray.jobs import status
 
 
@@ -56,6 +59,33 @@ def test_the_status_is_2_without_a_cluster(capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "no Ray cluster answers (Failed to connect to Ray at address" in line
     assert "--address http://127.0.0.1:8265" in line
+
+
+def test_a_wrong_token_is_no_missing_cluster(monkeypatch, capsys):
+    def refuses(*_, **__):
+        raise RuntimeError("Authentication failed: Forbidden: Invalid authentication token\nmore")
+
+    monkeypatch.setattr("ochat_ray.cluster_state.JobSubmissionClient", refuses)
+    assert status.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the Ray cluster refuses access (Authentication failed: Forbidden: " in line
+
+
+class Client:
+    """A dashboard where Ray Serve's state has this response."""
+
+    def __init__(self, code, text):
+        self.response = SimpleNamespace(status_code=code, text=text, json=dict)
+
+    def _do_request(self, *_):
+        return self.response
+
+
+def test_a_state_of_serve_that_cannot_be_read_is_no_idle_cluster():
+    """A script would power the head off."""
+    with pytest.raises(UserError, match=r"cannot be read \(503: the GCS may be down\)"):
+        cluster_state._serve_state(Client(503, "the GCS\n may be down"))
+    assert cluster_state._serve_state(Client(501, "Serve dependencies are not installed")) == {}
 
 
 def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch, capsys):
