@@ -68,9 +68,12 @@ _STAGES = {"prepare.py": "prepare", "prepare": "prepare", "train.py": "train", "
 
 def _words(command: str) -> list[str]:
     try:
-        return shlex.split(command)
+        words = shlex.split(command)
     except ValueError:  # a quote that is not closed
         return command.split()
+    if words[1:2] == ["-c"] and len(words) > 2:  # of a shell
+        return _words(words[2])
+    return words
 
 
 def _option(words: Sequence[str], flag: str) -> str | None:

@@ -157,6 +157,7 @@ def test_outputs_are_those_of_the_commands():
             "python jobs/train.py --recipe openchat",
             "ochat-ray train --recipe=chat --output='/shared/my model'",
             "python jobs/prepare.py --input a --output s3://b/data",
+            "bash -c 'cd /x && python jobs/train.py --output \"/shared/by shell\"'",
             "serve run ochat_ray.serve:app",
             "python train.py --output /other",
             "python jobs/evaluate.py --output /other",
@@ -166,6 +167,7 @@ def test_outputs_are_those_of_the_commands():
         "runs/openchat/model": "train",
         "/shared/my model": "train",
         "s3://b/data": "prepare",
+        "/shared/by shell": "train",
     }
 
 
