@@ -50,7 +50,7 @@ from ochat_ray.local_cluster import free_port
 from ochat_ray.status.overview import status_of
 
 @serve.deployment(
-    max_ongoing_requests=2, max_queued_requests=4, ray_actor_options={"num_cpus": 0}
+    max_ongoing_requests=2, max_queued_requests=8, ray_actor_options={"num_cpus": 0}
 )
 class Slow:
     async def __call__(self):
@@ -75,7 +75,7 @@ def ask():
 for _ in range(5):
     threading.Thread(target=ask, daemon=True).start()
 end, text = time.monotonic() + 60, ""
-while time.monotonic() < end and text != "2 of 2 running, 3 of 4 waiting":
+while time.monotonic() < end and text != "2 of 2 running, 3 of 8 waiting":
     time.sleep(1)
     status = status_of(read_cluster(), [], {}, now=time.time(), since_s=1.0)
     counts = status.applications[0]["deployments"]["Slow"]["requests"]
@@ -136,4 +136,4 @@ def test_leftovers_of_our_dead_jobs_alone_are_removed_and_requests_are_counted(t
         assert "removed placement group" in done.stderr
         assert "(1 x {1 CPU}), which job 01000000 (" in done.stderr
         # In one test, since starting a head takes longer than all of this.
-        assert run(SERVE).stdout.splitlines()[-1] == "2 of 2 running, 3 of 4 waiting"
+        assert run(SERVE).stdout.splitlines()[-1] == "2 of 2 running, 3 of 8 waiting"
