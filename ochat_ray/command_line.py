@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ochat_ray.errors import JobFailedError, UserError, is_store_failure
+from ochat_ray.errors import JobFailedError, UserError, first_line, is_store_failure
 
 Config = TypeVar("Config")
 
@@ -32,6 +32,11 @@ def parse(for_recipe: Callable[[str], Config], arguments: Sequence[str], program
         default=default,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def flag(name: str) -> str:
+    """Return the flag of the option with a field's name."""
+    return f"--{name.replace('_', '-')}"
 
 
 def run(
@@ -103,7 +108,7 @@ def user_message(error: BaseException) -> str | None:
             quota = isinstance(cause, OSError) and cause.errno == errno.EDQUOT
             where = "within the disk quota" if quota else "on the device"
             return f"no space left {where}; free some, or choose another --output"
-        first = (str(cause).splitlines() or [""])[0]
+        first = first_line(cause)
         if isinstance(cause, OSError) and cause.errno == errno.EROFS:
             return f"cannot write ({first}); choose another --output"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM):
@@ -125,7 +130,7 @@ def user_message(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and (bucket := _NO_BUCKET.match(first)):
             return f"{bucket[0]}; create it, or choose another --output"
         if is_store_failure(cause):
-            return _s3_message(str(cause).splitlines()[0])
+            return _s3_message(first)
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ochat_ray.local_cluster import SERVE_PORT
+from ochat_ray.cluster.local_cluster import SERVE_PORT
 from ochat_ray.serve import ServeArgs
 from ochat_ray.serve.deployment import DRAIN_S
 

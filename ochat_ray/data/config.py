@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ochat_ray.command_line import flag
 from ochat_ray.data.formats.columns import parse_columns
 from ochat_ray.data.kinds import printable
 from ochat_ray.data.long_conversations import Long
@@ -18,7 +19,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT, recipe
 from ochat_ray.run_dir import open_location
 from ochat_ray.schema import ModelClass
-from ochat_ray.template import TEMPLATES
+from ochat_ray.tokenization.template import TEMPLATES
 
 SeparateAnswers = Literal["each", "last"]
 
@@ -95,9 +96,9 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise a UserError for an invalid value."""
-        for flag, value in (("output", self.output), *(("input", one) for one in self.input)):
+        for name, value in (("output", self.output), *(("input", one) for one in self.input)):
             if value == "":  # would be the current directory, such as for an unset variable
-                raise UserError(f"--{flag} is empty; give a value, or leave it out")
+                raise UserError(f"{flag(name)} is empty; give a value, or leave it out")
         if not 0.0 <= self.eval_ratio < 1.0:
             raise UserError(f"--eval-ratio must be in [0, 1), not {self.eval_ratio}")
         if self.max_length < 1:
@@ -113,8 +114,7 @@ class PrepareConfig:
         if self.recipe != CHAT:
             for name in ("template", "template_arguments", "separate_answers"):
                 if getattr(self, name) != PrepareConfig.__dataclass_fields__[name].default:
-                    flag = "--" + name.replace("_", "-")
-                    raise UserError(f"{flag} needs --recipe chat; {self.recipe} has its own")
+                    raise UserError(f"{flag(name)} needs --recipe chat; {self.recipe} has its own")
         if self.model_type != CHAT:
             if "tools" in names:
                 raise UserError("--columns tools=... needs a chat template; see --recipe chat")
@@ -149,8 +149,8 @@ class PrepareConfig:
             UserError: --template-arguments is no JSON object.
         """
         try:
-            found = json.loads(self.template_arguments or "{}")
-        except ValueError:
+            found = json.loads(self.template_arguments or "{}", parse_constant=_no_json)
+        except ValueError:  # also of NaN and Infinity, which are no JSON
             found = None
         if not isinstance(found, dict):
             raise UserError(
@@ -297,6 +297,10 @@ def _pairs(text: str, flag: str) -> dict[str, str]:
             raise UserError(f"{flag} names {label} twice")
         found[label] = value
     return found
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _is_weight(text: str) -> bool:

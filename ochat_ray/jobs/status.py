@@ -22,7 +22,7 @@ TIMEOUT_S = 60.0
 def work(config: StatusConfig) -> dict[str, Any]:
     """Return what `--json` prints."""
     prices = config.prices()
-    from ochat_ray.cluster_state import read_cluster  # Ray, so that --help does not wait for it
+    from ochat_ray.cluster.state import read_cluster  # Ray, so that --help does not wait for it
 
     (cluster,) = call_all([partial(read_cluster, config.address)], TIMEOUT_S)
     if cluster is None:

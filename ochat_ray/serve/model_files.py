@@ -11,8 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.responses import Training
+from ochat_ray.serve.protocol.responses import Training
 from ochat_ray.serve.served_model import read_json
+
+ADAPTER = "adapter_config.json"
+"""File of a directory with adapters, in peft's format."""
 
 
 def check_model_directory(directory: Path, *, has_weights: bool) -> dict[str, Any]:
@@ -27,6 +30,11 @@ def check_model_directory(directory: Path, *, has_weights: bool) -> dict[str, An
         raise UserError(
             f"no model directory at {directory}; train one with `python jobs/train.py`, "
             "or give model=DIR"
+        )
+    if (directory / ADAPTER).is_file() and not (directory / "config.json").is_file():
+        raise UserError(
+            f"{directory} holds adapters, not a whole model; give model=BASE "
+            f"adapters={directory.parent}, or train with --merge"
         )
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():

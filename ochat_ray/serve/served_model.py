@@ -9,8 +9,8 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT
-from ochat_ray.template import TEMPLATES
-from ochat_ray.tokenizer import END_OF_TURN
+from ochat_ray.tokenization.template import TEMPLATES
+from ochat_ray.tokenization.tokenizer import END_OF_TURN
 
 CARD = "ochat.json"
 
@@ -86,7 +86,7 @@ def open_served_tokenizer(directory: Path, model_type: str | None = None) -> Any
         load_chat_tokenizer,
         own_template,
     )
-    from ochat_ray.tokenizer import load_tokenizer
+    from ochat_ray.tokenization.tokenizer import load_tokenizer
 
     card = read_card(directory)
     if model_type_of(directory, card, model_type) != CHAT:
@@ -104,6 +104,29 @@ def open_served_tokenizer(directory: Path, model_type: str | None = None) -> Any
     ends = [*tokenizer.chat_ends, *(id for id in further if isinstance(id, int))]
     tokenizer.chat_ends = tuple(dict.fromkeys(ends))
     return tokenizer
+
+
+def trained_template(card: Mapping[str, Any]) -> tuple[str, str]:
+    """Return model type and template of a model or an adapter, from what training wrote about it.
+
+    The source of a chat template has the arguments of the training as defaults; it is empty for a
+    template of 2023.
+    """
+    return str(card.get("model_type")), str((card.get("template") or {}).get("source", ""))
+
+
+def served_template(directory: Path, model_type: str | None = None) -> tuple[str, str]:
+    """Return model type and template that `open_served_tokenizer` applies, likewise.
+
+    Raises:
+        UserError: The tokenizer cannot be used.
+    """
+    from ochat_ray.tokenization.chat_tokenizer import own_template, settings_of
+
+    served = model_type_of(directory, read_card(directory), model_type)
+    if served != CHAT:
+        return served, ""
+    return CHAT, settings_of(str(directory), own_template(str(directory)), {}).source
 
 
 def served_name(place: str) -> str:

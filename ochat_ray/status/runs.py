@@ -12,7 +12,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from ochat_ray.cluster_view import Job
+from ochat_ray.cluster.view import Job
 from ochat_ray.data.output import PLAN, Output
 from ochat_ray.errors import UserError
 from ochat_ray.lock_claims import LOCK_FOLDER, Owner, Timing, claim_number, is_live

@@ -144,3 +144,11 @@ def test_an_empty_path_is_not_the_current_directory(change):
     config = replace(OPENCHAT, **{"input": ("a.json",), **change})
     with pytest.raises(UserError, match=f"--{name} is empty; give a value, or leave it out"):
         config.check()
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "{", '{"a": NaN}', '{"a": [-Infinity]}'])
+def test_template_arguments_are_a_json_object(arguments):
+    """A NaN would have another value in the exported template, where its name means nothing."""
+    config = replace(PrepareConfig.for_recipe("chat"), template_arguments=arguments)
+    with pytest.raises(UserError, match="--template-arguments is a JSON object"):
+        config.check()

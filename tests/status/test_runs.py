@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ochat_ray.cluster_view import Job
+from ochat_ray.cluster.view import Job
 from ochat_ray.data.output import Output
 from ochat_ray.errors import UserError
 from ochat_ray.lock_claims import Timing

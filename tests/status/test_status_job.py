@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ochat_ray import cluster_state
-from ochat_ray.cluster_view import Cluster, Job
+from ochat_ray.cluster import state
+from ochat_ray.cluster.view import Cluster, Job
 from ochat_ray.errors import UserError
 from ochat_ray.jobs import status
 
@@ -19,7 +19,7 @@ def cluster(monkeypatch):
     """Set the cluster that answers."""
 
     def answers(**parts):
-        monkeypatch.setattr("ochat_ray.cluster_state.read_cluster", lambda _: Cluster(**parts))
+        monkeypatch.setattr("ochat_ray.cluster.state.read_cluster", lambda _: Cluster(**parts))
 
     return answers
 
@@ -65,7 +65,7 @@ def test_a_wrong_token_is_no_missing_cluster(monkeypatch, capsys):
     def refuses(*_, **__):
         raise RuntimeError("Authentication failed: Forbidden: Invalid authentication token\nmore")
 
-    monkeypatch.setattr("ochat_ray.cluster_state.JobSubmissionClient", refuses)
+    monkeypatch.setattr("ochat_ray.cluster.state.JobSubmissionClient", refuses)
     assert status.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the Ray cluster refuses access (Authentication failed: Forbidden: " in line
@@ -84,13 +84,13 @@ class Client:
 def test_a_state_of_serve_that_cannot_be_read_is_no_idle_cluster():
     """A script would power the head off."""
     with pytest.raises(UserError, match=r"cannot be read \(503: the GCS may be down\)"):
-        cluster_state._serve_state(Client(503, "the GCS\n may be down"))
-    assert cluster_state._serve_state(Client(501, "Serve dependencies are not installed")) == {}
+        state._serve_state(Client(503, "the GCS\n may be down"))
+    assert state._serve_state(Client(501, "Serve dependencies are not installed")) == {}
 
 
 def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch, capsys):
     never = threading.Event()
-    monkeypatch.setattr("ochat_ray.cluster_state.read_cluster", lambda _: never.wait(60))
+    monkeypatch.setattr("ochat_ray.cluster.state.read_cluster", lambda _: never.wait(60))
     monkeypatch.setattr(status, "TIMEOUT_S", 1.0)
     assert status.main([]) == 2
     assert capsys.readouterr().err.endswith("the Ray cluster did not answer within 1 s\n")
