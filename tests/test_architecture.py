@@ -26,6 +26,11 @@ MAY_IMPORT_RAY = (
 PRIVATE_IMPORTS = {
     # Ray 2.60 has no public function that reads RAY_ADDRESS and the last `ray start` (no issue).
     ("ochat_ray/cluster/ray_session.py", "ray._private.services.get_ray_address_from_environment"),
+    # Ray 2.60: a client of the GCS without a token aborts the process (no issue).
+    (
+        "ochat_ray/cluster/state.py",
+        "ray._private.authentication.authentication_token_setup.ensure_token_if_auth_enabled",
+    ),
     # Ray 2.60: the drivers as Ray's control store has them, without the dashboard (no issue).
     ("ochat_ray/cluster/state.py", "ray._private.state.jobs"),
     # Ray 2.60, issue 52629.

@@ -13,6 +13,7 @@ from http.client import NOT_IMPLEMENTED, OK
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.state import jobs as drivers  # Ray 2.60: public only by dashboard
 from ray._private.worker import get_dashboard_url  # Ray 2.60, issue 52629: no public one
 from ray.job_submission import JobSubmissionClient
@@ -57,6 +58,8 @@ def read_cluster(address: str | None = None) -> Cluster:
     """
     try:
         with _asking(address):
+            # Without a token, Ray 2.60's client of the GCS would abort the process.
+            ensure_token_if_auth_enabled(create_token_if_missing=False)
             client = JobSubmissionClient(address, create_cluster_if_needed=False)
             url = client.get_address()
             complete: Any = {"detail": True, "limit": LIMIT, "raise_on_missing_output": False}

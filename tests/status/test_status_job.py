@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -69,6 +71,18 @@ def test_a_wrong_token_is_no_missing_cluster(monkeypatch, capsys):
     assert status.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the Ray cluster refuses access (Authentication failed: Forbidden: " in line
+
+
+def test_a_missing_token_is_one_line(tmp_path):
+    """Of a user without a home, such as that of a service."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ochat_ray", "status"], env=env | {"RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "the Ray cluster refuses access (Token authentication is enabled but " in line
 
 
 class Client:
