@@ -99,7 +99,7 @@ def read_run(output: str, stage: str, *, now: float, stalled_after_s: float) -> 
     except Exception as error:  # noqa: BLE001  a damaged file may raise any
         line = (str(error).splitlines() or [""])[0][:300]
         if not isinstance(error, UserError | OSError):
-            line = f"a file is damaged ({type(error).__name__}: {line})"
+            line = f"it cannot be read ({type(error).__name__}: {line})"
         return _unreadable(output, stage, line)
 
 
