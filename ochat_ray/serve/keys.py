@@ -231,7 +231,7 @@ class KeyRing:
         if self._path is None:
             return
         if self._stamp is None:
-            self._keys = ()
+            self._keys, self._complaint = (), ""
             logger.warning("the file of API keys is gone: no request is admitted: %s", self._path)
             return
         try:
