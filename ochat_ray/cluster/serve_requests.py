@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import isfinite
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,29 +41,43 @@ def read_requests(serve: Mapping[str, Any], targets: Iterable[str]) -> Requests:
     hosts = {str(actor.get("node_ip")) for actor in _actors(serve)}
     wanted = [target for target in targets if _host(target) in hosts]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        texts = dict(zip(wanted, pool.map(_fetch, wanted), strict=True))
-    answered = {target: text for target, text in texts.items() if text is not None}
+        found = dict(zip(wanted, pool.map(_fetch, wanted), strict=True))
+    answered = {target: samples for target, samples in found.items() if samples is not None}
     # The head has targets of its dashboard and autoscaler as well, which have no requests.
     unreachable = hosts - {_host(target) for target in answered}
-    return count_requests(serve, answered.values(), unreachable=tuple(sorted(unreachable)))
+    samples = [sample for one in answered.values() for sample in one]
+    return count_requests(serve, samples, unreachable=tuple(sorted(unreachable)))
 
 
 def _host(target: str) -> str | None:
     return urlsplit(f"//{target}").hostname
 
 
-def _fetch(target: str) -> str | None:
+def _fetch(target: str) -> list[Sample] | None:
+    """Return the samples of a node, or None if no metrics are there."""
     try:
         response = httpx.get(f"http://{target}/metrics", timeout=TIMEOUT_S, trust_env=False)
-        return response.raise_for_status().text
-    except (httpx.HTTPError, httpx.InvalidURL):
+        return samples_of(response.raise_for_status().text)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return None
 
 
+def samples_of(text: str) -> list[Sample]:
+    """Return the samples of requests in metrics in Prometheus' text format.
+
+    Raises:
+        ValueError: The text is something else.
+    """
+    # A node exports thousands of other metrics, and their lines are slow to parse.
+    lines = [line for line in text.splitlines() if line.startswith((PROCESSING, QUEUED))]
+    families = text_string_to_metric_families("\n".join(lines))
+    return [sample for family in families for sample in family.samples if isfinite(sample.value)]
+
+
 def count_requests(
-    serve: Mapping[str, Any], texts: Iterable[str], *, unreachable: tuple[str, ...] = ()
+    serve: Mapping[str, Any], samples: Iterable[Sample], *, unreachable: tuple[str, ...] = ()
 ) -> Requests:
-    """Return the counts of requests in metrics in Prometheus' text format.
+    """Return the counts of requests in samples of metrics.
 
     Values of processes that Serve's state does not have are left out: Ray exports the last values
     of dead ones for some time.
@@ -71,7 +86,7 @@ def count_requests(
     replicas = {actor.get("replica_id") for actor in actors}
     routers = {actor.get("actor_id") for actor in actors}
     running, waiting = Counter[tuple[str, str, str]](), Counter[tuple[str, str]]()
-    for sample in _samples(texts):
+    for sample in samples:
         label = sample.labels
         deployment = label.get("application", ""), label.get("deployment", "")
         if sample.name == PROCESSING and label.get("replica") in replicas:
@@ -79,14 +94,6 @@ def count_requests(
         elif sample.name == QUEUED and label.get("actor_id") in routers:
             waiting[deployment] += int(sample.value)
     return Requests(running=running, waiting=waiting, unreachable=unreachable)
-
-
-def _samples(texts: Iterable[str]) -> Iterator[Sample]:
-    for text in texts:
-        # A node exports thousands of other metrics, and their lines are slow to parse.
-        lines = [line for line in text.splitlines() if line.startswith((PROCESSING, QUEUED))]
-        for family in text_string_to_metric_families("\n".join(lines)):
-            yield from family.samples
 
 
 def _actors(serve: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

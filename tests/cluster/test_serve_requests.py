@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
-from ochat_ray.cluster.serve_requests import count_requests, read_requests
+from ochat_ray.cluster.serve_requests import count_requests, read_requests, samples_of
 
 SERVE = {
     "proxies": {"node": {"node_ip": "127.0.0.1", "actor_id": "p1"}},
@@ -41,7 +41,7 @@ OTHER_NODE = (
 
 
 def test_requests_of_living_processes_are_counted_over_all_nodes():
-    found = count_requests(SERVE, [METRICS, OTHER_NODE])
+    found = count_requests(SERVE, samples_of(METRICS) + samples_of(OTHER_NODE))
     assert found.running == {("chat", "Ingress", "i1"): 7, ("chat", "Model", "m1"): 2}
     assert found.waiting == {("chat", "Ingress"): 1, ("chat", "Model"): 5}
 
@@ -70,6 +70,11 @@ def test_nodes_of_serve_are_read_and_those_that_do_not_answer_are_named():
         found = read_requests(SERVE, [target, "127.0.0.1:1", "127.0.0.2:1", "192.0.2.9:1"])
     assert found.running == {("chat", "Ingress", "i1"): 7}
     assert found.unreachable == ("127.0.0.2",)
+
+
+def test_a_node_with_something_else_on_its_port_is_unreachable():
+    with exporting('ray_serve_replica_processing_queries{application="a" 1\n') as target:
+        assert read_requests(SERVE, [target]).unreachable == ("127.0.0.1", "127.0.0.2")
 
 
 def test_without_serve_nothing_is_read():
