@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ochat_ray.errors import UserError
 from ochat_ray.schema import ToolCall, Turn
+from ochat_ray.tokenization import supervision
 from ochat_ray.tokenization.chat_template import MARKS, ChatTemplate, TemplateError
 from ochat_ray.tokenization.chat_tokenizer import (
     TemplateSettings,
@@ -501,3 +502,16 @@ def test_answers_with_names_of_special_tokens_are_counted(opened):
     answers = ("<tool_call>{}</tool_call>", "<think>r</think>fine")
     (found,) = supervise([chat("<|im_end|>", answers[0], "b", answers[1])], template)
     assert found.notes["special_as_text"] == 1
+
+
+def test_few_renderings_are_in_memory_at_a_time(opened, monkeypatch):
+    """Those of all answers are together as long as the square of the conversation."""
+    _, template = opened(QWEN_LIKE)
+    turns = chat(*("<think>r</think>a" if n % 2 else "q" for n in range(20)))
+    (together,) = supervise([turns], template)
+    encode, sizes = template.encode, []
+    monkeypatch.setattr(template, "encode", lambda texts: sizes.append(len(texts)) or encode(texts))
+    monkeypatch.setattr(supervision, "BATCH_CHARACTERS", 1)
+    assert supervise([turns], template) == [together]
+    assert len(together.samples) == 10
+    assert max(sizes) == 2
