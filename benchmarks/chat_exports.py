@@ -77,10 +77,10 @@ def export(source: Path, rows: int, folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from ochat_ray.exported_tokenizer import export_tokenizer
+    from ochat_ray.models.base_model import generation_config
     from ochat_ray.recipes import CHAT
     from ochat_ray.tokenization.chat_tokenizer import load_chat_tokenizer
-    from ochat_ray.train.base_model import generation_config
+    from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
 
     tokenizer = load_chat_tokenizer(str(source))
     config = LlamaConfig(
@@ -97,7 +97,7 @@ def export(source: Path, rows: int, folder: Path) -> Any:
 
 def ids_of(tokenizer: Any, turns: list[tuple[str, str]]) -> list[int]:
     from ochat_ray.recipes import CHAT
-    from ochat_ray.template import encode
+    from ochat_ray.tokenization.template import encode
 
     texts = [{"role": role, "text": text} for role, text in turns]
     return encode(texts, CHAT, tokenizer, add_generation_prompt=True)[0]

@@ -28,8 +28,8 @@ from typing import Any
 
 import platformdirs
 
-from ochat_ray import demo_assets
 from ochat_ray.data.records import records_of
+from ochat_ray.demo import assets
 from ochat_ray.schema import Conversation, Turn
 from ochat_ray.tokenization.chat_template import ChatTemplate, TemplateError
 from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_chat_tokenizer
@@ -158,7 +158,7 @@ def conversations(count: int) -> list[Conversation]:
     import json
 
     found: list[Conversation] = []
-    path = demo_assets.conversations()
+    path = assets.conversations()
     text = path.read_text(encoding="utf-8", errors="ignore")
     decoder, position = json.JSONDecoder(), text.index("[") + 1
     while len(found) < count:

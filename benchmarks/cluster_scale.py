@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ochat_ray import demo_assets
+from ochat_ray.demo import assets
 
 FILES_A_NODE = 4
 RECORDS = 50
@@ -106,7 +106,7 @@ def prepare(folder: Path, files: int) -> dict[str, Any]:
     write_input(folder / "in", files)
     config = PrepareConfig(
         input=(str(folder / "in"),), output=str(folder / "out"), keep_model="any",
-        tokenizer=str(demo_assets.base_model()), eval_ratio=0.1,
+        tokenizer=str(assets.base_model()), eval_ratio=0.1,
     )  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF)
     manifest = pipeline.prepare(config)

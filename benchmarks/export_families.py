@@ -253,7 +253,7 @@ def export_tiny(config: Any, directory: Path) -> None:
     """Export a random model of a configuration as after training, and its logits beside it."""
     from transformers import AutoModelForCausalLM
 
-    from ochat_ray.train.base_model import VOCABULARY_MULTIPLE
+    from ochat_ray.models.base_model import VOCABULARY_MULTIPLE
     from ochat_ray.train.export import export
     from ochat_ray.train.round_trip import check_exportable
 

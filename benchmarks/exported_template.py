@@ -13,10 +13,10 @@ import argparse
 
 from chat_templates import conversations
 
-from ochat_ray import demo_assets
-from ochat_ray.exported_tokenizer import export_tokenizer
-from ochat_ray.template import encode
-from ochat_ray.tokenizer import load_tokenizer
+from ochat_ray.demo import assets
+from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
+from ochat_ray.tokenization.template import encode
+from ochat_ray.tokenization.tokenizer import load_tokenizer
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="directory; default: the demo's base model")
     parser.add_argument("--conversations", type=int, default=1000)
     arguments = parser.parse_args()
-    tokenizer = load_tokenizer(arguments.tokenizer or str(demo_assets.base_model()))
+    tokenizer = load_tokenizer(arguments.tokenizer or str(assets.base_model()))
     turns = [turn for c in conversations(arguments.conversations) for turn in c.turns]
     print("| model type | turns | equal ids | tokens, of training's |\n|---|---:|---:|---:|")
     for model_type in ("openchat", "opencoder"):

@@ -18,16 +18,16 @@ from typing import Any
 
 import ijson
 
-from ochat_ray import demo_assets
 from ochat_ray.data.json_records import json_records
 from ochat_ray.data.json_values import Broken
+from ochat_ray.demo import assets
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", nargs="?", help="without it, the demo's conversations")
     arguments = parser.parse_args()
-    with open(arguments.file or demo_assets.conversations(), "rb") as file:
+    with open(arguments.file or assets.conversations(), "rb") as file:
         records = [r for r in json_records(file, by_lines=False) if not isinstance(r, Broken)]
     for name, options in {
         "ASCII with escapes": {"ensure_ascii": True},

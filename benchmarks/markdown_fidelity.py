@@ -37,8 +37,8 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from share_pages import chatgpt_html
 
-from ochat_ray import demo_assets
 from ochat_ray.data.sources import read_file
+from ochat_ray.demo import assets
 from ochat_ray.progress import Progress
 from ochat_ray.schema import Conversation
 
@@ -49,7 +49,7 @@ Converter = Callable[[str], str]
 
 def ours() -> Converter:
     """Return `ochat_ray.data.markdown.html_to_markdown`."""
-    module = importlib.import_module("ochat_ray.data.markdown")
+    module = importlib.import_module("ochat_ray.data.markdown.blocks")
     convert: Converter = module.html_to_markdown
     return convert
 
@@ -540,16 +540,16 @@ def _excerpt(text: str, limit: int = 1500) -> str:
 
 def own_measures(pages: Sequence[str]) -> str:
     """Report both measures of `prepare`: the number of intact messages, and time per message."""
-    convert = importlib.import_module("ochat_ray.data.markdown").convert
-    structure = importlib.import_module("ochat_ray.data.fidelity").fidelity
-    text = importlib.import_module("ochat_ray.data.text_fidelity").text_fidelity
+    convert = importlib.import_module("ochat_ray.data.markdown.blocks").convert
+    structure = importlib.import_module("ochat_ray.data.markdown.fidelity").fidelity
+    text = importlib.import_module("ochat_ray.data.visible.fidelity").text_fidelity
     converted = [convert(html) for html in pages]
     started = time.process_time()
     blocks = [structure(one) for one in converted]
     between = time.process_time()
     shown = [text(html, one.markdown) for html, one in zip(pages, converted, strict=True)]
     seconds = (between - started, time.process_time() - between)
-    names = ("structure (fidelity.py)", "visible text (text_fidelity.py)")
+    names = ("structure (markdown/fidelity.py)", "visible text (visible/fidelity.py)")
     return "\n".join(
         f"| {name} | {sum(same == all_ for same, all_ in results):,} | "
         f"{1000 * took / len(pages):.3f} |"
@@ -577,7 +577,7 @@ def main() -> None:
     if arguments.html:
         messages = [(arguments.html.name, arguments.html.read_text())]
     else:
-        path = arguments.input or str(demo_assets.conversations())
+        path = arguments.input or str(assets.conversations())
         answers = sample(path, arguments.messages, arguments.seed)
         answers = [restore(answer, arguments.restore) for answer in answers]
         messages = [(answer, chatgpt_html(answer)) for answer in answers]

@@ -21,7 +21,7 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 from ochat_ray.errors import UserError
-from ochat_ray.train.base_model import without_dropout
+from ochat_ray.models.base_model import without_dropout
 from ochat_ray.train.forward import PACKED_SDPA
 from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
 from ochat_ray.train.tiny import layer_kinds

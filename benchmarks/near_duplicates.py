@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ochat_ray import demo_assets
-from ochat_ray.data.near_duplicates import (
+from ochat_ray.data.dedup.minhash import (
     PERMUTATIONS,
     band_hashes,
     banding,
@@ -28,6 +27,7 @@ from ochat_ray.data.near_duplicates import (
     similar,
 )
 from ochat_ray.data.sources import read_file
+from ochat_ray.demo import assets
 from ochat_ray.schema import Conversation
 
 CHANGED_SHARES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04)
@@ -92,7 +92,7 @@ def row(threshold: float, found_signatures: np.ndarray, exact: np.ndarray) -> st
 
 def sample(count: int, rng: np.random.Generator) -> list[str]:
     """Return a random sample of texts of real conversations."""
-    path = str(demo_assets.conversations())
+    path = str(assets.conversations())
     texts = [
         conversation_text(item.turns) for item in read_file(path) if isinstance(item, Conversation)
     ]

@@ -409,9 +409,9 @@ def main() -> None:
         print(json.dumps(run_peer(arguments.run_peer, arguments.work, arguments.keep_model)))
         return
     if not arguments.tokenizer:
-        from ochat_ray import demo_assets
+        from ochat_ray.demo import assets
 
-        arguments.tokenizer = str(demo_assets.base_model())
+        arguments.tokenizer = str(assets.base_model())
     compare(arguments)
 
 

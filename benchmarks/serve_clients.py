@@ -203,7 +203,7 @@ def server(url: str | None, model: str | None) -> Iterator[tuple[str, str]]:
     import ray
     from ray import serve
 
-    from ochat_ray.local_cluster import free_port
+    from ochat_ray.cluster.local_cluster import free_port
     from ochat_ray.serve import ServeArgs, app
 
     port = free_port()

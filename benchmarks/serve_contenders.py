@@ -19,7 +19,7 @@ from typing import Any
 
 from serve_load import load
 
-from ochat_ray.local_cluster import free_port
+from ochat_ray.cluster.local_cluster import free_port
 
 
 def main() -> None:
@@ -61,8 +61,8 @@ async def serve_bare(arguments: argparse.Namespace) -> None:
     from ochat_ray.serve.deployment import open_engine
     from ochat_ray.serve.engines.base import Sampling
     from ochat_ray.serve.served_model import open_served_tokenizer
-    from ochat_ray.template import encode
-    from ochat_ray.tokenizer import ends_of_turn
+    from ochat_ray.tokenization.template import encode
+    from ochat_ray.tokenization.tokenizer import ends_of_turn
 
     settings = resolve(settings_of(arguments))
     engine = open_engine(settings.engine)
@@ -150,7 +150,7 @@ def end_of_turn(arguments: argparse.Namespace) -> int:
     """Return the id of the token that ends an answer of the model."""
     from ochat_ray.serve.args import resolve
     from ochat_ray.serve.served_model import open_served_tokenizer
-    from ochat_ray.tokenizer import ends_of_turn
+    from ochat_ray.tokenization.tokenizer import ends_of_turn
 
     ingress = resolve(settings_of(arguments)).ingress
     return int(ends_of_turn(open_served_tokenizer(Path(ingress.directory), ingress.model_type))[0])
@@ -169,8 +169,8 @@ def serve_one_at_a_time(arguments: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, TextIteratorStreamer
 
     from ochat_ray.serve.engines.transformers import choose_dtype
-    from ochat_ray.template import encode
-    from ochat_ray.tokenizer import end_of_turn_id, load_tokenizer
+    from ochat_ray.tokenization.template import encode
+    from ochat_ray.tokenization.tokenizer import end_of_turn_id, load_tokenizer
 
     torch.set_num_threads(arguments.cpus)
     tokenizer = load_tokenizer(arguments.model)

@@ -56,7 +56,7 @@ def deploy(model: str, replicas: int = 2) -> str:
     import ray
     from ray import serve
 
-    from ochat_ray.local_cluster import free_port
+    from ochat_ray.cluster.local_cluster import free_port
     from ochat_ray.serve import ServeArgs, app
 
     port = free_port()

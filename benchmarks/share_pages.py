@@ -43,8 +43,8 @@ from pygments.lexers import get_lexer_by_name
 from pygments.token import STANDARD_TYPES, _TokenType
 from pygments.util import ClassNotFound
 
-from ochat_ray import demo_assets
 from ochat_ray.data.sources import read_file
+from ochat_ray.demo import assets
 from ochat_ray.progress import Progress
 from ochat_ray.schema import Conversation
 
@@ -557,7 +557,7 @@ def main() -> None:
     if output.exists() and any(output.iterdir()):
         sys.exit(f"share_pages: {output} is not empty; pages of two runs must not mix")
     output.mkdir(parents=True, exist_ok=True)
-    sources = conversations(arguments.input or str(demo_assets.conversations()))
+    sources = conversations(arguments.input or str(assets.conversations()))
     if not sources:
         sys.exit("share_pages: the input holds no conversation in Markdown")
     of_source = plans(arguments, len(sources))

@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ochat_ray import demo_assets
 from ochat_ray.data.sources import read_file
+from ochat_ray.demo import assets
 from ochat_ray.schema import Conversation, Turn
-from ochat_ray.template import encode_batch
-from ochat_ray.tokenizer import load_tokenizer
+from ochat_ray.tokenization.template import encode_batch
+from ochat_ray.tokenization.tokenizer import load_tokenizer
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Measure in one process: print a line for each way to call the library."""
-    tokenizer = load_tokenizer(arguments.tokenizer or str(demo_assets.base_model()))
+    tokenizer = load_tokenizer(arguments.tokenizer or str(assets.base_model()))
     conversations = sample(arguments.conversations)
     batches = [
         conversations[start : start + arguments.batch]
@@ -94,7 +94,7 @@ def texts(conversations: list[list[Turn]]) -> list[str]:
 def sample(count: int) -> list[list[Turn]]:
     """Return the first conversations of the demo's file."""
     found: list[list[Turn]] = []
-    for item in read_file(str(demo_assets.conversations())):
+    for item in read_file(str(assets.conversations())):
         if isinstance(item, Conversation):
             found.append(list(item.turns))
             if len(found) == count:

@@ -41,10 +41,10 @@ import torch
 from torch import distributed
 from torch.nn.utils.rnn import pad_sequence
 
-from ochat_ray import demo_assets
+from ochat_ray.demo import assets
+from ochat_ray.models.base_model import load_model
 from ochat_ray.recipes import recipe
 from ochat_ray.train import engine as engine_module
-from ochat_ray.train.base_model import load_model
 from ochat_ray.train.batch import Batch, make_batch, trained_weight
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
@@ -100,7 +100,7 @@ def work(arguments: argparse.Namespace) -> None:
     table, size = TokenTable(arguments.data, "train", arguments.max_length), arguments.micro_batch
     config = replace(TrainConfig.for_recipe("demo"), max_tokens=size * arguments.max_length)
     given = Work(
-        model=arguments.model or str(demo_assets.base_model()),
+        model=arguments.model or str(assets.base_model()),
         table=table,
         steps=draw_steps(table.lengths, size, arguments),
         config=config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ochat_ray.errors import JobFailedError, UserError, is_store_failure
+from ochat_ray.errors import JobFailedError, UserError, first_line, is_store_failure
 
 Config = TypeVar("Config")
 
@@ -31,6 +32,11 @@ def parse(for_recipe: Callable[[str], Config], arguments: Sequence[str], program
         default=default,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def flag(name: str) -> str:
+    """Return the flag of the option with a field's name."""
+    return f"--{name.replace('_', '-')}"
 
 
 def run(
@@ -78,9 +84,17 @@ def run(
             raise
         print(f"{program}: {message}", file=sys.stderr)
         return 2
-    print(describe(config, result))
-    if getattr(config, "json", False):
-        print(json.dumps(result))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may have characters that it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        print(describe(config, result), flush=True)
+        if getattr(config, "json", False):
+            print(json.dumps(result), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for buffered output
+        if not isinstance(error, BrokenPipeError):  # of `... | head`
+            print(f"{program}: cannot print the result ({error})", file=sys.stderr)
+            return 2
     return status_of(config, result)
 
 
@@ -94,7 +108,7 @@ def user_message(error: BaseException) -> str | None:
             quota = isinstance(cause, OSError) and cause.errno == errno.EDQUOT
             where = "within the disk quota" if quota else "on the device"
             return f"no space left {where}; free some, or choose another --output"
-        first = (str(cause).splitlines() or [""])[0]
+        first = first_line(cause)
         if isinstance(cause, OSError) and cause.errno == errno.EROFS:
             return f"cannot write ({first}); choose another --output"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM):
@@ -116,7 +130,7 @@ def user_message(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and (bucket := _NO_BUCKET.match(first)):
             return f"{bucket[0]}; create it, or choose another --output"
         if is_store_failure(cause):
-            return _s3_message(str(cause).splitlines()[0])
+            return _s3_message(first)
     return None
 
 

@@ -23,3 +23,11 @@ def is_store_failure(error: BaseException) -> bool:
     pyarrow has no exception type for it.
     """
     return isinstance(error, OSError) and "AWS Error " in str(error)
+
+
+def first_line(error: BaseException, limit: int | None = None) -> str:
+    """Return the first line of an error's message, or its type's name if the message is empty.
+
+    `limit` is the maximum number of characters.
+    """
+    return str(error).strip().split("\n")[0].rstrip()[:limit] or type(error).__name__

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 
 MANIFEST = "manifest.json"
 
@@ -144,7 +144,7 @@ class RunDir:
                 yield file
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise UserError(
-                f"{self.path(name)} is missing or damaged ({str(error).splitlines()[0]}); "
+                f"{self.path(name)} is missing or damaged ({first_line(error)}); "
                 "run again without --resume"
             ) from error
 
@@ -271,8 +271,7 @@ def open_tokens(uri: str, split: Split) -> pa.Table:
             tables.append(pa.ipc.open_file(source).read_all())
         except pa.ArrowInvalid as error:
             raise UserError(
-                f"{run.path(name)} is damaged ({str(error).splitlines()[0]}); prepare the data "
-                "again"
+                f"{run.path(name)} is damaged ({first_line(error)}); prepare the data again"
             ) from error
     if not tables:
         raise UserError(f"the {split} split at {uri} is empty; prepare more data or another split")

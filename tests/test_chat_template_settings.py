@@ -7,7 +7,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ochat_ray.errors import UserError
-from ochat_ray.exported_tokenizer import export_tokenizer
 from ochat_ray.schema import Turn
 from ochat_ray.tokenization.chat_tokenizer import (
     load_chat_tokenizer,
@@ -15,6 +14,7 @@ from ochat_ray.tokenization.chat_tokenizer import (
     read_template,
     settings_of,
 )
+from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
 from ochat_ray.tokenization.messages import Chat
 
 CHATML = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ochat_ray.local_cluster import SERVE_PORT
+from ochat_ray.cluster.local_cluster import SERVE_PORT
 
 ROOT = Path(__file__).parent.parent
 RAY = Path(sys.executable).with_name("ray")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ochat_ray.cluster_resources import DEFINITION
+from ochat_ray.cluster.resources import DEFINITION
 from ochat_ray.serve import ServeArgs
 from ochat_ray.serve.deployment import DRAIN_S
 

@@ -145,8 +145,8 @@ def write_inputs(folder):
 
 @pytest.mark.slow
 def test_the_walk_from_a_wheel(installed, tmp_path):  # noqa: F811
+    from ochat_ray.cluster.local_cluster import SERVE_PORT, need_free_ports
     from ochat_ray.errors import UserError
-    from ochat_ray.local_cluster import SERVE_PORT, need_free_ports
 
     try:
         need_free_ports([SERVE_PORT])

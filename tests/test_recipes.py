@@ -5,7 +5,7 @@ import pytest
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT, RECIPES, recipe
-from ochat_ray.template import template_for
+from ochat_ray.tokenization.template import template_for
 from ochat_ray.train.config import TrainConfig
 
 

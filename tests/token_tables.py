@@ -5,7 +5,7 @@ import pyarrow as pa
 from ochat_ray.data.verify import summarize_files
 from ochat_ray.run_dir import RunDir
 from ochat_ray.schema import TOKENS
-from ochat_ray.template import encode
+from ochat_ray.tokenization.template import encode
 
 
 def write_data(directory, tokenizer, digest, changes=(), model_type="openchat"):

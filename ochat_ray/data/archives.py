@@ -12,8 +12,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-from ochat_ray.data.byte_streams import ByteStream, StoreError, TooLarge, first_line, read_exactly
+from ochat_ray.data.byte_streams import ByteStream, StoreError, TooLarge, read_exactly
 from ochat_ray.data.kinds import LINK, SPECIAL, kind_passed_over
+from ochat_ray.errors import first_line
 
 MAX_HEADER_BYTES = 2**20
 """Limit on a tar member's extended headers, which tarfile reads into memory."""

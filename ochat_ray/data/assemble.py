@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ochat_ray.data.parts import Summary
+from ochat_ray.data.parts.files import Summary
 from ochat_ray.run_dir import RunDir
 
 FILE_ROWS = 10_000

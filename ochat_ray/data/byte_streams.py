@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol, cast
 
 import pyarrow as pa
 
+from ochat_ray.errors import first_line
 from ochat_ray.run_dir import open_location
 
 UNPACKED_FREELY = 2**30
@@ -339,8 +340,3 @@ def read_exactly(stream: IO[bytes], size: int) -> bytes:
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type's name if the message is empty."""
-    return str(error).split("\n")[0] or type(error).__name__

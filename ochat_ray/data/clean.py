@@ -9,12 +9,12 @@ from html import unescape
 
 from ochat_ray.data.blank_text import html_shows_nothing, shows_nothing
 from ochat_ray.data.decontaminate import Questions
-from ochat_ray.data.fidelity import fidelity
-from ochat_ray.data.html_tree import ConversionError
-from ochat_ray.data.markdown import convert
+from ochat_ray.data.markdown.blocks import convert
+from ochat_ray.data.markdown.fidelity import fidelity
+from ochat_ray.data.markdown.tree import ConversionError
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.noise_rules import EXTENSION_ORIGINS, RULES, provider_error, without_noise
-from ochat_ray.data.text_fidelity import text_fidelity
+from ochat_ray.data.visible.fidelity import text_fidelity
 from ochat_ray.schema import Conversation, Drop, Reason, Stage, Turn
 
 INSTRUCTIONS = ("system", "developer")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ochat_ray.command_line import flag
 from ochat_ray.data.formats.columns import parse_columns
 from ochat_ray.data.kinds import printable
 from ochat_ray.data.long_conversations import Long
@@ -18,7 +19,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT, recipe
 from ochat_ray.run_dir import open_location
 from ochat_ray.schema import ModelClass
-from ochat_ray.template import TEMPLATES
+from ochat_ray.tokenization.template import TEMPLATES
 
 SeparateAnswers = Literal["each", "last"]
 
@@ -110,8 +111,7 @@ class PrepareConfig:
         if self.recipe != CHAT:
             for name in ("template", "template_arguments", "separate_answers"):
                 if getattr(self, name) != PrepareConfig.__dataclass_fields__[name].default:
-                    flag = "--" + name.replace("_", "-")
-                    raise UserError(f"{flag} needs --recipe chat; {self.recipe} has its own")
+                    raise UserError(f"{flag(name)} needs --recipe chat; {self.recipe} has its own")
         if self.model_type != CHAT:
             if "tools" in names:
                 raise UserError("--columns tools=... needs a chat template; see --recipe chat")

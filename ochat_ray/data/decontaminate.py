@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from ochat_ray.data.near_duplicates import words
-from ochat_ray.errors import UserError
+from ochat_ray.data.dedup.minhash import words
+from ochat_ray.errors import UserError, first_line
 from ochat_ray.run_dir import open_location
 
 # The shortest first questions of Vicuna and of MT-bench have 8 words. Shorter ones are only
@@ -119,7 +119,7 @@ def _read(path: str) -> list[tuple[str, str]]:
         with fs.open_input_stream(inner) as stream:
             data = stream.read().removeprefix(b"\xef\xbb\xbf")
     except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot read the questions file {path}: {reason}") from error
     if not data.strip():
         raise UserError(f"the questions file {path} is empty")

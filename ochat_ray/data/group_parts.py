@@ -10,7 +10,8 @@ from functools import partial
 from ochat_ray.data import clean
 from ochat_ray.data.attempts import Attempt, given_up, next_attempt, read_file_by_file
 from ochat_ray.data.content import digests_of_pages
-from ochat_ray.data.parts import Summary, clean_part, done_name, parts_of
+from ochat_ray.data.parts.clean import clean_part, parts_of
+from ochat_ray.data.parts.files import Summary, done_name
 from ochat_ray.data.plan import group_files, record_content
 from ochat_ray.data.records import DEFAULTS, ReadOptions
 from ochat_ray.data.sources import read_file, read_files

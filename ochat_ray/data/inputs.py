@@ -29,7 +29,7 @@ from ochat_ray.data.kinds import (
     kind_passed_over,
 )
 from ochat_ray.data.output import REPORT, TABLES
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 from ochat_ray.locations import real_location
 from ochat_ray.lock_claims import RUN_FOLDER
 from ochat_ray.run_dir import MANIFEST, open_location
@@ -276,10 +276,9 @@ def _hub_errors(uri: str) -> Iterator[None]:
         raise
     # The Hub's client raises errors of its HTTP library, which differs between its versions.
     except Exception as error:
-        reason = str(error).split("\n")[0] or type(error).__name__
         raise UserError(
-            f"cannot list {uri}: {reason}; check the name, the network and, for a gated or "
-            "private dataset, HF_TOKEN"
+            f"cannot list {uri}: {first_line(error)}; check the name, the network and, for a gated "
+            "or private dataset, HF_TOKEN"
         ) from error
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ochat_ray.data.config import PrepareConfig
-from ochat_ray.data.parts import Summary
+from ochat_ray.data.parts.files import Summary
 from ochat_ray.data.plan import Plan, content_of, template_settings
 from ochat_ray.data.statistics import Statistics, most_first
 from ochat_ray.data.verify import DIGEST_MODULUS, FileSummary

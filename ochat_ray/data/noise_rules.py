@@ -17,7 +17,7 @@ from html import unescape
 
 import regex
 
-from ochat_ray.data.html_noise import COUNTER, PAGER, has_pager
+from ochat_ray.data.markdown.noise import COUNTER, PAGER, has_pager
 from ochat_ray.data.pager import pager_end, without_pager
 from ochat_ray.schema import Turn
 

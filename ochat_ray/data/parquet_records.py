@@ -8,8 +8,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ochat_ray.data.byte_streams import StoreError, first_line
+from ochat_ray.data.byte_streams import StoreError
 from ochat_ray.data.json_values import Broken
+from ochat_ray.errors import first_line
 from ochat_ray.schema import Reason
 
 BATCH_BYTES = 32 * 2**20

@@ -27,15 +27,16 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from ochat_ray import ray_session
-from ochat_ray.cluster_resources import apart_from_gpus, most, room_for
-from ochat_ray.data import clean, parts
+from ochat_ray.cluster import ray_session
+from ochat_ray.cluster.resources import apart_from_gpus, most, room_for
+from ochat_ray.data import clean
 from ochat_ray.data.advice import explain_nothing
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.decontaminate import load_questions
-from ochat_ray.data.duplicates import band_name
-from ochat_ray.data.find_duplicates import (
+from ochat_ray.data.dedup.minhash import banding
+from ochat_ray.data.dedup.tables import band_name
+from ochat_ray.data.dedup.tasks import (
     exact_is_done,
     find_exact,
     find_near,
@@ -46,9 +47,10 @@ from ochat_ray.data.find_duplicates import (
 from ochat_ray.data.group_parts import clean_group, finished_group
 from ochat_ray.data.inputs import check_apart, check_inputs
 from ochat_ray.data.manifest import manifest_of
-from ochat_ray.data.near_duplicates import banding
 from ochat_ray.data.output import FINISHED, REPORT, Output
-from ochat_ray.data.parts import Summary, done_name, tokenize_part, with_some_held_out
+from ochat_ray.data.parts.files import Summary, done_name
+from ochat_ray.data.parts.samples import SAMPLES
+from ochat_ray.data.parts.tokenize import FEW, tokenize_part, with_some_held_out
 from ochat_ray.data.plan import (
     Plan,
     check_inputs_stayed,
@@ -84,8 +86,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
     Raises:
         UserError: An input, the tokenizer or the output directory is not usable, nothing was kept,
-            or
-            the cluster never has a CPU.
+            or the cluster never has a CPU.
     """
     started = time.monotonic()
     config.check()
@@ -306,10 +307,6 @@ def _near_duplicates_pass(
     statistics.seconds["near duplicates"] = progress.finish(f"{found:,} near duplicates")
 
 
-FEW = 20
-"""Held-out conversations, as expected, below which their number is looked at."""
-
-
 def _tokenize_pass(
     config: PrepareConfig, run: RunDir, part_names: list[str], statistics: Statistics
 ) -> list[Summary]:
@@ -345,7 +342,7 @@ def _tokenize_pass(
     local = Path(config.tokenizer)
     path = str(local.absolute()) if local.exists() else config.tokenizer
     # Four times as many as are shown, since some will be dropped as duplicates.
-    sample_share = 4 * parts.SAMPLES / max(1, statistics.cleaned)
+    sample_share = 4 * SAMPLES / max(1, statistics.cleaned)
 
     def tokenize(item: dict[str, Any]) -> Summary:
         done = done_name("tokenize", item["part"])

@@ -26,7 +26,6 @@ from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT
 from ochat_ray.run_dir import MANIFEST, RunDir, completed
 from ochat_ray.run_lock import RunLock, hold
-from ochat_ray.template import check_template
 from ochat_ray.tokenization.chat_tokenizer import (
     TemplateSettings,
     load_chat_tokenizer,
@@ -34,7 +33,8 @@ from ochat_ray.tokenization.chat_tokenizer import (
     read_template,
     settings_of,
 )
-from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
+from ochat_ray.tokenization.template import check_template
+from ochat_ray.tokenization.tokenizer import load_tokenizer, tokenizer_digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

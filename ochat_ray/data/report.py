@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ochat_ray.data.parts import SHOWN_CHARACTERS
+from ochat_ray.data.parts.samples import SHOWN_CHARACTERS
 from ochat_ray.data.report_figures import (
     Histogram,
     Row,

@@ -9,7 +9,7 @@ from typing import Any
 
 from ochat_ray.data.report_figures import cut, fidelity_in_words
 from ochat_ray.data.statistics import worse_fidelity
-from ochat_ray.tokenizer import END_OF_TURN
+from ochat_ray.tokenization.tokenizer import END_OF_TURN
 
 Token = tuple[str, float]
 

@@ -21,8 +21,8 @@ from typing import Any
 from lxml import etree
 
 from ochat_ray.data.formats.loader_data import LoaderDataError, loader_data
-from ochat_ray.data.html_tree import ConversionError, tags_of
 from ochat_ray.data.json_decode import decode
+from ochat_ray.data.markdown.tree import ConversionError, tags_of
 from ochat_ray.schema import Reason
 
 MAX_PAGE_BYTES = 32 * 2**20

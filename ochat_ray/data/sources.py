@@ -19,7 +19,6 @@ from ochat_ray.data.byte_streams import (
     StoreError,
     TooLarge,
     UnreadableFile,
-    first_line,
     open_input,
     read_beginning,
     spooled,
@@ -31,7 +30,7 @@ from ochat_ray.data.kinds import ZIP, basename, is_archive, is_page, printable, 
 from ochat_ray.data.parquet_records import parquet_records
 from ochat_ray.data.records import DEFAULTS, ReadOptions, records_of
 from ochat_ray.data.share_page import MAX_PAGE_BYTES, Unusable, page_record
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 from ochat_ray.schema import Drop, PassedOver, Reason, Record, Stage
 
 MAX_LINE_BYTES = 64 * 2**20

@@ -13,8 +13,8 @@ from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.verify import DIGEST_MODULUS, row_digest
 from ochat_ray.run_dir import Split
 from ochat_ray.schema import Conversation, ModelClass
-from ochat_ray.template import encode_batch, template_for
-from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.tokenization.template import encode_batch, template_for
+from ochat_ray.tokenization.tokenizer import end_of_turn_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from ochat_ray.tokenization.chat_template import ChatTemplate, TemplateError
 from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_chat_tokenizer
 from ochat_ray.tokenization.messages import Chat
 from ochat_ray.tokenization.supervision import Sample, Supervised, supervise
-from ochat_ray.tokenizer import load_tokenizer
+from ochat_ray.tokenization.tokenizer import load_tokenizer
 
 
 def tokenize_as_configured(

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from ochat_ray.errors import UserError, is_store_failure
+from ochat_ray.errors import UserError, first_line, is_store_failure
 from ochat_ray.run_dir import MANIFEST, RunDir
 from ochat_ray.schema import TOKENS
 
@@ -175,7 +175,7 @@ def summarize_file(run: RunDir, name: str) -> FileSummary:
         is_there = not isinstance(error, FileNotFoundError)
         if isinstance(error, OSError) and is_there and (error.errno or is_store_failure(error)):
             raise
-        raise _disagreement(run.root, f"{name} cannot be read ({_first_line(error)})") from error
+        raise _disagreement(run.root, f"{name} cannot be read ({first_line(error)})") from error
     return {
         "rows": rows,
         "tokens": tokens,
@@ -232,7 +232,3 @@ def _number(value: Any) -> str:
 
 def _disagreement(uri: str, what: str) -> UserError:
     return UserError(f"{uri} does not agree with its {MANIFEST}: {what}; prepare the data again")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import tyro
 
+from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.key_files import environment_key
 from ochat_ray.evaluate.option_checks import check_body, check_url
@@ -206,10 +207,10 @@ class EvaluateConfig:
         if self.step in ("score", "report") and (self.retry or self.max_cost is not None):
             raise UserError(f"--retry and --max-cost have no effect on the step {self.step}")
         for name in ("body", "judge_body"):
-            check_body(f"--{name.replace('_', '-')}", getattr(self, name))
+            check_body(flag(name), getattr(self, name))
         self._check_suite()
         for name in ("url", "baseline_url", "judge_url"):
-            check_url(f"--{name.replace('_', '-')}", getattr(self, name))
+            check_url(flag(name), getattr(self, name))
         if self.annotations:
             if (self.suite, self.step) != ("alpaca_eval", "score"):
                 raise UserError("--annotations is for `score --suite alpaca_eval`")
@@ -221,18 +222,18 @@ class EvaluateConfig:
     def _check_numbers(self) -> None:
         for name in ("samples", "max_concurrency", "attempts", "max_tokens", "judge_max_tokens"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+                raise UserError(f"{flag(name)} must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise UserError("--limit must be at least 1")
         if self.seed < 0:
             raise UserError("--seed must not be negative")
         for name in ("timeout_s", "code_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} must be positive and finite")
+                raise UserError(f"{flag(name)} must be positive and finite")
         for name in ("max_cost", "temperature", "judge_temperature", "top_p"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} must be a number of at least 0")
+                raise UserError(f"{flag(name)} must be a number of at least 0")
 
     def _check_tasks(self) -> None:
         if not (self.tasks and self.model and self.output):
@@ -251,8 +252,7 @@ class EvaluateConfig:
         for field in fields_of(self):
             known = field.name in (*used, "step", "json")
             if not known and getattr(self, field.name) != field.default:
-                option = f"--{field.name.replace('_', '-')}"
-                raise UserError(f"{option} has no effect on the step {self.step}")
+                raise UserError(f"{flag(field.name)} has no effect on the step {self.step}")
 
     def _check_suite(self) -> None:
         if self.suite != "mt_bench" and (self.pairwise or self.references):
@@ -299,7 +299,7 @@ class EvaluateConfig:
     def _check_no_judge(self, where: str) -> None:
         for name in ("judge", "prompts", "judge_body", "judge_temperature"):
             if getattr(self, name) not in (None, ""):
-                raise UserError(f"--{name.replace('_', '-')} has no effect {where}")
+                raise UserError(f"{flag(name)} has no effect {where}")
 
     def _check_code(self) -> None:
         self._check_no_judge("on --suite code, which has no judge")

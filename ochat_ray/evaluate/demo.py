@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ochat_ray import demo_assets
+from ochat_ray.demo import assets
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate import steps
 from ochat_ray.evaluate.config import EvaluateConfig
@@ -30,7 +30,7 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
     Raises:
         UserError: The demo's model does not exist.
     """
-    from ochat_ray.train.base_model import prepare_base  # imports torch
+    from ochat_ray.models.base_model import prepare_base  # imports torch
 
     if not (MODEL / "ochat.json").exists():
         raise UserError(
@@ -54,7 +54,7 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
         if config.dry_run:
             return steps.run(demo)
         # An untrained base model has no end-of-turn token.
-        base = prepare_base(str(demo_assets.base_model()), Path(folder, "base"))
+        base = prepare_base(str(assets.base_model()), Path(folder, "base"))
         with served({"demo": str(MODEL.absolute()), "base": str(base)}) as urls:
             return steps.run(
                 replace(demo, url=urls["demo"], baseline_url=urls["base"], judge_url=urls["base"]),

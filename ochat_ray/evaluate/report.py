@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ochat_ray.command_line import flag
 from ochat_ray.evaluate.length_control import LEADERBOARD_MODEL
 from ochat_ray.evaluate.pages import interval, number, render
 from ochat_ray.evaluate.questions import Question
@@ -103,7 +104,7 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
         "ochat_ray": results["version"], "questions' digest": results["questions_digest"],
         "prompts' digest": results["prompts_digest"],
         **_origins(results),
-        **{f"--{name.replace('_', '-')}": value for name, value in results["config"].items()},
+        **{flag(name): value for name, value in results["config"].items()},
     }  # fmt: skip
     return {name: str(value) for name, value in facts.items() if value not in (None, "", (), [])}
 

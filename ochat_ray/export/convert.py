@@ -179,7 +179,7 @@ def export_gguf(config: ExportConfig) -> dict[str, Any]:
     Raises:
         UserError: Something is missing, the converter fails, or the result differs.
     """
-    from ochat_ray.model_directory import local_directory
+    from ochat_ray.models.model_directory import local_directory
     from ochat_ray.ownership import Ownership
     from ochat_ray.run_dir import RunDir
     from ochat_ray.run_lock import hold

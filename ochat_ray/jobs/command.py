@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": ("ochat_ray.jobs.evaluate", "score a served model with a judge"),
     "export": ("ochat_ray.jobs.export", "convert a model to GGUF, for llama.cpp and Ollama"),
     "status": ("ochat_ray.jobs.status", "show what runs on a cluster, and what has failed"),
-    "demo": ("ochat_ray.demo", "run all stages on a small real model"),
+    "demo": ("ochat_ray.demo.pipeline", "run all stages on a small real model"),
 }
 """Module with `main(arguments)` and description of each subcommand."""
 

@@ -22,12 +22,12 @@ def work(config: PrepareConfig) -> dict[str, Any]:
 def with_inputs(config: PrepareConfig) -> PrepareConfig:
     """Return the configuration, with the demo's inputs (fetched if needed) where none are given."""
     if config.recipe == "demo":
-        from ochat_ray import demo_assets
+        from ochat_ray.demo import assets
 
         config = replace(
             config,
-            input=config.input or (str(demo_assets.conversations()),),
-            tokenizer=config.tokenizer or str(demo_assets.base_model()),
+            input=config.input or (str(assets.conversations()),),
+            tokenizer=config.tokenizer or str(assets.base_model()),
         )
     for flag in ("input", "tokenizer"):
         if not getattr(config, flag):

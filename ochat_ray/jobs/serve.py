@@ -43,9 +43,9 @@ def work(arguments: Mapping[str, Any]) -> dict[str, Any]:
         UserError: An argument is unknown or invalid, or the model cannot be served.
     """
     from ray import serve
-    from ray.serve.context import _get_global_client  # no public API gives the proxy's port
+    from ray.serve.context import _get_global_client  # Ray 2.60: no public one has the port
 
-    from ochat_ray import ray_session
+    from ochat_ray.cluster import ray_session
     from ochat_ray.serve import ServeArgs, app
     from ochat_ray.serve.args import ConfigurationError, resolve
 

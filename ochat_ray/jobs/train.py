@@ -16,9 +16,9 @@ from ochat_ray.train.config import TrainConfig
 def work(config: TrainConfig) -> dict[str, Any]:
     """Run the stage and return what `--json` prints."""
     if config.recipe == "demo" and not config.model:
-        from ochat_ray import demo_assets
+        from ochat_ray.demo import assets
 
-        config = replace(config, model=str(demo_assets.base_model()))
+        config = replace(config, model=str(assets.base_model()))
     if not config.model:
         raise UserError(f"--model is needed with --recipe {config.recipe}")
     if config.dry_run:

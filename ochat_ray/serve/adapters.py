@@ -18,16 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.adapter_files import (
-    CONFIG,
-    WEIGHTS,
-    AdapterRules,
-    base_shapes,
-    read_adapter,
-)
+from ochat_ray.serve.adapter_files import CONFIG, WEIGHTS, AdapterRules, base_shapes, read_adapter
 from ochat_ray.serve.engines.base import Adapter
-from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.responses import Model, ModelList, NotServed
+from ochat_ray.serve.protocol.errors import ApiError
+from ochat_ray.serve.protocol.responses import Model, ModelList, NotServed
 from ochat_ray.serve.served_model import CARD
 
 logger = logging.getLogger(__name__)

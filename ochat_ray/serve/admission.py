@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ochat_ray.serve.errors import ApiError, error_response
 from ochat_ray.serve.keys import KeyRing
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Metrics, Record
+from ochat_ray.serve.protocol.errors import ApiError, error_response
 
 OPEN_PATHS = frozenset({"/health", "/ping"})
 """Paths without authentication and logging: load balancers poll them often and without a key."""
@@ -109,7 +109,7 @@ class Admission:
             await error_response(error)(scope, receive, noting)
             return
         if body is not None:
-            await self.app(scope, _replay(body, receive), noting)
+            await self.app(scope, replay(body, receive), noting)
 
     def _check_peer(self, path: str, scope: Scope, headers: Headers) -> str:
         """Return the name of the key that was sent, if keys are required."""
@@ -192,7 +192,8 @@ def is_loopback(text: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives a body that was already read, and then what comes after it."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

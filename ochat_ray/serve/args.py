@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,16 +25,14 @@ from pydantic import (
 from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import local_directory
+from ochat_ray.models.model_directory import local_directory, weight_files
 from ochat_ray.serve.adapters import AdapterSettings
 from ochat_ray.serve.engines.base import UNSUPPORTED
-from ochat_ray.serve.fields import MOST_MESSAGES
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
 from ochat_ray.serve.model_files import check_model_directory, context_length_of, training_of
-from ochat_ray.serve.responses import Training
+from ochat_ray.serve.protocol.fields import MOST_MESSAGES
 from ochat_ray.serve.served_model import model_type_of, read_card, served_name
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+from ochat_ray.serve.settings import Dtype, EngineSettings, IngressSettings, Settings
 
 
 class ConfigurationError(click.ClickException, RayServeException):
@@ -148,87 +146,17 @@ class ServeArgs(BaseModel):
             raise ConfigurationError(text) from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """Settings of a model replica."""
-
-    directory: str
-    engine: str
-    dtype: Dtype
-    context_length: int
-    num_cpus: float
-    num_gpus: float
-    max_ongoing: int
-    max_batch_tokens: int
-    vocabulary: int
-    kv_cache_gib: float | None
-    adapters: AdapterSettings | None = None
-    embeddings: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngressSettings:
-    """Settings of an ingress replica.
-
-    `created` is in seconds since the epoch; `fingerprint` identifies the model and engine settings.
-    `embedding_size` is None if embeddings are not served.
-    """
-
-    directory: str
-    engine: str
-    served_model_name: str
-    model_type: str
-    context_length: int
-    vocabulary: int
-    created: int
-    fingerprint: str = ""
-    training: Training | None = None
-    adapters: AdapterSettings | None = None
-    embedding_size: int | None = None
-    keys: tuple[ApiKey, ...] = ()
-    keys_path: str | None = None
-    insecure_open: bool = False
-    cors_origins: tuple[str, ...] = ()
-    strict: bool = True
-    ui: bool = False
-    max_body_bytes: int
-    max_messages: int
-    choices_at_once: int
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    request_timeout_s: float
-    keep_alive_s: float
-    log_text: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Validated settings of one application, without open defaults."""
-
-    engine: EngineSettings
-    ingress: IngressSettings
-    min_replicas: int
-    max_replicas: int
-    max_queued: int
-    upscale_delay_s: float
-    downscale_delay_s: float
-    routing: Literal["balanced", "session"]
-    ingress_replicas: int
-    max_surge_percent: int
-    http_host: str | None = None
-    http_port: int | None = None
-
-
 def resolve(args: ServeArgs) -> Settings:
     """Validate the arguments against the model directory and resolve the defaults.
 
     Raises:
         UserError: An argument or the directory is invalid.
     """
-    directory = local_directory(args.model)
+    # Replicas alone read the weights, and fetch them.
+    directory, weights = local_directory(args.model, weights=False), weight_files(args.model)
     # A replica may run on another host, with its own copy.
     place = args.model if "://" in args.model else str(directory)
-    config = check_model_directory(directory)
+    config = check_model_directory(directory, has_weights=bool(weights))
     card = read_card(directory)
     model_type = model_type_of(directory, card, args.model_type)
     max_replicas = args.max_replicas or max(2, args.min_replicas)
@@ -262,7 +190,7 @@ def resolve(args: ServeArgs) -> Settings:
             context_length=context_length,
             vocabulary=config["vocab_size"],
             created=int((directory / "config.json").stat().st_mtime),
-            fingerprint=fingerprint(directory, engine),
+            fingerprint=fingerprint(directory, engine, weights),
             training=training_of(card),
             adapters=engine.adapters,
             embedding_size=_embedding_size(engine, config),
@@ -294,7 +222,7 @@ def resolve(args: ServeArgs) -> Settings:
     )
 
 
-def fingerprint(directory: Path, engine: EngineSettings) -> str:
+def fingerprint(directory: Path, engine: EngineSettings, weights: list[tuple[str, int]]) -> str:
     """Return a digest of the model's files and the engine's settings, for `system_fingerprint`.
 
     Weights, which may be large, count with their names and sizes; ochat.json, which a training
@@ -307,7 +235,6 @@ def fingerprint(directory: Path, engine: EngineSettings) -> str:
     for name in ("config.json", "tokenizer.json", "ochat.json"):
         path = directory / name
         digest.update(path.read_bytes() if path.exists() else b"")
-    weights = sorted((path.name, path.stat().st_size) for path in directory.glob("*.safetensors"))
     digest.update(json.dumps(weights).encode())
     return f"fp_{digest.hexdigest()[:16]}"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ochat_ray.serve.engines.base import UNSUPPORTED, Sampling
-from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.fields import Message
-from ochat_ray.serve.protocol import MAX_LOGPROBS, CompletionRequest, SamplingRequest
+from ochat_ray.serve.protocol.errors import ApiError
+from ochat_ray.serve.protocol.fields import Message
+from ochat_ray.serve.protocol.requests import MAX_LOGPROBS, CompletionRequest, SamplingRequest
 
 
 def check_supported(request: SamplingRequest, engine: str) -> None:

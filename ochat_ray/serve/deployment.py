@@ -14,19 +14,19 @@ import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.context import _get_global_client  # no public API gives the proxy's address
+from ray.serve.context import _get_global_client  # Ray 2.60: no public one has the address
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from ochat_ray.cluster_resources import head_node, room_for
+from ochat_ray.cluster.resources import head_node, room_for
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import local_directory
+from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.adapters import AdapterCatalog
-from ochat_ray.serve.args import EngineSettings, IngressSettings, Settings
 from ochat_ray.serve.backend import Accepted
 from ochat_ray.serve.coalesce import coalesce, pause_s
 from ochat_ray.serve.engines.base import Delta, Engine, Sampling
 from ochat_ray.serve.handle_backend import MODEL, HandleBackend, Load
+from ochat_ray.serve.settings import EngineSettings, IngressSettings, Settings
 
 INGRESS = "Ingress"
 
@@ -130,11 +130,12 @@ class IngressReplica:
         _enable_info_logs()
 
     def __serve_build_asgi_app__(self) -> Any:
-        from ochat_ray.serve.ingress import build_app
+        from ochat_ray.serve.routes import build_app
         from ochat_ray.serve.served_model import open_served_tokenizer, served_template
 
         settings = self._settings
-        directory = local_directory(settings.directory)
+        # Adapters are checked against the shapes of the weights.
+        directory = local_directory(settings.directory, weights=settings.adapters is not None)
         adapters = None
         if settings.adapters is not None:
             template = served_template(directory, settings.model_type)

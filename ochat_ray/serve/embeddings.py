@@ -21,12 +21,12 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from ochat_ray.serve.backend import Accepted, Backend
 from ochat_ray.serve.engines.base import Adapter, EngineError, Sampling
-from ochat_ray.serve.errors import ApiError
-from ochat_ray.serve.fields import Strict, Text
 from ochat_ray.serve.generation import await_unless_disconnected
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Record
-from ochat_ray.serve.neutral import one_of
+from ochat_ray.serve.protocol.errors import ApiError
+from ochat_ray.serve.protocol.fields import Strict, Text
+from ochat_ray.serve.protocol.neutral import one_of
 
 MOST_INPUTS = 2048
 """Maximum inputs per request; OpenAI's limit."""

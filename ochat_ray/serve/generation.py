@@ -20,11 +20,11 @@ from ochat_ray.serve.answers import Echo, Event, Piece, TextRules, merge, pieces
 from ochat_ray.serve.backend import Accepted, Backend
 from ochat_ray.serve.detokenize import Vocabulary
 from ochat_ray.serve.engines.base import Delta, Sampling
-from ochat_ray.serve.errors import ApiError, to_api_error
-from ochat_ray.serve.formats import Format
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Record
-from ochat_ray.serve.responses import Usage
+from ochat_ray.serve.protocol.errors import ApiError, to_api_error
+from ochat_ray.serve.protocol.formats import Format
+from ochat_ray.serve.protocol.responses import Usage
 
 T = TypeVar("T")
 
@@ -48,23 +48,42 @@ class Prompt:
 class Generation:
     """Validated request, ready for generation."""
 
-    backend: Backend
-    vocabulary: Vocabulary
-    limits: Limits
     format: Format
     model: str
     fingerprint: str
     prompts: Sequence[Prompt]
     choices: int
-    at_once: int
     text: TextRules
     session: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Responder:
+    """What all answers of an ingress replica have in common.
+
+    Attributes:
+        at_once: Answers of one request that are generated concurrently.
+        keep_alive_s: Seconds of silence in a stream after which a comment is sent.
+        timeout_s: Seconds that an answer may take.
+        log_text: Whether answers are recorded for the request log.
+    """
+
+    backend: Backend
+    vocabulary: Vocabulary
+    limits: Limits
+    at_once: int
     keep_alive_s: float
     timeout_s: float
     log_text: bool
 
     async def respond(
-        self, request: Request, *, stream: bool, include_usage: bool, usage_in_chunks: bool = False
+        self,
+        request: Request,
+        generation: Generation,
+        *,
+        stream: bool,
+        include_usage: bool,
+        usage_in_chunks: bool = False,
     ) -> Response:
         """Return the response; its head is sent once the first token exists.
 
@@ -72,7 +91,7 @@ class Generation:
             ApiError, EngineError, TimeoutError: Raised before anything was sent.
         """
         record: Record = request.state.record
-        answering = _Answering(self, record)
+        answering = _Answering(self, generation, record)
         if not stream:
             return await await_unless_disconnected(request, answering.whole())
         first = await await_unless_disconnected(request, answering.first())
@@ -83,7 +102,8 @@ class Generation:
 class _Answering:
     """Answers of one generation in progress."""
 
-    def __init__(self, generation: Generation, record: Record) -> None:
+    def __init__(self, responder: Responder, generation: Generation, record: Record) -> None:
+        self._responder = responder
         self._g = generation
         self._record = record
         id = generation.format.id_prefix + uuid.uuid4().hex
@@ -103,15 +123,15 @@ class _Answering:
         self._cached: int | None = None
         record.choices = self._count
         record.prompt_tokens = sum(len(prompt.ids) for prompt in generation.prompts)
-        generation.limits.take_tokens(record.key, record.prompt_tokens)
+        responder.limits.take_tokens(record.key, record.prompt_tokens)
         self.stream = merge(
             [
                 self._pieces(f"{id}-{index}", prompt, number)
                 for index, (prompt, number) in enumerate(prompts)
             ],
-            quiet_s=generation.keep_alive_s,
-            timeout_s=generation.timeout_s,
-            at_once=generation.at_once,
+            quiet_s=responder.keep_alive_s,
+            timeout_s=responder.timeout_s,
+            at_once=responder.at_once,
         )
 
     async def whole(self) -> Response:
@@ -133,7 +153,7 @@ class _Answering:
             )
             for found in gathered
         ]
-        if self._g.log_text:
+        if self._responder.log_text:
             self._record.answer = [answer.text for answer in answers]
 
         def written() -> str:
@@ -194,12 +214,12 @@ class _Answering:
         # immediately, not when the generator is garbage-collected.
         async with (
             aclosing(
-                g.backend.generate(
+                self._responder.backend.generate(
                     id, prompt.ids, _seeded(prompt.sampling, number), session=g.session
                 )
             ) as items,
             aclosing(self._deltas(items)) as deltas,
-            aclosing(pieces(deltas, g.vocabulary, g.text, echo)) as found,
+            aclosing(pieces(deltas, self._responder.vocabulary, g.text, echo)) as found,
         ):
             async for piece in found:
                 yield piece
@@ -221,7 +241,7 @@ class _Answering:
         new = event.piece.tokens - self._tokens[event.index]
         self._tokens[event.index] = event.piece.tokens
         self._record.completion_tokens += new
-        self._g.limits.take_tokens(self._record.key, new)
+        self._responder.limits.take_tokens(self._record.key, new)
         cached = event.piece.cached_tokens
         if cached is not None and event.index % self._g.choices == 0:  # once per prompt
             self._cached = (self._cached or 0) + cached

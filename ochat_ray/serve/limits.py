@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 
-from ochat_ray.serve.errors import ApiError
+from ochat_ray.serve.protocol.errors import ApiError
 
 _MINUTE_S = 60.0
 

@@ -11,15 +11,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.responses import Training
+from ochat_ray.serve.protocol.responses import Training
 from ochat_ray.serve.served_model import read_json
 
 ADAPTER = "adapter_config.json"
 """File of a directory with adapters, in peft's format."""
 
 
-def check_model_directory(directory: Path) -> dict[str, Any]:
+def check_model_directory(directory: Path, *, has_weights: bool) -> dict[str, Any]:
     """Return the directory's config.json after checking that everything for serving exists.
+
+    The weights may be elsewhere, if the directory is a copy without them.
 
     Raises:
         UserError: Something is missing; the line names it and how to create it.
@@ -37,7 +39,7 @@ def check_model_directory(directory: Path) -> dict[str, Any]:
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
             raise UserError(f"no {name} in {directory}; is that a directory that train wrote?")
-    if not any(directory.glob("*.safetensors")):
+    if not has_weights:
         raise UserError(f"no *.safetensors in {directory}; is that a directory that train wrote?")
     config = read_json(directory / "config.json")
     text = config.get("text_config")

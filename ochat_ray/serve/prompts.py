@@ -13,16 +13,16 @@ from typing import Any, Protocol, TypeVar
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT
 from ochat_ray.schema import Turn
-from ochat_ray.serve.conversation import own_turns_of
-from ochat_ray.serve.decoding import check_ids
 from ochat_ray.serve.detokenize import Detokenizer, text_offsets, vocabulary_of
 from ochat_ray.serve.engines.base import RequestRefusedError
-from ochat_ray.serve.fields import Message
-from ochat_ray.serve.tool_fields import ToolDefinition
-from ochat_ray.template import encode, template_for
+from ochat_ray.serve.protocol.conversation import own_turns_of
+from ochat_ray.serve.protocol.decoding import check_ids
+from ochat_ray.serve.protocol.fields import Message
+from ochat_ray.serve.protocol.tool_fields import ToolDefinition
 from ochat_ray.tokenization.chat_template import TemplateError
 from ochat_ray.tokenization.messages import Chat
-from ochat_ray.tokenizer import encode_texts
+from ochat_ray.tokenization.template import encode, template_for
+from ochat_ray.tokenization.tokenizer import encode_texts
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT
-from ochat_ray.template import TEMPLATES
-from ochat_ray.tokenizer import END_OF_TURN
+from ochat_ray.tokenization.template import TEMPLATES
+from ochat_ray.tokenization.tokenizer import END_OF_TURN
 
 CARD = "ochat.json"
 
@@ -86,7 +86,7 @@ def open_served_tokenizer(directory: Path, model_type: str | None = None) -> Any
         load_chat_tokenizer,
         own_template,
     )
-    from ochat_ray.tokenizer import load_tokenizer
+    from ochat_ray.tokenization.tokenizer import load_tokenizer
 
     card = read_card(directory)
     if model_type_of(directory, card, model_type) != CHAT:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client  # no public API gives the proxy's port
+from ray.serve.context import _get_global_client  # Ray 2.60: no public one has the port
 
-from ochat_ray import ray_session
-from ochat_ray.local_cluster import free_port
+from ochat_ray.cluster import ray_session
+from ochat_ray.cluster.local_cluster import free_port
 from ochat_ray.serve import ServeArgs, app
 
 CPUS = 0.5

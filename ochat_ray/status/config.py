@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
 
 
@@ -41,8 +42,7 @@ class StatusConfig:
         for name in ("stalled_after", "since", "idle_for"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                flag = f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag} must be a positive number, not {value}")
+                raise UserError(f"{flag(name)} must be a positive number, not {value}")
         if self.address is not None and "://" not in self.address:
             raise UserError(f"--address {self.address} is not a URL, such as http://127.0.0.1:8265")
         found: dict[str, float] = {}

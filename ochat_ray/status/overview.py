@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ochat_ray.cluster_view import (
+from ochat_ray.cluster.view import (
     ENDED,
     Cluster,
     Job,

@@ -16,7 +16,7 @@ from ochat_ray.schema import ToolCall, Turn
 from ochat_ray.tokenization.chat_template import ChatTemplate, TemplateError
 from ochat_ray.tokenization.messages import Chat
 from ochat_ray.tokenization.supervision import supervise
-from ochat_ray.tokenizer import find_file, load_tokenizer, open_tokenizer, probe
+from ochat_ray.tokenization.tokenizer import find_file, load_tokenizer, open_tokenizer, probe
 
 CLOCK = "2024-07-26"
 """Date in training data for a template that writes the current one: data must not depend on the day

@@ -16,12 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ochat_ray.schema import Turn
-from ochat_ray.tokenization.chat_template import (
-    ChatTemplate,
-    Encoding,
-    Rendering,
-    TemplateError,
-)
+from ochat_ray.tokenization.chat_template import ChatTemplate, Encoding, Rendering, TemplateError
 from ochat_ray.tokenization.messages import Chat, is_object, split_reasoning
 
 BATCH_CHARACTERS = 1 << 20

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from ochat_ray.errors import UserError
-from ochat_ray.exported_tokenizer import export_tokenizer
-from ochat_ray.model_directory import on_this_host
-from ochat_ray.train.base_model import generation_config, load_model
+from ochat_ray.models.base_model import generation_config, load_model
+from ochat_ray.models.model_directory import on_this_host
+from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
 from ochat_ray.train.batch import Batch
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.engine import Engine

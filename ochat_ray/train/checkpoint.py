@@ -21,7 +21,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from ochat_ray.command_line import user_message
+from ochat_ray.command_line import flag, user_message
 from ochat_ray.errors import UserError
 from ochat_ray.ownership import Ownership, files_below, remove_empty_parents
 from ochat_ray.run_dir import RunDir
@@ -222,9 +222,7 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], where: str)
     there = checkpoint.identity
     for key in [*_NAMED, *sorted(set(identity) | set(there))]:
         if there.get(key) != identity.get(key):
-            what = _NAMED.get(
-                key, f"--{key.replace('_', '-')} {there.get(key)}, not {identity.get(key)}"
-            )
+            what = _NAMED.get(key, f"{flag(key)} {there.get(key)}, not {identity.get(key)}")
             raise UserError(
                 f"the checkpoint at step {checkpoint.step} of {where} was trained with {what}; "
                 "give the same as before, choose another --output, or discard it with --overwrite"

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from ochat_ray.command_line import flag, user_message
 from ochat_ray.command_line import run as run_command
-from ochat_ray.command_line import user_message
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, absolute
 from ochat_ray.train.plot_runs import colour, plot_runs
 from ochat_ray.train.report import facts, picture, render, steps, tiles
-from ochat_ray.train.run_record import RunRecord, flag, number, read_run, text
+from ochat_ray.train.run_record import RunRecord, number, read_run, text
 from ochat_ray.train.samples import Sample
 
 PROGRAM = "python -m ochat_ray.train.compare"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import recipe
 from ochat_ray.train.lora_options import lora_of
@@ -170,15 +171,15 @@ class TrainConfig:
         for name, value in vars(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
-                raise UserError(f"{_flag(name)} must be a finite number, not {value}")
+                raise UserError(f"{flag(name)} must be a finite number, not {value}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if isinstance(value, int | float) and value < least:
-                raise UserError(f"{_flag(name)} must be at least {least}, not {value}")
+                raise UserError(f"{flag(name)} must be at least {least}, not {value}")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UserError(f"{_flag(name)} must be a positive number, not {value}")
+                raise UserError(f"{flag(name)} must be a positive number, not {value}")
         if not 0.0 <= self.warmup_ratio <= 1.0:
             raise UserError(f"--warmup-ratio must be in [0, 1], not {self.warmup_ratio}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
@@ -208,7 +209,7 @@ class TrainConfig:
             )
         for name in ("data", "output", "wandb", "mlflow"):
             if getattr(self, name) == "":  # would be the current directory, or a service's default
-                raise UserError(f"{_flag(name)} is empty; give a value, or leave it out")
+                raise UserError(f"{flag(name)} is empty; give a value, or leave it out")
         check_options(self)
 
     @property
@@ -270,7 +271,3 @@ _LEAST = {
 }
 
 _POSITIVE = ("learning_rate", "embedding_learning_rate", "eps", "max_grad_norm", "gpu_memory_gib")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

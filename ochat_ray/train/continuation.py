@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
 from ochat_ray.ownership import Ownership
-from ochat_ray.run_dir import RunDir
+from ochat_ray.run_dir import RunDir, completed
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.checkpoint import Checkpoint, check_same_run
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.output import read_model_manifest
+from ochat_ray.train.output import MODEL_MANIFEST, check_output_dir, read_model_manifest
 from ochat_ray.train.samples import drop_later_samples
 
 CONTINUES = "continues"
@@ -133,11 +134,52 @@ def choose_start(
     )
 
 
+def find_resume_checkpoint(config: TrainConfig) -> Checkpoint | None:
+    """Return the latest checkpoint in the output directory; None with --overwrite."""
+    return None if config.overwrite else checkpoints.latest(RunDir.open(config.output))
+
+
+def completed_already(
+    config: TrainConfig, output: Ownership, start: Start
+) -> dict[str, Any] | None:
+    """Return the content of ochat.json if the same training is complete, or None.
+
+    Raises:
+        UserError: a file that no training wrote would be overwritten, or another training is
+            complete and --overwrite is not given.
+    """
+    check_output_dir(output)
+    if read_model_manifest(output) is None:
+        return None
+    replaces = config.overwrite or start.continues
+    return completed(output.run, MODEL_MANIFEST, start.identity, overwrite=replaces)
+
+
+def announce_start(
+    config: TrainConfig, resumed: Checkpoint | None, identity: dict[str, Any]
+) -> None:
+    """Print the step at which training starts.
+
+    Raises:
+        UserError: there are checkpoints of another run, and --overwrite is not given.
+    """
+    if resumed is not None:
+        check_same_run(resumed, identity, config.output)
+        print(
+            f"resuming from step {resumed.step}; --overwrite starts from the beginning",
+            file=sys.stderr,
+        )
+    elif config.resume:
+        print(
+            f"{config.output} has no checkpoint yet; starting from the beginning", file=sys.stderr
+        )
+
+
 def _point_to_option(last: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:
     keys = (set(last) | set(identity)) - {CONTINUES} if last else set[str]()
     different = sorted(key for key in keys if last.get(key) != identity.get(key))
     if different and MAY_DIFFER.issuperset(different):
-        options = ", ".join(f"--{key.replace('_', '-')}" for key in different)
+        options = ", ".join(flag(key) for key in different)
         raise UserError(
             f"{where} holds a run with another {options}; continue it with --from-checkpoint "
             "latest, choose another --output, or replace it with --overwrite"

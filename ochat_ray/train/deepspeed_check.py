@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 
 
 def check_with_deepspeed(path: str, config: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def problem_of(config: dict[str, Any]) -> str | None:
             return f"has {key} {json.dumps(first['input'], default=str)}: {first['msg']}"
         return f"has {key}, which is no key of {error.title}{_hint(key, _fields(error.title))}"
     except Exception as error:  # noqa: BLE001 - of many types, all caused by the file
-        return f"is rejected by DeepSpeed: {type(error).__name__}: {str(error).splitlines()[0]}"
+        return f"is rejected by DeepSpeed: {type(error).__name__}: {first_line(error)}"
     for key, known in traced.unread():
         return f"has {key}, which DeepSpeed does not know{_hint(key, known)}"
     return None

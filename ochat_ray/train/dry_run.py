@@ -139,14 +139,17 @@ def describe(result: Mapping[str, Any]) -> str:
         ),
         ("balance of the workers", _percent(packs["balance"])),
         *_attention_rows(result["attention"]),
-        ("Memory per device", f"model of {model['parameters']:,} parameters"),
+        (
+            "Memory per device",
+            f"an estimate, which no GPU has confirmed; model of {model['parameters']:,} parameters",
+        ),
         *(
             [("trained parameters", f"{model['parameters'] - model['frozen_parameters']:,}")]
             if model["frozen_parameters"]
             else []
         ),
         *((name, _gib(memory[name])) for name in _PARTS if memory[name]),
-        ("at most", f"{_gib(memory['total'])}  {_verdict(memory)}"),
+        ("total", f"{_gib(memory['total'])}  {_verdict(memory)}"),
         *(
             [("longest conversation", f"{memory['longest_pack']:,} tokens (--max-tokens)")]
             if memory["longest_pack"]

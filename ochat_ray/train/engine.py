@@ -17,14 +17,9 @@ from typing import Any
 import torch
 from torch import distributed
 
-from ochat_ray.train.base_model import load_model
+from ochat_ray.models.base_model import load_model
 from ochat_ray.train.batch import Batch, weighted_nll
-from ochat_ray.train.chunked_loss import (
-    chunk_rows,
-    chunked_evaluation,
-    chunked_nll,
-    has_plain_head,
-)
+from ochat_ray.train.chunked_loss import chunk_rows, chunked_evaluation, chunked_nll, has_plain_head
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa

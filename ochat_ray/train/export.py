@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from ochat_ray.errors import UserError
-from ochat_ray.exported_tokenizer import export_tokenizer
+from ochat_ray.models.base_model import generation_config, vocabulary_size
 from ochat_ray.run_dir import RunDir
-from ochat_ray.tokenizer import end_of_turn_id
-from ochat_ray.train.base_model import generation_config, vocabulary_size
+from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
+from ochat_ray.tokenization.tokenizer import end_of_turn_id
 from ochat_ray.train.engine import Engine
 from ochat_ray.train.hub_config import write_config
 from ochat_ray.train.hub_format import HubFormat

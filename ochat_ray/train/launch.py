@@ -15,33 +15,31 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from ochat_ray import ray_session
-from ochat_ray.cluster_resources import most
-from ochat_ray.cluster_state import remove_leftovers, remove_on_all_nodes, report_waiting
-from ochat_ray.command_line import user_message
+from ochat_ray.cluster import ray_session
+from ochat_ray.cluster.resources import most
+from ochat_ray.cluster.state import remove_leftovers, remove_on_all_nodes, report_waiting
+from ochat_ray.command_line import flag, user_message
 from ochat_ray.errors import JobFailedError, UserError
+from ochat_ray.models.fingerprint import fingerprint
 from ochat_ray.ownership import Ownership
 from ochat_ray.run_dir import RunDir, absolute
 from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.continuation import Start, discard, start_of
-from ochat_ray.train.fingerprint import fingerprint
+from ochat_ray.train.continuation import (
+    Start,
+    announce_start,
+    completed_already,
+    discard,
+    find_resume_checkpoint,
+    start_of,
+)
+from ochat_ray.train.derived import extended_config, identity_of, with_step_size
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
 from ochat_ray.train.output import clear, output_of, read_model_manifest, record_start
-from ochat_ray.train.preflight import (
-    announce_start,
-    check_inputs,
-    check_steps,
-    completed_already,
-    extended_config,
-    find_resume_checkpoint,
-    identity_of,
-    probe_on_driver,
-    with_step_size,
-)
+from ochat_ray.train.preflight import check_inputs, check_steps, probe_on_driver
 from ochat_ray.train.process_group import OwnNetworkConfig
 from ochat_ray.train.report import write_report
 from ochat_ray.train.samples import prompts_of
@@ -257,9 +255,7 @@ def _use_gpu(config: TrainConfig) -> bool:
         )
     for option in ("offload_optimizer", "offload_parameters"):
         if getattr(config, option):
-            raise UserError(
-                f"--{option.replace('_', '-')} has no effect on workers without GPUs; leave it out"
-            )
+            raise UserError(f"{flag(option)} has no effect on workers without GPUs; leave it out")
     if config.attention == "flash_attention_2":
         raise UserError("--attention flash_attention_2 needs GPUs; use auto or sdpa")
     if not (shutil.which("g++") or shutil.which("c++")):

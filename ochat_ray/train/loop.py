@@ -19,28 +19,23 @@ import torch
 from torch import distributed
 
 from ochat_ray.errors import UserError
+from ochat_ray.models.base_model import prepare_base, vocabulary_size
 from ochat_ray.run_dir import RunDir, not_on_this_host, read_manifest
 from ochat_ray.run_lock import check_held
 from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
-from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.tokenization.tokenizer import end_of_turn_id
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
 from ochat_ray.train.adapter_export import export_checked
-from ochat_ray.train.base_model import prepare_base, vocabulary_size
 from ochat_ray.train.batch import Batch, trained_weight
 from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.communication import bus_bandwidth, communication_seconds
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from
+from ochat_ray.train.derived import extended_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.device_check import check_device, device_name
 from ochat_ray.train.early_stopping import held_out_losses, should_stop
-from ochat_ray.train.engine import (
-    Engine,
-    Evaluation,
-    compute_dtype,
-    device_memory,
-    probe_on_worker,
-)
+from ochat_ray.train.engine import Engine, Evaluation, compute_dtype, device_memory, probe_on_worker
 from ochat_ray.train.export import ExportedState, exported_config, publish
 from ochat_ray.train.failures import Place
 from ochat_ray.train.flops import measured_peak_flops, peak_flops, training_flops
@@ -54,7 +49,6 @@ from ochat_ray.train.origin import origin_of
 from ochat_ray.train.output import MODEL_MANIFEST, PLOT, output_of, record_model
 from ochat_ray.train.plot import plot
 from ochat_ray.train.preemption import PreemptionNotice
-from ochat_ray.train.preflight import extended_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.restore import local_copy
 from ochat_ray.train.round_trip import choose_conversation
 from ochat_ray.train.samples import Sampler

@@ -11,7 +11,7 @@ import torch
 
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT
-from ochat_ray.tokenizer import has_end_of_turn
+from ochat_ray.tokenization.tokenizer import has_end_of_turn
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.lora_options import LoraOptions, lora_of

@@ -95,7 +95,7 @@ def _routed(model: Any, path: str, module: nn.Module, weight: Any) -> int | None
     transformers 5 keeps a layer's experts in one tensor of shape (experts, rows, columns). The
     number of experts per token is the attribute `top_k` of the router, in the same layer.
     """
-    from torch.nn.modules.conv import _ConvNd
+    from torch.nn.modules.conv import _ConvNd  # torch 2.13: the only common class of convolutions
 
     if weight.ndim != 3 or isinstance(module, _ConvNd):
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ochat_ray.errors import UserError
-from ochat_ray.train.base_model import embeddings
+from ochat_ray.models.base_model import embeddings
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.meta_model import meta_model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
 from ochat_ray.train.lora_options import check_lora
 
@@ -25,8 +26,7 @@ def check_options(config: TrainConfig) -> None:
     usual = type(config).for_recipe(config.recipe)
     for name in ("sample_prompts", "sample_tokens"):
         if config.sample_every is None and getattr(config, name) != getattr(usual, name):
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} has no effect without --sample-every; leave it out")
+            raise UserError(f"{flag(name)} has no effect without --sample-every; leave it out")
 
 
 def _check_schedule(config: TrainConfig) -> None:

@@ -6,27 +6,24 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
+from ochat_ray.models.fingerprint import fingerprint
 from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.continuation import schedule_from, start_of
+from ochat_ray.train.continuation import find_resume_checkpoint, schedule_from, start_of
 from ochat_ray.train.deepspeed_config import deepspeed_config
-from ochat_ray.train.dry_run import coloured_pack, dry_run
-from ochat_ray.train.engine import device_memory
-from ochat_ray.train.fingerprint import fingerprint
-from ochat_ray.train.lora import shape_of
-from ochat_ray.train.memory import MemoryPlan, estimate_run, longest_pack
-from ochat_ray.train.output import output_of
-from ochat_ray.train.preflight import (
-    check_inputs,
-    check_steps,
+from ochat_ray.train.derived import (
     extended_config,
-    find_resume_checkpoint,
     identity_of,
     min_length_for_own_pack,
-    probe_on_driver,
     steps_of,
     with_step_size,
 )
+from ochat_ray.train.dry_run import coloured_pack, dry_run
+from ochat_ray.train.engine import device_memory
+from ochat_ray.train.lora import shape_of
+from ochat_ray.train.memory import MemoryPlan, estimate_run, longest_pack
+from ochat_ray.train.output import output_of
+from ochat_ray.train.preflight import check_inputs, check_steps, probe_on_driver
 from ochat_ray.train.samples import prompts_of
 from ochat_ray.train.tokens import TokenTable
 from ochat_ray.train.workers import with_workers

@@ -1,44 +1,32 @@
-"""Checks that run before a training job starts, and settings derived from data and model."""
+"""Checks that run before a training job starts."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ochat_ray.data.verify import check_shape, verify_tables
 from ochat_ray.errors import UserError
-from ochat_ray.exported_tokenizer import export_tokenizer
 from ochat_ray.locations import check_is_folder, check_output_apart
-from ochat_ray.ownership import Ownership
+from ochat_ray.models.base_model import check_weights, load_config, vocabulary_size
+from ochat_ray.models.weights import check_config, check_files, check_tensors, check_vocabulary
 from ochat_ray.recipes import recipe
-from ochat_ray.run_dir import RunDir, Split, completed, read_manifest
-from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_tokenizer_of
-from ochat_ray.tokenizer import end_of_turn_id, tokenizer_digest
-from ochat_ray.train import checkpoint as checkpoints
-from ochat_ray.train.base_model import (
-    check_weights,
-    extend_context,
-    load_config,
-    vocabulary_size,
-    without_dropout,
-)
-from ochat_ray.train.checkpoint import Checkpoint
+from ochat_ray.run_dir import Split, read_manifest
+from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
+from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
+from ochat_ray.tokenization.tokenizer import end_of_turn_id, tokenizer_digest
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.continuation import Start, schedule_from
+from ochat_ray.train.continuation import Start
 from ochat_ray.train.deepspeed_check import check_with_deepspeed
-from ochat_ray.train.deepspeed_config import decisive_override, deepspeed_config
-from ochat_ray.train.flops import ModelShape, attention_tokens
+from ochat_ray.train.deepspeed_config import deepspeed_config
+from ochat_ray.train.derived import extended_config, min_length_for_own_pack, steps_of
+from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.forward import PACKED_SDPA
 from ochat_ray.train.lora import check_adaptable
-from ochat_ray.train.output import MODEL_MANIFEST, check_output_dir, read_model_manifest
 from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
 from ochat_ray.train.round_trip import check_exportable
-from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
 from ochat_ray.train.trackers import check_trackers
-from ochat_ray.train.weights import check_config, check_files, check_tensors, check_vocabulary
 
 
 def check_inputs(config: TrainConfig) -> dict[str, Any]:
@@ -112,22 +100,6 @@ def check_inputs(config: TrainConfig) -> dict[str, Any]:
     return manifest
 
 
-def extended_config(config: TrainConfig, model: str, manifest: dict[str, Any]) -> Any:
-    """Return a model's configuration for training, with the data's context and without dropout.
-
-    Raises:
-        UserError: the model cannot have the data's context.
-    """
-    model_config = without_dropout(load_config(model))
-    extend_context(
-        model_config,
-        min(int(manifest["context_length"]), config.max_length or sys.maxsize),
-        extrapolate=recipe(config.recipe).extends_context,
-        rope_scaling=config.rope_scaling,
-    )
-    return model_config
-
-
 def probe_on_driver(config: TrainConfig, model_config: Any) -> AttentionMode:
     """Choose an attention mode that is exact on a tiny model, in float32 on the CPU.
 
@@ -147,23 +119,6 @@ def probe_on_driver(config: TrainConfig, model_config: Any) -> AttentionMode:
     return mode
 
 
-def steps_of(
-    config: TrainConfig,
-    table: TokenTable,
-    shape: ModelShape,
-    min_length_for_own_pack: int | None,
-    identity: Mapping[str, Any],
-) -> Steps:
-    """Return all steps of a run over a table."""
-    return Steps(
-        config,
-        table.lengths,
-        attention_tokens=attention_tokens(shape),
-        min_length_for_own_pack=min_length_for_own_pack,
-        schedule_from=schedule_from(identity),
-    )
-
-
 def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> None:
     """Check that a run that continues from a checkpoint does not end before it.
 
@@ -180,95 +135,4 @@ def check_steps(config: TrainConfig, manifest: dict[str, Any], start: Start) -> 
         raise UserError(
             f"--from-checkpoint {config.from_checkpoint} is step {start.checkpoint.step:,}, but "
             f"the run has {len(steps):,} steps; give more --epochs or --max-steps"
-        )
-
-
-def min_length_for_own_pack(model_config: Any) -> int | None:
-    """Return the length in tokens from which a conversation needs its own pack; None if none does.
-
-    Rotary embeddings of the types dynamic and longrope (Phi-3) depend on the length of the longest
-    conversation: beyond a limit, it would affect the other conversations of its pack.
-    """
-    text = model_config.get_text_config(decoder=True)
-    rope = getattr(text, "rope_parameters", None) or {}
-    limits = []
-    for kind in [value for value in rope.values() if isinstance(value, dict)] or [rope]:
-        if kind.get("rope_type") == "dynamic":
-            limits.append(text.max_position_embeddings)
-        elif kind.get("rope_type") == "longrope":
-            original = kind.get("original_max_position_embeddings")
-            limits.append(original or text.max_position_embeddings)
-    return min(limits) + 1 if limits else None
-
-
-def find_resume_checkpoint(config: TrainConfig) -> Checkpoint | None:
-    """Return the latest checkpoint in the output directory; None with --overwrite."""
-    return None if config.overwrite else checkpoints.latest(RunDir.open(config.output))
-
-
-def with_step_size(config: TrainConfig, resumed: Checkpoint | None) -> TrainConfig:
-    """Replace "one pack per worker" by a number of tokens, which holds for other workers, too.
-
-    A resumed run keeps the number of packs of its checkpoint.
-    """
-    if config.tokens_per_step is not None or config.sequences_per_step is not None:
-        return config
-    packs = config.num_workers
-    if resumed is not None:
-        packs = resumed.identity["step"].get("packs_per_step", packs)
-    return replace(config, tokens_per_step=packs * config.max_tokens)
-
-
-def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return everything that the result depends on, as plain JSON values.
-
-    `model` is the base model's fingerprint.
-    """
-    identity = config.identity()
-    del identity["data"]
-    if settings := TemplateSettings.of_manifest(manifest):
-        identity["template"] = settings.digest
-    if config.rope_scaling is not None or recipe(config.recipe).extends_context:
-        # The digest covers only the rows, and the embeddings are extended to this context.
-        identity["context_length"] = manifest["context_length"]
-    return identity | {
-        "model": model,
-        "data_digest": manifest["digest"],
-        "deepspeed": decisive_override(config.deepspeed),
-    }
-
-
-def completed_already(
-    config: TrainConfig, output: Ownership, start: Start
-) -> dict[str, Any] | None:
-    """Return the content of ochat.json if the same training is complete, or None.
-
-    Raises:
-        UserError: a file that no training wrote would be overwritten, or another training is
-            complete and --overwrite is not given.
-    """
-    check_output_dir(output)
-    if read_model_manifest(output) is None:
-        return None
-    replaces = config.overwrite or start.continues
-    return completed(output.run, MODEL_MANIFEST, start.identity, overwrite=replaces)
-
-
-def announce_start(
-    config: TrainConfig, resumed: Checkpoint | None, identity: dict[str, Any]
-) -> None:
-    """Print the step at which training starts.
-
-    Raises:
-        UserError: there are checkpoints of another run, and --overwrite is not given.
-    """
-    if resumed is not None:
-        checkpoints.check_same_run(resumed, identity, config.output)
-        print(
-            f"resuming from step {resumed.step}; --overwrite starts from the beginning",
-            file=sys.stderr,
-        )
-    elif config.resume:
-        print(
-            f"{config.output} has no checkpoint yet; starting from the beginning", file=sys.stderr
         )

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 from ochat_ray.train.batch import make_batch
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 from ochat_ray.train.tiny import layer_kinds, tiny_config
@@ -331,5 +331,4 @@ def _named(attention: str, packed: bool) -> str:
 
 
 def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}"
+    return f"{type(error).__name__}: {first_line(error, 200)}"

@@ -8,14 +8,14 @@ from typing import Any
 import psutil
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend  # Ray has no hook before it creates the group
+from ray.train.torch.config import _TorchBackend  # Ray 2.60 has no hook before the group exists
 
 
 class OwnNetworkConfig(TorchConfig):
     """TorchConfig that also works where the hostname resolves to 127.0.1.1 (Debian, Ubuntu).
 
     gloo listens on the address of the hostname; with a loopback address, workers on other hosts
-    would connect to themselves. NCCL finds an interface itself.
+    would connect to themselves (ray issue 37461). NCCL finds an interface itself.
     """
 
     @property

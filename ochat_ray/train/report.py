@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from ochat_ray.command_line import flag
 from ochat_ray.report_template import render_page
 from ochat_ray.run_dir import RunDir
 from ochat_ray.train.output import REPORT
 from ochat_ray.train.plot import plot
-from ochat_ray.train.run_record import RunRecord, flag, number, read_run, text
+from ochat_ray.train.run_record import RunRecord, number, read_run, text
 
 
 def write_report(uri: str) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import torch
 
-from ochat_ray.errors import UserError
-from ochat_ray.train.base_model import embeddings
+from ochat_ray.errors import UserError, first_line
+from ochat_ray.models.base_model import embeddings
 from ochat_ray.train.batch import Batch
 from ochat_ray.train.hub_format import HubFormat
 from ochat_ray.train.tokens import TokenTable
@@ -50,7 +50,7 @@ def check_exportable(config: Any) -> None:
             files |= hub.to_file({name: state[name] for name in group})
         opened = hub.to_run_time(files)
     except Exception as error:  # whatever a model's code raises
-        raise UserError(refused + _first_line(error)) from error
+        raise UserError(refused + first_line(error, 200)) from error
     if again is not type(model):
         raise UserError(f"{refused}it would load as {again.__name__}")
     if len(rows) > 1:
@@ -162,7 +162,7 @@ def _open(directory: Path, dtype: torch.dtype | None) -> Any:
             directory, output_loading_info=True, local_files_only=True, **options
         )
     except Exception as error:  # whatever a model's code raises
-        raise UserError(f"{failed}kept: {_first_line(error)}") from error
+        raise UserError(f"{failed}kept: {first_line(error, 200)}") from error
     model, info = opened
     problems = {problem: found for problem, found in info.items() if found}
     if problems:
@@ -170,7 +170,3 @@ def _open(directory: Path, dtype: torch.dtype | None) -> Any:
         names = ", ".join(map(str, sorted(found, key=str)[:3]))
         raise UserError(f"{failed}kept: {problem.replace('_', ' ')}: {names}")
     return model.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import RECIPES
 from ochat_ray.run_dir import RunDir
@@ -188,11 +189,6 @@ def number(value: Any) -> float | None:
     """Return a finite number as a float; None for any other value."""
     valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if valid else None
-
-
-def flag(name: str) -> str:
-    """Return the flag of an option."""
-    return f"--{name.replace('_', '-')}"
 
 
 def text(value: Any) -> str:

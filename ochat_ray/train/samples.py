@@ -17,9 +17,9 @@ import numpy as np
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
-from ochat_ray.template import encode
 from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
-from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.tokenization.template import encode
+from ochat_ray.tokenization.tokenizer import end_of_turn_id
 from ochat_ray.train.batch import Batch, make_batch
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.metrics import Metrics, lines_up_to

@@ -28,8 +28,8 @@ def with_workers(config: TrainConfig, *, start_ray: bool) -> TrainConfig:
 
 def _gpus(*, start_ray: bool) -> int:
     if start_ray or "RAY_ADDRESS" in os.environ:  # set in the jobs of a cluster
-        from ochat_ray import ray_session
-        from ochat_ray.cluster_resources import most
+        from ochat_ray.cluster import ray_session
+        from ochat_ray.cluster.resources import most
 
         ray_session.join_or_start()
         return most("GPU")

@@ -6,7 +6,7 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from ochat_ray.data.visible_text import CODE, visible_text
+from ochat_ray.data.visible.text import CODE, visible_text
 from tests.browser.chromium import dom_of, needs_browser
 
 pytestmark = needs_browser

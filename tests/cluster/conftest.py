@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from ochat_ray.local_cluster import free_port
+from ochat_ray.cluster.local_cluster import free_port
 from tests.cluster.hosts import CLIENT, ROOT, Host, Hosts, why_not
 from tests.cluster.jobs import OUTPUT, meanwhile, preparation, result_of, training
 from tests.pages import share_page

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from ochat_ray.local_cluster import need_free_ports
+from ochat_ray.cluster.local_cluster import need_free_ports
 from tests.cluster.conftest import wait_for
 from tests.cluster.hosts import ROOT
 from tests.cluster.jobs import meanwhile
@@ -41,7 +41,7 @@ def documented_lines():
 
 @pytest.fixture(scope="module")
 def assets(cluster, model_directory):
-    """What `ochat_ray.demo_assets` finds at the client's: small files of the demo's names."""
+    """What `ochat_ray.demo.assets` finds at the client's: small files of the demo's names."""
     folder = cluster.hosts.folder / "home/.cache/ochat_ray"
     folder.mkdir(parents=True)
     shutil.copytree(model_directory, folder / "smollm2-135m-instruct")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ochat_ray.data.clean import clean, rules
 from ochat_ray.data.pager import without_pager
-from ochat_ray.data.parts import clean_part
+from ochat_ray.data.parts.clean import clean_part
 from ochat_ray.data.sources import read_files
 from ochat_ray.run_dir import RunDir
 from ochat_ray.schema import Conversation, Drop

@@ -8,10 +8,11 @@ from collections import Counter
 
 import pytest
 
-from ochat_ray.data import group_parts, parts, sources
+from ochat_ray.data import group_parts, sources
 from ochat_ray.data.content import content_digests
 from ochat_ray.data.group_parts import clean_group, parts_of_group
-from ochat_ray.data.parts import clean_part
+from ochat_ray.data.parts import clean as parts
+from ochat_ray.data.parts.clean import clean_part
 from ochat_ray.data.records import DEFAULTS
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir

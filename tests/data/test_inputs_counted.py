@@ -1,7 +1,7 @@
 """Formats of answers, unknown keys and parts left out: counted per part, shown in the report."""
 
 from ochat_ray.data.clean import rules
-from ochat_ray.data.parts import clean_part
+from ochat_ray.data.parts.clean import clean_part
 from ochat_ray.data.records import records_of
 from ochat_ray.data.report_inputs import inputs_tables
 from ochat_ray.data.statistics import Statistics, most_first

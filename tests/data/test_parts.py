@@ -5,11 +5,13 @@ import pytest
 
 from ochat_ray.data.clean import rules
 from ochat_ray.data.config import PrepareConfig
-from ochat_ray.data.parts import clean_part, read_parquet, tokenize_part
+from ochat_ray.data.parts.clean import clean_part
+from ochat_ray.data.parts.files import read_parquet
+from ochat_ray.data.parts.tokenize import tokenize_part
 from ochat_ray.data.records import records_of
 from ochat_ray.data.statistics import Statistics
 from ochat_ray.run_dir import RunDir
-from ochat_ray.template import encode
+from ochat_ray.tokenization.template import encode
 
 
 def record(id, *texts, system=None):

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ochat_ray.command_line import user_message
-from ochat_ray.data import parts, pipeline
+from ochat_ray.data import pipeline
 from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.parts import clean as parts
 from ochat_ray.data.verify import verify_tables
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import open_tokens

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from ochat_ray.data import clean, find_duplicates, parts, pipeline
+from ochat_ray.data import clean, pipeline
 from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.dedup import tasks
+from ochat_ray.data.parts import clean as parts
 from ochat_ray.run_dir import open_tokens
 from tests.pages import share_page
 
@@ -237,5 +239,5 @@ def test_tables_are_cut_by_rows_and_named_in_order(tmp_path, tokenizer_directory
 
 
 def test_shards_are_of_bounded_rows():
-    assert [find_duplicates.shards_of(n) for n in (0, 1, 5_000_000, 5_000_001)] == [1, 1, 1, 2]
+    assert [tasks.shards_of(n) for n in (0, 1, 5_000_000, 5_000_001)] == [1, 1, 1, 2]
     assert parts.PART_ROWS == 1000

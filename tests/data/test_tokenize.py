@@ -7,7 +7,7 @@ import pytest
 
 from ochat_ray.data.tokenize import DIGEST_MODULUS, TokenRow, table_digest, tokenize
 from ochat_ray.schema import Conversation, ModelClass, Turn
-from ochat_ray.template import encode
+from ochat_ray.tokenization.template import encode
 
 
 def conversation(answer):

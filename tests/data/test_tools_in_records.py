@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ochat_ray.data import clean, dedup
+from ochat_ray.data import clean
+from ochat_ray.data.dedup import exact
 from ochat_ray.schema import Conversation, Reason, ToolCall, Turn, conversation_row, turn_of
 from tests.data.reading import drop, one, read_record
 
@@ -117,7 +118,7 @@ def test_a_row_of_the_table_is_the_turns_again():
 def test_conversations_that_differ_in_a_call_alone_are_different():
     turns = [Turn(role="user", text="a"), Turn(role="assistant", text="b")]
     called = [turns[0], Turn(role="assistant", text="b", tool_calls=CALLED)]
-    digests = {dedup.digest(turns), dedup.digest(called), dedup.digest(turns, "[]")}
+    digests = {exact.digest(turns), exact.digest(called), exact.digest(turns, "[]")}
     assert len(digests) == 3
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ochat_ray import demo_assets
+from ochat_ray.demo import assets
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
@@ -22,7 +22,7 @@ RUN = Path(__file__).parents[2] / "runs/demo"
 @pytest.fixture(scope="module")
 def small_inputs(tmp_path_factory):
     """Environment in which the demo's cache has fewer conversations, and the same base model."""
-    conversations, base_model = demo_assets.conversations(), demo_assets.base_model()
+    conversations, base_model = assets.conversations(), assets.base_model()
     cache = tmp_path_factory.mktemp("cache")
     (cache / "ochat_ray").mkdir()
     with conversations.open("rb") as file:

@@ -14,7 +14,8 @@ import openai
 import psutil
 import pytest
 
-from ochat_ray import demo_assets, local_cluster
+from ochat_ray.cluster import local_cluster
+from ochat_ray.demo import assets
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1800)]
 
@@ -158,7 +159,7 @@ def test_the_dashboard_wants_the_token(kept):
 
 def test_what_was_fetched_is_not_fetched_again(kept):
     second = subprocess.run(
-        [sys.executable, "-m", "ochat_ray.demo_assets"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "ochat_ray.demo.assets"], capture_output=True, text=True, check=True
     )
     assert second.stderr == ""
-    assert str(demo_assets.cache_dir()) in second.stdout
+    assert str(assets.cache_dir()) in second.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ochat_ray.local_cluster import free_port
+from ochat_ray.cluster.local_cluster import free_port
 
 
 @pytest.fixture(scope="session")

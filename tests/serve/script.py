@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from ochat_ray.serve.args import IngressSettings
 from ochat_ray.serve.backend import Accepted
 from ochat_ray.serve.engines.scripted import ScriptedEngine
-from ochat_ray.serve.ingress import build_app
+from ochat_ray.serve.routes import build_app
+from ochat_ray.serve.settings import IngressSettings
 
 
 class Script:

@@ -21,7 +21,7 @@ from ochat_ray.serve.engines.base import (
     RequestRefusedError,
     Sampling,
 )
-from ochat_ray.serve.tools import NO_ARGUMENTS, CallReader, CallRules, Tool
+from ochat_ray.serve.protocol.tools import NO_ARGUMENTS, CallReader, CallRules, Tool
 
 PROMPTS = [[0, 40, 41, 42], [0, *range(60, 90)], [0, 7]]
 CONTEXT = 512

@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletion
 
 from ochat_ray.serve.engines.base import RequestRefusedError
 from ochat_ray.serve.engines.schema_trial import PARAM as CONSTRAINT
-from ochat_ray.template import encode
+from ochat_ray.tokenization.template import encode
 from tests.serve.asking import ASK, ask, chunks, error_of, events
 from tests.serve.script import Script, app_for
 

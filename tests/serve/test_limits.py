@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ochat_ray.serve.errors import ApiError
 from ochat_ray.serve.limits import Limits
+from ochat_ray.serve.protocol.errors import ApiError
 
 
 @pytest.fixture

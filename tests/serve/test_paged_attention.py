@@ -7,9 +7,9 @@ import asyncio
 import pytest
 import torch
 
-from ochat_ray.serve.args import EngineSettings
 from ochat_ray.serve.engines.base import Sampling
 from ochat_ray.serve.engines.paged_attention import PAGED_SDPA, decode, plan_batch, suits
+from ochat_ray.serve.settings import EngineSettings
 
 PAGE = 4
 

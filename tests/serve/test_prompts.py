@@ -6,7 +6,7 @@ import time
 import pytest
 
 from ochat_ray.serve import prompts
-from ochat_ray.serve.fields import MOST_MESSAGES
+from ochat_ray.serve.protocol.fields import MOST_MESSAGES
 from tests.serve.asking import ask
 from tests.serve.script import Script, app_for
 

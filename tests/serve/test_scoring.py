@@ -139,7 +139,7 @@ def test_prompt_logprobs_are_vllms(app, logs, tokenizer):
 
 
 def test_prompt_logprobs_of_a_chat(app, logs, tokenizer):
-    from ochat_ray.template import encode
+    from ochat_ray.tokenization.template import encode
 
     messages = [{"role": "user", "content": "hi"}]
     body = {"model": "tiny", "messages": messages, "max_tokens": 2, "prompt_logprobs": 0}

@@ -51,7 +51,7 @@ def test_the_official_client_and_a_plain_post_get_the_same_answer(client, http, 
     import torch
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    from ochat_ray.template import encode
+    from ochat_ray.tokenization.template import encode
 
     plain = http.post("/v1/chat/completions", json=ASK).json()
     text = plain["choices"][0]["message"]["content"]

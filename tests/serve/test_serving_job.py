@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ochat_ray.local_cluster import free_port
+from ochat_ray.cluster.local_cluster import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent

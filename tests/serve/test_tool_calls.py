@@ -4,7 +4,7 @@ import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 
-from ochat_ray.serve.tools import Call, calls_text
+from ochat_ray.serve.protocol.tools import Call, calls_text
 from tests.serve.asking import ASK, ask, chunks, error_of
 from tests.serve.script import Script, app_for
 

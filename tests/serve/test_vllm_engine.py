@@ -16,8 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from ochat_ray.cluster.local_cluster import free_port
 from ochat_ray.errors import UserError
-from ochat_ray.local_cluster import free_port
 from ochat_ray.serve.args import ServeArgs, resolve
 from ochat_ray.serve.engines.base import EngineUnavailableError, RequestRefusedError, Sampling
 from tests.serve.adapter_directories import tensors_by_module, write_adapter
@@ -186,7 +186,7 @@ def test_serve_answers_over_http_and_leaves_no_process(two_headed_model):
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     from ochat_ray.serve import app
-    from ochat_ray.template import encode
+    from ochat_ray.tokenization.template import encode
 
     port = free_port()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ochat_ray.cluster_view import Cluster, Group, Job, Node, Work
+from ochat_ray.cluster.view import Cluster, Group, Job, Node, Work
 from ochat_ray.status.overview import (
     cost_of,
     describe,

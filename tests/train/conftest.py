@@ -2,7 +2,7 @@
 
 import pytest
 
-from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
+from ochat_ray.tokenization.tokenizer import load_tokenizer, tokenizer_digest
 from ochat_ray.train.config import TrainConfig
 from tests.token_tables import write_data
 

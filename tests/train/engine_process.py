@@ -30,7 +30,7 @@ from torch import distributed  # noqa: E402
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", rank=rank, world_size=world_size)
 
-from ochat_ray.tokenizer import load_tokenizer  # noqa: E402
+from ochat_ray.tokenization.tokenizer import load_tokenizer  # noqa: E402
 from ochat_ray.train import chunked_loss  # noqa: E402
 from ochat_ray.train.adapter_export import export_checked  # noqa: E402
 from ochat_ray.train.batch import make_batch, trained_weight  # noqa: E402
@@ -79,6 +79,7 @@ def step(engine, packs, kind):
     )
 
 
+gc.freeze()  # DeepSpeed collects often, and would look at all that was imported
 results = {}
 for name, case in task["cases"].items():
     config = TrainConfig(**task["config"] | case.get("config", {}))

@@ -30,8 +30,8 @@ from torch import distributed  # noqa: E402
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", rank=rank, world_size=world_size)
 
-from ochat_ray.tokenizer import load_tokenizer  # noqa: E402
-from ochat_ray.train.base_model import vocabulary_size  # noqa: E402
+from ochat_ray.models.base_model import vocabulary_size  # noqa: E402
+from ochat_ray.tokenization.tokenizer import load_tokenizer  # noqa: E402
 from ochat_ray.train.batch import make_batch  # noqa: E402
 from ochat_ray.train.config import TrainConfig  # noqa: E402
 from ochat_ray.train.engine import Engine  # noqa: E402

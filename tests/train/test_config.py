@@ -6,7 +6,7 @@ import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.train.config import OPERATIONAL, TrainConfig
-from ochat_ray.train.preflight import identity_of
+from ochat_ray.train.derived import identity_of
 
 
 @pytest.mark.parametrize(

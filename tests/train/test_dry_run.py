@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ochat_ray.schema import Turn
-from ochat_ray.template import encode
+from ochat_ray.tokenization.template import encode
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.dry_run import coloured_pack, describe, dry_run, escaped
 from ochat_ray.train.flops import ModelShape
@@ -89,6 +89,7 @@ def test_the_text_for_a_terminal():
     page = describe(result())
     assert "optimizer steps           5, of which 2 warm up; 1 to 2 per epoch, 3 epochs" in page
     assert "packs per epoch           4, 50.0% full" in page
+    assert "Memory per device: an estimate, which no GPU has confirmed" in page
     assert "fits in 20.00 GiB" in page
     assert "does NOT fit in 10.00 GiB" in describe(result(device_bytes=10 * GIB))
     assert "is not known" in describe(result(device_bytes=None))

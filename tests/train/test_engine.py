@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from ochat_ray.local_cluster import free_port
+from ochat_ray.cluster.local_cluster import free_port
 from ochat_ray.train.loss import pack_scales
 
 pytestmark = pytest.mark.timeout(600)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from benchmarks.export_families import byte_level_tokenizer, tiny_config
-from ochat_ray.local_cluster import free_port
+from ochat_ray.cluster.local_cluster import free_port
 
 pytestmark = pytest.mark.timeout(600)
 

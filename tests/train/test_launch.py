@@ -11,8 +11,13 @@ import torch
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir, read_manifest
 from ochat_ray.run_lock import hold
-from ochat_ray.template import encode
-from ochat_ray.tokenizer import END_OF_TURN, end_of_turn_id, load_tokenizer, tokenizer_digest
+from ochat_ray.tokenization.template import encode
+from ochat_ray.tokenization.tokenizer import (
+    END_OF_TURN,
+    end_of_turn_id,
+    load_tokenizer,
+    tokenizer_digest,
+)
 from ochat_ray.train.batch import make_batch, weighted_nll
 from ochat_ray.train.forward import logits
 from ochat_ray.train.launch import train

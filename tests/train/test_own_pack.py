@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from ochat_ray.train.batch import make_batch
+from ochat_ray.train.derived import min_length_for_own_pack
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
-from ochat_ray.train.preflight import min_length_for_own_pack
 
 SIZES = {
     "vocab_size": 32,

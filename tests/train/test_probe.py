@@ -7,8 +7,8 @@ import transformers
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from ochat_ray.errors import UserError
+from ochat_ray.models.base_model import without_dropout
 from ochat_ray.train import forward, probe
-from ochat_ray.train.base_model import without_dropout
 from ochat_ray.train.batch import make_batch
 from ochat_ray.train.forward import PACKED_SDPA, register_packed_sdpa
 from ochat_ray.train.probe import candidates_of, choose_attention_mode

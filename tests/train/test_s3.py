@@ -8,9 +8,9 @@ import pytest
 import ray
 from transformers import AutoModelForCausalLM
 
-from ochat_ray.model_directory import on_this_host
+from ochat_ray.models.model_directory import on_this_host
 from ochat_ray.run_dir import RunDir
-from ochat_ray.tokenizer import load_tokenizer, tokenizer_digest
+from ochat_ray.tokenization.tokenizer import load_tokenizer, tokenizer_digest
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.launch import train
 from ochat_ray.train.metrics import read_metrics

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, FalconH1Config
 
-from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.tokenization.tokenizer import end_of_turn_id
 from ochat_ray.train.launch import train
 from ochat_ray.train.schedule import rate
 from ochat_ray.train.tokens import TokenTable

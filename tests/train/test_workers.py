@@ -22,8 +22,10 @@ def hardware(monkeypatch):
             asked.append(resource)
             return cluster
 
-        monkeypatch.setattr("ochat_ray.ray_session.join_or_start", lambda: asked.append("ray"))
-        monkeypatch.setattr("ochat_ray.cluster_resources.most", most)
+        monkeypatch.setattr(
+            "ochat_ray.cluster.ray_session.join_or_start", lambda: asked.append("ray")
+        )
+        monkeypatch.setattr("ochat_ray.cluster.resources.most", most)
         monkeypatch.setattr("torch.cuda.device_count", lambda: machine)
         return asked
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from ochat_ray.serve.tools import CallRules
+from ochat_ray.serve.protocol.tools import CallRules
 
 FinishReason = Literal["stop", "length"]
 

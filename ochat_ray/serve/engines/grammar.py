@@ -14,13 +14,13 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from llguidance.hf import from_tokenizer
 
 from ochat_ray.errors import UserError
-from ochat_ray.model_directory import local_directory
+from ochat_ray.models.model_directory import local_directory
 from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
 from ochat_ray.serve.engines.schema_limits import check_counts, is_costly
 from ochat_ray.serve.engines.schema_trial import PARAM, SchemaTrial
+from ochat_ray.serve.protocol.tools import CLOSE, OPEN, TEXT_TOKENS
 from ochat_ray.serve.served_model import open_served_tokenizer
-from ochat_ray.serve.tools import CLOSE, OPEN, TEXT_TOKENS
-from ochat_ray.tokenizer import end_of_turn_id
+from ochat_ray.tokenization.tokenizer import end_of_turn_id
 
 COMPILED = 64
 COMPILED_BYTES = 256 << 20

@@ -16,7 +16,6 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 from transformers.generation.logits_process import LogitsProcessorList
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.args import Dtype, EngineSettings
 from ochat_ray.serve.engines.base import (
     Capacity,
     Delta,
@@ -40,6 +39,7 @@ from ochat_ray.serve.engines.prompt_scores import (
     watch_prefix_matches,
 )
 from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, default_cache_bytes
+from ochat_ray.serve.settings import Dtype, EngineSettings
 
 logger = logging.getLogger(__name__)
 

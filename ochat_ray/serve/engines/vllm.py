@@ -34,7 +34,6 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.args import EngineSettings
 from ochat_ray.serve.engines.base import (
     Capacity,
     Delta,
@@ -48,6 +47,7 @@ from ochat_ray.serve.engines.base import (
 )
 from ochat_ray.serve.engines.sizing import check_context_fits, cpu_threads, default_cache_bytes
 from ochat_ray.serve.engines.vllm_adapters import VllmAdapters, lora_arguments
+from ochat_ray.serve.settings import EngineSettings
 
 SCORED_BYTES = 4 << 30
 """Maximum size of a scored prompt's logits on a CPU, where all are computed at once."""

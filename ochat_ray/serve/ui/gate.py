@@ -21,7 +21,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ochat_ray.serve.errors import ApiError, error_response
+from ochat_ray.serve.admission import replay
+from ochat_ray.serve.protocol.errors import ApiError, error_response
 
 COOKIE = "ochat_ray_session"
 SESSION_S = 12 * 3600
@@ -160,7 +161,7 @@ class Gate:
                     ApiError(400, "the chat page takes text only", code="invalid_value")
                 )(request.scope, receive, send)
                 return
-            receive = _replay(body, receive)
+            receive = replay(body, receive)
         if path == "/" and request.method == "GET":
             await self._page(request, receive, send)
             return
@@ -214,12 +215,3 @@ def _text_only(body: bytes) -> bool:
         )
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return False
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return first.pop() if first else await receive()
-
-    return replayed

@@ -1,0 +1,1 @@
+"""Duplicate conversations: exact ones by digest, near ones by MinHash."""

@@ -1,0 +1,1 @@
+"""Base models: directories local or remote, their weight files, and loading."""

@@ -1,0 +1,1 @@
+"""Request and response bodies of the API, and their translation to and from the engine's terms."""
