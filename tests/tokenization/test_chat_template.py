@@ -515,3 +515,18 @@ def test_few_renderings_are_in_memory_at_a_time(opened, monkeypatch):
     assert supervise([turns], template) == [together]
     assert len(together.samples) == 10
     assert max(sizes) == 2
+
+
+def test_half_an_emoji_in_json_refuses_the_conversation(opened):
+    """JSON can write it as an escape sequence, which is text until the arguments are parsed."""
+    _, template = opened(QWEN_LIKE)
+    half = json.dumps({"a": "\ud83d"})
+    calls = (ToolCall(id="1", name="f", arguments=half),)
+    turns = [Turn(role="user", text="a"), Turn(role="assistant", text="", tool_calls=calls)]
+    tools = json.dumps([{"type": "function", "function": {"name": "f", "description": "\ud83d"}}])
+    for refused in (Chat(turns), Chat(chat("a", "b").turns, tools)):
+        (found,) = supervise([refused], template)
+        assert isinstance(found, TemplateError)
+        assert "unpaired surrogate" in str(found)
+        with pytest.raises(TemplateError):
+            template.ids(refused)
