@@ -530,3 +530,18 @@ def test_half_an_emoji_in_json_refuses_the_conversation(opened):
         assert "unpaired surrogate" in str(found)
         with pytest.raises(TemplateError):
             template.ids(refused)
+
+
+def test_a_generation_block_within_a_macro_is_refused_with_the_reason(opened):
+    """transformers finds such a block in another place of the text."""
+    block = "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+    source = (
+        "{% macro write(m) %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        + block
+        + "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endmacro %}"
+        "{% for m in messages %}{{ write(m) }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    _, template = opened(source)
+    with pytest.raises(UserError, match="must not be within a macro"):
+        ends_of_turn(template)
