@@ -132,4 +132,4 @@ def test_reasoning_needs_a_template_that_writes_it(tokenizer):
 def test_adapters_are_not_a_model_and_the_line_has_their_command(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=rf"model=BASE adapters={tmp_path.parent}, or train with"):
-        check_model_directory(tmp_path)
+        check_model_directory(tmp_path, has_weights=False)
