@@ -5,6 +5,7 @@
 
 glibc_needed=2.31 # llguidance's wheel is manylinux_2_31; pyarrow's and rensa's are manylinux_2_28
 python_needed=3.8 # for uv, which then installs the Python of ~/env
+env_needed=3.11   # this project's own
 driver_needed=580 # NVIDIA's driver for CUDA 13, which torch 2.13 is built for
 
 devices=${1:-/sys/bus/pci/devices}
@@ -25,7 +26,13 @@ if older "$glibc" "$glibc_needed"; then
 fi
 
 # An image may bring the environment with it; then the system's Python does not matter.
-if [ ! -x "$HOME/env/bin/python" ]; then
+if [ -x "$HOME/env/bin/python" ]; then
+    python=$("$HOME/env/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null)
+    [ -n "$python" ] || fail "$HOME/env/bin/python does not start; remove $HOME/env"
+    if older "$python" "$env_needed"; then
+        fail "$HOME/env has Python $python, and $env_needed is needed; remove $HOME/env"
+    fi
+else
     python=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null)
     [ -n "$python" ] || fail "there is no python3"
     if older "$python" "$python_needed"; then
@@ -42,7 +49,9 @@ for device in "$devices"/*; do
     fi
 done
 if [ -n "$gpu" ]; then
-    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null | head -n 1)
+    # It waits for a GPU that has failed.
+    driver=$(timeout 60 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null |
+        head -n 1)
     case $driver in
         [0-9]*) ;;
         *) fail "there is a GPU, and nvidia-smi finds no driver, of which torch needs $driver_needed" ;;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -83,9 +84,17 @@ def run(
             raise
         print(f"{program}: {message}", file=sys.stderr)
         return 2
-    print(describe(config, result))
-    if getattr(config, "json", False):
-        print(json.dumps(result))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may have characters that it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        print(describe(config, result), flush=True)
+        if getattr(config, "json", False):
+            print(json.dumps(result), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for buffered output
+        if not isinstance(error, BrokenPipeError):  # of `... | head`
+            print(f"{program}: cannot print the result ({error})", file=sys.stderr)
+            return 2
     return status_of(config, result)
 
 

@@ -141,6 +141,7 @@ class Reason(StrEnum):
     CONTAMINATED = "contaminated"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near_duplicate"
+    NO_LOSS_WEIGHT = "no_loss_weight"
     TOO_LONG = "too_long"
     NO_SUPERVISED_TOKENS = "no_supervised_tokens"
     TEMPLATE_REFUSED = "template_refused"

@@ -30,6 +30,40 @@ def test_help_whose_reader_closes_the_pipe_ends_without_a_traceback():
     assert shown.stderr == ""
 
 
+PRINT = """
+import sys
+from ochat_ray.command_line import run
+from ochat_ray.status.config import StatusConfig
+lines = "\\n".join(["\\u4f60"] * 100_000)
+sys.exit(run(lambda _: StatusConfig(), lambda _: {}, lambda *_: lines, "x", []))
+"""
+
+
+def printing(end, **variables):
+    """Run a command that prints 100,000 Chinese characters."""
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; '{sys.executable}' -c \"$PROGRAM\" {end}"],
+        env=os.environ | {"PROGRAM": PRINT, **variables}, cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_a_result_whose_reader_closes_the_pipe_ends_without_a_traceback():
+    done = printing("| head -n 1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\u4f60\n", "")
+
+
+def test_a_result_that_cannot_be_encoded_is_escaped():
+    done = printing("| tail -n 1", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\u4f60\n", "")
+
+
+def test_a_result_for_a_full_disk_is_one_line_and_status_2():
+    done = printing("> /dev/full")
+    assert done.returncode == 2
+    assert done.stderr == "x: cannot print the result ([Errno 28] No space left on device)\n"
+
+
 def test_a_user_error_under_others_is_found():
     inner = UserError("do this")
     outer = RuntimeError("wrapped")

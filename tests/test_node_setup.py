@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def program(folder, name, text):
 def node(tmp_path):
     """Check a node: its glibc, its Python and pip, and its GPU's driver (None: no GPU)."""
 
-    def check(*, glibc="glibc 2.39", python="3.12", pip=0, driver=None, env=False):
+    def check(*, glibc="glibc 2.39", python="3.12", pip=0, driver=None, env=None):
         programs, devices, home = (tmp_path / name for name in ("bin", "devices", "home"))
         for folder in (programs, home, devices / "0000:00:1e.0"):
             folder.mkdir(parents=True)
@@ -34,11 +35,14 @@ def node(tmp_path):
         (devices / "0000:00:1e.0/vendor").write_text(vendor + "\n")
         (devices / "0000:00:1e.0/class").write_text(kind + "\n")
         program(programs, "nvidia-smi", f"echo {driver}; echo {driver}" if driver else "exit 9")
-        if env:
+        if driver == "hangs":  # as for a GPU that has failed; a minute is over at once
+            program(programs, "nvidia-smi", "sleep 600")
+            program(programs, "timeout", "exit 124")
+        if env is not None:
             (home / "env/bin").mkdir(parents=True)
-            program(home / "env/bin", "python", "")
+            program(home / "env/bin", "python", f"echo {env}" if env else "exit 1")
         done = subprocess.run(
-            ["sh", CHECK, devices], capture_output=True, text=True, check=False,
+            ["sh", CHECK, devices], capture_output=True, text=True, check=False, timeout=60,
             env={"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(home)},
         )  # fmt: skip
         assert done.stdout == ""
@@ -51,7 +55,7 @@ def node(tmp_path):
     "good",
     [
         {}, {"driver": "595.91.07"}, {"driver": "580.65.06"}, {"glibc": "glibc 2.31"},
-        {"glibc": "glibc 2.100"}, {"python": "3.8"}, {"python": "", "env": True},
+        {"glibc": "glibc 2.100"}, {"python": "3.8"}, {"python": "", "env": "3.11"},
     ],
 )  # fmt: skip
 def test_a_node_for_our_pins_passes_without_a_word(node, good):
@@ -68,6 +72,9 @@ def test_a_node_for_our_pins_passes_without_a_word(node, good):
         ({"pip": 1}, "has no pip"),
         ({"driver": "470.57.02"}, "the NVIDIA driver is 470.57.02, and torch needs 580"),
         ({"driver": ""}, "finds no driver"),
+        ({"driver": "hangs"}, "finds no driver"),
+        ({"env": ""}, "home/env/bin/python does not start; remove "),  # its Python was upgraded
+        ({"env": "3.9"}, "home/env has Python 3.9, and 3.11 is needed; remove "),
     ],
 )
 def test_another_node_is_refused_in_one_line(node, bad, text):
@@ -88,6 +95,8 @@ def test_it_checks_what_the_installed_wheels_need():
     # torch 2.13 on PyPI is for CUDA 13.0, whose first driver is 580.
     assert re.search(r"^torch==2\.13\.", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert needed["driver"] == "580"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={needed['env']}"
 
 
 TORCH_NEEDS = """

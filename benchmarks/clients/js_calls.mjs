@@ -191,7 +191,10 @@ async function aiCalls() {
   calls["openai (responses): history by item ids"] = {
     rejected: "item_reference",
     call: async () => {
-      const { response } = await generateText({ model: openai(model), messages, maxOutputTokens: 16 });
+      let response, text = "";
+      while (!text) { // of an empty answer nothing is sent back
+        ({ response, text } = await generateText({ model: openai(model), messages, maxOutputTokens: 16 }));
+      }
       const again = [...messages, ...response.messages, ...messages];
       await generateText({ model: openai(model), messages: again, maxRetries: 0 });
     },

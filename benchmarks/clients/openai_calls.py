@@ -45,10 +45,12 @@ def openai_calls(server: Server) -> Calls:
             chat.create(**ask | {"messages": [{"role": role, "content": "Be brief."}, *QUESTION]})
 
     def helper() -> None:
-        with chat.stream(**ask, stream_options={"include_usage": True}) as events:
+        fields = ask | {"max_tokens": 400, "stream_options": {"include_usage": True}}
+        with chat.stream(**fields) as events:
             kinds = {event.type for event in events}
             final = events.get_final_completion()
-        assert "content.done" in kinds
+        # The client's event for an answer; an empty one, which the tiny model may write, has none.
+        assert "content.done" in kinds or not final.choices[0].message.content
         assert final.usage.total_tokens > 16
 
     def parse() -> None:

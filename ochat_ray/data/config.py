@@ -146,8 +146,8 @@ class PrepareConfig:
             UserError: --template-arguments is no JSON object.
         """
         try:
-            found = json.loads(self.template_arguments or "{}")
-        except ValueError:
+            found = json.loads(self.template_arguments or "{}", parse_constant=_no_json)
+        except ValueError:  # also of NaN and Infinity, which are no JSON
             found = None
         if not isinstance(found, dict):
             raise UserError(
@@ -294,6 +294,10 @@ def _pairs(text: str, flag: str) -> dict[str, str]:
             raise UserError(f"{flag} names {label} twice")
         found[label] = value
     return found
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _is_weight(text: str) -> bool:

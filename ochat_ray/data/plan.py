@@ -27,11 +27,11 @@ from ochat_ray.recipes import CHAT
 from ochat_ray.run_dir import MANIFEST, RunDir, completed
 from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.tokenization.chat_tokenizer import (
-    CLOCK,
     TemplateSettings,
     load_chat_tokenizer,
     own_template,
     read_template,
+    settings_of,
 )
 from ochat_ray.tokenization.template import check_template
 from ochat_ray.tokenization.tokenizer import load_tokenizer, tokenizer_digest
@@ -87,11 +87,7 @@ def template_settings(config: PrepareConfig) -> TemplateSettings | None:
         if config.template == "own"
         else read_template(config.template)
     )
-    return TemplateSettings(
-        source=source,
-        arguments=config.arguments(),
-        today=CLOCK if "strftime_now" in source else None,
-    )
+    return settings_of(config.tokenizer, source, config.arguments())
 
 
 def completed_already(

@@ -22,9 +22,11 @@ EXPLANATIONS: dict[str, str] = {
     Reason.CONTAMINATED: "it contains an evaluation question",
     Reason.DUPLICATE: "the same roles and texts as one that is kept",
     Reason.NEAR_DUPLICATE: "nearly the same words as one that is kept",
+    Reason.NO_LOSS_WEIGHT: "no answer has a loss weight above 0",
     Reason.TOO_LONG: "longer than the context, and --long drop",
     Reason.NO_SUPERVISED_TOKENS: "no answer begins within the context length",
-    Reason.TEMPLATE_REFUSED: "the model's own chat template refuses the conversation",
+    Reason.TEMPLATE_REFUSED: "the model's own chat template refuses the conversation, or writes no "
+    "answer after its own prompt",
 }
 
 _CODES = """

@@ -14,7 +14,7 @@ from ochat_ray.data.long_conversations import CHOICES, Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.data.tokenize import Tokenized, TokenRow, Yield, tokenize
 from ochat_ray.recipes import CHAT
-from ochat_ray.schema import Conversation, ModelClass, Turn
+from ochat_ray.schema import Conversation, ModelClass, Reason, Turn
 from ochat_ray.tokenization.chat_template import ChatTemplate, TemplateError
 from ochat_ray.tokenization.chat_tokenizer import TemplateSettings, load_chat_tokenizer
 from ochat_ray.tokenization.messages import Chat
@@ -46,6 +46,22 @@ def tokenize_as_configured(
         classes=config.classes(),
         long=config.long,
     )
+
+
+def reason_for_no_sample(
+    conversation: Conversation, result: Tokenized, config: PrepareConfig
+) -> tuple[Reason, str]:
+    """Return why a conversation has no sample: the reason, and the detail for a person."""
+    if result.refused:
+        return Reason.TEMPLATE_REFUSED, result.refused
+    roles = {"assistant"} if config.model_type == CHAT else {"system", "user", "assistant"}
+    if not any(turn.loss_weight for turn in conversation.turns if turn.role in roles):
+        return Reason.NO_LOSS_WEIGHT, "each loss weight is 0"
+    if config.long == "drop" and result.length > config.max_length:
+        return Reason.TOO_LONG, f"{result.length:,} tokens, longer than {config.max_length:,}"
+    if result.notes.get("not_learnt") and result.length <= config.max_length:
+        return Reason.TEMPLATE_REFUSED, "it does not write the answers after its own prompt"
+    return Reason.NO_SUPERVISED_TOKENS, f"no answer within {config.max_length} tokens"
 
 
 @cache

@@ -5,12 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from ochat_ray.command_line import run
+from ochat_ray.errors import UserError
 from ochat_ray.status import overview
 from ochat_ray.status.config import StatusConfig
-from ochat_ray.status.runs import outputs_of, read_run
+from ochat_ray.status.deadline import call_all
+from ochat_ray.status.runs import outputs_of, read_runs
+
+TIMEOUT_S = 60.0
+"""Seconds after which a cluster that does not answer counts as none: cron starts the next run."""
 
 
 def work(config: StatusConfig) -> dict[str, Any]:
@@ -18,12 +24,14 @@ def work(config: StatusConfig) -> dict[str, Any]:
     prices = config.prices()
     from ochat_ray.cluster.state import read_cluster  # Ray, so that --help does not wait for it
 
-    cluster, now = read_cluster(config.address), time.time()
+    (cluster,) = call_all([partial(read_cluster, config.address)], TIMEOUT_S)
+    if cluster is None:
+        raise UserError(f"the Ray cluster did not answer within {TIMEOUT_S:.0f} s")
+    if isinstance(cluster, BaseException):
+        raise cluster
+    now = time.time()
     outputs = outputs_of(cluster.jobs) | dict.fromkeys(config.output, "")
-    runs = [
-        read_run(output, stage, now=now, stalled_after_s=60 * config.stalled_after)
-        for output, stage in outputs.items()
-    ]
+    runs = read_runs(outputs, now=now, stalled_after_s=60 * config.stalled_after)
     return asdict(overview.status_of(cluster, runs, prices, now=now, since_s=3600 * config.since))
 
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import platformdirs
@@ -16,6 +17,9 @@ from ochat_ray.run_dir import open_location
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 """File name suffixes of model weights."""
+
+SAFETENSORS = "*.safetensors"
+"""Pattern of the weights that are served."""
 
 
 def on_this_host(model: str, *, weights: bool = True) -> str:
@@ -43,7 +47,8 @@ def local_directory(model: str, *, weights: bool = True) -> Path:
     """Return the directory of a local path; for a URI such as s3://bucket/model, a cached copy.
 
     The copy lies in the user's cache under a name derived from the URI and the sizes and times of
-    its files, so a model that was rewritten is fetched again. The processes of one host fetch it
+    its files, so a model that was rewritten is fetched again; copies of earlier versions are then
+    removed, unless a process that asked for one still runs. The processes of one host fetch it
     once. An interrupted fetch leaves no directory that could be mistaken for a model. Folders that
     training adds to the model (checkpoints, logs) are not fetched, nor are the weights if `weights`
     is false (for example, for the tokenizer alone).
@@ -60,13 +65,15 @@ def local_directory(model: str, *, weights: bool = True) -> Path:
         files = [file for file in files if not file.base_name.endswith(WEIGHTS)]
     if not files:
         raise UserError(f"no model at {model}")
-    name = hashlib.sha256(
-        repr([model, sorted((f.base_name, f.size, f.mtime_ns) for f in files)]).encode()
-    ).hexdigest()[:32]
+    of_model = _digest([model, weights])
+    version = _digest(sorted((f.base_name, f.size, f.mtime_ns) for f in files))
+    name = f"{of_model}-{version}"
     cache = Path(platformdirs.user_cache_path("ochat_ray")) / "models"
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"{name}.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        # Not closed: the process uses the copy until it ends.
+        fcntl.flock(os.open(cache / f"{name}.use", os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
         if not (cache / name).exists():
             unfinished = cache / f"{name}.unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -79,4 +86,31 @@ def local_directory(model: str, *, weights: bool = True) -> Path:
             except OSError as error:
                 raise UserError(f"cannot fetch {model}: {error}") from error
             os.rename(unfinished, cache / name)
+            _remove_unused(cache, of_model, keep=name)
     return cache / name
+
+
+def weight_files(model: str) -> list[tuple[str, int]]:
+    """Return names and sizes of the *.safetensors of a path or URI, without fetching them."""
+    if "://" not in model:
+        return sorted((f.name, f.stat().st_size) for f in local_directory(model).glob(SAFETENSORS))
+    found = files_of(model)
+    assert found is not None
+    return sorted((f.base_name, f.size) for f in found[1] if fnmatch(f.base_name, SAFETENSORS))
+
+
+def _remove_unused(cache: Path, of_model: str, *, keep: str) -> None:
+    """Remove the copies of a model that no process uses, except one."""
+    for path in cache.glob(f"{of_model}-*.use"):
+        if path.stem == keep:
+            continue
+        with path.open("w") as use:
+            try:
+                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(cache / path.stem, ignore_errors=True)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.served_model import served_name
+from ochat_ray.serve.model_files import ADAPTER
+from ochat_ray.serve.served_model import CARD, served_name, trained_template
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 
 MOST_CONFIG_BYTES = 2**20
 MOST_HEADER_BYTES = 2**24
@@ -85,12 +86,14 @@ class AdapterRules:
         base_names: Names by which an adapter may refer to the base, the preferred one first.
         most_rank: Maximum rank.
         patterns: Whether layers may differ in rank and alpha.
+        template: The server's `served_template`; None: not compared with an adapter's.
     """
 
     base: Shapes
     base_names: tuple[str, ...]
     most_rank: int
     patterns: bool = True
+    template: tuple[str, str] | None = None
 
 
 def base_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -131,6 +134,7 @@ def read_adapter(directory: Path, rules: AdapterRules) -> AdapterContent:
         raise UserError(f"cannot be read: {type(error).__name__}") from error
     config = _config(config_bytes)
     _check_config(config, rules)
+    _check_template(directory / CARD, rules)
     layers = _layers(weights, config, rules)
     _check_complete(config, layers, rules.base)
     digests = [hashlib.sha256(content).digest() for content in (config_bytes, weights)]
@@ -161,13 +165,13 @@ def _read(path: Path, most: int) -> bytes:
     return content
 
 
-def _config(content: bytes) -> dict[str, Any]:
+def _config(content: bytes, name: str = CONFIG) -> dict[str, Any]:
     try:
         config = json.loads(content)
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise UserError(f"{CONFIG} is not a JSON object")
+        raise UserError(f"{name} is not a JSON object")
     return config
 
 
@@ -200,6 +204,21 @@ def _check_config(config: Mapping[str, Any], rules: AdapterRules) -> None:
         for pattern in patterns:
             if not _PATTERN.fullmatch(pattern):
                 raise UserError(f"{name} has the regular expression {_shown(pattern)}; give names")
+
+
+def _check_template(card: Path, rules: AdapterRules) -> None:
+    """Reject an adapter that was trained here with another template: its prompts would be others.
+
+    The server renders every prompt with one template, that of the base.
+    """
+    if rules.template is None or not card.is_file():
+        return
+    trained = trained_template(_config(_read(card, MOST_CONFIG_BYTES), CARD))
+    if trained != rules.template:
+        raise UserError(
+            "was trained with another chat template, or other --template-arguments, than this "
+            "server applies; train it with --merge and serve the merged model"
+        )
 
 
 def _layers(weights: bytes, config: Mapping[str, Any], rules: AdapterRules) -> dict[str, Matrices]:

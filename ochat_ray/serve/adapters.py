@@ -22,6 +22,7 @@ from ochat_ray.serve.adapter_files import CONFIG, WEIGHTS, AdapterRules, base_sh
 from ochat_ray.serve.engines.base import Adapter
 from ochat_ray.serve.protocol.errors import ApiError
 from ochat_ray.serve.protocol.responses import Model, ModelList, NotServed
+from ochat_ray.serve.served_model import CARD
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class AdapterCatalog:
 def _stamp(directory: Path) -> _Stamp:
     """Return what changes with the files; the time of the last status change cannot be set back."""
     stamps: list[tuple[int, ...] | None] = []
-    for name in (CONFIG, WEIGHTS):
+    for name in (CONFIG, WEIGHTS, CARD):
         try:
             stat = os.stat(directory / name)
         except OSError:

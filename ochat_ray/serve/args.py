@@ -25,7 +25,7 @@ from pydantic import (
 from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
-from ochat_ray.models.model_directory import local_directory
+from ochat_ray.models.model_directory import local_directory, weight_files
 from ochat_ray.serve.adapters import AdapterSettings
 from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
@@ -152,10 +152,11 @@ def resolve(args: ServeArgs) -> Settings:
     Raises:
         UserError: An argument or the directory is invalid.
     """
-    directory = local_directory(args.model)
+    # Replicas alone read the weights, and fetch them.
+    directory, weights = local_directory(args.model, weights=False), weight_files(args.model)
     # A replica may run on another host, with its own copy.
     place = args.model if "://" in args.model else str(directory)
-    config = check_model_directory(directory)
+    config = check_model_directory(directory, has_weights=bool(weights))
     card = read_card(directory)
     model_type = model_type_of(directory, card, args.model_type)
     max_replicas = args.max_replicas or max(2, args.min_replicas)
@@ -189,7 +190,7 @@ def resolve(args: ServeArgs) -> Settings:
             context_length=context_length,
             vocabulary=config["vocab_size"],
             created=int((directory / "config.json").stat().st_mtime),
-            fingerprint=fingerprint(directory, engine),
+            fingerprint=fingerprint(directory, engine, weights),
             training=training_of(card),
             adapters=engine.adapters,
             embedding_size=_embedding_size(engine, config),
@@ -221,7 +222,7 @@ def resolve(args: ServeArgs) -> Settings:
     )
 
 
-def fingerprint(directory: Path, engine: EngineSettings) -> str:
+def fingerprint(directory: Path, engine: EngineSettings, weights: list[tuple[str, int]]) -> str:
     """Return a digest of the model's files and the engine's settings, for `system_fingerprint`.
 
     Weights, which may be large, count with their names and sizes; ochat.json, which a training
@@ -234,7 +235,6 @@ def fingerprint(directory: Path, engine: EngineSettings) -> str:
     for name in ("config.json", "tokenizer.json", "ochat.json"):
         path = directory / name
         digest.update(path.read_bytes() if path.exists() else b"")
-    weights = sorted((path.name, path.stat().st_size) for path in directory.glob("*.safetensors"))
     digest.update(json.dumps(weights).encode())
     return f"fp_{digest.hexdigest()[:16]}"
 

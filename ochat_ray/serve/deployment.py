@@ -131,13 +131,15 @@ class IngressReplica:
 
     def __serve_build_asgi_app__(self) -> Any:
         from ochat_ray.serve.routes import build_app
-        from ochat_ray.serve.served_model import open_served_tokenizer
+        from ochat_ray.serve.served_model import open_served_tokenizer, served_template
 
         settings = self._settings
-        directory = local_directory(settings.directory)
+        # Adapters are checked against the shapes of the weights.
+        directory = local_directory(settings.directory, weights=settings.adapters is not None)
         adapters = None
         if settings.adapters is not None:
-            rules = settings.adapters.rules(directory)
+            template = served_template(directory, settings.model_type)
+            rules = replace(settings.adapters.rules(directory), template=template)
             name = settings.served_model_name
             adapters = AdapterCatalog(settings.adapters.directory, rules, reserved=name)
             adapters.start()

@@ -6,6 +6,7 @@ file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import logging
@@ -24,8 +25,13 @@ from ochat_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+MAX_BYTES = 2**20
+"""Maximum size of a file of keys."""
+
+_KEY = re.compile("[!-~]+")  # what a header can carry
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_EXPIRES = re.compile(r"expires=(\d{4}-\d{2}-\d{2})")
+_LIKE_A_DIGEST = re.compile(r"sha-?\d", re.IGNORECASE)
+_EXPIRES = re.compile(r"(\d{4}-\d{2}-\d{2})")
 _CHECK_INTERVAL_S = 1.0
 
 
@@ -43,34 +49,59 @@ class ApiKey:
 
 def hash_key(key: str) -> bytes:
     """Return the SHA-256. Keys are random and long, so no slow password hash is needed."""
-    return hashlib.sha256(key.encode()).digest()
+    return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """Read the keys of a file; see `parse_keys`.
 
     Raises:
-        UserError: The file cannot be read, is readable by every user, or is invalid. If there is no
-            such file, the message does not contain its path, which may be a key given by mistake.
+        UserError: The file cannot be read, is no regular file, is larger than `MAX_BYTES`, is
+            readable or writable by every user, or is invalid. If there is no such file, the message
+            does not contain its path, which may be a key given by mistake.
     """
     try:
-        mode = path.stat().st_mode
-        exposed = bool(mode & stat.S_IROTH) and not stat.S_ISDIR(mode)
-        text = "" if exposed else path.read_text(encoding="utf-8")
-    except IsADirectoryError:
-        raise UserError(f"cannot read API keys from {path}: it is a directory") from None
+        mode, content = _read_file(path)
     except PermissionError:
         raise UserError(f"cannot read API keys from {path}: permission denied") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL
+        reason = _NO_SUCH_FILE
+        if isinstance(error, OSError) and error.errno not in _NO_FILE:
+            reason = f"cannot read API keys: {error.strerror}"
+        raise UserError(reason) from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"cannot read API keys from {path}: it is not a regular file")
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise UserError(
+            f"every user of this machine can read or change the API keys; chmod 600 {path}"
+        )
+    if len(content) > MAX_BYTES:
+        raise UserError(f"cannot read API keys from {path}: it has more than {MAX_BYTES} bytes")
+    try:
+        text = content.decode()
     except UnicodeDecodeError:
         raise UserError(f"cannot read API keys from {path}: it is not UTF-8") from None
-    except (OSError, ValueError):
-        raise UserError(
-            "cannot read API keys: no such file (its name is not shown, since it may be a key); "
-            "give keys=FILE, a file with one `key` or `name:key` per line"
-        ) from None
-    if exposed:
-        raise UserError(f"every user of this machine can read the API keys; chmod 600 {path}")
     return parse_keys(text, str(path))
+
+
+def _read_file(path: Path) -> tuple[int, bytes]:
+    """Return mode and content of one file, whatever replaces it meanwhile; a FIFO cannot block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            return mode, b""
+        with open(descriptor, "rb", closefd=False) as file:
+            return mode, file.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
+
+
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_NO_SUCH_FILE = (
+    "cannot read API keys: no such file (its name is not shown, since it may be a key); "
+    "give keys=FILE, a file with one `key` or `name:key` per line"
+)
 
 
 def parse_keys(text: str, where: str) -> tuple[ApiKey, ...]:
@@ -79,47 +110,57 @@ def parse_keys(text: str, where: str) -> tuple[ApiKey, ...]:
     ` expires=YYYY-MM-DD` after a key is its last valid day.
 
     Raises:
-        UserError: There is no key, a key contains a space, a digest is not 64 lower-case
-            hexadecimal digits, or two keys have the same name. No message contains any part of a
-            key.
+        UserError: There is no key, a key contains other characters than printable ASCII, a digest
+            is not 64 lower-case hexadecimal digits, or two lines have the same name or key. No
+            message contains any part of a key.
     """
     keys: dict[str, ApiKey] = {}
-    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
-        line = line.strip()
+    lines: dict[bytes, int] = {}
+    for number, line in enumerate(_LINE_END.split(text.removeprefix("\ufeff")), start=1):
+        line = line.strip(" \t")
         if not line or line.startswith("#"):
             continue
         key = _parse_line(line, number, where)
         if key.name in keys:
             raise UserError(f"line {number} of {where}: the name {key.name!r} occurs twice")
+        # Whoever revokes one of the two would leave the other.
+        if (first := lines.setdefault(key.digest, number)) != number:
+            raise UserError(f"lines {first} and {number} of {where} have the same key")
         keys[key.name] = key
     if not keys:
         raise UserError(f"no API key in {where}; write one `key` or `name:key` per line")
     return tuple(keys.values())
 
 
+_LINE_END = re.compile("\r\n|\r|\n")  # str.splitlines would also split at form feeds and others
+
+
 def _parse_line(line: str, number: int, where: str) -> ApiKey:
-    text, expires, _ = line.partition(" expires=")
-    name, colon, key = text.rstrip().partition(":")
+    text, expires, day = line.partition(" expires=")
+    name, colon, key = text.rstrip(" \t").partition(":")
     if not colon:
         name, key = f"line {number}", name
-    name = name.strip()
-    if not name or not key or len(key.split()) != 1 or key != key.strip():
-        raise UserError(f"line {number} of {where} is not `key`, `name:key` or a digest")
+    name = name.strip(" \t")
+    if not (name and name.isprintable() and _KEY.fullmatch(key)):
+        raise UserError(
+            f"line {number} of {where} is not `key`, `name:key` or a digest, in printable ASCII "
+            "and without spaces"
+        )
     match = _DIGEST.fullmatch(key)
-    # Anything else with this prefix would be a key, and so a stored digest would open the server.
-    if name.lower() == "sha256" or (key.lower().startswith("sha256:") and not match):
+    # Anything else of this form would be a key, and so a stored digest would open the server.
+    if not match and any(map(_LIKE_A_DIGEST.match, (name, key) if colon else (key,))):
         raise UserError(
             f"line {number} of {where} is not a digest: `name:sha256:` and 64 digits 0-9a-f"
         )
     return ApiKey(
         name=name,
         digest=bytes.fromhex(match[1]) if match else hash_key(key),
-        expires=_parse_date(line, number, where) if expires else None,
+        expires=_parse_date(day, number, where) if expires or "expires=" in key else None,
     )
 
 
-def _parse_date(line: str, number: int, where: str) -> date:
-    match = _EXPIRES.fullmatch(line.split()[-1])
+def _parse_date(text: str, number: int, where: str) -> date:
+    match = _EXPIRES.fullmatch(text)
     try:
         if match:
             return date.fromisoformat(match[1])
@@ -162,6 +203,7 @@ class KeyRing:
         self._clock = clock
         self._today = today
         self._checked = clock()
+        self._complaint = ""
         self._stamp = self._file_stamp()
         self._read()
 
@@ -195,9 +237,16 @@ class KeyRing:
         try:
             self._keys = read_keys(self._path)
         except UserError as error:
-            kept = "keeping the API keys as they were" if self._keys else "no request is admitted"
-            logger.warning("%s: %s", kept, error)
+            # The cause may pass without a change of the file, such as too many open files.
+            self._stamp = ()
+            if str(error) != self._complaint:
+                kept = (
+                    "keeping the API keys as they were" if self._keys else "no request is admitted"
+                )
+                logger.warning("%s: %s", kept, error)
+            self._complaint = str(error)
         else:
+            self._complaint = ""
             logger.info("read %d API keys from %s", len(self._keys), self._path)
 
     def _file_stamp(self) -> tuple[int, ...] | None:
@@ -209,7 +258,8 @@ class KeyRing:
             return None
         except OSError as error:  # such as a network file system that does not answer
             return (error.errno or 0,)
-        return found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
+        # A copy over the file may keep its size and restore its time, but not ctime.
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_mode
 
 
 def main() -> None:

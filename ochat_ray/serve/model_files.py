@@ -14,9 +14,14 @@ from ochat_ray.errors import UserError
 from ochat_ray.serve.protocol.responses import Training
 from ochat_ray.serve.served_model import read_json
 
+ADAPTER = "adapter_config.json"
+"""File of a directory with adapters, in peft's format."""
 
-def check_model_directory(directory: Path) -> dict[str, Any]:
+
+def check_model_directory(directory: Path, *, has_weights: bool) -> dict[str, Any]:
     """Return the directory's config.json after checking that everything for serving exists.
+
+    The weights may be elsewhere, if the directory is a copy without them.
 
     Raises:
         UserError: Something is missing; the line names it and how to create it.
@@ -26,10 +31,15 @@ def check_model_directory(directory: Path) -> dict[str, Any]:
             f"no model directory at {directory}; train one with `python jobs/train.py`, "
             "or give model=DIR"
         )
+    if (directory / ADAPTER).is_file() and not (directory / "config.json").is_file():
+        raise UserError(
+            f"{directory} holds adapters, not a whole model; give model=BASE "
+            f"adapters={directory.parent}, or train with --merge"
+        )
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
             raise UserError(f"no {name} in {directory}; is that a directory that train wrote?")
-    if not any(directory.glob("*.safetensors")):
+    if not has_weights:
         raise UserError(f"no *.safetensors in {directory}; is that a directory that train wrote?")
     config = read_json(directory / "config.json")
     text = config.get("text_config")

@@ -114,7 +114,7 @@ class Prompts:
                 "not read; leave them out, or send tool_choice none",
                 "tools",
             )
-        tools = [tool.model_dump(exclude_unset=True) for tool in request.tools or ()]
+        tools = [tool.as_sent() for tool in request.tools or ()]
         chat = Chat(
             own_turns_of(request.messages or ()),
             json.dumps(tools, ensure_ascii=False) if tools else "",

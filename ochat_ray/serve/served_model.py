@@ -106,6 +106,29 @@ def open_served_tokenizer(directory: Path, model_type: str | None = None) -> Any
     return tokenizer
 
 
+def trained_template(card: Mapping[str, Any]) -> tuple[str, str]:
+    """Return model type and template of a model or an adapter, from what training wrote about it.
+
+    The source of a chat template has the arguments of the training as defaults; it is empty for a
+    template of 2023.
+    """
+    return str(card.get("model_type")), str((card.get("template") or {}).get("source", ""))
+
+
+def served_template(directory: Path, model_type: str | None = None) -> tuple[str, str]:
+    """Return model type and template that `open_served_tokenizer` applies, likewise.
+
+    Raises:
+        UserError: The tokenizer cannot be used.
+    """
+    from ochat_ray.tokenization.chat_tokenizer import own_template, settings_of
+
+    served = model_type_of(directory, read_card(directory), model_type)
+    if served != CHAT:
+        return served, ""
+    return CHAT, settings_of(str(directory), own_template(str(directory)), {}).source
+
+
 def served_name(place: str) -> str:
     """Return the name of a model by its place: the directory, or the run whose model it is."""
     parts = [part for part in place.rstrip("/").split("/") if part]

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -16,9 +17,14 @@ from ochat_ray.data.output import PLAN, Output
 from ochat_ray.errors import UserError
 from ochat_ray.lock_claims import LOCK_FOLDER, Owner, Timing, claim_number, is_live
 from ochat_ray.run_dir import MANIFEST, RunDir
+from ochat_ray.status.deadline import call_all
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train.metrics import METRICS, read_metrics
 from ochat_ray.train.output import MODEL_MANIFEST
+
+TIMEOUT_S = 60.0
+"""Seconds after which a store or network disk that does not answer is given up. S3 is retried for
+longer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,9 +93,33 @@ def read_run(output: str, stage: str, *, now: float, stalled_after_s: float) -> 
     """
     try:
         return _read_run(RunDir.open(output), output, stage, now, stalled_after_s)
-    except (UserError, OSError) as error:
-        line = (str(error).splitlines() or [""])[0]
-        return Run(output=output, stage=stage or "unknown", state="unreadable", progress=line)
+    except Exception as error:  # noqa: BLE001  a damaged file may raise any
+        line = (str(error).splitlines() or [""])[0][:300]
+        if not isinstance(error, UserError | OSError):
+            line = f"a file is damaged ({type(error).__name__}: {line})"
+        return _unreadable(output, stage, line)
+
+
+def read_runs(outputs: Mapping[str, str], *, now: float, stalled_after_s: float) -> list[Run]:
+    """Return the states of runs, given the stages of their output directories.
+
+    A directory that does not answer within `TIMEOUT_S` is unreadable.
+    """
+    reads = [
+        partial(read_run, output, stage, now=now, stalled_after_s=stalled_after_s)
+        for output, stage in outputs.items()
+    ]
+    runs = []
+    for (output, stage), run in zip(outputs.items(), call_all(reads, TIMEOUT_S), strict=True):
+        if isinstance(run, BaseException):
+            raise run
+        late = f"it did not answer within {TIMEOUT_S:.0f} s"
+        runs.append(_unreadable(output, stage, late) if run is None else run)
+    return runs
+
+
+def _unreadable(output: str, stage: str, reason: str) -> Run:
+    return Run(output=output, stage=stage or "unknown", state="unreadable", progress=reason)
 
 
 def _read_run(run: RunDir, output: str, stage: str, now: float, stalled_after_s: float) -> Run:

@@ -33,9 +33,10 @@ MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 
 RESERVED = frozenset(
     "messages tools documents add_generation_prompt continue_final_message strftime_now "
-    "bos_token eos_token pad_token unk_token raise_exception".split()
+    "bos_token eos_token pad_token unk_token raise_exception "
+    "conversations chat_template return_assistant_tokens_mask".split()
 )
-"""Variables of a template that no argument may replace."""
+"""Variables of a template, and transformers' own names, that no argument may replace."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARKER = re.compile(r"<\|[^\s<>|]+\|>|<｜[^\s<>]+｜>")
@@ -59,6 +60,10 @@ _CALLED = Chat(
     ]
 )
 """Conversation with a call, to find out how a template wants it."""
+
+
+_REFUSALS = (ValueError, TypeError, AttributeError, ArithmeticError, LookupError)
+"""Errors of filters and methods that a template applies to a value of another type."""
 
 
 class TemplateError(Exception):
@@ -118,6 +123,11 @@ class ChatTemplate:
         )
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
         names = sorted({added[id].content for id in self.control_ids}, key=len, reverse=True)
+        # A name that begins with a letter is left out: "user" would mark each text that ends in u.
+        self._beginnings = frozenset(
+            name[:size] for name in names if not name[0].isalnum() for size in range(1, len(name))
+        )
+        self._longest_beginning = max(map(len, self._beginnings), default=0)
         # Every position where a name begins, also within another name.
         alternatives = "|".join(map(re.escape, names))
         self._names = re.compile(f"(?=(?:{alternatives}))(.)", re.DOTALL) if names else None
@@ -131,9 +141,9 @@ class ChatTemplate:
             UserError: The template does not read one of them, or it is not to be replaced.
         """
         for name in arguments:
-            if name in RESERVED:
+            if name in RESERVED or name in self._variables:
                 raise UserError(f"the template's variable {name} cannot be set")
-            if not re.search(rf"\b{re.escape(name)}\b", self.source):
+            if not name.isidentifier() or not re.search(rf"\b{name}\b", self.source):
                 raise UserError(f"the chat template has no variable {name!r}")
         return dict(arguments)
 
@@ -156,14 +166,19 @@ class ChatTemplate:
                 chat,
                 self._call_style,
                 mark or self.mark_for(chat),
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final,
-                **self.arguments | dict(arguments or {}),
+                {
+                    "add_generation_prompt": add_generation_prompt,
+                    "continue_final_message": continue_final,
+                    **self.arguments,
+                    **(arguments or {}),
+                },
             )
         except RecursionError:
             raise TemplateError("the template recurses without end") from None
 
-    def _render(self, chat: Chat, style: CallStyle, mark: str, **options: Any) -> Rendering:
+    def _render(
+        self, chat: Chat, style: CallStyle, mark: str, options: Mapping[str, Any] | None = None
+    ) -> Rendering:
         from jinja2.exceptions import TemplateError as JinjaError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -177,14 +192,14 @@ class ChatTemplate:
                 return_assistant_tokens_mask=self.has_generation_blocks,
                 **self._variables,
                 **self._clock(),
-                **options,
+                **(options or {}),
             )
-        except (JinjaError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        except (JinjaError, *_REFUSALS) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise TemplateError(reason) from None
         (text,), spans = rendered
         found = tuple((a, b) for a, b in spans[0]) if self.has_generation_blocks else None
-        return Rendering(text, mark, found)
+        return _with_unescaped_mark(Rendering(text, mark, found))
 
     def mark_for(self, chat: Chat) -> str:
         """Return a noncharacter that the conversation does not contain.
@@ -195,8 +210,9 @@ class ChatTemplate:
         if has_deep_json(chat):
             raise TemplateError("tools or arguments are nested too deeply")
         written = text_of(chat)
+        lowercase = written.lower()
         for mark in MARKS:
-            if mark not in written:
+            if mark not in written and _escape(mark) not in lowercase:
                 return mark
         raise TemplateError("the conversation has each of the noncharacters U+FDD0 to U+FDEF")
 
@@ -220,6 +236,14 @@ class ChatTemplate:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, with the names of special tokens."""
         return str(self._backend(MARKS[0]).decode(list(ids), skip_special_tokens=False))
+
+    def has_name(self, text: str) -> bool:
+        """Return whether a text has the name of a special token, which stays text."""
+        return self._names is not None and self._names.search(text) is not None
+
+    def shows_text(self, ids: Sequence[int]) -> bool:
+        """Return whether ids have visible text."""
+        return bool(ids) and bool(self.decode(ids).strip())
 
     def is_special(self, id: int) -> bool:
         """Return whether an id is a special token of the tokenizer."""
@@ -269,12 +293,24 @@ class ChatTemplate:
     def _inert(self, value: Any, mark: str) -> Any:
         """Return a value whose texts have a mark in each name of a control token."""
         if isinstance(value, str):
-            return self._names.sub(rf"\1{mark}", value) if self._names else value
+            return self._inert_text(value, mark)
         if isinstance(value, Mapping):
             return {self._inert(k, mark): self._inert(v, mark) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._inert(item, mark) for item in value]
         return value
+
+    def _inert_text(self, text: str, mark: str) -> str:
+        if self._names is None:
+            return text
+        found = self._names.sub(rf"\1{mark}", text)
+        # A template may write the rest of a name after the text, or the next message's text.
+        end = len(found.rstrip())
+        for start in range(end - 1, max(end - self._longest_beginning, 0) - 1, -1):
+            if found[start:end].replace(mark, "") in self._beginnings:
+                found = f"{found[: start + 1]}{mark}{found[start + 1 :]}"
+                end += 1
+        return found
 
     def _clock(self) -> dict[str, Any]:
         # A variable of this name hides the function of transformers, which reads the clock.
@@ -311,3 +347,22 @@ class ChatTemplate:
             backend.encode_special_tokens = False
             self._backends[mark] = backend
         return self._backends[mark]
+
+
+def _escape(mark: str) -> str:
+    return f"u{ord(mark):04x}"
+
+
+def _with_unescaped_mark(rendering: Rendering) -> Rendering:
+    """Restore a mark of which JSON in ASCII or Python's repr has written the escape sequence."""
+    text, mark, spans = rendering.text, rendering.mark, rendering.spans
+    pattern = re.compile(rf"\\+{_escape(mark)}", re.IGNORECASE)
+    found = [match.span() for match in pattern.finditer(text)]
+    if not found:
+        return rendering
+
+    def moved(position: int) -> int:
+        return position - sum(end - start - 1 for start, end in found if end <= position)
+
+    moved_spans = None if spans is None else tuple((moved(a), moved(b)) for a, b in spans)
+    return Rendering(pattern.sub(mark, text), mark, moved_spans)

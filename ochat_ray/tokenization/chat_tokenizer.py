@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,40 @@ class TemplateSettings:
         """Return the settings of a data or model manifest; None for a template of 2023."""
         found = manifest.get("template")
         return cls(**found) if found else None
+
+
+def settings_of(path: str, source: str, arguments: Mapping[str, Any]) -> TemplateSettings:
+    """Return the settings of a template for the tokenizer at `path`, the same after an export.
+
+    In an exported tokenizer the end of turn is `eos_token`, and other programs render its template
+    without arguments. So the arguments become the template's defaults, and it sets `eos_token` to
+    the base's if it reads it and the base's is another token, or none.
+
+    Raises:
+        UserError: No answer can be learnt with this template.
+    """
+    today = CLOCK if "strftime_now" in source else None
+    settings = TemplateSettings(source=source, arguments=dict(arguments), today=today)
+    lines = [
+        f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
+        for name, value in settings.arguments.items()
+    ]
+    if re.search(r"\beos_token\b", source):
+        of_base = open_tokenizer(path).eos_token
+        if load_chat_tokenizer(path, settings).eos_token != of_base:
+            value = "no_eos_token" if of_base is None else _literal(of_base)  # an undefined name
+            lines.append(f"{{% set eos_token = {value} %}}\n")
+    added = "".join(line for line in lines if line not in source)
+    return replace(settings, source=added + source)
+
+
+def _literal(value: Any) -> str:
+    """Return a JSON value as a literal of Jinja."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_literal(k)}: {_literal(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def load_chat_tokenizer(path: str, settings: TemplateSettings | None = None) -> Any:
@@ -84,18 +119,35 @@ def own_template(path: str) -> str:
     Raises:
         UserError: It has none, or several.
     """
-    if file := find_file(path, "chat_template.jinja"):
-        return file.read_text(encoding="utf-8")
-    file = find_file(path, "tokenizer_config.json")
-    source = json.loads(file.read_bytes()).get("chat_template") if file else None
-    if isinstance(source, str):
-        return source
-    names = ", ".join(str(one["name"]) for one in source) if source else ""
-    found = f"several chat templates ({names})" if source else "no chat template"
+    try:
+        sources = _own_templates(path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the chat template at {path} cannot be read ({reason}); fetch it again"
+        ) from error
+    if len(sources) == 1:
+        return next(iter(sources.values()))
+    found = f"several chat templates ({', '.join(sources)})" if sources else "no chat template"
     raise UserError(
         f"the tokenizer at {path} has {found}; give one with --template: openchat, opencoder, or "
         "a Jinja file"
     )
+
+
+def _own_templates(path: str) -> dict[str, str]:
+    """Return the sources of the chat templates from which transformers chooses one, by name."""
+    if file := find_file(path, "chat_template.jinja"):
+        sources = {"default": file.read_text(encoding="utf-8")}
+        # transformers takes it instead for conversations with tools.
+        if further := find_file(path, "additional_chat_templates/tool_use.jinja"):
+            sources["tool_use"] = further.read_text(encoding="utf-8")
+        return sources
+    file = find_file(path, "tokenizer_config.json")
+    source = json.loads(file.read_bytes()).get("chat_template") if file else None
+    if source is None or isinstance(source, str):
+        return {} if source is None else {"default": source}
+    return {str(one["name"]): str(one["template"]) for one in source}
 
 
 def read_template(path: str) -> str:
@@ -105,7 +157,7 @@ def read_template(path: str) -> str:
         UserError: The file cannot be read.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # with Windows' byte order mark, too
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--template: cannot read {path}: {error}") from error
 
@@ -138,11 +190,18 @@ def ends_of_turn(template: ChatTemplate) -> tuple[int, ...]:
             f"the chat template does not write an answer after its own prompt for one, "
             f"{prompt[-60:]!r}, so none can be learnt; give another with --template FILE.jinja"
         )
+    written = " ".join(template.decode(sample.ids) for sample in samples).casefold()
+    if not all(turn.text in written for turn in probes[0].turns):
+        raise UserError(
+            "the chat template does not write the text of a message, perhaps since it expects a "
+            "list of parts; give another with --template FILE.jinja"
+        )
     ends = []
     for sample in samples:
         supervised = [id for id, w in zip(sample.ids, sample.weights, strict=True) if w]
         special = [id for id in supervised if template.is_special(id)]
-        if special and not _shows_text(template, supervised, special[-1]):
+        after = supervised[::-1].index(special[-1]) if special else 0
+        if special and not template.shows_text(supervised[len(supervised) - after :]):
             ends.append(special[-1])
         elif not ends:  # an answer of text; one that calls a tool may have no end of its own
             raise UserError(
@@ -158,12 +217,6 @@ _TOOL = {
     "description": "probe",
     "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
 }
-
-
-def _shows_text(template: ChatTemplate, ids: list[int], end: int) -> bool:
-    """Return whether visible text follows the last special token."""
-    after = ids[len(ids) - ids[::-1].index(end) :]
-    return bool(template.decode(after).strip()) if after else False
 
 
 def _check_ids(tokenizer: Any, path: str) -> None:

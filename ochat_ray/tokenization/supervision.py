@@ -31,7 +31,11 @@ NOTES = {
     "thinking_off": "answers without reasoning, after the prompt with enable_thinking false",
     "after_question_alone": "answers taken from the last question alone, since the template writes "
     "what precedes it only while it is unanswered",
-    "not_learnt": "answers not learnt, since the template does not write them after its own prompt",
+    "not_learnt": "answers not learnt, since the template does not write them after its own "
+    "prompt, or in no generation block",
+    "special_as_text": "answers in which the name of a special token, such as a call written as "
+    "text, is spelled out and not that token",
+    "weight_not_used": "turns of other roles with a loss weight, since only answers are learnt",
     "no_end_of_turn": "answers that the template ends with no special token",
     "reasoning_left_out": "answers whose reasoning the template does not write",
     "text_left_out": "turns whose text the template does not write as it is",
@@ -189,6 +193,9 @@ def _supervised(
     samples: list[Sample] = []
     notes: Counter[str] = Counter()
     for answer, prompt, done in answers:
+        notes["special_as_text"] += any(
+            map(template.has_name, split_reasoning(chat.turns[answer.turn]))
+        )
         if reasoning_left_out(chat.turns[answer.turn], answer.done.text, answer.done.mark):
             notes["reasoning_left_out"] += 1
         found = _continued(answer, prompt, done, template)
@@ -199,7 +206,10 @@ def _supervised(
         notes["split_token"] += is_split
         notes[answer.way] += bool(answer.way)
         weights = _weights(answer, completion, template)
-        notes["no_end_of_turn"] += not any(map(template.is_special, completion.ids))
+        if not any(weights):
+            notes["not_learnt"] += 1
+            continue
+        notes["no_end_of_turn"] += not _has_end(completion, weights, template)
         ids = prompt.ids + completion.ids
         if samples and prompt.ids[: (end := samples[-1].supervised_end)] == samples[-1].ids[:end]:
             earlier, learnt = samples[-1].weights[:end], samples[-1].answers
@@ -208,12 +218,15 @@ def _supervised(
                 weights=earlier + [0.0] * (len(prompt.ids) - end) + weights,
                 answers=[*learnt, answer.turn],
             )
-        elif any(weights):
+        else:
             samples.append(Sample(ids, [0.0] * len(prompt.ids) + weights, [answer.turn]))
     if answers:
         last, _, _ = answers[-1]
         seen = Chat(chat.turns[: last.turn + 1], chat.tools)
         notes += left_out(seen, last.done.text, last.done.mark)
+    notes["weight_not_used"] = sum(
+        turn.role != "assistant" and turn.loss_weight > 0 for turn in chat.turns
+    )
     notes["separate_sample"] = max(len(samples) - 1, 0)
     if last_only and len(samples) > 1:
         notes["earlier_answer_left_out"] = sum(len(sample.answers) for sample in samples[:-1])
@@ -253,8 +266,17 @@ def _weights(answer: _Answer, completion: Encoding, template: ChatTemplate) -> l
             for start, end in completion.offsets
         ]
     ids = completion.ids
-    end = max((n for n, id in enumerate(ids, 1) if template.is_special(id)), default=len(ids))
+    end = max((n for n, id in enumerate(ids, 1) if template.is_special(id)), default=0)
+    if not end or template.shows_text(ids[end:]):
+        end = len(ids)  # that token begins a part of the answer, such as a call
     return [answer.weight] * end + [0.0] * (len(ids) - end)
+
+
+def _has_end(completion: Encoding, weights: Sequence[float], template: ChatTemplate) -> bool:
+    """Return whether what is learnt ends with a special token, apart from spaces."""
+    ids = [id for id, weight in zip(completion.ids, weights, strict=True) if weight]
+    end = max((n for n, id in enumerate(ids, 1) if template.is_special(id)), default=0)
+    return end > 0 and not template.shows_text(ids[end:])
 
 
 def reasoning_left_out(turn: Turn, rendered: str, mark: str) -> bool:

@@ -75,7 +75,21 @@ def model_card(result: Mapping[str, Any], *, licence: Mapping[str, str]) -> str:
         if "license" in licence
         else "The base model's directory names no licence; the base model's terms apply."
     )
-    return f"---\n{written}---\n\n{_TEXT.format(base=code(base), table=table, terms=terms)}"
+    load, serve = _USE_ADAPTER if "adapter" in result else _USE
+    text = _TEXT.format(base=code(base), table=table, terms=terms, load=load, serve=serve)
+    return f"---\n{written}---\n\n{text}"
+
+
+_USE = (
+    'model = AutoModelForCausalLM.from_pretrained(".")',
+    "ochat-ray serve model=DIRECTORY",
+)
+_USE_ADAPTER = (
+    "BASE = ...  # directory or name of the base model\n"
+    'model = AutoModelForCausalLM.from_pretrained(BASE)\nmodel.load_adapter(".")',
+    "ochat-ray serve model=BASE adapters=PARENT_OF_THIS_DIRECTORY",
+)
+"""How to load and serve a model, and adapters of a base."""
 
 
 _TEXT = """# A chat model fine-tuned from {base}
@@ -92,7 +106,7 @@ With transformers, in this directory:
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
+{load}
 messages = [{{"role": "user", "content": "What is the sea?"}}]
 inputs = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -101,7 +115,7 @@ answer = model.generate(**inputs, max_new_tokens=256)[0, inputs["input_ids"].sha
 print(tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
-As a server with OpenAI's API: `ochat-ray serve model=DIRECTORY`.
+As a server with OpenAI's API: `{serve}`.
 
 ## Licence
 

@@ -136,3 +136,11 @@ def test_columns_are_read():
 )
 def test_another_way_to_read_is_another_run(change):
     assert replace(OPENCHAT, **change).identity() != OPENCHAT.identity()
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "{", '{"a": NaN}', '{"a": [-Infinity]}'])
+def test_template_arguments_are_a_json_object(arguments):
+    """A NaN would have another value in the exported template, where its name means nothing."""
+    config = replace(PrepareConfig.for_recipe("chat"), template_arguments=arguments)
+    with pytest.raises(UserError, match="--template-arguments is a JSON object"):
+        config.check()

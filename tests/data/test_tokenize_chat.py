@@ -3,8 +3,9 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.model_labels import normalize_model
-from ochat_ray.data.tokenize_chat import tokenize_chats
+from ochat_ray.data.tokenize_chat import reason_for_no_sample, tokenize_chats
 from ochat_ray.schema import Conversation, ModelClass, Turn
 from ochat_ray.tokenization.chat_template import ChatTemplate
 from tests.conftest import byte_level_tokenizer
@@ -114,3 +115,26 @@ def test_a_refusal_is_the_result_of_one_conversation_alone():
     )
     assert (bad.refused, bad.samples) == ("not this", ())
     assert good.samples
+
+
+@pytest.mark.parametrize(
+    ("source", "weight", "limit", "reason"),
+    [
+        (SOURCE, 1.0, 10, "no_supervised_tokens"),
+        (SOURCE, 0.0, 500, "no_loss_weight"),
+        (SOURCE.replace("assistant: {% endif", "assistant: <think>{% endif"), 1.0, 500,
+         "template_refused"),
+        ("{{ raise_exception('no') }}", 1.0, 500, "template_refused"),
+    ],
+)  # fmt: skip
+def test_a_conversation_without_samples_has_the_reason(source, weight, limit, reason):
+    """A larger context, which prepare advises for the first, helps none of the others."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level_tokenizer(), chat_template=source
+    )
+    turns = (Turn(role="user", text="a" * 9), Turn(role="assistant", text="b", weight=weight))
+    found = Conversation(id="c", source="s", turns=turns)
+    (result,) = tokenize_chats([found], template=ChatTemplate(tokenizer), max_length=limit)
+    config = PrepareConfig(recipe="chat", max_length=limit)
+    assert result.samples == ()
+    assert reason_for_no_sample(found, result, config)[0] == reason

@@ -59,6 +59,17 @@ def test_a_model_that_was_written_again_is_fetched_again(stored):
     assert (after / "model.safetensors").read_text() == "other weights"
 
 
+def test_versions_that_no_process_uses_are_removed(stored):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        first = pool.apply(local_directory, [stored.as_uri()])
+        (stored / "model.safetensors").write_text("other weights")
+        second = local_directory(stored.as_uri())
+        assert first.exists()  # used by the other process
+    (stored / "model.safetensors").write_text("the last weights")
+    third = local_directory(stored.as_uri())
+    assert [path.exists() for path in (first, second, third)] == [False, True, True]
+
+
 def test_what_was_broken_off_is_not_a_model(stored, cache):
     found = local_directory(stored.as_uri())
     unfinished = found.rename(found.with_name(f"{found.name}.unfinished"))
@@ -85,3 +96,16 @@ def test_no_model_is_one_clear_line(stored, wrong):
 def test_replicas_are_told_the_uri(model_directory):
     settings = resolve(ServeArgs(model=model_directory.as_uri()))
     assert settings.engine.directory == settings.ingress.directory == model_directory.as_uri()
+
+
+def test_the_weights_are_fetched_by_replicas_alone(model_directory, cache):
+    settings = resolve(ServeArgs(model=model_directory.as_uri()))
+    assert not list(cache.glob("*/*.safetensors"))
+    local = resolve(ServeArgs(model=str(model_directory)))
+    assert settings.ingress.fingerprint == local.ingress.fingerprint
+    (model_directory / "model.safetensors").rename(model_directory / "elsewhere")
+    try:
+        with pytest.raises(UserError, match=r"no \*\.safetensors"):
+            resolve(ServeArgs(model=model_directory.as_uri()))
+    finally:
+        (model_directory / "elsewhere").rename(model_directory / "model.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -208,3 +209,22 @@ def test_bfloat16_matrices_keep_their_values(rules, tmp_path):
     assert dtype == "BF16"
     found = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(4, 64)
     assert torch.equal(found, tensors[f"base_model.model.{Q}.lora_A.weight"])
+
+
+def test_an_adapter_of_another_template_is_rejected(rules, tmp_path):
+    """Its prompts would be other ids than those of its training."""
+    directory = write_adapter(tmp_path / "a")
+    served = replace(rules, template=("chat", "{{ bos_token }}"))
+    assert read_adapter(directory, served).layers  # of another program
+    for card, reason in (
+        ({"model_type": "chat", "template": {"source": "{{ bos_token }}"}}, None),
+        ({"model_type": "chat", "template": {"source": "{{ eos_token }}"}}, "another chat templ"),
+        ({"model_type": "openchat"}, "another chat template"),
+        ([], "ochat.json is not a JSON object"),
+    ):
+        (directory / "ochat.json").write_text(json.dumps(card))
+        if reason is None:
+            assert read_adapter(directory, served).layers
+        else:
+            with pytest.raises(UserError, match=reason):
+                read_adapter(directory, served)

@@ -12,6 +12,7 @@ import pytest
 from ochat_ray.serve.engines import grammar as grammar_module
 from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
 from ochat_ray.serve.engines.grammar import Grammars, Source, source_of
+from ochat_ray.serve.engines.schema_trial import SchemaTrial
 from ochat_ray.serve.protocol.tools import CallRules, Tool
 
 YES_OR_NO = json.dumps({"enum": ["yes", "no"]})
@@ -24,12 +25,20 @@ class Schemas(Grammars):
         return super().grammar(Source("json_schema", source) if isinstance(source, str) else source)
 
 
+@pytest.fixture(scope="module")
+def trial(tokenizer_directory):
+    """The process that compiles costly schemas; it starts again where a test had it killed."""
+    trial = SchemaTrial(tokenizer_directory)
+    yield trial
+    trial.close()
+
+
 @pytest.fixture
-def grammars(tokenizer, tokenizer_directory):
+def grammars(tokenizer, tokenizer_directory, trial):
     """For a model that has 11 ids more than its tokenizer."""
     grammars = Schemas(tokenizer_directory, len(tokenizer) + 11)
-    yield grammars
-    grammars.close()
+    grammars._trial = trial
+    return grammars
 
 
 def follow(grammar, tokenizer, text):

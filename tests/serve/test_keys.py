@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -9,7 +10,7 @@ from datetime import date
 import pytest
 
 from ochat_ray.errors import UserError
-from ochat_ray.serve.keys import KeyRing, parse_keys, read_keys
+from ochat_ray.serve.keys import MAX_BYTES, KeyRing, parse_keys, read_keys
 
 KEYS = "# ours\nalice:secret-of-alice\n\nsecret-of-nobody\n"
 
@@ -24,7 +25,24 @@ def path(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "# nothing\n", "alice:\n", "two words\n", "a: b c\n", ":key\n", "a:secret1\na:secret2\n"],
+    [
+        "",
+        "# nothing\n",
+        "alice:\n",
+        "two words\n",
+        "a: b c\n",
+        ":key\n",
+        "a:secret1\na:secret2\n",
+        "a:secret\nb:secret\n",
+        "a:secret\0\n",
+        "a:secret\x0csecret2\n",
+        "a:sécret\n",
+        "a:secret1\n\ufeffb:secret2\n",
+        "a:secret1\n\ufeffsecret2\n",
+        "a:secret1\u2028secret2\n",
+        "a:secret,expires=2099-01-01\n",
+        "a:secret expires=2020-01-01 expires=2099-01-01\n",
+    ],
 )
 def test_a_file_that_does_not_hold_is_one_line_without_the_key(path, text):
     path.write_text(text)
@@ -55,7 +73,8 @@ DIGEST = hashlib.sha256(b"secret").hexdigest()
     "line",
     [
         "a:sha256:abc", f"a:sha256:{DIGEST.upper()}", f"a:sha256:{DIGEST}0", "a:sha256:",
-        f"a:SHA256:{DIGEST}", f"sha256:{DIGEST}",
+        f"a:SHA256:{DIGEST}", f"sha256:{DIGEST}", f"a:sha256={DIGEST}", f"a:sha-256:{DIGEST}",
+        f"a:sha512:{DIGEST}", f"SHA-256:{DIGEST}",
     ],
 )  # fmt: skip
 def test_what_looks_like_a_digest_and_is_none_is_an_error_and_never_a_key(line):
@@ -71,12 +90,33 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_key(path):
     assert ring.find("Bearer secret-of-bob").name == "bob"
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o604, 0o444])
-def test_a_file_that_every_user_can_read_is_refused(path, mode):
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o444, 0o602])
+def test_a_file_that_every_user_can_read_or_change_is_refused(path, mode):
     path.chmod(mode)
     with pytest.raises(UserError, match=f"chmod 600 {path}"):
         read_keys(path)
     assert not KeyRing(path=str(path)).find("Bearer secret-of-alice")
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda path: os.mkfifo(path, 0o600), "it is not a regular file"),
+        (lambda path: path.mkdir(), "it is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is not a regular file"),
+        (lambda path: path.write_text("a:secret\n" + "#\n" * MAX_BYTES), "has more than"),
+        (lambda path: path.write_text("a:secret\n", encoding="utf-16"), "it is not UTF-8"),
+        (lambda path: path.symlink_to(path), "no such file"),
+    ],
+)
+@pytest.mark.timeout(60)  # a FIFO without a writer would block
+def test_what_is_no_small_text_file_is_refused(path, make, text):
+    path.unlink()
+    make(path)
+    if not path.is_symlink():
+        path.chmod(0o600)
+    with pytest.raises(UserError, match=text):
+        read_keys(path)
 
 
 def test_a_file_of_the_group_is_accepted_as_kubernetes_mounts_secrets(path):
@@ -155,6 +195,35 @@ def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(path, cap
     write(path, "carol:secret-of-carol\n", 9)
     now[0] += 2
     assert ring.find("Bearer secret-of-carol").name == "carol"
+
+
+def test_a_key_is_revoked_although_the_file_could_not_be_read_at_once(path, monkeypatch, caplog):
+    now = [0.0]
+    ring = KeyRing(path=str(path), clock=lambda: now[0])
+    path.write_text("bob:secret-of-bob\n")
+
+    def fails(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fails)
+        for now[0] in (2, 4, 6):
+            assert ring.find("Bearer secret-of-alice").name == "alice"
+    assert [record.getMessage() for record in caplog.records] == [
+        "keeping the API keys as they were: cannot read API keys: Too many open files"
+    ]
+    now[0] = 8
+    assert ring.find("Bearer secret-of-alice") is None
+
+
+def test_a_key_is_revoked_by_a_copy_with_the_size_and_time_of_the_file(path):
+    now = [0.0]
+    ring = KeyRing(path=str(path), clock=lambda: now[0])
+    before = path.stat()
+    path.write_text(KEYS.replace("secret-of-alice", "secret-of-carol"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    now[0] = 2
+    assert ring.find("Bearer secret-of-alice") is None
 
 
 def write(path, text, number):

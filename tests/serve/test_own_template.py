@@ -5,6 +5,8 @@ import json
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from ochat_ray.errors import UserError
+from ochat_ray.serve.model_files import check_model_directory
 from ochat_ray.tokenization.chat_tokenizer import load_chat_tokenizer
 from tests.conftest import byte_level_tokenizer
 from tests.serve.asking import ASK, ask, error_of
@@ -80,6 +82,16 @@ def test_a_prompt_has_the_ids_of_apply_chat_template(app, chat_tokenizer, messag
     assert ids(app, messages=messages, tools=TOOLS) == with_tools
 
 
+def test_tools_have_the_ids_of_the_clients_order_of_fields(app, chat_tokenizer):
+    """Training writes a record's tools in the record's order."""
+    function = {"parameters": {"type": "object"}, "description": "d", "name": "add"}
+    tools = [{"function": function, "type": "function"}]
+    with_tools = expected(chat_tokenizer, [USER], tools=tools)
+    assert ids(app, messages=[USER], tools=tools) == with_tools
+    cached = [{"cache_control": {"type": "ephemeral"}} | tools[0]]
+    assert ids(app, messages=[USER], tools=cached) == with_tools
+
+
 def test_variables_of_the_template_are_the_requests(app, chat_tokenizer):
     fields = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}}
     assert ids(app, **fields) == expected(chat_tokenizer, [USER], enable_thinking=False)
@@ -115,3 +127,9 @@ def test_reasoning_needs_a_template_that_writes_it(tokenizer):
     app = app_for(tokenizer, Script(tokenizer))
     error = error_of(ask(app, json=ASK | {"messages": messages}), 400)
     assert "reasoning_content" in error["message"]
+
+
+def test_adapters_are_not_a_model_and_the_line_has_their_command(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"model=BASE adapters={tmp_path.parent}, or train with"):
+        check_model_directory(tmp_path)

@@ -12,6 +12,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.lock_claims import Timing
 from ochat_ray.run_dir import RunDir
 from ochat_ray.run_lock import hold
+from ochat_ray.status import runs
 from ochat_ray.status.config import StatusConfig
 from ochat_ray.status.runs import outputs_of, read_run
 from ochat_ray.train import checkpoint as checkpoints
@@ -103,6 +104,34 @@ def test_a_damaged_checkpoint_is_unreadable_in_one_line(run):
     found = state_of(run)
     assert found.state == "unreadable"
     assert "state.json is damaged" in found.progress
+
+
+@pytest.mark.parametrize("plan", [{}, [], {"groups": "x"}, {"groups": None}])
+def test_a_damaged_plan_is_unreadable_in_one_line(run, plan):
+    with hold(run, "prepare"):
+        Output(run).start_work("0" * 32).write_json("plan.json", plan)
+        found = state_of(run, "prepare")
+    assert found.state == "unreadable"
+    assert found.progress.startswith("a file is damaged (")
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "loss": 1' + "0" * 400 + "}", "[" * 100_000])
+def test_a_damaged_line_of_metrics_is_unreadable_in_one_line(run, line):
+    run.write_text("metrics.jsonl", f"{line}\n")
+    found = state_of(run)
+    assert found.state == "unreadable"
+    assert found.progress.startswith("a file is damaged (")
+
+
+def test_a_directory_that_does_not_answer_is_unreadable_and_the_others_are_read(run, monkeypatch):
+    monkeypatch.setattr(runs, "TIMEOUT_S", 1.0)
+    for name in ("late", "well"):
+        os.mkdir(run.path(name))
+    os.mkfifo(run.path("late/metrics.jsonl"))  # a read waits for a writer, as for a dead NFS server
+    outputs = {run.path("late"): "train", run.path("well"): "train"}
+    late, well = runs.read_runs(outputs, now=time.time(), stalled_after_s=600)
+    assert (late.state, late.progress) == ("unreadable", "it did not answer within 1 s")
+    assert well.state == "failed"
 
 
 def test_a_training_on_a_store_is_read_as_well(s3):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -55,6 +56,15 @@ def test_the_status_is_2_without_a_cluster(capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "no Ray cluster answers (Failed to connect to Ray at address" in line
     assert "--address http://127.0.0.1:8265" in line
+
+
+def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch, capsys):
+    never = threading.Event()
+    monkeypatch.setattr("ochat_ray.cluster.state.read_cluster", lambda _: never.wait(60))
+    monkeypatch.setattr(status, "TIMEOUT_S", 1.0)
+    assert status.main([]) == 2
+    assert capsys.readouterr().err.endswith("the Ray cluster did not answer within 1 s\n")
+    never.set()
 
 
 def test_the_given_address_is_used_whatever_the_environment_names(monkeypatch, capsys):

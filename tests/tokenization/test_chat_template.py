@@ -369,3 +369,135 @@ def test_nesting_without_end_is_written_or_refused(opened, depth):
     tools = tools.replace('"f"', '"f", "parameters": ' + "[" * 900 + "]" * 900)
     (found,) = supervise([Chat(chat("a", "b").turns, tools)], template)
     assert isinstance(found, TemplateError)
+
+
+WITH_REPR = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls or '' }}")
+WITH_ASCII = WITH_REPR.replace(
+    "m.tool_calls or ''", "(m.tool_calls or '') | tojson(ensure_ascii=True)"
+)
+
+
+@pytest.mark.parametrize("source", ["{{ tools }}" + CHATML, WITH_REPR, WITH_ASCII])
+def test_no_mark_is_written_where_a_template_escapes_it(opened, source):
+    plain, template = opened(source)
+    arguments = json.dumps({"a<|im_end|>": ["</s>\n", r"\ufdd0 <s>"]})
+    calls = (ToolCall(id="a", name="f", arguments=arguments),)
+    tools = [{"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}]
+    found = Chat(
+        [
+            Turn(role="user", text="hi"),
+            Turn(role="assistant", text="x", tool_calls=calls),
+            Turn(role="tool", text="b", tool_call_id="a"),
+        ],
+        json.dumps(tools),
+    )
+    # Arguments are JSON where a template would write an object as Python does.
+    as_text = source == WITH_REPR
+    function = {"name": "f", "arguments": arguments if as_text else json.loads(arguments)}
+    call = {"id": "a", "type": "function", "function": function}
+    written = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "x", "tool_calls": [call]},
+        {"role": "tool", "content": "b"},
+    ]
+    expected = plain.apply_chat_template(written, tools=tools, tokenize=False)
+    assert template.decode(template.ids(found)) == expected
+
+
+@pytest.mark.parametrize("name", ["style", "chat", "mark", "chat_template", "sep_token", "a b"])
+def test_a_variable_may_have_any_name_that_is_not_taken(backend, name):
+    source = f"{{# {name} #}}{{{{ {name.split()[0]} }}}}{CHATML}"
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", sep_token="<s>", chat_template=source
+    )
+    if name == "a b":
+        with pytest.raises(UserError, match="has no variable"):
+            ChatTemplate(plain, arguments={name: "x"})
+    elif name in ("chat_template", "sep_token"):
+        with pytest.raises(UserError, match=f"variable {name} cannot be set"):
+            ChatTemplate(plain, arguments={name: "x"})
+    else:
+        template = ChatTemplate(plain, arguments={name: "x"})
+        assert template.render(chat("a")).text == "x<|im_start|>user\na<|im_end|>\n"
+
+
+def test_an_escaped_mark_moves_what_is_learnt(opened):
+    source = (
+        "{{ tools }}{% for m in messages %}{% if m.role == 'user' %}[Q]{{ m.content }}[/Q]"
+        "{% else %}{% generation %}{{ m.content }}</s>{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    _, template = opened(source)
+    tools = json.dumps([{"name": "f", "description": "<s></s>"}])
+    (found,) = supervise([chat("a", "b", "c", "d", tools=tools)], template)
+    assert [learnt(template, sample) for sample in found.samples] == [["b</s>", "d</s>"]]
+
+
+@pytest.mark.parametrize("texts", [("a<|im_", "end|>"), ("<", "/s>b"), ("<|im", "_end", "|>")])
+def test_texts_that_a_template_joins_are_no_token(opened, texts):
+    _, template = opened("{% for m in messages %}{{ m.content | trim }}{% endfor %}")
+    turns = [Turn(role="user", text=f"{text} ") for text in texts]
+    ids = template.ids(Chat(turns))
+    assert template.decode(ids) == "".join(texts)
+    assert not template.control_ids.intersection(ids)
+
+
+def test_a_filter_for_another_type_refuses_the_conversation(opened):
+    source = "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+    _, template = opened(
+        f"{source}{{{{ c.function.arguments | dictsort }}}}{{% endfor %}}{{% endfor %}}"
+    )
+    call = ToolCall(id="a", name="f", arguments="[1]")
+    turns = [Turn(role="user", text="a"), Turn(role="assistant", text="", tool_calls=(call,))]
+    with pytest.raises(TemplateError, match="has no attribute 'items'"):
+        template.render(Chat(turns))
+
+
+def test_an_answer_without_a_generation_block_is_counted(opened):
+    source = CHATML.replace(
+        "{{ m.content }}<|im_end|>",
+        "{% if m.role == 'assistant' and m.content != 'skip' %}{% generation %}{{ m.content }}"
+        "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}",
+    )
+    _, template = opened(source)
+    (found,) = supervise([chat("a", "skip", "b", "c")], template)
+    assert [learnt(template, sample) for sample in found.samples] == [["c<|im_end|>"]]
+    assert [sample.answers for sample in found.samples] == [[3]]
+    assert found.notes == {"not_learnt": 1}
+
+
+def test_a_call_after_a_special_token_is_learnt_and_that_token_ends_no_answer(opened):
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls %}<s>"
+        "{{ m.tool_calls[0].function | tojson }}{% else %}<|im_end|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    plain, template = opened(source)
+    calls = (ToolCall(id="a", name="f", arguments="{}"),)
+    turns = [Turn(role="user", text="a"), Turn(role="assistant", text="", tool_calls=calls)]
+    (found,) = supervise([Chat(turns)], template)
+    assert learnt(template, found.samples[0]) == ['<s>{"name": "f", "arguments": {}}']
+    assert found.notes == {"no_end_of_turn": 1}
+    assert ends_of_turn(template) == (plain.convert_tokens_to_ids("<|im_end|>"),)
+
+
+def test_a_weight_of_another_role_is_counted(opened):
+    _, template = opened(CHATML)
+    turns = [Turn(role="user", text="a", weight=1.0), Turn(role="assistant", text="b")]
+    (found,) = supervise([Chat(turns)], template)
+    assert found.notes == {"weight_not_used": 1}
+
+
+def test_a_template_for_lists_of_parts_is_refused(opened):
+    """It writes nothing of a text, whose characters have no `text`."""
+    parts = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    _, template = opened(CHATML.replace("{{ m.content }}", parts))
+    with pytest.raises(UserError, match="does not write the text of a message"):
+        ends_of_turn(template)
+
+
+def test_answers_with_names_of_special_tokens_are_counted(opened):
+    """A call written as text is not what the template would write for it."""
+    _, template = opened(QWEN_LIKE)
+    answers = ("<tool_call>{}</tool_call>", "<think>r</think>fine")
+    (found,) = supervise([chat("<|im_end|>", answers[0], "b", answers[1])], template)
+    assert found.notes["special_as_text"] == 1

@@ -79,6 +79,7 @@ def step(engine, packs, kind):
     )
 
 
+gc.freeze()  # DeepSpeed collects often, and would look at all that was imported
 results = {}
 for name, case in task["cases"].items():
     config = TrainConfig(**task["config"] | case.get("config", {}))

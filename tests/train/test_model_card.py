@@ -53,6 +53,14 @@ def test_the_card_has_the_hub_s_header_and_the_run_s_figures():
         assert line in text, line
 
 
+def test_the_card_of_adapters_loads_their_base():
+    """`base_model_name_or_path` of the files may be a path on the training's machine."""
+    card = model_card(RESULT | {"adapter": {}}, licence={})
+    assert "AutoModelForCausalLM.from_pretrained(BASE)\nmodel.load_adapter(" in card
+    assert "ochat-ray serve model=BASE adapters=" in card
+    assert 'from_pretrained(".")\nmessages' in model_card(RESULT, licence={})
+
+
 def test_a_base_without_a_licence_is_not_given_one():
     header, text = header_of(model_card(RESULT, licence={}))
     assert "license" not in header

@@ -19,7 +19,9 @@ def test_a_complete_run_gets_another_epoch_with_its_own_schedule(undisturbed, tm
     config, before = undisturbed
     output = tmp_path / "model"
     shutil.copytree(config.output, output)
-    longer = replace(config, output=str(output), epochs=7, schedule="linear", warmup_ratio=0.0)
+    longer = replace(
+        config, output=str(output), epochs=7, schedule="linear", warmup_ratio=0.0, num_workers=1
+    )
     with pytest.raises(UserError, match="continue it with --from-checkpoint latest"):
         train(longer)
     longer = replace(longer, from_checkpoint="latest", sample_every=4, sample_tokens=4)

@@ -24,7 +24,7 @@ from ochat_ray.data.parts.files import (
 from ochat_ray.data.parts.samples import describe
 from ochat_ray.data.statistics import worse_fidelity
 from ochat_ray.data.tokenize import Tokenized, table_digest
-from ochat_ray.data.tokenize_chat import sum_notes, tokenize_as_configured
+from ochat_ray.data.tokenize_chat import reason_for_no_sample, sum_notes, tokenize_as_configured
 from ochat_ray.run_dir import RunDir, Split
 from ochat_ray.schema import CONVERSATIONS, Conversation, Drop, Reason, Stage, turn_of
 
@@ -78,14 +78,9 @@ def tokenize_part(
         if result.samples:
             split = exact.split_of(row["digest"], eval_ratio=config.eval_ratio, seed=config.seed)
             kept.append((split, row, result))
-        elif result.refused:
-            dropped.append(_drop(row, Stage.TOKENIZE, Reason.TEMPLATE_REFUSED, result.refused))
-        elif config.long == "drop" and result.length > config.max_length:
-            detail = f"{result.length:,} tokens, longer than {config.max_length:,}"
-            dropped.append(_drop(row, Stage.TOKENIZE, Reason.TOO_LONG, detail))
         else:
-            detail = f"no answer within {config.max_length} tokens"
-            dropped.append(_drop(row, Stage.TOKENIZE, Reason.NO_SUPERVISED_TOKENS, detail))
+            reason, detail = reason_for_no_sample(_conversation(row), result, config)
+            dropped.append(_drop(row, Stage.TOKENIZE, reason, detail))
 
     if kept:
         conversations = pa.Table.from_pylist([row for _, row, _ in kept], CONVERSATIONS)

@@ -5,17 +5,43 @@ Source: OpenAI's API reference for chat/completions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from ochat_ray.serve.protocol.fields import Strict, Text, writable
 from ochat_ray.serve.protocol.neutral import TOOL
 from ochat_ray.serve.protocol.tools import MOST_TOOLS, NO_ARGUMENTS, CallRules, Tool
 
 
-class FunctionDefinition(Strict):
+class AsSent(Strict):
+    """Object that a chat template writes, so the order of its fields decides the ids."""
+
+    _order: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_order(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        found = handler(data)
+        if isinstance(data, Mapping):
+            found._order = tuple(name for name in data if name in found.model_fields_set)
+        return found
+
+    def as_sent(self) -> dict[str, Any]:
+        """Return the fields that the client sent, in its order."""
+        values = ((name, getattr(self, name)) for name in self._order)
+        return {k: v.as_sent() if isinstance(v, AsSent) else v for k, v in values}
+
+
+class FunctionDefinition(AsSent):
     """Function that the model may call. Its schema is always enforced, whatever `strict` says."""
 
     name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -30,7 +56,7 @@ class FunctionDefinition(Strict):
         return self
 
 
-class ToolDefinition(Strict):
+class ToolDefinition(AsSent):
     """Entry of `tools`."""
 
     NEUTRAL = TOOL
