@@ -172,9 +172,11 @@ def _applications(applications: Mapping[str, Mapping[str, Any]]) -> Iterator[dic
             }
         message = " ".join(str(one.get("message") or "").split())[:200]
         yield {
-            "name": name, "status": one.get("status"), "message": message,
+            "name": name,
+            "status": one.get("status"),
+            "message": message,
             "deployments": deployments,
-        }  # fmt: skip
+        }
 
 
 def _is_shown(job: Job, now: float, since_s: float) -> bool:
