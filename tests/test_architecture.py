@@ -1,6 +1,7 @@
 """The rules of the house that a machine can check."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_jobs_are_thin(job):
         "ochat_ray",
         "ochat_ray.data.config",
         "ochat_ray.train.config",
-        "ochat_ray.tokenization.template",
+        "ochat_ray.template",
     ],
 )
 def test_nothing_heavy_is_imported_with(module):
@@ -107,3 +108,20 @@ def test_nothing_heavy_is_imported_with(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("ochat_ray.data.markdown", "html_to_markdown"),
+        ("ochat_ray.template", "encode"),
+        ("ochat_ray.tokenizer", "load_tokenizer"),
+        ("ochat_ray.train.packing", "plan"),
+        ("ochat_ray.serve", "app"),
+        ("ochat_ray.evaluate.alpaca", "win_rate"),
+        ("ochat_ray.evaluate.vicuna", "parse_scores"),
+        ("ochat_ray.evaluate.mt_bench", "parse_rating"),
+    ],
+)
+def test_public_functions_keep_their_paths(module, name):
+    assert callable(getattr(importlib.import_module(module), name))

@@ -171,12 +171,14 @@ def _applications(cluster: Cluster) -> Iterator[dict[str, Any]]:
         deployments: Any = one.get("deployments") or {}
         message = " ".join(str(one.get("message") or "").split())[:200]
         yield {
-            "name": name, "status": one.get("status"), "message": message,
+            "name": name,
+            "status": one.get("status"),
+            "message": message,
             "deployments": {
                 deployment: _deployment(details, (name, deployment), cluster.requests)
                 for deployment, details in sorted(deployments.items())
             },
-        }  # fmt: skip
+        }
 
 
 def _deployment(
