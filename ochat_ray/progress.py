@@ -24,7 +24,8 @@ class Progress:
     def add(self, count: int, note: str = "") -> None:
         """Add `count` units; `note` is appended to the printed line."""
         self.done += count
-        if time.monotonic() - self._printed >= self.interval_s:
+        # `finish` prints the last line.
+        if self.done != self.total and time.monotonic() - self._printed >= self.interval_s:
             self._print(note)
 
     def finish(self, note: str = "") -> float:

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -55,7 +56,9 @@ def test_every_command_parses(command):
         ServeArgs.model_validate(dict(argument.split("=") for argument in arguments))
         return
     config = parse(PARSERS[stage], arguments, stage)
-    (config.with_output() if stage == "evaluate" else config).check()
+    if stage == "evaluate":
+        config = replace(config, model=("chat",)).with_output()  # the only one that is served
+    config.check()
 
 
 def test_every_option_on_the_page_exists():
@@ -184,9 +187,11 @@ def test_the_walk_from_a_wheel(installed, tmp_path):  # noqa: F811
         reply = json.loads(run(CURL))
         assert reply["model"] == "chat"
         assert reply["choices"][0]["message"]["role"] == "assistant"
-        assert re.match(r"chat: [\d.]+ .*% of answers that match the reference", run(evaluate))
+        chat, base, *_ = run(evaluate).splitlines()
+        for name, line in (("chat", chat), ("base-model", base)):
+            assert re.match(rf"{name}: [\d.]+ .*% of answers that match the reference", line)
         answers = (tmp_path / "runs/chat/evaluation/answers.jsonl").read_text()
-        assert len(answers.splitlines()) == 2
+        assert len(answers.splitlines()) == 4
     finally:
         server.terminate()
         server.wait(timeout=60)

@@ -119,13 +119,23 @@ def provider_errors_rule(names: Collection[str]) -> Rule:
     return rule
 
 
+def instructions(turns: Sequence[Turn]) -> Sequence[Turn]:
+    """Return the turns before the first question: at most one system and one developer turn."""
+    roles: list[str] = []
+    for turn in turns:
+        if turn.role not in INSTRUCTIONS or turn.role in roles:
+            break
+        roles.append(turn.role)
+    return turns[: len(roles)]
+
+
 def trim_ends(conversation: Conversation) -> Conversation:
     """Remove leading assistant turns and trailing user turns, as in 2023.
 
-    A system turn at the start stays.
+    System and developer turns at the start stay.
     """
     turns, left_out = list(conversation.turns), list(conversation.left_out)
-    first = 1 if turns and turns[0].role in INSTRUCTIONS else 0
+    first = len(instructions(turns))
     while len(turns) > first and turns[first].role == "assistant":
         del turns[first]
         left_out.append("answer without a question")
@@ -169,11 +179,11 @@ def merge_consecutive_turns(conversation: Conversation) -> Conversation | Drop:
 
 
 def need_alternating_roles(conversation: Conversation) -> Conversation | Drop:
-    """Require, after an optional system turn, the order user, assistant, user, assistant.
+    """Require, after system and developer turns, the order user, assistant, user, assistant.
 
     The results of an answer's calls, and another answer, may follow it.
     """
-    first = 1 if conversation.turns[0].role in INSTRUCTIONS else 0
+    first = len(instructions(conversation.turns))
     expected: tuple[str, ...] = ("user",)
     for position, turn in enumerate(conversation.turns[first:], first):
         if turn.role not in expected:

@@ -254,10 +254,20 @@ class Client:
     async def describe(self, model: str) -> dict[str, Any]:
         """Return the entry of a model in the endpoint's list of models; empty if there is none."""
         try:
-            listed, _ = await self._ask("GET", "models", read_models, attempts=2)
+            listed = await self.models()
         except (UserError, CallFailedError):  # a key may be valid for chat only
             return {}
         return next((entry for entry in listed if entry.get("id") == model), {})
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return the endpoint's list of models.
+
+        Raises:
+            UserError: The key is rejected, the address does not exist, or the endpoint is down.
+            CallFailedError: The request is rejected, or the last attempt failed.
+        """
+        listed, _ = await self._ask("GET", "models", read_models, attempts=2)
+        return listed
 
     async def _ask(
         self,

@@ -104,13 +104,14 @@ class EvaluateConfig:
     default is runs/MODEL/evaluation for the suite own."""
 
     model: tuple[str, ...] = ()
-    """Names of the models to score."""
+    """Names of the models to score; own: by default the only one that is served."""
     url: str = SERVED_URL
     """Base URL of the models. The API key is read from OPENAI_API_KEY for OpenAI's URL, and from
     OCHAT_RAY_API_KEY for any other; OCHAT_RAY_JUDGE_API_KEY and OCHAT_RAY_BASELINE_API_KEY are for
     a judge and a baseline elsewhere. With _FILE appended, each names a file with the key."""
     baseline: str = ""
-    """Name of the model to compare with."""
+    """Name of the model to compare with. own: also a model directory of this machine, which is
+    served for the time of the command."""
     baseline_url: str = ""
     """Base URL of the baseline; the default is --url."""
     baseline_answers: str = ""
@@ -272,7 +273,7 @@ class EvaluateConfig:
             raise UserError("--samples is for --suite vicuna")
 
     def _check_judged(self) -> None:
-        for name in ("questions", "output", "model"):
+        for name in ("questions", "model", "output"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is needed")
         if self.baseline_answers and self.baseline_url:

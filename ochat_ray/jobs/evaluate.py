@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ochat_ray.command_line import run
@@ -13,6 +14,10 @@ from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
 def work(config: EvaluateConfig) -> dict[str, Any]:
     """Run the stage and return what `--json` prints."""
     config = config.with_output()
+    if config.suite == "own" and config.step not in ("compare", "tasks"):
+        from ochat_ray.evaluate import own_models
+
+        return own_models.run(config, _served)
     config.check()
     if config.step == "compare":
         from ochat_ray.evaluate.comparison import compare
@@ -38,6 +43,12 @@ def work(config: EvaluateConfig) -> dict[str, Any]:
     from ochat_ray.evaluate import steps
 
     return steps.run(config)
+
+
+def _served(models: Mapping[str, str]) -> AbstractContextManager[Mapping[str, str]]:
+    from ochat_ray.serve.temporary import served_on_gpu  # imports Ray, which takes seconds
+
+    return served_on_gpu(models)
 
 
 def describe(_config: EvaluateConfig, result: dict[str, Any]) -> str:

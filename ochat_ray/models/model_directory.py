@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +21,14 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 SAFETENSORS = "*.safetensors"
 """Pattern of the weights that are served."""
+
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_name(model: str) -> bool:
+    """Return whether a model is the name of a Hub repository, and not a path that exists."""
+    return bool(_HUB_NAME.fullmatch(model)) and not Path(model).exists()
 
 
 def on_this_host(model: str, *, weights: bool = True) -> str:
@@ -44,18 +53,21 @@ def files_of(model: str) -> tuple[pafs.FileSystem, list[pafs.FileInfo]] | None:
 
 
 def local_directory(model: str, *, weights: bool = True) -> Path:
-    """Return the directory of a local path; for a URI such as s3://bucket/model, a cached copy.
+    """Return the directory of a local path; a cached copy of a URI or a Hub repository.
 
-    The copy lies in the user's cache under a name derived from the URI and the sizes and times of
-    its files, so a model that was rewritten is fetched again; copies of earlier versions are then
-    removed, unless a process that asked for one still runs. The processes of one host fetch it
-    once. An interrupted fetch leaves no directory that could be mistaken for a model. Folders that
+    A URI such as s3://bucket/model has its copy in the user's cache, under a name derived from the
+    URI and the sizes and times of its files, so a model that was rewritten is fetched again; copies
+    of earlier versions are then removed, unless a process that asked for one still runs. A
+    repository is in the cache of huggingface_hub. The processes of one host fetch it once. An
+    interrupted fetch leaves no directory that could be mistaken for a model. Folders that
     training adds to the model (checkpoints, logs) are not fetched, nor are the weights if `weights`
     is false (for example, for the tokenizer alone).
 
     Raises:
-        UserError: The URI cannot be opened, or has no files.
+        UserError: The URI or the repository cannot be opened, or has no files.
     """
+    if is_hub_name(model):
+        return _from_hub(model, weights=weights)
     if "://" not in model:
         return Path(model).expanduser().absolute()
     found = files_of(model)
@@ -88,6 +100,28 @@ def local_directory(model: str, *, weights: bool = True) -> Path:
             os.rename(unfinished, cache / name)
             _remove_unused(cache, of_model, keep=name)
     return cache / name
+
+
+def _from_hub(name: str, *, weights: bool) -> Path:
+    """Return the snapshot of a Hub repository in the cache of huggingface_hub.
+
+    Without a network it is the one that was fetched last.
+
+    Raises:
+        UserError: It cannot be fetched, and is not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.json", "*.jinja", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
+    try:
+        # Patterns match complete paths: those of files in folders, such as checkpoints, too.
+        return Path(snapshot_download(name, allow_patterns=kinds, ignore_patterns="*/*"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"there is no directory {Path(name).absolute()}, and the Hub's {name} cannot be "
+            f"fetched: {reason}"
+        ) from error
 
 
 def weight_files(model: str) -> list[tuple[str, int]]:

@@ -25,7 +25,7 @@ from pydantic import (
 from ray.serve.exceptions import RayServeException
 
 from ochat_ray.errors import UserError
-from ochat_ray.models.model_directory import local_directory, weight_files
+from ochat_ray.models.model_directory import is_hub_name, local_directory, weight_files
 from ochat_ray.serve.adapters import AdapterSettings
 from ochat_ray.serve.engines.base import UNSUPPORTED
 from ochat_ray.serve.keys import ApiKey, parse_keys, read_keys
@@ -53,8 +53,8 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = "runs/demo/model"
-    """Directory of a trained model, relative to the builder's working directory, or its URI, which
-    each host fetches once."""
+    """Directory of a trained model, relative to the builder's working directory; or its URI or Hub
+    name, which each host fetches once."""
     engine: str = "auto"
     served_model_name: str | None = None
     """Model name for clients; default: the recipe in ochat.json, else the directory's name."""
@@ -155,7 +155,8 @@ def resolve(args: ServeArgs) -> Settings:
     # Replicas alone read the weights, and fetch them.
     directory, weights = local_directory(args.model, weights=False), weight_files(args.model)
     # A replica may run on another host, with its own copy.
-    place = args.model if "://" in args.model else str(directory)
+    elsewhere = "://" in args.model or is_hub_name(args.model)
+    place = args.model if elsewhere else str(directory)
     config = check_model_directory(directory, has_weights=bool(weights))
     card = read_card(directory)
     model_type = model_type_of(directory, card, args.model_type)

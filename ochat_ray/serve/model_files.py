@@ -32,9 +32,11 @@ def check_model_directory(directory: Path, *, has_weights: bool) -> dict[str, An
             "or give model=DIR"
         )
     if (directory / ADAPTER).is_file() and not (directory / "config.json").is_file():
+        base = read_json(directory / ADAPTER).get("base_model_name_or_path") or "BASE"
         raise UserError(
-            f"{directory} holds adapters, not a whole model; give model=BASE "
-            f"adapters={directory.parent}, or train with --merge"
+            f"{directory} holds adapters, not a whole model; give model={base} "
+            f"adapters={directory.parent} (they are then named {directory.name}), or train with "
+            "--merge"
         )
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():

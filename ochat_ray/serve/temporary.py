@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import ray
 from ray import serve
@@ -17,8 +19,13 @@ CPUS = 0.5
 """CPUs per replica; two fit next to a model served on a machine with two cores."""
 
 
+def served_on_gpu(models: Mapping[str, str]) -> AbstractContextManager[dict[str, str]]:
+    """Serve models as `served` does, each on a GPU if that many are free."""
+    return served(models, on_gpu=True)
+
+
 @contextmanager
-def served(models: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def served(models: Mapping[str, str], *, on_gpu: bool = False) -> Iterator[dict[str, str]]:
     """Serve model directories under their names and yield their base URLs by name.
 
     Uses the existing Ray cluster, in addition to what it already serves, or starts a local one.
@@ -27,12 +34,14 @@ def served(models: Mapping[str, str]) -> Iterator[dict[str, str]]:
     own_serve = _get_global_client(raise_if_no_controller_running=False) is None
     if own_serve:
         serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
-    applications = {name: f"evaluate-{name}" for name in models}
+    # Names may be paths, and an application's is part of URLs.
+    applications = {name: "evaluate-" + re.sub(r"[^\w.-]+", "-", name) for name in models}
+    gpus = _gpus(len(models)) if on_gpu else 0
     try:
         for name, directory in models.items():
             fields = {
                 "model": directory, "served_model_name": name, "num_cpus": CPUS, "max_replicas": 1,
-                "ui": False,
+                "num_gpus": gpus, "ui": False,
             }  # fmt: skip
             serve.run(
                 app(ServeArgs.model_validate(fields)),
@@ -50,3 +59,13 @@ def served(models: Mapping[str, str]) -> Iterator[dict[str, str]]:
             serve.shutdown()
         if own_ray:
             ray.shutdown()
+
+
+def _gpus(models: int) -> int:
+    """Return the GPUs per model: one each if that many are free, otherwise none."""
+    free = ray.available_resources().get("GPU", 0)
+    if free >= models:
+        return 1
+    if ray.cluster_resources().get("GPU", 0):
+        print("served on CPUs, since no GPU is free; that may be slow", file=sys.stderr)
+    return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -43,23 +43,19 @@ _MARKER = re.compile(r"<\|[^\s<>|]+\|>|<｜[^\s<>]+｜>")
 """Names that look like a special token's, also where the tokenizer does not say that they are."""
 
 
-_CALLED = Chat(
-    [
+def _called(id: str) -> Chat:
+    """Return a conversation with a call, to find out how a template wants it."""
+    call = ToolCall(id=id, name="probe_call", arguments='{"probe_key": "probe_value"}')
+    turns = [
         Turn(role="user", text="a"),
-        Turn(
-            role="assistant",
-            text="",
-            tool_calls=(
-                # Mistral's templates want an id of nine characters.
-                ToolCall(
-                    id="probeprob", name="probe_call", arguments='{"probe_key": "probe_value"}'
-                ),
-            ),
-        ),
-        Turn(role="tool", text="b", tool_call_id="probeprob"),
+        Turn(role="assistant", text="", tool_calls=(call,)),
+        Turn(role="tool", text="b", tool_call_id=id),
     ]
-)
-"""Conversation with a call, to find out how a template wants it."""
+    return Chat(turns)
+
+
+_CALLED = _called("probeprob")  # nine characters, which each template accepts
+_CALLED_BY_OPENAI = _called("call_0123456789abcdefghijklmn")
 
 
 _REFUSALS = (ValueError, TypeError, AttributeError, ArithmeticError, LookupError)
@@ -275,8 +271,15 @@ class ChatTemplate:
                 continue
             escaped = r"\"probe_key" in written or "{'probe_key" in written
             if "probe_call" in written and "probe_value" in written and not escaped:
-                return style
+                return replace(style, short_ids=self._refuses(_CALLED_BY_OPENAI, style))
         return CallStyle()
+
+    def _refuses(self, chat: Chat, style: CallStyle) -> bool:
+        try:
+            self._render(chat, style, MARKS[0])
+        except TemplateError:
+            return True
+        return False
 
     def _is_control(self, name: str, special: bool) -> bool:
         """Return whether an added token has a meaning beyond its text.

@@ -54,11 +54,14 @@ class CallStyle:
     """Form of an answer's tool calls that a template reads.
 
     `content` is that of an answer without text: "" or None. `arguments_as_text` says whether the
-    arguments are JSON text, as OpenAI's client sends them, and not an object.
+    arguments are JSON text, as OpenAI's client sends them, and not an object. With `short_ids`,
+    calls have ids of nine letters and digits, instead of those that they were recorded with:
+    Mistral's templates refuse any other, and OpenAI's have 29 characters.
     """
 
     content: str | None = ""
     arguments_as_text: bool = False
+    short_ids: bool = False
 
 
 CALL_STYLES = tuple(
@@ -73,16 +76,23 @@ def messages_of(
 
     An answer's reasoning is in the field that the template reads; where it reads none but knows
     </think>, it is under `INLINE`, to be written before the content. A developer's message is a
-    system message for a template that does not know the role. A result has the name of the function
-    whose call it answers. Calls and results without ids get some of nine letters and digits, in
-    order, which is the form that Mistral's templates want.
+    system message for a template that does not know the role; two such messages side by side are
+    one, joined with a blank line, since many templates accept no other. A result has the name of
+    the function whose call it answers. Calls and results without ids get some of nine letters and
+    digits, in order, which is the form that Mistral's templates want.
     """
     keys = [key for key in _REASONING_KEYS if re.search(rf"[.'\"]{key}\b", template)]
     names: dict[str, str] = {}
-    messages = []
-    for turn in _with_ids(chat.turns):
+    messages: list[dict[str, Any]] = []
+    before = ""
+    for turn in _with_ids(chat.turns, short=calls.short_ids):
         names |= {call.id: call.name for call in turn.tool_calls}
         message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+        roles = {before, turn.role}
+        before = turn.role
+        if roles == {"system", "developer"} and "developer" not in template:
+            messages[-1]["content"] += f"\n\n{turn.text}"
+            continue
         if turn.role == "developer" and "developer" not in template:
             message["role"] = "system"
         elif turn.role == "assistant":
@@ -108,25 +118,34 @@ def split_reasoning(turn: Turn) -> tuple[str, str]:
     return (found[1], found[2]) if found else ("", turn.text)
 
 
-def _with_ids(turns: Sequence[Turn]) -> list[Turn]:
+def _with_ids(turns: Sequence[Turn], *, short: bool) -> list[Turn]:
+    """Return the turns with ids in all calls and results, of nine characters if `short`."""
     found = []
     count = 0
     unanswered: list[str] = []
+    renamed: dict[str, str] = {}
     for turn in turns:
-        if any(not call.id for call in turn.tool_calls):
-            numbers = range(count, count + len(turn.tool_calls))
-            calls = zip(turn.tool_calls, numbers, strict=True)
-            named = tuple(replace(call, id=call.id or f"call{n:05d}") for call, n in calls)
-            turn = replace(turn, tool_calls=named)
-        count += len(turn.tool_calls)
         if turn.tool_calls:
-            unanswered = [call.id for call in turn.tool_calls]
+            calls = [
+                call if _is_usable(call.id, short) else replace(call, id=f"call{n:05d}")
+                for n, call in enumerate(turn.tool_calls, count)
+            ]
+            given = (call.id for call in turn.tool_calls)
+            renamed = {old: new.id for old, new in zip(given, calls, strict=True) if old}
+            unanswered = [call.id for call in calls]
+            count += len(calls)
+            turn = replace(turn, tool_calls=tuple(calls))
         if turn.role == "tool" and unanswered:
-            answered = turn.tool_call_id if turn.tool_call_id in unanswered else unanswered[0]
+            id = renamed.get(turn.tool_call_id, turn.tool_call_id)
+            answered = id if id in unanswered else unanswered[0]
             unanswered.remove(answered)
-            turn = replace(turn, tool_call_id=turn.tool_call_id or answered)
+            turn = replace(turn, tool_call_id=id if _is_usable(id, short) else answered)
         found.append(turn)
     return found
+
+
+def _is_usable(id: str, short: bool) -> bool:
+    return bool(re.fullmatch("[A-Za-z0-9]{9}", id)) if short else bool(id)
 
 
 def _answer(turn: Turn, keys: Sequence[str], *, inline: bool) -> dict[str, Any]:

@@ -113,8 +113,8 @@ def _check_unsupported(given: dict[str, str]) -> None:
         )
     if "quantize" in given:
         raise UserError(
-            f"--lora: quantize={given['quantize']} (QLoRA) is not supported, since it needs CUDA "
-            "and bitsandbytes, with which this project has not been tested; leave it out"
+            f"--lora: quantize={given['quantize']} (QLoRA) is not supported: the frozen base has "
+            "2 bytes per parameter, in bfloat16; leave it out"
         )
 
 

@@ -133,6 +133,8 @@ def test_the_order_of_roles_knows_calls_and_results():
 
     assert kept("user", "assistant", "tool", "tool", "assistant", called={1})
     assert kept("developer", "user", "assistant", "user", "assistant", called={2})
+    assert kept("system", "developer", "user", "assistant")
+    assert not kept("developer", "developer", "user", "assistant")
     assert not kept("user", "assistant", "tool", "assistant")  # no call
     assert not kept("user", "tool", "assistant")
     assert not kept("user", "assistant", "assistant", called={1})

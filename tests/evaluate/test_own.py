@@ -1,12 +1,14 @@
 """Own questions: conversations whose last answer is the reference."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate import own_models
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.own import normalized, read_conversations
 from ochat_ray.evaluate.steps import run
@@ -251,3 +253,62 @@ def test_options_without_effect_are_rejected(tmp_path, held_out):
         configured(tmp_path, held_out, "http://x", prompts="p.jsonl").check()
     with pytest.raises(UserError, match="--references"):
         configured(tmp_path, held_out, "http://x", references="r.jsonl").check()
+
+
+def test_the_only_served_model_is_scored_where_none_is_named(tmp_path, held_out, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    endpoint = Endpoint(said)
+    endpoint.models = [{"id": "tuned"}]
+    config = EvaluateConfig(suite="own", questions=held_out, url="http://x", attempts=1)
+    with endpoint.serving():
+        config = replace(config, url=endpoint.url)
+        result = own_models.run(config, served=None)
+        endpoint.models.append({"id": "other"})
+        own_models.run(replace(config, baseline="other"), served=None)
+        with pytest.raises(UserError, match=r"--model is needed: .* serves tuned, other"):
+            own_models.run(config, served=None)
+    assert result["scores"][0]["model"] == "tuned"
+    assert (tmp_path / "runs/tuned/evaluation/report.html").exists()
+    with pytest.raises(UserError, match="--model is needed, since no list of models"):
+        own_models.run(replace(config, url="http://127.0.0.1:1/v1"), served=None)
+    with pytest.raises(UserError, match="--model is needed"):
+        own_models.run(replace(config, step="score"), served=None)
+
+
+def test_a_baseline_that_is_a_directory_here_is_served_for_the_run(
+    tmp_path, held_out, capsys, monkeypatch
+):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    given, asked = [], []
+
+    @contextmanager
+    def served(models):
+        given.append(models)
+        with Endpoint(lambda _body: "2").serving() as local:
+            yield dict.fromkeys(models, local.url)
+        asked.append(len(local.asked))
+
+    endpoint = Endpoint(said)
+    endpoint.models = [{"id": "tuned"}]
+    with endpoint.serving():
+        config = configured(tmp_path, held_out, endpoint.url, baseline=str(base))
+        result = own_models.run(config, served)
+        assert own_models.run(config, served)["scores"] == result["scores"]
+        endpoint.models.append({"id": str(base)})
+        own_models.run(replace(config, output=str(tmp_path / "again")), served)
+    assert given == [{str(base): str(base)}] * 2  # not where the endpoint has it
+    assert asked == [3, 0]  # recorded answers are not requested again
+    assert [one["score"] for one in result["scores"]] == pytest.approx([200 / 3, 100 / 3])
+    hub = replace(config, baseline="org/base")
+    known = {"org/base": "cached/config.json"}
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda name, _file: known.get(name)
+    )
+    with endpoint.serving():
+        own_models.run(replace(hub, url=endpoint.url, output=str(tmp_path / "hub")), served)
+        own_models.run(replace(hub, url=endpoint.url, baseline="org/other", output=str(tmp_path)),
+                       served)  # fmt: skip
+    assert given[2:] == [{"org/base": "org/base"}]
+    assert f"{base} is served from {base} for this evaluation" in capsys.readouterr().err

@@ -37,6 +37,14 @@ def test_training_names_the_template_and_the_context_and_the_directory_the_model
     assert settings.ingress.context_length == settings.engine.context_length == 1024
 
 
+def test_adapters_alone_name_their_base_and_how_both_are_served(copy):
+    (copy / "config.json").unlink()
+    (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "base-model"}')
+    expected = rf"model=base-model adapters={copy.parent} \(they are then named {copy.name}\)"
+    with pytest.raises(UserError, match=expected):
+        resolve(ServeArgs(model=str(copy)))
+
+
 def test_origins_may_be_written_with_blanks(model_directory):
     args = ServeArgs(
         model=str(model_directory), cors_origins="https://a.example, https://b.example,"

@@ -19,7 +19,7 @@ from ochat_ray.tokenization.chat_tokenizer import (
     ends_of_turn,
     load_chat_tokenizer,
 )
-from ochat_ray.tokenization.messages import Chat
+from ochat_ray.tokenization.messages import Chat, messages_of
 from ochat_ray.tokenization.supervision import left_out, supervise
 from ochat_ray.tokenization.tokenizer import end_of_turn_id
 from ochat_ray.tokenization.tokenizer import ends_of_turn as ends_of_turn_ids
@@ -370,6 +370,51 @@ def test_nesting_without_end_is_written_or_refused(opened, depth):
     tools = tools.replace('"f"', '"f", "parameters": ' + "[" * 900 + "]" * 900)
     (found,) = supervise([Chat(chat("a", "b").turns, tools)], template)
     assert isinstance(found, TemplateError)
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        ("{{ 'developer' }}", [("system", "S"), ("developer", "D"), ("user", "U")]),
+        ("", [("system", "S\n\nD"), ("user", "U")]),
+    ],
+)
+def test_a_developer_beside_a_system_is_one_message_where_the_role_is_unknown(source, written):
+    roles = {"system": "S", "developer": "D", "user": "U"}
+    turns = [Turn(role=role, text=text) for role, text in roles.items()]
+    messages, _ = messages_of(Chat(turns), source)
+    assert [(message["role"], message["content"]) for message in messages] == written
+
+
+def test_ids_of_calls_have_nine_characters_where_the_template_refuses_others(opened):
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}"
+        "{{ raise_exception('length 9') }}{% endif %}({{ c.id }} {{ c.function | tojson }})"
+        "{% endfor %}{% if m.tool_call_id %}<{{ m.tool_call_id }}>{% endif %}{{ m.content }};"
+        "{% endfor %}"
+    )
+    _, template = opened(source)
+
+    def call(id):
+        return ToolCall(id=id, name="f", arguments="{}")
+
+    long = "call_Zv6GJ6ZdDsTqVnOe1XbYq0aL"
+    turns = [
+        Turn(role="user", text="q"),
+        Turn(role="assistant", text="", tool_calls=(call("abcdefghi"), call(long))),
+        Turn(role="tool", text="second", tool_call_id=long),
+        Turn(role="tool", text="first", tool_call_id="abcdefghi"),
+        Turn(role="assistant", text="", tool_calls=(call(long),)),
+        Turn(role="tool", text="third", tool_call_id=long),
+    ]
+    text = template.render(Chat(turns)).text
+    assert "(abcdefghi" in text
+    assert "(call00001" in text
+    assert "<call00001>second;<abcdefghi>first;" in text
+    assert text.endswith("<call00002>third;")
+    _, other = opened(source.replace("!= 9", "== 9999"))
+    kept = other.render(Chat(turns)).text
+    assert f"<{long}>second;" in kept
 
 
 WITH_REPR = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls or '' }}")

@@ -39,7 +39,7 @@ def test_options_and_their_normal_form():
         ("r=8,targets=q_proj+q_proj", "different names"),
         ("r=8,targets=all-linear+lm_head", "must be all-linear, or"),
         ("r=8,dropout=0.05", "dropout=0.05 is not supported: with dropout, loss and gradient"),
-        ("r=8,quantize=nf4", r"quantize=nf4 \(QLoRA\) is not supported, since it needs CUDA"),
+        ("r=8,quantize=nf4", r"quantize=nf4 \(QLoRA\) is not supported: the frozen base has"),
     ],
 )
 def test_wrong_options_are_one_clear_line(text, line):

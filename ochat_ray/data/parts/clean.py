@@ -89,6 +89,7 @@ def _as_read(old: Conversation, new: Conversation) -> Sequence[Turn]:
     question, and turns at the end.
     """
     turns = old.turns
-    system = turns[:1] if new.turns[0].role == "system" else ()
+    kept = {turn.role for turn in clean.instructions(new.turns)}
+    system = [turn for turn in clean.instructions(turns) if turn.role in kept]
     first = next(n for n, turn in enumerate(turns) if turn.role == "user")
     return (*system, *turns[first:])[: len(new.turns)]
