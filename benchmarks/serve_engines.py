@@ -2,10 +2,13 @@
 
     python benchmarks/serve_engines.py --model runs/demo/model
     python benchmarks/serve_engines.py --model DIR --vllm-python .venv-vllm/bin/python --json out
+    python benchmarks/serve_engines.py --model DIR --ablate --streams 1 16
 
 The engines run behind the interface of `ochat_ray.serve.engines.base`, without Serve or HTTP: each
 in a separate process with its own interpreter, opened once. Without `--vllm-python` vLLM is
-reported as absent.
+reported as absent. With `--ablate` the transformers engine runs twice more, on a CPU: with
+transformers' own attention instead of ours per request, and with PyTorch's plain linear layers
+instead of packed ones.
 
 In a round every engine answers 1, 4, 16 and 32 concurrent streams, with prompts of random ids that
 no request had before, and answers of a fixed length, since no id stops them. Both engines get the
@@ -37,6 +40,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("transformers", "vllm")
+ABLATIONS = ("plain attention", "plain linears")
+"""Variants of the transformers engine, without one of its parts for CPUs."""
 
 Round = dict[str, Any]
 
@@ -47,6 +52,7 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True, help="a directory that serving would take")
     parser.add_argument("--vllm-python", type=Path, help="an interpreter that has vLLM")
+    parser.add_argument("--ablate", action="store_true", help="parts of our engine left out")
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 4, 16, 32])
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--answer-tokens", type=int, default=64)
@@ -55,7 +61,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--gpus", type=float, default=0)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=ENGINES + ABLATIONS, help=argparse.SUPPRESS)
     parser.add_argument("--replies", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -77,7 +83,7 @@ async def work(arguments: argparse.Namespace, replies: IO[str]) -> None:
 
     options = {
         "model": arguments.model,
-        "engine": arguments.worker,
+        "engine": "transformers" if arguments.worker in ABLATIONS else arguments.worker,
         "context_length": max(16, arguments.prompt_tokens + arguments.answer_tokens),
         "num_cpus": arguments.threads,
         "num_gpus": arguments.gpus,
@@ -90,9 +96,10 @@ async def work(arguments: argparse.Namespace, replies: IO[str]) -> None:
 
         engine = VllmEngine(settings)
     else:
-        from ochat_ray.serve.engines.transformers import TransformersEngine
+        from ochat_ray.serve.engines import transformers
 
-        engine = TransformersEngine(settings)
+        leave_out(arguments.worker, transformers)
+        engine = transformers.TransformersEngine(settings)
     process = psutil.Process()
 
     def cpu_s() -> float:
@@ -123,6 +130,14 @@ async def work(arguments: argparse.Namespace, replies: IO[str]) -> None:
             print(json.dumps(result), file=replies, flush=True)
     finally:
         engine.close()
+
+
+def leave_out(ablation: str, module: Any) -> None:
+    """Replace the part of the transformers engine that an ablation leaves out."""
+    if ablation == "plain attention":
+        module.suits = lambda _: False
+    elif ablation == "plain linears":
+        module.pack_linears = lambda _: 0
 
 
 async def answer(
@@ -185,6 +200,8 @@ def start(name: str, interpreter: Path) -> Worker:
 
 def compare(arguments: argparse.Namespace) -> None:
     interpreters = {"transformers": Path(sys.executable)}
+    if arguments.ablate:
+        interpreters |= dict.fromkeys(ABLATIONS, Path(sys.executable))
     if arguments.vllm_python:
         interpreters["vllm"] = arguments.vllm_python
     else:
@@ -201,7 +218,7 @@ def compare(arguments: argparse.Namespace) -> None:
                     results[worker.name, streams].append(result)
                     speed = f"{result['tokens_per_s']:>8.1f} tokens/s"
                     cpu = f"{result['cpu_ms_per_token']:>8.2f} CPU ms/token"
-                    print(f"round {turn + 1}  {worker.name:<14}{streams:>3} {speed}{cpu}")
+                    print(f"round {turn + 1}  {worker.name:<17}{streams:>3} {speed}{cpu}")
     finally:
         for worker in workers:
             assert worker.process.stdin is not None
@@ -222,6 +239,7 @@ def row(
     """Return one engine's row; spreads are (median, minimum, maximum) over rounds."""
     others = results.get(("vllm", streams), [])
     pairs = zip(rounds, others, strict=False)
+    ours = zip(rounds, results["transformers", streams], strict=False)
     return {
         "engine": name,
         "streams": streams,
@@ -230,6 +248,7 @@ def row(
         "ttft_ms": percentiles([value for one in rounds for value in one["ttft_s"]]),
         "tpot_ms": percentiles([value for one in rounds for value in one["tpot_s"]]),
         "of_vllm": spread([one["tokens_per_s"] / other["tokens_per_s"] for one, other in pairs]),
+        "of_ours": spread([one["tokens_per_s"] / other["tokens_per_s"] for one, other in ours]),
     }
 
 
@@ -251,14 +270,16 @@ def report(rows: list[dict[str, Any]]) -> None:
         return f"{middle} ({least}-{most})"
 
     print(
-        f"\n{'engine':<14}{'streams':>7}{'tokens/s':>22}{'of vLLM':>18}{'CPU ms/token':>22}"
+        f"\n{'engine':<17}{'streams':>7}{'tokens/s':>22}{'of vLLM':>18}{'of ours':>18}"
+        f"{'CPU ms/token':>22}"
         f"{'TTFT p50, p99 ms':>20}{'TPOT p50, p99 ms':>20}"
     )
     for one in sorted(rows, key=lambda one: (one["streams"], one["engine"])):
         waits = [f"{one[key][0]:.0f}, {one[key][1]:.0f}" for key in ("ttft_ms", "tpot_ms")]
         print(
-            f"{one['engine']:<14}{one['streams']:>7}{shown(one['tokens_per_s'], 1):>22}"
-            f"{shown(one['of_vllm'], 2):>18}{shown(one['cpu_ms_per_token'], 2):>22}"
+            f"{one['engine']:<17}{one['streams']:>7}{shown(one['tokens_per_s'], 1):>22}"
+            f"{shown(one['of_vllm'], 2):>18}{shown(one['of_ours'], 2):>18}"
+            f"{shown(one['cpu_ms_per_token'], 2):>22}"
             f"{waits[0]:>20}{waits[1]:>20}"
         )
 

@@ -7,8 +7,9 @@ Keyword arguments are the options of the commands, by their names: `--max-steps 
 from __future__ import annotations
 
 import difflib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -149,7 +150,9 @@ def _checked(stage: str, name: str, kind: Any, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return paths as texts, also in lists."""
+    """Return paths as texts, also in lists, and mappings as JSON, as the commands take both."""
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -224,11 +224,13 @@ def completed(
     found = run.read_json(manifest)
     if found is None:
         return None
-    if found.get("identity") == identity:
+    before = found.get("identity") or {} if isinstance(found, dict) else None
+    if not isinstance(before, dict):
+        raise UserError(f"{run.path(manifest)} is damaged: it has no identity; remove it")
+    if before == identity:
         print(f"{run.root} is complete already, with this configuration; nothing to do")
         return dict(found)
     if not overwrite:
-        before = found.get("identity") or {}
         different = [key for key in identity if before.get(key) != identity[key]]
         raise UserError(
             f"{run.root} holds a complete run of another configuration ({', '.join(different)}); "
@@ -248,10 +250,23 @@ def read_manifest(uri: str) -> dict[str, Any]:
         raise UserError(
             f"no complete data at {uri}: {MANIFEST} is missing; run prepare with --output {uri}"
         )
-    for key in ("digest", "tokens", "tokenizer", "model_type", "context_length"):
-        if not isinstance(manifest, dict) or key not in manifest:
-            raise UserError(f"{uri}/{MANIFEST} is damaged: it has no {key}; prepare the data again")
+    for key, kind in _MANIFEST_TYPES.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
+            raise UserError(
+                f"{uri}/{MANIFEST} is damaged: it has no valid {key}; prepare the data again"
+            )
+    for split in ("train", "eval"):
+        counts = manifest["tokens"].get(split)
+        if not isinstance(counts, dict) or not isinstance(counts.get("rows"), int):
+            raise UserError(
+                f"{uri}/{MANIFEST} is damaged: it has no rows of {split}; prepare the data again"
+            )
     return manifest
+
+
+_MANIFEST_TYPES = {
+    "digest": str, "tokens": dict, "tokenizer": str, "model_type": str, "context_length": int,
+}  # fmt: skip
 
 
 def open_tokens(uri: str, split: Split) -> pa.Table:

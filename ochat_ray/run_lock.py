@@ -101,6 +101,10 @@ def hold(run: RunDir, stage: str, timing: Timing | None = None) -> Iterator[RunL
             f"{run.root} cannot be an output directory: {error.filename or run.root} is in the way "
             f"({error.strerror or error}); choose another --output, or remove it"
         ) from error
+    except FileNotFoundError as error:  # a folder cannot be created there, such as in /proc
+        raise UserError(
+            f"{run.root} cannot be an output directory ({error}); choose another --output"
+        ) from error
     lock = RunLock(run, claims, timing.beat_s, owner.token)
     lock._thread.start()
     try:

@@ -18,7 +18,8 @@ DASHBOARD = ROOT / "docs/grafana-training.json"
 
 OF_RAY = {
     "ray_gcs_placement_group_count", "ray_node_disk_free", "ray_node_disk_usage",
-    "ray_node_mem_total", "ray_node_mem_used", "ray_object_store_memory", "ray_tasks",
+    "ray_node_mem_total", "ray_node_mem_used", "ray_object_store_memory",
+    "ray_serve_deployment_queued_queries", "ray_tasks",
 }  # fmt: skip
 """Names that a node of Ray 2.60 exports."""
 

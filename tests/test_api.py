@@ -26,6 +26,12 @@ CASES = [
         "--recipe chat --input a.jsonl b --tokenizer base --eval-ratio 0 --merge-turns",
     ),
     (
+        "prepare",
+        PrepareConfig.for_recipe,
+        {"recipe": "chat", "template_arguments": {"thinks": False, "styles": ["é"]}},
+        '--recipe chat --template-arguments {"thinks":false,"styles":["é"]}',
+    ),
+    (
         "train",
         TrainConfig.for_recipe,
         {"recipe": "openchat", "model": "base", "max_steps": 3, "betas": (0.8, 0.9),

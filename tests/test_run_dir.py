@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from ochat_ray.errors import UserError
-from ochat_ray.run_dir import RunDir, open_location, open_tokens, read_manifest
+from ochat_ray.run_dir import RunDir, completed, open_location, open_tokens, read_manifest
 from ochat_ray.schema import TOKENS
 
 
@@ -99,6 +99,31 @@ def test_a_damaged_manifest_is_one_line(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         read_manifest(str(tmp_path))
+
+
+GOOD = {
+    "digest": "d", "tokens": {"train": {"rows": 1}, "eval": {"rows": 1}}, "tokenizer": "t",
+    "model_type": "openchat", "context_length": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tokens": {"train": {}, "eval": {}}}, {"tokens": 3}, {"model_type": ["openchat"]}]
+)
+def test_a_manifest_with_values_of_other_types_is_one_line(tmp_path, wrong):
+    RunDir.open(str(tmp_path)).write_json("manifest.json", GOOD)
+    assert read_manifest(str(tmp_path)) == GOOD
+    RunDir.open(str(tmp_path)).write_json("manifest.json", GOOD | wrong)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged: it has no"):
+        read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [[], 3, {"identity": "x"}])
+def test_a_manifest_without_an_identity_is_not_overwritten_and_one_line(tmp_path, value):
+    run = RunDir.open(str(tmp_path))
+    run.write_json("manifest.json", value)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged: it has no identity"):
+        completed(run, "manifest.json", {"a": 1}, overwrite=True)
 
 
 def test_an_unknown_scheme_is_one_clear_line():

@@ -258,6 +258,13 @@ def test_a_lock_is_released_on_a_disk_that_has_filled_up(tmp_path, full_disk, mo
         pass
 
 
+def test_a_place_without_new_folders_is_one_line():
+    run = RunDir.open("/proc/out")
+    match = "/proc/out cannot be an output directory"
+    with pytest.raises(UserError, match=match), hold(run, "prepare", QUICK):
+        pass
+
+
 @pytest.mark.parametrize("place", ["out", "out/.run", "out/.run/lock"])
 def test_a_file_in_place_of_a_folder_is_one_line(tmp_path, place):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)

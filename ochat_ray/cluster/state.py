@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import NOT_IMPLEMENTED, OK
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.state import jobs as drivers  # Ray 2.60: public only by dashboard
 from ray._private.worker import get_dashboard_url  # Ray 2.60, issue 52629: no public one
 from ray.job_submission import JobSubmissionClient
@@ -19,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_pl
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors, list_nodes, list_placement_groups, list_tasks
 
+from ochat_ray.cluster.serve_requests import read_requests
 from ochat_ray.cluster.view import (
     LABEL,
     Cluster,
@@ -55,6 +58,8 @@ def read_cluster(address: str | None = None) -> Cluster:
     """
     try:
         with _asking(address):
+            # Without a token, Ray 2.60's client of the GCS would abort the process.
+            ensure_token_if_auth_enabled(create_token_if_missing=False)
             client = JobSubmissionClient(address, create_cluster_if_needed=False)
             url = client.get_address()
             complete: Any = {"detail": True, "limit": LIMIT, "raise_on_missing_output": False}
@@ -64,15 +69,24 @@ def read_cluster(address: str | None = None) -> Cluster:
             groups = list_placement_groups(url, not_removed, **complete)
             actors = list_actors(url, not_dead, **complete)
             tasks = list_tasks(url, running, **complete)
+            serve = _serve_state(client)
             return Cluster(
                 jobs=tuple(map(_job, client.list_jobs())),
                 nodes=tuple(map(_node, list_nodes(url, **complete))),
                 groups=tuple(map(_group, groups)),
                 work=tuple(map(_work, [*actors, *tasks])),
-                applications=_applications(client),
+                applications=serve.get("applications", {}),
+                requests=read_requests(serve, _metrics_targets(client) if serve else ()),
             )
+    except UserError:
+        raise
     except Exception as error:  # Ray's clients raise a dozen types, RuntimeError among them
         line = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        if "uthentication" in line:  # in all of Ray's messages about tokens
+            raise UserError(
+                f"the Ray cluster refuses access ({line}); set RAY_AUTH_MODE=token, with the "
+                "~/.ray/auth_token of the machine that started the cluster"
+            ) from error
         raise UserError(
             f"no Ray cluster answers ({line}); start one, or give the URL of its dashboard, such "
             "as --address http://127.0.0.1:8265 with `ray dashboard cluster.yaml` running"
@@ -231,10 +245,30 @@ def _work(one: Any) -> Work:
     )
 
 
-def _applications(client: JobSubmissionClient) -> dict[str, dict[str, Any]]:
-    """Return Ray Serve's applications by name; the client has no public method for it."""
-    response = client._do_request("GET", "/api/serve/applications/")
-    return dict(response.json().get("applications", {})) if response.status_code == 200 else {}
+def _serve_state(client: JobSubmissionClient) -> dict[str, Any]:
+    """Return the state of Ray Serve, empty where it is not installed.
+
+    Raises:
+        UserError: The dashboard cannot read it. An empty state would let the cluster seem idle.
+    """
+    response = _get(client, "/api/serve/applications/")
+    if response.status_code == NOT_IMPLEMENTED:
+        return {}
+    if response.status_code != OK:
+        line = " ".join(response.text.split())[:200]
+        raise UserError(f"the state of Ray Serve cannot be read ({response.status_code}: {line})")
+    return dict(response.json())
+
+
+def _metrics_targets(client: JobSubmissionClient) -> list[str]:
+    """Return the addresses at which nodes export metrics, empty if Ray does not know any."""
+    response = _get(client, "/api/prometheus/sd")
+    groups = response.json() if response.status_code == OK else []
+    return [target for group in groups for target in group["targets"]]
+
+
+def _get(client: JobSubmissionClient, path: str) -> Any:
+    return client._do_request("GET", path)  # no public method has these paths
 
 
 def _seconds(milliseconds: int | None) -> float | None:

@@ -81,6 +81,19 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Requests:
+    """Counts of requests in Ray Serve.
+
+    `running` is by (application, deployment, replica), `waiting` by (application, deployment).
+    `unreachable` has the addresses of nodes of Serve whose metrics could not be read.
+    """
+
+    running: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    waiting: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    unreachable: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
     """State of a cluster at one time."""
 
@@ -89,6 +102,7 @@ class Cluster:
     groups: Sequence[Group] = ()
     work: Sequence[Work] = ()
     applications: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    requests: Requests = field(default_factory=Requests)
 
     def job(self, job_id: str) -> Job | None:
         """Return the job with a driver of this id."""

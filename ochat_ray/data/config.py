@@ -96,6 +96,9 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise a UserError for an invalid value."""
+        for name, value in (("output", self.output), *(("input", one) for one in self.input)):
+            if value == "":  # would be the current directory, such as for an unset variable
+                raise UserError(f"{flag(name)} is empty; give a value, or leave it out")
         if not 0.0 <= self.eval_ratio < 1.0:
             raise UserError(f"--eval-ratio must be in [0, 1), not {self.eval_ratio}")
         if self.max_length < 1:

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -204,15 +205,28 @@ def _windows(
     """
     head, rounds = _rounds(chat.turns)
     window: list[Turn] = []
-    fitting: Supervised | None = None
+    fits = True
+
+    def fits_after(before: Sequence[Turn], turns: Sequence[Turn]) -> bool:
+        # What precedes an answer decides its sample, so those of earlier rounds fit as before.
+        unsupervised = [replace(turn, weight=0.0) for turn in before]
+        found = _supervised([*unsupervised, *turns], chat.tools, template, last_only)
+        return found is not None and _longest(found) <= max_length
+
     for turns in rounds:
-        longer = _supervised([*head, *window, *turns], chat.tools, template, last_only)
-        if fitting is not None and (longer is None or _longest(longer) > max_length):
-            yield fitting
-            window, longer = [], _supervised([*head, *turns], chat.tools, template, last_only)
-        window, fitting = [*window, *turns], longer or Supervised((), 0, Counter())
-    if fitting is not None:
-        yield fitting
+        fits = fits and fits_after([*head, *window], turns)
+        if window and not fits:
+            yield _of_window([*head, *window], chat.tools, template, last_only)
+            window, fits = [], fits_after(head, turns)
+        window = [*window, *turns]
+    if window:
+        yield _of_window([*head, *window], chat.tools, template, last_only)
+
+
+def _of_window(
+    turns: Sequence[Turn], tools: str, template: ChatTemplate, last_only: bool
+) -> Supervised:
+    return _supervised(turns, tools, template, last_only) or Supervised((), 0, Counter())
 
 
 def _supervised(

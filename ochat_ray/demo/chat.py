@@ -159,9 +159,11 @@ def models() -> list[str]:
 def ask(model: str) -> dict[str, Any]:
     """Ask a served model the question; return its answer and the number of tokens."""
     body = {
-        "model": model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0,
+        "model": model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
         "max_tokens": 160,
-    }  # fmt: skip
+    }
     try:
         reply = httpx.post(f"{_URL}/v1/chat/completions", json=body, timeout=300)
     except httpx.HTTPError as error:

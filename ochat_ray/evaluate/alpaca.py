@@ -134,8 +134,10 @@ def calls(
             question, model, baseline, prompt, suite="alpaca_eval", judge=judge["model"]
         ):
             values = {
-                "instruction": question.turns[0], "output_1": first[0], "output_2": second[0],
-            }  # fmt: skip
+                "instruction": question.turns[0],
+                "output_1": first[0],
+                "output_2": second[0],
+            }
             parts = ("alpaca_eval", question.id, about["model_first"])
             found.append(prompt.call(values, *parts, judge=judge, about=about))
     return found
@@ -201,11 +203,13 @@ def files(
     rows = [(q, model.turns[q.id][0], baseline.turns[q.id][0]) for q in questions]
     outputs = [
         {
-            "instruction": question.id, "output": own, "generator": model.model,
+            "instruction": question.id,
+            "output": own,
+            "generator": model.model,
             "dataset": question.category,
         }
         for question, own, _ in rows
-    ]  # fmt: skip
+    ]
     annotations = [
         {
             "instruction": question.id, "dataset": question.category,

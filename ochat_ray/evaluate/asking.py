@@ -270,23 +270,29 @@ def answer_call(
     """
     body = {**fields, "messages": list(messages)}
     about = {
-        "question_id": question.id, "category": question.category, "turn": number,
+        "question_id": question.id,
+        "category": question.category,
+        "turn": number,
         "model": fields["model"],
-    }  # fmt: skip
+    }
     known = (version,) if version else ()
     return Call(key=key_of("answer", question.id, number, body, *known), body=body, about=about)
 
 
 def _record(reply: Reply) -> dict[str, Any]:
     record: dict[str, Any] = {
-        "text": reply.text, "finish_reason": reply.finish_reason,
-        "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens,
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
         "time": _now(),
-    }  # fmt: skip
+    }
     more = {
-        "logprobs": reply.logprobs, "reasoning": reply.reasoning, "changed": reply.changed,
+        "logprobs": reply.logprobs,
+        "reasoning": reply.reasoning,
+        "changed": reply.changed,
         "attempts": reply.attempts if reply.attempts > 1 else 0,
-    }  # fmt: skip
+    }
     return record | {name: value for name, value in more.items() if value}
 
 

@@ -106,11 +106,13 @@ def bradley_terry(
     low, high = np.percentile(samples, [2.5, 97.5], axis=0)
     rated = [
         {
-            "model": name, "score": BASE + POINTS * float(best[number]),
-            "low": BASE + POINTS * float(low[number]), "high": BASE + POINTS * float(high[number]),
+            "model": name,
+            "score": BASE + POINTS * float(best[number]),
+            "low": BASE + POINTS * float(low[number]),
+            "high": BASE + POINTS * float(high[number]),
         }
         for name, number in columns.items()
-    ]  # fmt: skip
+    ]
     rated.append({"model": anchor, "score": BASE, "low": BASE, "high": BASE})
     style = {
         name: {"score": float(best[i]), "low": float(low[i]), "high": float(high[i])}

@@ -58,9 +58,11 @@ _UNSUPPORTED = re.compile(
     r"|only (?:\S+ ){1,3}(?:allowed|supported|permitted)"
 )
 _CHANGES: dict[str, str | None] = {
-    "max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens",
-    "temperature": None, "top_p": None,
-}  # fmt: skip
+    "max_tokens": "max_completion_tokens",
+    "max_completion_tokens": "max_tokens",
+    "temperature": None,
+    "top_p": None,
+}
 """Fields that some models refuse: their other name, or None to leave them out."""
 
 

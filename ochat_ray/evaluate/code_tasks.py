@@ -104,8 +104,10 @@ def _problem(line: str, where: str) -> Problem:
         asked = _TASK.format(prompt=prompt.strip(), tests=shown)
     return Problem(
         question=Question(id=id, category="", turns=(asked,)),
-        prelude=prompt if is_code else "", tests=tests, entry_point=entry,
-    )  # fmt: skip
+        prelude=prompt if is_code else "",
+        tests=tests,
+        entry_point=entry,
+    )
 
 
 def _defines(code: str, name: str) -> bool:

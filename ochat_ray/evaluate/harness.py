@@ -73,10 +73,12 @@ def _run(program: str, config: EvaluateConfig, model: str) -> dict[str, dict[str
     make_folder(folder)
     earlier = set(folder.rglob("results_*.json"))
     arguments = {
-        "model": model, "base_url": f"{config.url.rstrip('/')}/chat/completions",
-        "num_concurrent": config.max_concurrency, "timeout": int(config.timeout_s),
+        "model": model,
+        "base_url": f"{config.url.rstrip('/')}/chat/completions",
+        "num_concurrent": config.max_concurrency,
+        "timeout": int(config.timeout_s),
         "max_retries": config.attempts,
-    }  # fmt: skip
+    }
     limit = ["--limit", str(config.limit)] if config.limit is not None else []
     command = [
         program, "--model", "local-chat-completions", "--tasks", ",".join(config.tasks),
@@ -106,13 +108,14 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
             lines = samples.read_text(encoding="utf-8").splitlines()
             rows = [json.loads(line) for line in lines if line.strip()]
             found[task] = {
-                "parts": parts_of(rows), "values": values,
+                "parts": parts_of(rows),
+                "values": values,
                 "version": results.get("versions", {}).get(task),
                 "shots": results.get("n-shot", {}).get(task),
                 "hashes": sorted({str(row.get("doc_hash", row["doc_id"])) for row in rows}),
                 "prompts": results.get("task_hashes", {}).get(task, ""),
                 "lm_eval": results.get("lm_eval_version", ""),
-            }  # fmt: skip
+            }
     if not found:
         raise UserError(f"{path} has no samples by question")
     return found

@@ -184,24 +184,27 @@ def answer_file(model: Answers) -> str:
     """Return the contents of FastChat's model_answer/*.jsonl."""
     return _lines(
         {
-            "question_id": _id(id), "model_id": model.model,
+            "question_id": _id(id),
+            "model_id": model.model,
             "choices": [{"index": 0, "turns": list(turns)}],
         }
         for id, turns in model.turns.items()
-    )  # fmt: skip
+    )
 
 
 def rating_file(judgments: Iterable[Mapping[str, Any]]) -> str:
     """Return the contents of FastChat's model_judgment/*_single.jsonl; a failed score is -1."""
     return _lines(
         {
-            "question_id": _id(judgment["question_id"]), "model": judgment["model"],
-            "judge": [judgment["judge"], judgment["prompt"]], "judgment": judgment["text"],
+            "question_id": _id(judgment["question_id"]),
+            "model": judgment["model"],
+            "judge": [judgment["judge"], judgment["prompt"]],
+            "judgment": judgment["text"],
             "score": -1 if (rating := rating_of(judgment)) is None else rating,
             "turn": judgment["turn"] + 1,
         }
         for judgment in judgments
-    )  # fmt: skip
+    )
 
 
 def pair_file(judgments: Iterable[Mapping[str, Any]]) -> str:
@@ -218,16 +221,18 @@ def pair_file(judgments: Iterable[Mapping[str, Any]]) -> str:
     }
     return _lines(
         {
-            "question_id": _id(id), "model_1": both[True]["model"],
+            "question_id": _id(id),
+            "model_1": both[True]["model"],
             "model_2": both[True]["baseline"],
             "g1_winner": names[True][verdict_of(both[True])],
             "g2_winner": names[False][verdict_of(both[False])],
             "judge": [both[True]["judge"], both[True]["prompt"]],
-            "g1_judgment": both[True]["text"], "g2_judgment": both[False]["text"],
+            "g1_judgment": both[True]["text"],
+            "g2_judgment": both[False]["text"],
             "turn": turn + 1,
         }
         for (id, turn), both in games.items()
-    )  # fmt: skip
+    )
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:

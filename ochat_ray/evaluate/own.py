@@ -196,13 +196,16 @@ class RatedByReference(_OwnQuestions):
             prompt = self.prompts.for_category(question.category)
             answer = model.turns[question.id][0]
             values = {
-                "conversation": _transcript(question), "question": question.turns[0],
-                "reference": self._reference(question), "answer": answer,
-            }  # fmt: skip
+                "conversation": _transcript(question),
+                "question": question.turns[0],
+                "reference": self._reference(question),
+                "answer": answer,
+            }
             about = self._about(question, model, judge["model"]) | {
-                "prompt": prompt.name, "prompt_digest": prompt.digest,
+                "prompt": prompt.name,
+                "prompt_digest": prompt.digest,
                 "empty": [not answer.strip()],
-            }  # fmt: skip
+            }
             found.append(prompt.call(values, "own", question.id, judge=judge, about=about))
         return found
 

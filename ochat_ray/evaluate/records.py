@@ -45,8 +45,9 @@ CONTROL = "control"
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("key", "text", "reason", FAILED, "reasoning", "finish_reason"), str),
     **dict.fromkeys(("prompt_tokens", "completion_tokens", "attempts"), (int, float)),
-    "logprobs": list, "changed": dict,
-}  # fmt: skip
+    "logprobs": list,
+    "changed": dict,
+}
 """Types of the fields that are read from a record."""
 
 

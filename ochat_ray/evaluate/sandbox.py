@@ -124,10 +124,12 @@ def _limit(timeout_s: float) -> None:
     """Set limits, in the child process before it becomes bubblewrap."""
     seconds = int(timeout_s) + 1
     limits = {
-        resource.RLIMIT_CPU: seconds, resource.RLIMIT_AS: MEMORY_BYTES,
-        resource.RLIMIT_FSIZE: FILE_BYTES, resource.RLIMIT_NPROC: PROCESSES,
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_AS: MEMORY_BYTES,
+        resource.RLIMIT_FSIZE: FILE_BYTES,
+        resource.RLIMIT_NPROC: PROCESSES,
         resource.RLIMIT_CORE: 0,
-    }  # fmt: skip
+    }
     for name, value in limits.items():
         _, hard = resource.getrlimit(name)
         if hard != resource.RLIM_INFINITY:

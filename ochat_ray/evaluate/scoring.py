@@ -251,10 +251,11 @@ def _usage(session: Session, model: str, records: Sequence[Mapping[str, Any]]) -
             tokens = (record.get("prompt_tokens") or 0, record.get("completion_tokens") or 0)
             spent.add(model, *tokens, session.prices)
     return {
-        "calls": spent.calls, "prompt_tokens": spent.prompt_tokens,
+        "calls": spent.calls,
+        "prompt_tokens": spent.prompt_tokens,
         "completion_tokens": spent.completion_tokens,
         "dollars": spent.dollars if spent.priced and spent.calls else None,
-    }  # fmt: skip
+    }
 
 
 def _json(estimated: Any) -> dict[str, float | None]:

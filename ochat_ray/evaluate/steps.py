@@ -187,9 +187,11 @@ def _judgments_left(session: Session) -> Spent:
             if record is None or session.judged_again(record):
                 characters = sum(len(message["content"]) for message in call.body["messages"])
                 spent.add(
-                    config.judge, characters // CHARACTERS_PER_TOKEN, config.judge_max_tokens,
+                    config.judge,
+                    characters // CHARACTERS_PER_TOKEN,
+                    config.judge_max_tokens,
                     session.prices,
-                )  # fmt: skip
+                )
     return spent
 
 

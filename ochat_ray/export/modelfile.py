@@ -128,8 +128,10 @@ PROBES: tuple[Messages, ...] = (
 them, since Ollama's language cannot remove it as many templates do."""
 
 REASONING: Messages = (
-    ("user", "1"), ("assistant", "<think>\nwhy\n</think>\n\n2"), ("user", "3"),
-)  # fmt: skip
+    ("user", "1"),
+    ("assistant", "<think>\nwhy\n</think>\n\n2"),
+    ("user", "3"),
+)
 
 
 def ollama_template(pieces: Pieces, *, bos: str = "") -> str:

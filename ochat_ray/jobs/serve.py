@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -23,6 +23,11 @@ def main(arguments: Sequence[str], program: str = "ochat-ray serve") -> int:
     if "--help" in arguments or "-h" in arguments:
         print(usage(program))
         return 0
+    try:
+        _check_no_address(argument.partition("=")[0] for argument in arguments)
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
     import click
     from ray.serve.scripts import cli
 
@@ -42,6 +47,7 @@ def work(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: An argument is unknown or invalid, or the model cannot be served.
     """
+    _check_no_address(arguments)
     from ray import serve
     from ray.serve.context import _get_global_client  # Ray 2.60: no public one has the port
 
@@ -59,6 +65,21 @@ def work(arguments: Mapping[str, Any]) -> dict[str, Any]:
     client = _get_global_client()
     assert client is not None
     return {"url": f"http://127.0.0.1:{client.http_config.port}/v1", "model": name}
+
+
+def _check_no_address(names: Iterable[str]) -> None:
+    """Reject the address of Serve, which is for `serve deploy`: here it would have no effect.
+
+    Raises:
+        UserError: It is among the names of arguments.
+    """
+    for name in names:
+        if name in ("http_host", "http_port"):
+            raise UserError(
+                f"{name} has no effect here, where Serve starts at 127.0.0.1:8000 unless it runs "
+                "already; for another address run `ray start --head` and "
+                f"`serve start --{name.replace('_', '-')} ...` first"
+            )
 
 
 def usage(program: str) -> str:

@@ -140,7 +140,7 @@ def extend_context(
         raise UserError(f"{too_long} learned positions, which cannot be extended; {shorter}")
     if rope_scaling is None:
         if not extrapolate:
-            raise UserError(f"{too_long}; give --rope-scaling, use openchat_8192, or {shorter}")
+            raise UserError(f"{too_long}; {shorter}, or extend it with --rope-scaling")
         config.max_position_embeddings = context
         return
     if rope.get("rope_type", "default") != "default":

@@ -99,8 +99,8 @@ def _read_file(path: Path) -> tuple[int, bytes]:
 
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _NO_SUCH_FILE = (
-    "cannot read API keys: no such file (its name is not shown, since it may be a key); "
-    "give keys=FILE, a file with one `key` or `name:key` per line"
+    "cannot read API keys: no such file (its name is not shown: if it is a key, replace that key, "
+    "since Ray logs arguments); give keys=FILE, a file with one `key` or `name:key` per line"
 )
 
 
@@ -231,7 +231,7 @@ class KeyRing:
         if self._path is None:
             return
         if self._stamp is None:
-            self._keys = ()
+            self._keys, self._complaint = (), ""
             logger.warning("the file of API keys is gone: no request is admitted: %s", self._path)
             return
         try:

@@ -86,18 +86,22 @@ class Metrics:
         self.in_flight = 0
         by = ("model", "replica")
         self._requests = Counter(
-            "ochat_ray_requests", "Requests ended", ("model", "route", "status", "code"),
+            "ochat_ray_requests",
+            "Requests ended",
+            ("model", "route", "status", "code"),
             registry=self.registry,
-        )  # fmt: skip
+        )
         self._in_flight = Gauge(
-            "ochat_ray_requests_in_flight", "Requests under way in this ingress replica",
+            "ochat_ray_requests_in_flight",
+            "Requests under way in this ingress replica",
             registry=self.registry,
-        )  # fmt: skip
+        )
         self._key_used = Gauge(
             "ochat_ray_key_last_used_timestamp_seconds",
-            "Last request with a key, in seconds since the epoch", ("key",),
+            "Last request with a key, in seconds since the epoch",
+            ("key",),
             registry=self.registry,
-        )  # fmt: skip
+        )
         self._prompt = Counter("ochat_ray_prompt_tokens", "Tokens in", by, registry=self.registry)
         self._generated = Counter(
             "ochat_ray_generated_tokens", "Tokens out", by, registry=self.registry

@@ -11,6 +11,7 @@ from ochat_ray.cluster.view import (
     Cluster,
     Job,
     Node,
+    Requests,
     describe_wait,
     format_bundles,
     format_resources,
@@ -21,6 +22,9 @@ from ochat_ray.status.runs import Run
 _BROKEN = ("DEPLOY_FAILED", "UNHEALTHY")
 """States of an application of Ray Serve that need attention."""
 
+NO_LIMIT = -1
+"""`max_queued_requests` of a deployment of Ray Serve without a limit."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
@@ -30,6 +34,7 @@ class Status:
     nodes: list[dict[str, Any]]
     runs: list[dict[str, Any]]
     applications: list[dict[str, Any]]
+    unreachable_metrics: list[str]
     queue: list[str]
     cost: dict[str, Any] | None
     idle_hours: float
@@ -53,12 +58,13 @@ def status_of(
         now: Unix time.
         since_s: seconds for which a failed job is a problem after its end.
     """
-    applications = list(_applications(cluster.applications))
+    applications = list(_applications(cluster))
     return Status(
         jobs=[_shown(job, now) for job in cluster.jobs if _is_shown(job, now, since_s)],
         nodes=[asdict(node) | {"hours": hours_of(node, now)} for node in cluster.nodes],
         runs=[asdict(run) for run in runs],
         applications=applications,
+        unreachable_metrics=list(cluster.requests.unreachable),
         queue=list(queue_of(cluster)),
         cost=cost_of(cluster.nodes, prices, now) if prices else None,
         idle_hours=idle_hours(cluster, now),
@@ -160,21 +166,44 @@ def _leftovers(cluster: Cluster) -> Iterator[str]:
         )
 
 
-def _applications(applications: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for name, one in sorted(applications.items()):
-        deployments = {}
-        for deployment, details in sorted(one.get("deployments", {}).items()):
-            states = [replica.get("state") for replica in details.get("replicas", ())]
-            deployments[deployment] = {
-                "running": states.count("RUNNING"),
-                "replicas": len(states),
-                "target": details.get("target_num_replicas"),
-            }
+def _applications(cluster: Cluster) -> Iterator[dict[str, Any]]:
+    for name, one in sorted(cluster.applications.items()):
+        deployments: Any = one.get("deployments") or {}
         message = " ".join(str(one.get("message") or "").split())[:200]
         yield {
-            "name": name, "status": one.get("status"), "message": message,
-            "deployments": deployments,
-        }  # fmt: skip
+            "name": name,
+            "status": one.get("status"),
+            "message": message,
+            "deployments": {
+                deployment: _deployment(details, (name, deployment), cluster.requests)
+                for deployment, details in sorted(deployments.items())
+            },
+        }
+
+
+def _deployment(
+    details: Mapping[str, Any], name: tuple[str, str], requests: Requests
+) -> dict[str, Any]:
+    """Return a deployment's replicas and requests; counts are None where they are unknown."""
+    replicas = list(details.get("replicas", ()))
+    states = [replica.get("state") for replica in replicas]
+    ids = [str(replica.get("replica_id")) for replica in replicas]
+    by_replica = {one: n for one in ids if (n := requests.running.get((*name, one))) is not None}
+    limits = details.get("deployment_config", {})
+    running, most = states.count("RUNNING"), limits.get("max_ongoing_requests")
+    most_waiting = limits.get("max_queued_requests")
+    return {
+        "running": running,
+        "replicas": len(replicas),
+        "target": details.get("target_num_replicas"),
+        "requests": {
+            "running": sum(by_replica.values()) if by_replica or not replicas else None,
+            "max_running": running * most if most is not None else None,
+            "waiting": requests.waiting.get(name),
+            "max_waiting": most_waiting if most_waiting != NO_LIMIT else None,
+            "by_replica": by_replica,
+        },
+    }
 
 
 def _is_shown(job: Job, now: float, since_s: float) -> bool:
@@ -189,8 +218,20 @@ def _shown(job: Job, now: float) -> dict[str, Any]:
 
 
 def describe(status: Status) -> str:
-    """Return a status as text for a terminal."""
-    return "\n".join(_lines(status))
+    """Return a status as text for a terminal, one thing per line.
+
+    Names and commands come from others: characters that would end a line or control the terminal
+    are escaped.
+    """
+    return "\n".join(map(_printable, _lines(status)))
+
+
+def _printable(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line
+    )
 
 
 def _lines(status: Status) -> Iterator[str]:
@@ -215,6 +256,14 @@ def _lines(status: Status) -> Iterator[str]:
             for name, d in one["deployments"].items()
         )
         yield f"serve   {one['name']} {one['status']}: running replicas: {replicas or 'none'}"
+        for name, details in one["deployments"].items():
+            yield f"serve   {one['name']} {name}: {_describe_requests(details['requests'])}"
+    if status.unreachable_metrics:
+        nodes = ", ".join(status.unreachable_metrics)
+        yield (
+            f"serve   requests are not counted on {nodes}, whose metrics cannot be read from here; "
+            "run this command on the head"
+        )
     for line in status.queue:
         yield f"queue   {line}"
     if status.cost is not None:
@@ -230,3 +279,15 @@ def _lines(status: Status) -> Iterator[str]:
         yield f"PROBLEM {line}"
     if not status.problems:
         yield "all well"
+
+
+def _describe_requests(requests: Mapping[str, Any]) -> str:
+    """Return counts of requests as text: "3 of 32 requests running, 0 of 64 waiting"."""
+
+    def amount(kind: str) -> str:
+        count, most = requests[kind], requests[f"max_{kind}"]
+        return f"{'?' if count is None else count}" + (f" of {most}" if most is not None else "")
+
+    text = f"{amount('running')} requests running, {amount('waiting')} waiting"
+    by_replica = ", ".join(f"{one} {count}" for one, count in requests["by_replica"].items())
+    return f"{text} (by replica: {by_replica})" if len(requests["by_replica"]) > 1 else text

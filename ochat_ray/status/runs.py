@@ -68,9 +68,12 @@ _STAGES = {"prepare.py": "prepare", "prepare": "prepare", "train.py": "train", "
 
 def _words(command: str) -> list[str]:
     try:
-        return shlex.split(command)
+        words = shlex.split(command)
     except ValueError:  # a quote that is not closed
         return command.split()
+    if words[1:2] == ["-c"] and len(words) > 2:  # of a shell
+        return _words(words[2])
+    return words
 
 
 def _option(words: Sequence[str], flag: str) -> str | None:
@@ -96,7 +99,7 @@ def read_run(output: str, stage: str, *, now: float, stalled_after_s: float) -> 
     except Exception as error:  # noqa: BLE001  a damaged file may raise any
         line = (str(error).splitlines() or [""])[0][:300]
         if not isinstance(error, UserError | OSError):
-            line = f"a file is damaged ({type(error).__name__}: {line})"
+            line = f"it cannot be read ({type(error).__name__}: {line})"
         return _unreadable(output, stage, line)
 
 

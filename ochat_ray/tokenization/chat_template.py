@@ -201,11 +201,15 @@ class ChatTemplate:
         """Return a noncharacter that the conversation does not contain.
 
         Raises:
-            TemplateError: It contains each of `MARKS`, or JSON that is nested too deeply.
+            TemplateError: It contains each of `MARKS`, an unpaired surrogate, or too deep JSON.
         """
         if has_deep_json(chat):
             raise TemplateError("tools or arguments are nested too deeply")
         written = text_of(chat)
+        try:
+            written.encode()
+        except UnicodeEncodeError:
+            raise TemplateError("an unpaired surrogate, which UTF-8 cannot represent") from None
         lowercase = written.lower()
         for mark in MARKS:
             if mark not in written and _escape(mark) not in lowercase:

@@ -186,9 +186,16 @@ def ends_of_turn(template: ChatTemplate) -> tuple[int, ...]:
     samples = [sample for of_probe in found for sample in of_probe]
     if not any(found[:2]):
         prompt = template.render(Chat([question]), add_generation_prompt=True).text
+        outside = (
+            ", or not in its {% generation %} block, which must not be within a macro, a set or a "
+            "filter block"
+            if template.has_generation_blocks
+            else ""
+        )
         raise UserError(
             f"the chat template does not write an answer after its own prompt for one, "
-            f"{prompt[-60:]!r}, so none can be learnt; give another with --template FILE.jinja"
+            f"{prompt[-60:]!r}{outside}, so none can be learnt; give another with --template "
+            "FILE.jinja"
         )
     written = " ".join(template.decode(sample.ids) for sample in samples).casefold()
     if not all(turn.text in written for turn in probes[0].turns):

@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ochat_ray.schema import Turn
 from ochat_ray.tokenization.chat_template import ChatTemplate, Encoding, Rendering, TemplateError
 from ochat_ray.tokenization.messages import Chat, is_object, split_reasoning
+
+BATCH_CHARACTERS = 1 << 20
+"""Characters of renderings that are encoded together. The renderings of a conversation with many
+answers are together much longer than the conversation."""
 
 THINKING = "enable_thinking"
 """Variable of many templates that says whether the answer to come has reasoning."""
@@ -100,28 +104,36 @@ def supervise(
         template: The model's template.
         last_only: Whether a conversation with more than one sample keeps only the last one.
     """
-    rendered: list[list[_Answer] | TemplateError] = []
+    results: list[Supervised | TemplateError] = []
     for chat in chats:
         try:
-            rendered.append(list(_answers(chat, template)))
+            encoded = _encoded(_answers(chat, template), template)
+            results.append(_supervised(chat, encoded, template, last_only=last_only))
         except TemplateError as error:
-            rendered.append(error)
-    flat = [
-        rendering
-        for answers in rendered
-        if isinstance(answers, list)
-        for answer in answers
-        for rendering in (answer.prompt, answer.done)
-    ]
-    encodings = iter(template.encode(flat))
-    results: list[Supervised | TemplateError] = []
-    for chat, answers in zip(chats, rendered, strict=True):
-        if isinstance(answers, TemplateError):
-            results.append(answers)
-            continue
-        pairs = [(answer, next(encodings), next(encodings)) for answer in answers]
-        results.append(_supervised(chat, pairs, template, last_only=last_only))
+            results.append(error)
     return results
+
+
+def _encoded(
+    answers: Iterable[_Answer], template: ChatTemplate
+) -> Iterator[tuple[_Answer, Encoding, Encoding]]:
+    """Yield answers with their encoded renderings, of which few are in memory at a time."""
+    batch: list[_Answer] = []
+    size = 0
+    for answer in answers:
+        batch.append(answer)
+        size += len(answer.prompt.text) + len(answer.done.text)
+        if size > BATCH_CHARACTERS:
+            yield from _encode(batch, template)
+            batch, size = [], 0
+    yield from _encode(batch, template)
+
+
+def _encode(
+    answers: Sequence[_Answer], template: ChatTemplate
+) -> Iterator[tuple[_Answer, Encoding, Encoding]]:
+    found = template.encode([text for answer in answers for text in (answer.prompt, answer.done)])
+    return zip(answers, found[::2], found[1::2], strict=True)
 
 
 def _answers(chat: Chat, template: ChatTemplate) -> Iterator[_Answer]:
@@ -185,14 +197,17 @@ def _continues(answer: _Answer) -> bool:
 
 def _supervised(
     chat: Chat,
-    answers: Sequence[tuple[_Answer, Encoding, Encoding]],
+    answers: Iterable[tuple[_Answer, Encoding, Encoding]],
     template: ChatTemplate,
     *,
     last_only: bool,
 ) -> Supervised:
     samples: list[Sample] = []
     notes: Counter[str] = Counter()
+    last: _Answer | None = None
+    length = 0
     for answer, prompt, done in answers:
+        last, length = answer, max(length, len(done.ids))
         notes["special_as_text"] += any(
             map(template.has_name, split_reasoning(chat.turns[answer.turn]))
         )
@@ -220,8 +235,7 @@ def _supervised(
             )
         else:
             samples.append(Sample(ids, [0.0] * len(prompt.ids) + weights, [answer.turn]))
-    if answers:
-        last, _, _ = answers[-1]
+    if last is not None:
         seen = Chat(chat.turns[: last.turn + 1], chat.tools)
         notes += left_out(seen, last.done.text, last.done.mark)
     notes["weight_not_used"] = sum(
@@ -231,7 +245,6 @@ def _supervised(
     if last_only and len(samples) > 1:
         notes["earlier_answer_left_out"] = sum(len(sample.answers) for sample in samples[:-1])
         samples = samples[-1:]
-    length = max((len(done.ids) for _, _, done in answers), default=0)
     return Supervised(tuple(samples), length, +notes)
 
 

@@ -100,7 +100,7 @@ def end_of_turn_id(tokenizer: Any) -> int:
     if END_OF_TURN not in ids:
         raise UserError(
             f"the tokenizer has no {END_OF_TURN} token; open it with "
-            "ochat_ray.tokenization.tokenizer.load_tokenizer, which adds it"
+            "ochat_ray.tokenizer.load_tokenizer, which adds it"
         )
     return int(ids[END_OF_TURN])
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 from ochat_ray.models.base_model import generation_config, load_model
 from ochat_ray.models.model_directory import on_this_host
 from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
@@ -151,10 +151,9 @@ def check_adapter(
     try:
         model = PeftModel.from_pretrained(load_model(local, opened), str(directory)).eval()
     except Exception as error:  # whatever a model's code raises
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
             "the exported adapter cannot be loaded, and is not published; the last checkpoint is "
-            f"kept: {line}"
+            f"kept: {first_line(error, 200)}"
         ) from error
     # The base's own embeddings may have rows that belong to no token.
     return check_logits(model, pack, expected, opened, dtype, vocabulary=expected.shape[-1])

@@ -7,11 +7,12 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed
@@ -42,7 +43,8 @@ def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> 
     hub = HubFormat(engine.model)
     groups = hub.groups(state.names)
 
-    writer = _ShardWriter(directory)
+    split = split_into_files(hub.to_file(state.on_meta_device()))
+    writer = _ShardWriter(directory, split)
     for group in groups:
         with _gathered(engine, state, group, changes=True):
             state.round(group)
@@ -55,7 +57,7 @@ def export(engine: Engine, tokenizer: Any, directory: Path, model_type: str) -> 
         with _gathered(engine, state, group):
             if first:
                 for name, tensor in hub.to_file(state.take(group)).items():
-                    written = _read(directory / writer.where[name], name)
+                    written = _read(directory / split.tensor_to_filename[name], name)
                     assert torch.equal(written, tensor.cpu()), f"{name} differs from its file"
     if first:
         write_config(config, directory)
@@ -142,6 +144,13 @@ class ExportedState:
         """Return gathered tensors in the written dtype, without the padding of the vocabulary."""
         return {name: self._take(name) for name in group}
 
+    def on_meta_device(self) -> dict[str, torch.Tensor]:
+        """Return all tensors with their written shapes and dtypes, without content."""
+        return {
+            name: torch.empty(shape, dtype=self._dtype(name), device="meta")
+            for name, shape in self._shapes.items()
+        }
+
     def _take(self, name: str) -> torch.Tensor:
         tensor, shape = self._tensors[name].detach(), self._shapes[name]
         return tensor[tuple(slice(size) for size in shape)].to(self._dtype(name))
@@ -181,45 +190,36 @@ def publish(directory: Path, run: RunDir) -> None:
             shutil.copyfileobj(source, target, 16 << 20)
 
 
-class _ShardWriter:
-    """Writer that collects tensors and writes a file when a shard is full."""
+def split_into_files(tensors: Mapping[str, torch.Tensor]) -> StateDictSplit:
+    """Return the files that tensors are written to, in order; they may be on the meta device."""
+    return split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.numel() * tensor.element_size(),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._tensors: dict[str, torch.Tensor] = {}
-        self._bytes = 0
-        self._total = 0
-        self._files: list[list[str]] = []
-        self.where: dict[str, str] = {}
+
+class _ShardWriter:
+    """Writer that collects the tensors of a file, and writes it once it has all of them."""
+
+    def __init__(self, directory: Path, split: StateDictSplit) -> None:
+        self._directory, self._split = directory, split
+        self._tensors: dict[str, dict[str, torch.Tensor]] = {}
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        size = tensor.numel() * tensor.element_size()
-        if self._tensors and self._bytes + size > SHARD_BYTES:
-            self._flush()
-        self._tensors[name] = tensor.contiguous()
-        self._bytes += size
-        self._total += size
+        file = self._split.tensor_to_filename[name]
+        collected = self._tensors.setdefault(file, {})
+        collected[name] = tensor.contiguous()
+        if len(collected) == len(self._split.filename_to_tensors[file]):
+            save_file(self._tensors.pop(file), self._directory / file, metadata={"format": "pt"})
 
     def finish(self) -> None:
-        self._flush()
-        count = len(self._files)
-        for number, names in enumerate(self._files):
-            file = (
-                "model.safetensors"
-                if count == 1
-                else (f"model-{number + 1:05d}-of-{count:05d}.safetensors")
-            )
-            (self._directory / f"shard-{number}").rename(self._directory / file)
-            self.where |= dict.fromkeys(names, file)
-        if count > 1:
-            index = {"metadata": {"total_size": self._total}, "weight_map": self.where}
+        assert not self._tensors
+        if self._split.is_sharded:
+            where = self._split.tensor_to_filename
+            index = {"metadata": self._split.metadata, "weight_map": where}
             (self._directory / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    def _flush(self) -> None:
-        path = self._directory / f"shard-{len(self._files)}"
-        save_file(self._tensors, path, metadata={"format": "pt"})
-        self._files.append(list(self._tensors))
-        self._tensors, self._bytes = {}, 0
 
 
 def _read(path: Path, name: str) -> torch.Tensor:

@@ -178,9 +178,11 @@ class _Worker:
         directory = Path(self.settings["staging"], f"base-{self.node_rank}")
         if self.local_rank == 0:
             prepare_base(
-                self.config.model, directory, model_type=self.manifest["model_type"],
+                self.config.model,
+                directory,
+                model_type=self.manifest["model_type"],
                 allow_pickle=self.config.allow_pickle,
-            )  # fmt: skip
+            )
         distributed.barrier()
         return str(directory) if directory.exists() else self.config.model
 

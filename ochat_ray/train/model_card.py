@@ -85,8 +85,10 @@ _USE = (
     "ochat-ray serve model=DIRECTORY",
 )
 _USE_ADAPTER = (
+    "from transformers import GenerationConfig\n\n"
     "BASE = ...  # directory or name of the base model\n"
-    'model = AutoModelForCausalLM.from_pretrained(BASE)\nmodel.load_adapter(".")',
+    'model = AutoModelForCausalLM.from_pretrained(BASE)\nmodel.load_adapter(".")\n'
+    'model.generation_config = GenerationConfig.from_pretrained(".")  # stops at the end of turn',
     "ochat-ray serve model=BASE adapters=PARENT_OF_THIS_DIRECTORY",
 )
 """How to load and serve a model, and adapters of a base."""

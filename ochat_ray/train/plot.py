@@ -101,8 +101,9 @@ def _loss(axes: Axes, steps: list[dict[str, Any]], held_out: list[dict[str, Any]
             labelcolor=INK, borderaxespad=0.3, handlelength=1.8,
         )  # fmt: skip
     # A spike of a single step must not determine the scale.
-    shown = np.concatenate([smooth, ey, np.quantile(y[np.isfinite(y)], [0.005, 0.995])
-                            if np.isfinite(y).any() else []])  # fmt: skip
+    shown = np.concatenate(
+        [smooth, ey, np.quantile(y[np.isfinite(y)], [0.005, 0.995]) if np.isfinite(y).any() else []]
+    )
     shown = shown[np.isfinite(shown)]
     if shown.size and shown.max() > shown.min():
         margin = 0.08 * (shown.max() - shown.min())

@@ -208,10 +208,12 @@ def _read_samples(run: RunDir) -> list[Sample]:
         if isinstance(prompt, str) and isinstance(answer, str):
             found.append(
                 Sample(
-                    step=value["step"], prompt=prompt, answer=answer,
+                    step=value["step"],
+                    prompt=prompt,
+                    answer=answer,
                     ended=value.get("ended") is True,
                 )
-            )  # fmt: skip
+            )
     return found
 
 

@@ -138,6 +138,14 @@ def test_another_way_to_read_is_another_run(change):
     assert replace(OPENCHAT, **change).identity() != OPENCHAT.identity()
 
 
+@pytest.mark.parametrize("change", [{"output": ""}, {"input": ("a.json", "")}])
+def test_an_empty_path_is_not_the_current_directory(change):
+    (name,) = change
+    config = replace(OPENCHAT, **{"input": ("a.json",), **change})
+    with pytest.raises(UserError, match=f"--{name} is empty; give a value, or leave it out"):
+        config.check()
+
+
 @pytest.mark.parametrize("arguments", ["[1]", "{", '{"a": NaN}', '{"a": [-Infinity]}'])
 def test_template_arguments_are_a_json_object(arguments):
     """A NaN would have another value in the exported template, where its name means nothing."""

@@ -138,3 +138,16 @@ def test_a_conversation_without_samples_has_the_reason(source, weight, limit, re
     config = PrepareConfig(recipe="chat", max_length=limit)
     assert result.samples == ()
     assert reason_for_no_sample(found, result, config)[0] == reason
+
+
+def test_windows_of_a_long_conversation_are_found_with_few_renderings(template, monkeypatch):
+    """Each round's answer is rendered for its window, and again for the window's samples."""
+    render, count = template.render, []
+    monkeypatch.setattr(template, "render", lambda *a, **k: count.append(1) or render(*a, **k))
+    found = conversation(*(f"text {n}" for n in range(80)))
+    limit = 10 * (len(SOURCE) // 8)
+    (result,) = tokenize_chats([found], template=template, max_length=limit, long="split")
+    assert "".join(written(template, result)).count("text") == 80
+    assert all(len(sample.input_ids) <= limit for sample in result.samples)
+    assert 1 < len(result.samples) < 40
+    assert len(count) <= 2 * 40 * 4

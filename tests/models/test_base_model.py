@@ -150,14 +150,14 @@ def test_scalings_are_those_of_transformers(kind, positions, rope):
 
 def test_the_context_of_a_model_with_images_is_that_of_its_text_config():
     config = Gemma3Config(text_config={"max_position_embeddings": 2048})
-    with pytest.raises(UserError, match="the model one of 2,048; give --rope-scaling"):
+    with pytest.raises(UserError, match=r"the model one of 2,048; .* --max-length 2048, or extend"):
         extend_context(config, 4096, extrapolate=False, rope_scaling=None)
     extend_context(config, 4096, extrapolate=True, rope_scaling=None)
     assert config.text_config.max_position_embeddings == 4096
 
 
 def test_an_impossible_context_is_one_clear_line():
-    with pytest.raises(UserError, match="context of 4,096 tokens, the model one of 2,048; give"):
+    with pytest.raises(UserError, match="context of 4,096 tokens, the model one of 2,048; prepare"):
         extended(4096)
     with pytest.raises(UserError, match="--rope-scaling linear has no effect"):
         extended(1024, rope_scaling="linear")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ochat_ray.cluster.view import Cluster, Group, Job, Node, Work
+from ochat_ray.cluster.view import Cluster, Group, Job, Node, Requests, Work
 from ochat_ray.status.overview import (
     cost_of,
     describe,
@@ -138,8 +138,60 @@ def test_replicas_are_counted_and_an_unhealthy_application_is_a_problem():
     well = status(Cluster(applications={"chat": application("RUNNING", ["RUNNING", "STARTING"])}))
     assert well.problems == []
     assert "serve   chat RUNNING: running replicas: Model 1 of 2" in describe(well)
+    assert "serve   chat Model: ? requests running, ? waiting" in describe(well)
     ill = status(Cluster(applications={"chat": application("UNHEALTHY", [])}))
     assert ill.problems == ["application chat is UNHEALTHY: a b"]
+
+
+def served(ids, *, most, most_waiting):
+    return {
+        "target_num_replicas": len(ids),
+        "replicas": [{"state": "RUNNING", "replica_id": one} for one in ids],
+        "deployment_config": {"max_ongoing_requests": most, "max_queued_requests": most_waiting},
+    }
+
+
+def test_requests_are_counted_per_replica_beside_their_limits():
+    deployments = {
+        "Ingress": served(["i"], most=4096, most_waiting=-1),
+        "Model": served(["m", "n"], most=16, most_waiting=64),
+    }
+    cluster = Cluster(
+        applications={"chat": {"status": "RUNNING", "deployments": deployments}},
+        requests=Requests(
+            running={
+                ("chat", "Ingress", "i"): 40, ("chat", "Model", "m"): 16,
+                ("chat", "Model", "n"): 15, ("chat", "Model", "old"): 3,
+            },
+            waiting={("chat", "Ingress"): 0, ("chat", "Model"): 9},
+        ),
+    )  # fmt: skip
+    assert describe(status(cluster)).splitlines() == [
+        "serve   chat RUNNING: running replicas: Ingress 1 of 1, Model 2 of 2",
+        "serve   chat Ingress: 40 of 4096 requests running, 0 waiting",
+        "serve   chat Model: 31 of 32 requests running, 9 of 64 waiting (by replica: m 16, n 15)",
+        "all well",
+    ]
+
+
+def test_requests_that_cannot_be_counted_are_no_zeros():
+    deployments = {"Model": served(["m"], most=16, most_waiting=64)}
+    cluster = Cluster(
+        applications={"chat": {"status": "RUNNING", "deployments": deployments}},
+        requests=Requests(unreachable=["10.0.0.7", "10.0.0.8"]),
+    )
+    _, model, node_, _ = describe(status(cluster)).splitlines()
+    assert model == "serve   chat Model: ? of 16 requests running, ? of 64 waiting"
+    assert node_.startswith("serve   requests are not counted on 10.0.0.7, 10.0.0.8, whose")
+
+
+def test_names_of_others_write_no_lines_and_control_no_terminal():
+    hostile = job("1", "RUNNING", command="python x.py \x1b[2J\n\u202eall well\ud800\u4f60")
+    lines = describe(status(Cluster(jobs=[hostile]))).splitlines()
+    assert lines == [
+        r"job     1 running, 1.0 h: python x.py \x1b[2J\n\u202eall well\ud800" + "\u4f60",
+        "all well",
+    ]
 
 
 def test_a_leftover_of_a_dead_job_is_a_problem():

@@ -112,7 +112,7 @@ def test_a_damaged_plan_is_unreadable_in_one_line(run, plan):
         Output(run).start_work("0" * 32).write_json("plan.json", plan)
         found = state_of(run, "prepare")
     assert found.state == "unreadable"
-    assert found.progress.startswith("a file is damaged (")
+    assert found.progress.startswith("it cannot be read (")
 
 
 @pytest.mark.parametrize("line", ['{"step": 1, "loss": 1' + "0" * 400 + "}", "[" * 100_000])
@@ -120,7 +120,7 @@ def test_a_damaged_line_of_metrics_is_unreadable_in_one_line(run, line):
     run.write_text("metrics.jsonl", f"{line}\n")
     found = state_of(run)
     assert found.state == "unreadable"
-    assert found.progress.startswith("a file is damaged (")
+    assert found.progress.startswith("it cannot be read (")
 
 
 def test_a_directory_that_does_not_answer_is_unreadable_and_the_others_are_read(run, monkeypatch):
@@ -157,6 +157,7 @@ def test_outputs_are_those_of_the_commands():
             "python jobs/train.py --recipe openchat",
             "ochat-ray train --recipe=chat --output='/shared/my model'",
             "python jobs/prepare.py --input a --output s3://b/data",
+            "bash -c 'cd /x && python jobs/train.py --output \"/shared/by shell\"'",
             "serve run ochat_ray.serve:app",
             "python train.py --output /other",
             "python jobs/evaluate.py --output /other",
@@ -166,6 +167,7 @@ def test_outputs_are_those_of_the_commands():
         "runs/openchat/model": "train",
         "/shared/my model": "train",
         "s3://b/data": "prepare",
+        "/shared/by shell": "train",
     }
 
 

@@ -2,12 +2,17 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from ochat_ray.cluster import state
 from ochat_ray.cluster.view import Cluster, Job
+from ochat_ray.errors import UserError
 from ochat_ray.jobs import status
 
 
@@ -56,6 +61,45 @@ def test_the_status_is_2_without_a_cluster(capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "no Ray cluster answers (Failed to connect to Ray at address" in line
     assert "--address http://127.0.0.1:8265" in line
+
+
+def test_a_wrong_token_is_no_missing_cluster(monkeypatch, capsys):
+    def refuses(*_, **__):
+        raise RuntimeError("Authentication failed: Forbidden: Invalid authentication token\nmore")
+
+    monkeypatch.setattr("ochat_ray.cluster.state.JobSubmissionClient", refuses)
+    assert status.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the Ray cluster refuses access (Authentication failed: Forbidden: " in line
+
+
+def test_a_missing_token_is_one_line(tmp_path):
+    """Of a user without a home, such as that of a service."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ochat_ray", "status"], env=env | {"RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "the Ray cluster refuses access (Token authentication is enabled but " in line
+
+
+class Client:
+    """A dashboard where Ray Serve's state has this response."""
+
+    def __init__(self, code, text):
+        self.response = SimpleNamespace(status_code=code, text=text, json=dict)
+
+    def _do_request(self, *_):
+        return self.response
+
+
+def test_a_state_of_serve_that_cannot_be_read_is_no_idle_cluster():
+    """A script would power the head off."""
+    with pytest.raises(UserError, match=r"cannot be read \(503: the GCS may be down\)"):
+        state._serve_state(Client(503, "the GCS\n may be down"))
+    assert state._serve_state(Client(501, "Serve dependencies are not installed")) == {}
 
 
 def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch, capsys):

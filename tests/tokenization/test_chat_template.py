@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ochat_ray.errors import UserError
 from ochat_ray.schema import ToolCall, Turn
+from ochat_ray.tokenization import supervision
 from ochat_ray.tokenization.chat_template import MARKS, ChatTemplate, TemplateError
 from ochat_ray.tokenization.chat_tokenizer import (
     TemplateSettings,
@@ -546,3 +547,46 @@ def test_answers_with_names_of_special_tokens_are_counted(opened):
     answers = ("<tool_call>{}</tool_call>", "<think>r</think>fine")
     (found,) = supervise([chat("<|im_end|>", answers[0], "b", answers[1])], template)
     assert found.notes["special_as_text"] == 1
+
+
+def test_few_renderings_are_in_memory_at_a_time(opened, monkeypatch):
+    """Those of all answers are together as long as the square of the conversation."""
+    _, template = opened(QWEN_LIKE)
+    turns = chat(*("<think>r</think>a" if n % 2 else "q" for n in range(20)))
+    (together,) = supervise([turns], template)
+    encode, sizes = template.encode, []
+    monkeypatch.setattr(template, "encode", lambda texts: sizes.append(len(texts)) or encode(texts))
+    monkeypatch.setattr(supervision, "BATCH_CHARACTERS", 1)
+    assert supervise([turns], template) == [together]
+    assert len(together.samples) == 10
+    assert max(sizes) == 2
+
+
+def test_half_an_emoji_in_json_refuses_the_conversation(opened):
+    """JSON can write it as an escape sequence, which is text until the arguments are parsed."""
+    _, template = opened(QWEN_LIKE)
+    half = json.dumps({"a": "\ud83d"})
+    calls = (ToolCall(id="1", name="f", arguments=half),)
+    turns = [Turn(role="user", text="a"), Turn(role="assistant", text="", tool_calls=calls)]
+    tools = json.dumps([{"type": "function", "function": {"name": "f", "description": "\ud83d"}}])
+    for refused in (Chat(turns), Chat(chat("a", "b").turns, tools)):
+        (found,) = supervise([refused], template)
+        assert isinstance(found, TemplateError)
+        assert "unpaired surrogate" in str(found)
+        with pytest.raises(TemplateError):
+            template.ids(refused)
+
+
+def test_a_generation_block_within_a_macro_is_refused_with_the_reason(opened):
+    """transformers finds such a block in another place of the text."""
+    block = "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+    source = (
+        "{% macro write(m) %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        + block
+        + "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endmacro %}"
+        "{% for m in messages %}{{ write(m) }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    _, template = opened(source)
+    with pytest.raises(UserError, match="must not be within a macro"):
+        ends_of_turn(template)

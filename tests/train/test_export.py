@@ -163,8 +163,9 @@ def write(directory):
     directory.mkdir()
     original = model()
     original.config.save_pretrained(directory)
-    writer = export._ShardWriter(directory)
-    for name, parameter in original.named_parameters():
+    parameters = dict(original.named_parameters())
+    writer = export._ShardWriter(directory, export.split_into_files(parameters))
+    for name, parameter in parameters.items():
         writer.add(name, parameter.detach())
     writer.finish()
     return original

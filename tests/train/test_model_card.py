@@ -57,6 +57,7 @@ def test_the_card_of_adapters_loads_their_base():
     """`base_model_name_or_path` of the files may be a path on the training's machine."""
     card = model_card(RESULT | {"adapter": {}}, licence={})
     assert "AutoModelForCausalLM.from_pretrained(BASE)\nmodel.load_adapter(" in card
+    assert 'model.generation_config = GenerationConfig.from_pretrained(".")' in card
     assert "ochat-ray serve model=BASE adapters=" in card
     assert 'from_pretrained(".")\nmessages' in model_card(RESULT, licence={})
 
