@@ -43,6 +43,12 @@ def join_or_start() -> bool:
     return True
 
 
+def would_start() -> bool:
+    """Return whether `join_or_start` would start a cluster for this process alone."""
+    address = get_ray_address_from_environment(None, None)  # type: ignore[arg-type]
+    return not ray.is_initialized() and address in (None, "local")
+
+
 def _wait_for(address: str) -> None:
     """Wait until something listens at the address; ray.init itself gives up only after 15 minutes.
 

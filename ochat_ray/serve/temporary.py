@@ -30,6 +30,7 @@ def served(models: Mapping[str, str], *, on_gpu: bool = False) -> Iterator[dict[
 
     Uses the existing Ray cluster, in addition to what it already serves, or starts a local one.
     """
+    alone = ray_session.would_start()
     own_ray = ray_session.join_or_start()
     own_serve = _get_global_client(raise_if_no_controller_running=False) is None
     if own_serve:
@@ -53,10 +54,13 @@ def served(models: Mapping[str, str], *, on_gpu: bool = False) -> Iterator[dict[
         root = f"http://127.0.0.1:{client.http_config.port}"
         yield {name: f"{root}/{application}/v1" for name, application in applications.items()}
     finally:
-        for application in applications.values():
-            serve.delete(application)
-        if own_serve:
-            serve.shutdown()
+        # A cluster of this process ends with all that it serves. There, Ray 2.60's serve.shutdown()
+        # prints to standard output that its controller's last task failed.
+        if not alone:
+            for application in applications.values():
+                serve.delete(application)
+            if own_serve:
+                serve.shutdown()
         if own_ray:
             ray.shutdown()
 
