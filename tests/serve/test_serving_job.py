@@ -1,8 +1,10 @@
 """A job that serves a model, stopped by `ray job stop`."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,12 +19,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
 @pytest.fixture
-def ray_command(tmp_path_factory):
+def ray_command():
     """Run a command against a Ray of its own, with a dashboard."""
     ports = {
         name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")
     }
-    folder = tmp_path_factory.mktemp("r")
+    # Not tmp_path: the dashboard's sockets below it must have at most 107 characters.
+    folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token",
         "RAY_TMPDIR": str(folder),  # where `ray start` writes its address, which others would join
@@ -57,6 +60,7 @@ def ray_command(tmp_path_factory):
     finally:
         head.terminate()
         head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for(output, text, timeout_s=180, until=lambda: False):
