@@ -1,4 +1,7 @@
-"""The head lost where the GCS keeps its state in Redis: Serve's replicas outlive it."""
+"""The head lost where the GCS keeps its state in Redis: Serve's replicas outlive it.
+
+A key that is revoked meanwhile stays revoked.
+"""
 
 import json
 import shutil
@@ -13,6 +16,7 @@ from tests.cluster.jobs import BASE
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 PORT, PASSWORD = 6399, "of-this-test"
+KEYS = {"who stays": "sk-of-who-stays-0123456789", "who left": "sk-of-who-left-0123456789"}
 ASK = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
 
@@ -57,23 +61,37 @@ def test_replicas_of_a_model_in_the_store_outlive_the_head(hosts, redis, run_on)
     )
     run_on(head, start_head)
     run_on(worker, f"ray start --address={head.address}:6379 --num-cpus=1")
-    run_on(head, f"serve run --non-blocking ochat_ray.serve:app model={BASE} ui=false")
+    for host in (head, worker):
+        write_keys(host, *KEYS)
+    run_on(
+        head, f"serve run --non-blocking ochat_ray.serve:app model={BASE} ui=false keys=$HOME/keys"
+    )
 
-    def answer():
+    def answer(who):
         done = head.inside(
-            "curl -s --max-time 10 -H 'Content-Type: application/json' -d @- "
+            "curl -s -o /tmp/answer -w '%{http_code}' --max-time 10 -d @- "
+            f"-H 'Content-Type: application/json' -H 'Authorization: Bearer {KEYS[who]}' "
             "http://127.0.0.1:8000/v1/chat/completions || true", input=json.dumps(ASK),
         )  # fmt: skip
-        return '"completion_tokens"' in done.stdout
+        return done.stdout
 
     def replica():
         return worker.inside("pgrep -f ^ray::ServeReplica:default:Model || true").stdout
 
-    wait_for(answer, "an answer", 240)
+    wait_for(lambda: answer("who stays") == "200", "an answer", 240)
+    assert answer("who left") == "200"
     before = replica()
     head.crash()
+    write_keys(worker, "who stays")
     head.boot()
-    assert not answer()
+    assert answer("who stays") == "000"  # no connection
+    write_keys(head, "who stays")
     run_on(head, start_head)
-    wait_for(answer, "an answer of the new head", 240)
+    wait_for(lambda: answer("who stays") == "200", "an answer of the new head", 240)
+    assert answer("who left") == "401"
     assert replica() == before != ""
+
+
+def write_keys(host, *names):
+    lines = "".join(f"{name.split()[-1]}:{KEYS[name]}\n" for name in names)
+    host.inside("umask 077 && cat > ~/keys", input=lines)

@@ -59,9 +59,11 @@ FILL = """
 import ray, time
 ray.init()
 fill = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(lambda: bytes(50 << 20))
-kept = [fill.remote() for _ in range(12)]
-ray.wait(kept, num_returns=len(kept))
-time.sleep(600)
+kept = []
+for _ in range(120):  # again and again, also on a host that came back late
+    kept = kept[-6:] + [fill.remote() for _ in range(6)]
+    ray.wait(kept, num_returns=len(kept), timeout=60)
+    time.sleep(5)
 """
 """Several times what the hosts' stores hold, until it is stopped."""
 
@@ -81,8 +83,12 @@ def test_full_object_stores_and_workers_killed_in_each_stage_change_nothing(clus
     submit = ("ray", "job", "submit", "--no-wait", "--submission-id", "fill")
     cluster.run(*submit, "--", "python", "fill.py")
     spilled = "find ~/.ray -path '*spill*' -type f -size +1M"
-    for host in cluster.workers:
-        wait_for(lambda host=host: host.inside(spilled).stdout, "a spilled object", 240)
+    try:
+        for host in cluster.workers:
+            wait_for(lambda host=host: host.inside(spilled).stdout, "a spilled object", 240)
+    except TimeoutError as error:
+        error.add_note(cluster.run("ray", "job", "logs", "fill"))
+        raise
     with meanwhile(kill):
         again = prepare(cluster, "killed")
     cluster.run("ray", "job", "stop", "fill")  # fails where it has ended
