@@ -192,7 +192,7 @@ async function aiCalls() {
     rejected: "item_reference",
     call: async () => {
       let response, text = "";
-      while (!text) { // of an empty answer nothing is sent back
+      for (let tries = 0; !text && tries < 20; tries++) { // of an empty answer nothing is sent back
         ({ response, text } = await generateText({ model: openai(model), messages, maxOutputTokens: 16 }));
       }
       const again = [...messages, ...response.messages, ...messages];

@@ -59,7 +59,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Responder:
-    """What all answers of an ingress replica have in common.
+    """Settings and services that all answers of an ingress replica share.
 
     Attributes:
         at_once: Answers of one request that are generated concurrently.

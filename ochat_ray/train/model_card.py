@@ -91,7 +91,7 @@ _USE_ADAPTER = (
     'model.generation_config = GenerationConfig.from_pretrained(".")  # stops at the end of turn',
     "ochat-ray serve model=BASE adapters=PARENT_OF_THIS_DIRECTORY",
 )
-"""How to load and serve a model, and adapters of a base."""
+"""Code that loads and serves a model, and adapters of a base."""
 
 
 _TEXT = """# A chat model fine-tuned from {base}

@@ -41,7 +41,7 @@ def documented_lines():
 
 @pytest.fixture(scope="module")
 def assets(cluster, model_directory):
-    """What `ochat_ray.demo.assets` finds at the client's: small files of the demo's names."""
+    """Small files in the client's cache, in place of what `ochat_ray.demo.assets` fetches."""
     folder = cluster.hosts.folder / "home/.cache/ochat_ray"
     folder.mkdir(parents=True)
     shutil.copytree(model_directory, folder / "smollm2-135m-instruct")
