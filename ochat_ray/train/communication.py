@@ -7,6 +7,8 @@ import time
 import torch
 from torch import distributed
 
+from ochat_ray.train.flops import ModelShape
+
 _SIZES = (2**16, 2**20, 2**24)
 """Message sizes in bytes; the next one is used if the previous one took less than `_LONG_S`."""
 
@@ -40,24 +42,25 @@ def bus_bandwidth(device: torch.device) -> float:
 
 
 def communication_seconds(
-    *, parameters: int, width: int, packs: int, zero_stage: int, workers: int, bandwidth: float
+    shape: ModelShape, *, width: int, packs: int, zero_stage: int, workers: int, bandwidth: float
 ) -> float:
     """Estimate the time of a step's collective operations in seconds.
 
-    ZeRO-3 gathers the parameters for each forward and each backward pass and reduces the
-    gradients, which are float32 in this project; the other stages gather them once per step
+    ZeRO-3 gathers all parameters for each forward and each backward pass and reduces the
+    gradients, which are float32 in this project; the others gather trained ones once per step
     (Rajbhandari et al. 2020, "ZeRO: Memory Optimizations", section 7).
 
     Args:
-        parameters: number of the model's parameters.
-        width: bytes per gathered parameter.
+        shape: sizes of the model.
+        width: bytes per parameter that is not quantized.
         packs: forward passes per worker.
         zero_stage: ZeRO stage.
         workers: number of workers.
         bandwidth: bus bandwidth in bytes per second.
     """
-    gathers = 2 * packs if zero_stage == 3 else 1
-    volume = parameters * (width * gathers + 4 * packs)
+    trained = shape.trained_parameters
+    gathered = 2 * packs * shape.weight_bytes(width) if zero_stage == 3 else width * trained
+    volume = gathered + 4 * packs * trained
     return (workers - 1) / workers * volume / bandwidth
 
 

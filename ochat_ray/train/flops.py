@@ -45,6 +45,7 @@ class ModelShape:
     attention.
 
     `idle_parameters` are those of the experts that a token does not pass through.
+    `quantized_parameters` are those of the frozen parameters that are quantized to NF4.
     `frozen_parameters` are not trained; `frozen_head` is whether the output head is one of them.
     This saves `frozen_operations` per token, and the backward pass of attention in
     `frozen_attention_layers`.
@@ -68,6 +69,18 @@ class ModelShape:
     frozen_operations: int = 0
     frozen_attention_layers: int = 0
     frozen_head: bool = False
+    quantized_parameters: int = 0
+
+    @property
+    def trained_parameters(self) -> int:
+        """Parameters that are not frozen."""
+        return self.parameters - self.frozen_parameters
+
+    def weight_bytes(self, width: int) -> int:
+        """Return the bytes of all parameters, of `width` bytes or quantized, without scales."""
+        return (
+            width * (self.parameters - self.quantized_parameters) + self.quantized_parameters // 2
+        )
 
     @property
     def attention_width(self) -> int:
@@ -85,12 +98,15 @@ class ModelShape:
         return layers * self.attention_width
 
     @classmethod
-    def of(cls, config: Any, frozen: Collection[str] = (), *, model: Any = None) -> ModelShape:
+    def of(
+        cls, config: Any, frozen: Collection[str] = (), *, model: Any = None, quantized: int = 0
+    ) -> ModelShape:
         """Return the shape of the model of a transformers configuration.
 
         Parameters are counted in the model itself, built on torch's meta device, which takes a
         fraction of a second and no memory for any size. `frozen` are names of parameters that are
-        not trained. `model` is the model on the meta device if it has adapters.
+        not trained. `model` is the model on the meta device if it has adapters, `quantized` the
+        number of its quantized parameters.
         """
         model = meta_model(config) if model is None else model
         text = config.get_text_config()
@@ -126,6 +142,7 @@ class ModelShape:
             frozen_operations=saved.operations,
             frozen_attention_layers=saved.attention_layers,
             frozen_head=saved.head,
+            quantized_parameters=quantized,
         )
 
 

@@ -258,7 +258,7 @@ class _Worker:
 
     def _communication_seconds(self, passes: int) -> float:
         return communication_seconds(
-            parameters=self.shape.parameters,
+            self.shape,
             width=self.engine.dtype.itemsize,
             packs=passes,
             zero_stage=self.config.zero_stage,

@@ -1,26 +1,42 @@
 """Estimated communication time of a step, and the measured bandwidth."""
 
+from dataclasses import replace
+
 import torch
 import torch.multiprocessing
 from torch import distributed
 
 from ochat_ray.train.communication import bus_bandwidth, communication_seconds
+from ochat_ray.train.flops import ModelShape
 
-STEP = {"parameters": 1000, "width": 2, "workers": 4, "bandwidth": 100.0}
+SHAPE = ModelShape(
+    layers=1, hidden=10, heads=1, kv_heads=1, head_size=10, intermediate=20, gated=True,
+    vocabulary=7, parameters=1000, matmul_parameters=900, tied=False,
+)  # fmt: skip
+STEP = {"width": 2, "workers": 4, "bandwidth": 100.0}
 
 
 def test_zero_3_gathers_for_each_pass():
     # Per pack: 2 bytes twice and 4 once for 1000 parameters, three quarters from other workers.
-    assert communication_seconds(packs=3, zero_stage=3, **STEP) == 0.75 * 3 * 8000 / 100
+    assert communication_seconds(SHAPE, packs=3, zero_stage=3, **STEP) == 0.75 * 3 * 8000 / 100
 
 
 def test_the_other_stages_gather_once_per_step():
-    assert communication_seconds(packs=3, zero_stage=2, **STEP) == 0.75 * (2000 + 3 * 4000) / 100
+    seconds = communication_seconds(SHAPE, packs=3, zero_stage=2, **STEP)
+    assert seconds == 0.75 * (2000 + 3 * 4000) / 100
+
+
+def test_frozen_parameters_are_only_gathered_and_quantized_ones_as_half_a_byte():
+    adapters = replace(SHAPE, frozen_parameters=900, quantized_parameters=800)
+    three = communication_seconds(adapters, packs=1, zero_stage=3, **STEP)
+    assert three == 0.75 * (2 * (2 * 200 + 400) + 4 * 100) / 100
+    two = communication_seconds(adapters, packs=1, zero_stage=2, **STEP)
+    assert two == 0.75 * (2 * 100 + 4 * 100) / 100
 
 
 def test_one_worker_needs_no_communication():
     alone = STEP | {"workers": 1, "bandwidth": float("inf")}
-    assert communication_seconds(packs=3, zero_stage=3, **alone) == 0
+    assert communication_seconds(SHAPE, packs=3, zero_stage=3, **alone) == 0
 
 
 def _measure(rank, address, found):
