@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def load_model(
     config: Any = None,
     attention: str | None = None,
     allow_pickle: bool = False,
+    quantization: Mapping[str, Any] | None = None,
 ) -> Any:
     """Load a causal language model from a Hugging Face directory, URI or hub name.
 
@@ -59,6 +61,8 @@ def load_model(
         attention: transformers' name of the attention implementation; None is its default.
         allow_pickle: read weights from a pickle, from which torch loads only tensors, instead of
             safetensors.
+        quantization: further arguments of `from_pretrained` for a model that is quantized while it
+            is loaded.
 
     Raises:
         UserError: there is no such model, it needs code or a pickle, or weights are missing.
@@ -78,6 +82,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # check_loaded reports them in one line
             output_loading_info=True,
             **options,
+            **(quantization or {}),
         )
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_open(path, error) from error

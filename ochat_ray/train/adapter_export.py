@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,18 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.engine import Engine
 from ochat_ray.train.export import export
 from ochat_ray.train.lora import ADAPTER, adapter_config, trained_adapters
+from ochat_ray.train.lora_options import quantizes_base
+from ochat_ray.train.quantization import (
+    dequantized,
+    load_quantized,
+    quantized_layers,
+)
 from ochat_ray.train.round_trip import (
     TOLERANCE,
     check_export,
     check_logits,
     load_dtype,
+    logits_difference,
     relative_difference,
 )
 
@@ -45,7 +54,8 @@ def export_checked(
     """Export a run's model to an empty directory and check the files; all workers call it.
 
     Without `--lora` and with `--merge` it is the whole model, otherwise the adapters. After a merge
-    the engine's model has no adapters.
+    the engine's model has no adapters. Of a quantized base the reference is what was trained: the
+    adapters on the quantized weights.
 
     Args:
         engine: the trained engine.
@@ -71,13 +81,30 @@ def export_checked(
         "base_model": config.model,
         "trained_parameters": sum(map(_size, trained_adapters(engine.model).values())),
     }
+    quantizes = quantizes_base(config)
     if not config.merge:
         export_adapter(engine, tokenizer, directory, model_type)
         difference = None
         if distributed.get_rank() == 0:
             with engine.unpartitioned_loading():
-                difference = check_adapter(directory, base, pack, trained, engine.dtype)
+                difference = check_adapter(
+                    directory, base, pack, trained, engine.dtype, quantized=quantizes
+                )
+                if quantizes:
+                    found["unquantized_difference"] = unquantized_difference(
+                        directory, base, pack, trained
+                    )
         return {"adapter": found, "export_difference": difference}
+    if quantizes:
+        merge_dequantized(engine)
+        export(engine, tokenizer, directory, model_type)
+        difference = None
+        if distributed.get_rank() == 0:
+            with engine.unpartitioned_loading():
+                # The sums of weights and adapters are rounded to bfloat16.
+                difference = check_export(directory, pack, trained, torch.bfloat16)
+        merged_adapter = found | {"difference": difference}
+        return {"merged_adapter": merged_adapter, "export_difference": difference}
     merge(engine)
     export(engine, tokenizer, directory, model_type)
     merged = engine.predict(pack.to(engine.device))
@@ -113,10 +140,11 @@ def export_adapter(engine: Engine, tokenizer: Any, directory: Path, model_type: 
 
 
 @torch.no_grad()
-def merge(engine: Engine) -> None:
+def merge(engine: Engine, *, skip: Collection[Any] = ()) -> None:
     """Add the adapters to the weights of the engine's model and remove them; all workers call it.
 
-    One layer is gathered at a time. The sum is in the engine's dtype, as in peft.
+    One layer is gathered at a time. The sum is in the engine's dtype, as in peft. Adapters of the
+    layers `skip` are kept.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -125,6 +153,8 @@ def merge(engine: Engine) -> None:
     layer: Any
     for name, layer in adapted:
         plain = layer.get_base_layer()
+        if plain in skip:
+            continue
         with contextlib.ExitStack() as stack:
             for parameter in layer.parameters():
                 changes = parameter is plain.weight
@@ -134,29 +164,93 @@ def merge(engine: Engine) -> None:
         setattr(model.get_submodule(parent), attribute, plain)
 
 
+@torch.no_grad()
+def merge_dequantized(engine: Engine) -> None:
+    """Replace the quantized layers of the engine's model by their sums; all workers call it.
+
+    The sum of a dequantized weight and its adapter is in the engine's dtype. It is on the CPU, of
+    the first worker only, since a GPU need not hold the model in this dtype; so the model can only
+    be exported afterwards.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    model = engine.model
+    merge(engine, skip=quantized_layers(model).values())
+    first = distributed.get_rank() == 0
+    for name, plain in quantized_layers(model).items():
+        place = name.removesuffix(".base_layer")
+        layer: Any = model.get_submodule(place)
+        with contextlib.ExitStack() as stack:
+            for parameter in layer.parameters():
+                stack.enter_context(engine.gathered(parameter))
+            weight = dequantized(plain)
+            if place != name:
+                if variant := layer.lora_variant.get(ADAPTER):
+                    weight = variant.merge_safe(layer, ADAPTER, weight)
+                else:
+                    weight = weight + layer.get_delta_weight(ADAPTER)
+        if issubclass(plain.source_cls, Conv1D):  # quantized after transposition
+            weight = weight.T
+        held = torch.nn.Module()
+        held.weight = torch.nn.Parameter(weight.to("cpu" if first else "meta"))
+        held.register_parameter("bias", plain.bias)
+        model.set_submodule(place, held)
+    model.hf_quantizer.remove_quantization_config(model)
+
+
 def check_adapter(
-    directory: Path, base: str, pack: Batch, expected: torch.Tensor, dtype: torch.dtype
+    directory: Path,
+    base: str,
+    pack: Batch,
+    expected: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    quantized: bool = False,
 ) -> float | None:
     """Load an exported adapter with peft and compare its logits with the engine's.
 
-    Arguments, result and errors are those of `check_export`, and `base` is the base model. None
-    also means that the host's free memory does not hold the base.
+    Arguments, result and errors are those of `check_export`; `base` is the base model, and
+    `quantized` whether it is quantized as in training. None also means that the host's free memory
+    does not hold the base.
     """
-    from peft import PeftModel
-
-    local = on_this_host(base)
-    opened = load_dtype(Path(local))
+    opened = load_dtype(Path(on_this_host(base)))
     if opened is None:
         return None
+    if quantized:
+        opened = dtype  # from weights in another dtype, others are quantized
+    model = _open_adapter(directory, base, opened, quantized=quantized)
+    # The base's own embeddings may have rows that belong to no token.
+    return check_logits(model, pack, expected, opened, dtype, vocabulary=expected.shape[-1])
+
+
+def unquantized_difference(
+    directory: Path, base: str, pack: Batch, expected: torch.Tensor
+) -> float | None:
+    """Return the difference of logits between the unquantized base and the engine's quantized one.
+
+    Both have the adapter. None if the host's free memory does not hold the base.
+    """
+    opened = load_dtype(Path(on_this_host(base)))
+    if opened is None:
+        return None
+    model = _open_adapter(directory, base, opened)
+    return logits_difference(model, pack, expected, vocabulary=expected.shape[-1])
+
+
+def _open_adapter(
+    directory: Path, base: str, dtype: torch.dtype, *, quantized: bool = False
+) -> Any:
+    from peft import PeftModel
+
+    load = partial(load_quantized, device=torch.device("cpu")) if quantized else load_model
     try:
-        model = PeftModel.from_pretrained(load_model(local, opened), str(directory)).eval()
+        model = load(on_this_host(base), dtype)
+        return PeftModel.from_pretrained(model, str(directory)).eval()
     except Exception as error:  # whatever a model's code raises
         raise UserError(
             "the exported adapter cannot be loaded, and is not published; the last checkpoint is "
             f"kept: {first_line(error, 200)}"
         ) from error
-    # The base's own embeddings may have rows that belong to no token.
-    return check_logits(model, pack, expected, opened, dtype, vocabulary=expected.shape[-1])
 
 
 def _check_whole(engine: Engine, directory: Path, pack: Batch) -> float | None:

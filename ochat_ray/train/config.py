@@ -126,8 +126,9 @@ class TrainConfig:
     """Share of the steps in which --schedule wsd decays; default: 0.1."""
     lora: str | None = None
     """Train low-rank adapters through peft and freeze the base model: r=16,alpha=32,targets=NAMES.
-    Targets are all-linear (default) or names joined by +; rslora=true and dora=true are variants.
-    The output directory then holds the adapter."""
+    Targets are all-linear (default) or names joined by +; rslora=true and dora=true are variants;
+    quantize=nf4 quantizes the frozen base to 4 bits (QLoRA). The output directory then holds the
+    adapter."""
     merge: Annotated[bool, Off] = False
     """With --lora: export the whole model with the adapters merged into it, not the adapters."""
     freeze: tuple[str, ...] = ()

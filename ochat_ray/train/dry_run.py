@@ -148,6 +148,11 @@ def describe(result: Mapping[str, Any]) -> str:
             if model["frozen_parameters"]
             else []
         ),
+        *(
+            [("quantized parameters", f"{model['quantized_parameters']:,}")]
+            if model["quantized_parameters"]
+            else []
+        ),
         *((name, _gib(memory[name])) for name in _PARTS if memory[name]),
         ("total", f"{_gib(memory['total'])}  {_verdict(memory)}"),
         *(
@@ -187,6 +192,7 @@ _PARTS = (
     "activations",
     "logits",
     "update",
+    "loading",
 )
 
 

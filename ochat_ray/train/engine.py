@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_config import deepspeed_config
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
 from ochat_ray.train.lora import adapt
+from ochat_ray.train.lora_options import quantizes_base
 from ochat_ray.train.optimizer import freeze, make_optimizer, parameter_groups
 from ochat_ray.train.probe import AttentionMode, candidates_of, choose_attention_mode
+from ochat_ray.train.quantization import load_quantized
 from ochat_ray.train.shared_memory_op import load_shared_memory_op
 from ochat_ray.train.universal import complete_for_all_stages
 
@@ -144,12 +147,14 @@ class Engine:
             cuda=cuda,
             universal=universal,
         )
+        quantizes = quantizes_base(config)
         # transformers partitions weights while it loads them as long as this object is alive.
         self._partition_on_load = (
-            HfDeepSpeedConfig(self.settings) if config.zero_stage == 3 else None
+            HfDeepSpeedConfig(self.settings) if config.zero_stage == 3 and not quantizes else None
         )
         register_packed_sdpa()
-        model = load_model(
+        load = partial(load_quantized, device=self.device) if quantizes else load_model
+        model = load(
             base,
             self.dtype,
             config=model_config,

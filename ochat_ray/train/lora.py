@@ -17,6 +17,7 @@ from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.lora_options import LoraOptions, lora_of
 from ochat_ray.train.meta_model import meta_model
 from ochat_ray.train.optimizer import frozen_by
+from ochat_ray.train.quantization import quantized_parameters
 
 ADAPTER = "default"
 """peft's name of the adapter, which its files do not contain."""
@@ -42,19 +43,19 @@ def adapt(model: Any, config: TrainConfig) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         _inject(model, options, base=config.model)
-    model.register_state_dict_post_hook(_drop_tied)
+    model.register_state_dict_post_hook(_keep_first_names)
 
 
-def _drop_tied(model: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Remove the second names of tied parameters from a state dict.
+def _keep_first_names(model: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Remove all but the first names of parameters and buffers from a state dict.
 
-    DeepSpeed 0.19.8 excludes frozen parameters from a checkpoint by their first names only, so it
-    would contain a tied embedding.
+    DeepSpeed 0.19.8 excludes frozen parameters from a checkpoint by these names only, so it would
+    contain a tied embedding, and the scales of quantized weights.
     """
-    first = {name for name, _ in model.named_parameters()}
-    for name, _ in model.named_parameters(remove_duplicate=False):
-        if name not in first:
-            state.pop(f"{prefix}{name}", None)
+    first = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    for name in list(state):
+        if name.removeprefix(prefix) not in first:
+            del state[name]
 
 
 def trained_adapters(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -72,10 +73,11 @@ def shape_of(config: TrainConfig, model_config: Any) -> ModelShape:
     if options is None:
         return ModelShape.of(model_config, frozen_by(config, model_config))
     model = meta_model(model_config)
+    quantized = quantized_parameters(model_config) if options.quantize else 0
     with torch.device("meta"):
         _inject(model, options, base=config.model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return ModelShape.of(model_config, frozen, model=model)
+    return ModelShape.of(model_config, frozen, model=model, quantized=quantized)
 
 
 def check_adaptable(config: TrainConfig, model_config: Any, manifest: Mapping[str, Any]) -> None:

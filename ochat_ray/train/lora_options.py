@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from ochat_ray.train.config import TrainConfig
 
 ALL_LINEAR = "all-linear"
+NF4 = "nf4"
+"""4-bit NormalFloat of QLoRA, the only value of `quantize`."""
 _FORM = "expected KEY=VALUE pairs such as r=16,alpha=32,targets=all-linear"
 _KEYS = ("r", "alpha", "targets", "rslora", "dora", "dropout", "quantize")
 
@@ -24,6 +27,7 @@ class LoraOptions:
     alpha / sqrt(r) if `rslora` (Kalajdzievski, 2023, arXiv:2312.03732). `dora` also trains the norm
     of each row of the sum (Liu et al., 2024, arXiv:2402.09353). `targets` are names of modules as
     peft matches them (complete, or after a dot); empty for all linear layers but the output head.
+    `quantize` is "nf4" if the frozen base is quantized (`train.quantization`), otherwise None.
     """
 
     r: int
@@ -31,6 +35,7 @@ class LoraOptions:
     targets: tuple[str, ...] = ()
     rslora: bool = False
     dora: bool = False
+    quantize: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> LoraOptions:
@@ -64,18 +69,26 @@ class LoraOptions:
             targets=_targets(given.get("targets", ALL_LINEAR)),
             rslora=_flag("rslora", given.get("rslora", "false")),
             dora=_flag("dora", given.get("dora", "false")),
+            quantize=given.get("quantize"),
         )
 
     def __str__(self) -> str:
         """Return the options in a normal form, which is part of a run's identity."""
         targets = "+".join(self.targets) or ALL_LINEAR
         flags = "".join(f",{name}=true" for name in ("rslora", "dora") if getattr(self, name))
-        return f"r={self.r},alpha={self.alpha},targets={targets}{flags}"
+        quantize = f",quantize={self.quantize}" if self.quantize else ""
+        return f"r={self.r},alpha={self.alpha},targets={targets}{flags}{quantize}"
 
 
 def lora_of(config: TrainConfig) -> LoraOptions | None:
     """Return the options of a run's `--lora`; None for full fine-tuning."""
     return None if config.lora is None else LoraOptions.parse(config.lora)
+
+
+def quantizes_base(config: TrainConfig) -> bool:
+    """Return whether a run quantizes its frozen base."""
+    options = lora_of(config)
+    return options is not None and options.quantize is not None
 
 
 def check_lora(config: TrainConfig) -> None:
@@ -84,7 +97,8 @@ def check_lora(config: TrainConfig) -> None:
     Raises:
         UserError: a value is invalid, or an option has no effect beside it.
     """
-    if lora_of(config) is None:
+    options = lora_of(config)
+    if options is None:
         if config.merge:
             raise UserError("--merge has no effect without --lora; leave it out")
         return
@@ -98,10 +112,30 @@ def check_lora(config: TrainConfig) -> None:
             "--embedding-learning-rate has no effect with --lora, which trains no embeddings; "
             "leave it out"
         )
+    if options.quantize:
+        _check_quantize(config, options)
     if config.rope_scaling is not None and not config.merge:
         raise UserError(
             "--rope-scaling changes the base's configuration, which an adapter does not contain; "
             "give --merge to export the whole model"
+        )
+
+
+def _check_quantize(config: TrainConfig, options: LoraOptions) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "--lora: quantize=nf4 needs bitsandbytes, which is not installed; install it on every "
+            "node with pip install 'ochat-ray[qlora]'"
+        )
+    if config.offload_parameters:
+        raise UserError(
+            "--offload-parameters does not work with --lora quantize=nf4; leave one of them out"
+        )
+    if options.dora and config.zero_stage == 3:
+        # peft 0.21 replaces a quantized weight on a CPU by a copy that ZeRO-3 does not know
+        # (`dequantize_module_weight`); on a GPU it was not tried.
+        raise UserError(
+            "--lora: dora=true with quantize=nf4 does not work with ZeRO-3; give --zero-stage 2"
         )
 
 
@@ -111,10 +145,10 @@ def _check_unsupported(given: dict[str, str]) -> None:
             f"--lora: dropout={given['dropout']} is not supported: with dropout, loss and gradient "
             "would depend on packing and number of workers; leave it out"
         )
-    if "quantize" in given:
+    if given.get("quantize", NF4) != NF4:
         raise UserError(
-            f"--lora: quantize={given['quantize']} (QLoRA) is not supported: the frozen base has "
-            "2 bytes per parameter, in bfloat16; leave it out"
+            f"--lora: quantize={given['quantize']} is not supported; give quantize=nf4, or leave "
+            "it out for a base in the dtype of the training"
         )
 
 

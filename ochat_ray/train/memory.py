@@ -9,6 +9,7 @@ was measured to keep for Llama and Qwen2 in transformers 5; GPT-NeoX keeps somew
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.train.chunked_loss import CHUNK_LOGITS, chunk_rows
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape
+from ochat_ray.train.quantization import SCALE_BYTES
 
 LIVE_PARAMETERS = 1_000_000_000
 """DeepSpeed's default of stage3_max_live_parameters and of sub_group_size."""
@@ -36,10 +38,11 @@ class MemoryPlan:
     """Bytes on one device; `host` are bytes per device that offloading moves to host memory.
 
     `weights`, `gradients` and `optimizer` are always allocated. `communication` (parameters that
-    ZeRO-3 has gathered, gradient buckets), `activations` and `logits` are allocated in a forward
-    and backward pass, `update` in the optimizer step after it. `keeps` is whether the process
-    keeps memory that the passes have freed. It does on a CPU, where glibc does not return blocks of
-    less than 32 MB, such as activations and most gathered parameters.
+    ZeRO-3 has gathered, a dequantized layer, gradient buckets), `activations` and `logits` are
+    allocated in a forward and backward pass, `update` in the optimizer step after it. `loading` are
+    quantized weights before ZeRO-3 partitions them. `keeps` is whether the process keeps memory
+    that the passes have freed. It does on a CPU, where glibc does not return blocks of less than
+    32 MB, such as activations and most gathered parameters.
     """
 
     weights: int
@@ -50,15 +53,19 @@ class MemoryPlan:
     logits: int
     update: int
     host: int
+    loading: int = 0
     keeps: bool = False
 
     @property
     def total(self) -> int:
         """Peak memory of the device in bytes."""
         held = self.weights + self.gradients + self.optimizer
+        passes = self.communication + self.activations
         if self.keeps:
-            return held + self.communication + self.activations + max(self.logits, self.update)
-        return held + max(self.communication + self.activations + self.logits, self.update)
+            step = passes + max(self.logits, self.update)
+        else:
+            step = max(passes + self.logits, self.update)
+        return max(held + step, self.loading)
 
 
 def fits(plan: MemoryPlan, device_bytes: int) -> bool:
@@ -114,20 +121,26 @@ def estimate(
         reduce_bucket: DeepSpeed's reduce_bucket_size in elements.
         cuda: train on GPUs.
     """
-    trained = shape.parameters - shape.frozen_parameters
+    trained = shape.trained_parameters
     share = -(-trained // world_size)
-    frozen = -(-shape.frozen_parameters // (world_size if zero_stage == 3 else 1))
+    quantized = shape.quantized_parameters
+    partitions = world_size if zero_stage == 3 else 1
+    frozen = -(-(shape.frozen_parameters - quantized) // partitions)
     width = 2 if bf16 else 4
+    complete = shape.weight_bytes(width)
+    scales = math.ceil(SCALE_BYTES * quantized)
     # torch.empty takes memory immediately on a GPU, and when it is written to on a CPU.
     bucket = reduce_bucket if cuda else min(reduce_bucket, trained)
+    loading = 0
     # AdamW updates all parameters at once, with one temporary tensor, or two on a CPU.
     temporary = 4 if cuda else 8
     if zero_stage == 3:
         weights, gradients = width * (share + frozen), 4 * share
+        loading = complete + scales if quantized else 0
         # In float32 the optimizer updates the parameters themselves, if they are on its device.
         master = bf16 or offload_optimizer != offload_parameters
         # Gathered parameters; the bucket in float32 and its copy in rank order.
-        communication = width * min(shape.parameters, LIVE_PARAMETERS) + 8 * bucket
+        communication = min(complete, width * LIVE_PARAMETERS) + 8 * bucket
         # One sub-group after the other, with a copy of its gradient.
         update = (4 + temporary) * min(share, LIVE_PARAMETERS)
     elif zero_stage == 2:
@@ -144,6 +157,9 @@ def estimate(
         communication = min(4 * bucket, 4 * trained) if bf16 else 8 * bucket
         update = (4 if bf16 else 8) * share
     optimizer = (12 if master else 8) * share
+    weights += -(-quantized // (2 * partitions)) + scales  # of which each device has all
+    if quantized:
+        communication += width * shape.hidden * shape.intermediate
 
     host = 0
     if offload_optimizer:
@@ -166,6 +182,7 @@ def estimate(
         logits=_loss(shape, width, max_tokens if supervised_tokens is None else supervised_tokens),
         update=update,
         host=host,
+        loading=loading,
         keeps=not cuda,
     )
 
@@ -252,7 +269,7 @@ def check_holds(plan: MemoryPlan, device_bytes: int, world_size: int) -> None:
 
     The other parts of the plan are less certain and are not checked.
     """
-    held = plan.weights + plan.gradients + plan.optimizer
+    held = max(plan.weights + plan.gradients + plan.optimizer, plan.loading)
     if held > device_bytes:
         raise UserError(
             f"weights, gradients and optimizer take {held / 2**30:,.1f} GiB on each of "

@@ -62,6 +62,7 @@ def model_card(result: Mapping[str, Any], *, licence: Mapping[str, str]) -> str:
         "workers": result["world_size"],
         "learning rate": f"{config['learning_rate']:g}, {config['schedule']}",
         "loss": config["loss"],
+        **_quantization_rows(result),
         "held-out loss": f"{before['loss']:.4f} before, {after['loss']:.4f} after training",
         "end of turn chosen": f"{100 * before['end_of_turn']:.0f}% before, "
         f"{100 * after['end_of_turn']:.0f}% after training",
@@ -78,6 +79,19 @@ def model_card(result: Mapping[str, Any], *, licence: Mapping[str, str]) -> str:
     load, serve = _USE_ADAPTER if "adapter" in result else _USE
     text = _TEXT.format(base=code(base), table=table, terms=terms, load=load, serve=serve)
     return f"---\n{written}---\n\n{text}"
+
+
+def _quantization_rows(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the rows of a model whose base was quantized in training."""
+    adapter = result.get("adapter") or result.get("merged_adapter") or {}
+    if "quantize=" not in adapter.get("lora", ""):
+        return {}
+    trained = "quantized to NF4 by bitsandbytes, also for the held-out losses"
+    if "adapter" not in result:
+        return {"base in training": f"{trained}; merged into the dequantized weights"}
+    difference = adapter.get("unquantized_difference")
+    served = "not measured" if difference is None else f"{100 * difference:.1f}%"
+    return {"base in training": trained, "difference of logits on the unquantized base": served}
 
 
 _USE = (

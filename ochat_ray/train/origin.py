@@ -8,7 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ochat-ray", "torch", "transformers", "tokenizers", "deepspeed", "ray", "safetensors")
+PACKAGES = (
+    "ochat-ray torch transformers tokenizers deepspeed ray safetensors peft bitsandbytes".split()
+)
 
 _OF_DATA = ("model_type", "template", "context_length", "tokenizer")
 

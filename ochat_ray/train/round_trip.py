@@ -115,10 +115,7 @@ def check_logits(
     Raises:
         UserError: rounding does not explain it.
     """
-    with torch.no_grad():
-        logits = model(input_ids=pack.input_ids, use_cache=False).logits[0][pack.label_positions]
-    logits = logits[:, :vocabulary]
-    difference = relative_difference(logits.float(), expected)
+    difference = logits_difference(model, pack, expected, vocabulary=vocabulary)
     tolerance = max(TOLERANCE[opened], TOLERANCE[dtype])
     if not difference <= tolerance:
         raise UserError(
@@ -127,6 +124,15 @@ def check_logits(
             "checkpoint is kept"
         )
     return difference
+
+
+@torch.no_grad()
+def logits_difference(
+    model: Any, pack: Batch, expected: torch.Tensor, *, vocabulary: int | None = None
+) -> float:
+    """Return the relative difference of a loaded model's logits from the engine's."""
+    logits = model(input_ids=pack.input_ids, use_cache=False).logits[0][pack.label_positions]
+    return relative_difference(logits[:, :vocabulary].float(), expected)
 
 
 def relative_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:

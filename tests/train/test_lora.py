@@ -1,5 +1,6 @@
 """Options of --lora, the shape of an adapted model, and refusals before a run starts."""
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -17,7 +18,11 @@ def test_options_and_their_normal_form():
     options = LoraOptions.parse("dora=true, targets=v_proj+q_proj ,r=16,dropout=0.0")
     assert options == LoraOptions(r=16, alpha=32, targets=("q_proj", "v_proj"), dora=True)
     assert str(options) == "r=16,alpha=32,targets=q_proj+v_proj,dora=true"
-    for text in ("r=8,alpha=0.5,targets=all-linear,rslora=true", str(options)):
+    for text in (
+        "r=8,alpha=0.5,targets=all-linear,rslora=true",
+        "r=8,alpha=16,targets=all-linear,quantize=nf4",
+        str(options),
+    ):
         assert str(LoraOptions.parse(text)) == text
 
 
@@ -39,7 +44,8 @@ def test_options_and_their_normal_form():
         ("r=8,targets=q_proj+q_proj", "different names"),
         ("r=8,targets=all-linear+lm_head", "must be all-linear, or"),
         ("r=8,dropout=0.05", "dropout=0.05 is not supported: with dropout, loss and gradient"),
-        ("r=8,quantize=nf4", r"quantize=nf4 \(QLoRA\) is not supported: the frozen base has"),
+        ("r=8,quantize=int8", "quantize=int8 is not supported; give quantize=nf4, or leave it out"),
+        ("r=8,dora=true,quantize=nf4", "does not work with ZeRO-3; give --zero-stage 2"),
     ],
 )
 def test_wrong_options_are_one_clear_line(text, line):
@@ -55,6 +61,10 @@ def test_wrong_options_are_one_clear_line(text, line):
         ({"freeze": ("embed",)}, "--freeze has no effect with --lora"),
         ({"embedding_learning_rate": 1e-5}, "--embedding-learning-rate has no effect"),
         ({"rope_scaling": "linear"}, "--rope-scaling changes .* give --merge"),
+        (
+            {"lora": "r=8,quantize=nf4", "offload_parameters": True},
+            "--offload-parameters does not work with --lora quantize=nf4",
+        ),
     ],
 )
 def test_options_that_adapters_exclude(changes, line):
@@ -69,6 +79,17 @@ def test_identity_has_the_normal_form_and_is_unchanged_without_adapters():
     identity = replace(config, lora="alpha=32,r=16", merge=True).identity()
     assert identity["lora"] == "r=16,alpha=32,targets=all-linear"
     assert identity["merge"] is True
+
+
+def test_without_bitsandbytes_a_quantized_base_is_refused_in_one_line(monkeypatch):
+    config = replace(TrainConfig.for_recipe("openchat"), lora="r=8,quantize=nf4")
+    config.check()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name)
+    )
+    with pytest.raises(UserError, match=r"pip install 'ochat-ray\[qlora\]'$"):
+        config.check()
 
 
 @pytest.fixture
@@ -99,6 +120,29 @@ def test_shape_counts_adapters_as_trained_and_plans_memory_for_them_alone(adapte
     assert memory.gradients == 4 * trained // 2
     _, dora = adapted("r=4,targets=q_proj,dora=true")
     assert dora.parameters - plain.parameters == 2 * (4 * (64 + 64) + 64)
+
+
+def test_memory_of_a_quantized_base_is_half_a_byte_per_weight_and_the_scales(adapted):
+    """By hand: the same sizes as above; embeddings, head and norms keep the training's dtype."""
+    config, shape = adapted("r=4,quantize=nf4")
+    _, plain = adapted("r=4")
+    assert replace(shape, quantized_parameters=0) == plain
+    quantized = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64)
+    assert shape.quantized_parameters == quantized
+    others = 2 * (plain.parameters - quantized)
+    scales = quantized // 64 + 4 * -(-quantized // (64 * 256))  # one byte, and four of the second
+    options = {"world_size": 2, "bf16": True, "attention": "packed", "cuda": False}
+    one = estimate_run(replace(config, zero_stage=2), shape, **options)
+    assert one.weights == pytest.approx(others + quantized / 2 + scales, abs=8)
+    assert one.loading == 0
+    # ZeRO-3 partitions the weights after they are loaded, and not their scales.
+    three = estimate_run(config, shape, **options)
+    assert three.weights == pytest.approx(others / 2 + quantized / 4 + scales, abs=8)
+    assert three.loading == pytest.approx(one.weights, abs=8)
+    # Among the gathered weights and buckets there is one dequantized matrix.
+    without = estimate_run(config, plain, **options)
+    gathered = 2 * plain.parameters - (others + quantized // 2)
+    assert without.communication - three.communication == gathered - 2 * 64 * 128
 
 
 @pytest.mark.parametrize(

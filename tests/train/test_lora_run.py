@@ -65,3 +65,36 @@ def test_adapters_lower_the_held_out_loss_and_are_merged_later(shared_ray, confi
     with torch.no_grad():
         again = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)(ids).logits
     assert (again - logits).norm() < 6e-2 * logits.norm()  # the merged weights are in bfloat16
+
+
+def test_a_quantized_base_trains_with_one_worker_continues_with_two_and_is_merged(
+    shared_ray, configured, tmp_path
+):
+    from ochat_ray.train.launch import train
+
+    shared_ray()
+    output = tmp_path / "model"
+    options = {"lora": "r=4,quantize=nf4", "learning_rate": 1e-2}
+    config = configured(output, **options, num_workers=1, zero_stage=2, epochs=1)
+    first = train(config)
+    assert first["identity"]["lora"] == "r=4,alpha=8,targets=all-linear,quantize=nf4"
+    assert first["eval_after"]["loss"] < first["eval_before"]["loss"] - 0.2
+    # The same adapter on the quantized base, and on the base as it is.
+    assert first["export_difference"] < 1e-3 < first["adapter"]["unquantized_difference"]
+    card = (output / "README.md").read_text()
+    assert "- base in training: `quantized to NF4 by bitsandbytes" in card
+    assert "- difference of logits on the unquantized base: `" in card
+
+    more = replace(config, epochs=2, from_checkpoint="latest")
+    with pytest.raises(UserError, match=r"--lora r=4,.*quantize=nf4, not r=4,.*all-linear;"):
+        train(replace(more, lora="r=4"))
+    result = train(replace(more, num_workers=2, zero_stage=3))
+    assert (result["step"], result["world_size"]) == (14, 2)
+    assert result["eval_before"] == first["eval_before"]
+    assert result["eval_after"]["loss"] < first["eval_after"]["loss"]
+
+    merged = train(replace(more, merge=True))
+    assert merged["eval_after"]["loss"] == pytest.approx(result["eval_after"]["loss"], rel=1e-4)
+    assert 0 < merged["export_difference"] < 3e-2
+    assert merged["merged_adapter"]["difference"] == merged["export_difference"]
+    assert "merged into the dequantized weights" in (output / "README.md").read_text()

@@ -50,6 +50,22 @@ def test_the_plan_reports_whether_it_fits_a_given_gpu(data, model_directory, tmp
     assert memory["longest_pack"] > 128
 
 
+def test_the_plan_of_a_quantized_base_counts_its_weights_as_half_a_byte(
+    data, model_directory, tmp_path
+):
+    plain = planned(config(data, model_directory, tmp_path, lora="r=4"), colour=False)
+    assert "quantized" not in describe(plain)
+    quantized = planned(
+        config(data, model_directory, tmp_path, lora="r=4,quantize=nf4"), colour=False
+    )
+    text = describe(quantized)
+    assert "quantized parameters      73,728" in text
+    assert "loading" in text
+    # 73,728 weights of 2 bytes are partitioned, or of 1/2 byte and with the scales.
+    saved = plain["memory"]["weights"] - quantized["memory"]["weights"]
+    assert saved == pytest.approx(73_728 * (2 - 0.5) / 2 - 73_728 / 64 - 73_728 / 4096, abs=4)
+
+
 def test_a_conversation_longer_than_a_pack_is_one_clear_line(data, model_directory, tmp_path):
     with pytest.raises(UserError, match=r"has \d+ tokens but a pack holds 8; give --max-tokens"):
         planned(config(data, model_directory, tmp_path, max_tokens=8), colour=False)
