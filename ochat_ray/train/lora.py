@@ -17,7 +17,7 @@ from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.lora_options import LoraOptions, lora_of
 from ochat_ray.train.meta_model import meta_model
 from ochat_ray.train.optimizer import frozen_by
-from ochat_ray.train.quantization import quantized_parameters
+from ochat_ray.train.quantization import quantized_parameters, silence_kernel_warning
 
 ADAPTER = "default"
 """peft's name of the adapter, which its files do not contain."""
@@ -97,6 +97,7 @@ def check_adaptable(config: TrainConfig, model_config: Any, manifest: Mapping[st
 
 
 def _inject(model: Any, options: LoraOptions, *, base: str) -> None:
+    silence_kernel_warning()  # peft imports bitsandbytes wherever it is installed
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora.layer import ParamWrapper
 

@@ -23,8 +23,8 @@ SCALE_BYTES = 1 / 64 + 4 / (64 * 256)
 def load_quantized(path: str, dtype: torch.dtype, *, device: torch.device, **options: Any) -> Any:
     """Load a causal language model, as `load_model` does, with quantized linear layers.
 
-    Each weight is read in `dtype` and quantized on `device`, so that the complete model in `dtype`
-    is never in memory.
+    Each weight is read in `dtype` and quantized on `device` while the model is loaded, so the
+    complete model in `dtype` need not fit the device.
     """
     quantization = {"quantization_config": _bitsandbytes_config(dtype), "device_map": {"": device}}
     model = load_model(path, dtype, quantization=quantization, **options)
@@ -60,9 +60,16 @@ def dequantized(layer: Any) -> torch.Tensor:
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
-def _bitsandbytes_config(dtype: torch.dtype) -> Any:
-    # A warning that a kernel from the hub is missing, which `load_quantized` does not let it use.
+def silence_kernel_warning() -> None:
+    """Silence a warning of bitsandbytes 0.50.2; call it before peft or transformers imports it.
+
+    On some CPUs it asks for the package `kernels`, for a kernel that `load_quantized` turns off.
+    """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def _bitsandbytes_config(dtype: torch.dtype) -> Any:
+    silence_kernel_warning()
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
