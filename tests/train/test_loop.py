@@ -14,10 +14,10 @@ from ochat_ray.run_lock import hold
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import loop
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.engine import Evaluation
+from ochat_ray.train.engine import Evaluation, StepResult
 from ochat_ray.train.failures import Place
 from ochat_ray.train.metrics import Metrics
-from ochat_ray.train.steps import Steps
+from ochat_ray.train.steps import Step, Steps
 from tests.train.test_checkpoint import made
 
 
@@ -101,6 +101,34 @@ def test_a_resumed_run_stops_early_by_the_losses_before_its_checkpoint(run):
     worker.train()
     assert worker.saved == []
     assert worker.exported == (3.0, 3.1, 3)
+
+
+def test_every_weighted_token_of_a_step_counts_the_same_on_all_workers(run, monkeypatch):
+    weights = {0: [1.0, 1.0, 0.5], 1: [0.0, 1.0], 2: [1.0, 1.0, 1.0, 1.0]}  # 1.5 + 1 + 3
+    table = SimpleNamespace(
+        id=str,
+        lengths=np.array([3, 2, 4]),
+        row=lambda index: (None, np.array(weights[index], np.float32)),
+        batch=lambda pack: SimpleNamespace(to=lambda _device: pack),
+    )
+    monkeypatch.setattr(loop, "training_flops", lambda *_args, **_options: 1.0)
+    monkeypatch.setattr(loop._Worker, "_communication_seconds", lambda *_args: 0.0)
+    packs = [[[0, 1]], [[2]]]
+    step = Step(number=1, epoch=0, packs=packs, rate=0.5, evaluates=False, saves=False)
+    for rank in (0, 1):
+        computed = {}
+
+        def compute(own, scales, computed=computed, **options):
+            computed.update(options, packs=list(own), scales=list(scales))
+            return StepResult(loss=1.0, grad_norm=2.0)
+
+        worker = Worker(run)
+        worker.rank, worker.world_size, worker.table = rank, 2, table
+        worker.shape, worker.peak_flops = None, 1.0
+        worker.engine = SimpleNamespace(step=compute, device=None)
+        line = loop._Worker._step(worker, step)
+        assert computed == {"packs": packs[rank], "scales": [1 / 5.5], "rate": 0.5}
+        assert (line["conversations"], line["tokens"], line["world_size"]) == (3, 9, 2)
 
 
 def test_a_notice_of_preemption_brings_a_checkpoint_after_the_step(run, monkeypatch):
