@@ -16,7 +16,8 @@ from ochat_ray.data import clean, pipeline
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.dedup import tasks
 from ochat_ray.data.parts import clean as parts
-from ochat_ray.run_dir import open_tokens
+from ochat_ray.data.statistics import Statistics
+from ochat_ray.run_dir import RunDir, open_tokens
 from tests.pages import share_page
 
 pytestmark = pytest.mark.ray
@@ -236,6 +237,23 @@ def test_tables_are_cut_by_rows_and_named_in_order(tmp_path, tokenizer_directory
     files = sorted((tmp_path / "out/conversations").iterdir())
     assert [file.name for file in files] == [f"{n:05d}.parquet" for n in range(5)]
     assert [len(pq.read_table(file)) for file in files] == [10, 10, 10, 10, 6]
+
+
+def test_parts_are_written_in_their_order_whichever_task_ends_first(
+    tmp_path, tokenizer_directory, monkeypatch
+):
+    nothing = {
+        "read": 0, "kept": [], "digest": "0", "drop_counts": {}, "dropped": [], "offered": 0,
+        "template_notes": {}, "yields": {}, "worst": [], "samples": [],
+    }  # fmt: skip
+    monkeypatch.setattr(
+        pipeline, "_map_summaries", lambda items, _work: [nothing | one for one in reversed(items)]
+    )
+    run, parts_found = RunDir.open(str(tmp_path)), ["000000-0000", "000000-0001", "000001-0000"]
+    found = pipeline._tokenize_pass(
+        config(tmp_path, tokenizer_directory), run, parts_found, Statistics()
+    )
+    assert [summary["part"] for summary in found] == parts_found
 
 
 def test_shards_are_of_bounded_rows():

@@ -122,3 +122,11 @@ def test_what_may_become_a_stop_string_is_held_back():
     assert watcher.push("hi\n\nHum") == ("hi", False)
     assert watcher.push("ble") == ("\n\nHumble", False)
     assert watcher.push("\n\nHuman: x") == ("", True)
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_every_beginning_of_a_stop_string_is_held_back(at):
+    stop = "\n\nHuman:"
+    watcher = StopStrings([stop])
+    assert watcher.push("hi" + stop[:at]) == ("hi", False)
+    assert watcher.push(stop[at:] + " x") == ("", True)

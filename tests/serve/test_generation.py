@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 
-import httpx
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
@@ -81,16 +80,21 @@ def test_a_stream_that_breaks_ends_with_an_error_event(tokenizer):
     assert json.loads(last)["error"]["message"] == "it broke"
 
 
-@pytest.mark.parametrize("late_s", [0, 60])
-def test_a_client_that_leaves_a_stream_frees_the_engine(tokenizer, late_s):
+@pytest.mark.parametrize(("stream", "late_s"), [(True, 0), (True, 60), (False, 0)])
+def test_a_client_that_leaves_frees_the_engine(tokenizer, stream, late_s):
     script = Script(tokenizer, hang=True, late_s=late_s)
     app = app_for(tokenizer, script)
 
+    def begun(sent):
+        if late_s:
+            return script.seen
+        return not sent.empty() if stream else script.open
+
     async def leave():
         sent, inbox = asyncio.Queue(), asyncio.Queue()
-        inbox.put_nowait(body_message(stream=True))
+        inbox.put_nowait(body_message(stream=stream))
         task = asyncio.create_task(app(SCOPE, inbox.get, sent.put))
-        while not script.seen or (not late_s and sent.empty()):
+        while not begun(sent):
             await asyncio.sleep(0.001)
         inbox.put_nowait({"type": "http.disconnect"})
         await asyncio.wait_for(task, 10)
@@ -193,23 +197,6 @@ def test_a_request_has_a_deadline(tokenizer, stream):
     response = ask(app, json=ASK | {"stream": stream})
     error = json.loads(events(response)[-1])["error"] if stream else error_of(response, 503)
     assert error["code"] == "deadline_exceeded"
-    assert script.open == 0
-
-
-def test_a_client_that_leaves_without_a_stream_frees_the_engine(tokenizer):
-    script = Script(tokenizer, hang=True)
-    app = app_for(tokenizer, script)
-
-    async def leave():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            task = asyncio.create_task(client.post("/v1/chat/completions", json=ASK))
-            while not script.open:
-                await asyncio.sleep(0.01)
-            task.cancel()
-            await asyncio.wait([task])
-
-    asyncio.run(leave())
     assert script.open == 0
 
 

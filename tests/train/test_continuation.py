@@ -4,8 +4,9 @@ import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
+from ochat_ray.train.checkpoint import list_complete
 from ochat_ray.train.continuation import choose_start, discard, schedule_from
-from tests.train.test_checkpoint import made
+from tests.train.test_checkpoint import made, write
 
 OPTIONS = {
     "epochs": 5, "max_steps": None, "schedule": "cosine", "learning_rate": 1e-3,
@@ -42,11 +43,16 @@ def test_a_chosen_checkpoint_is_continued_with_other_epochs(chosen, step, discar
     assert schedule_from(result.identity) == step
 
 
-def test_samples_after_the_chosen_step_are_removed(tmp_path):
+def test_samples_and_checkpoints_after_the_chosen_step_are_removed(tmp_path):
+    """Workers resume from the latest checkpoint, which must then be the chosen one."""
+    run = RunDir.open(str(tmp_path))
+    for checkpoint in FOUND:
+        write(run, checkpoint)
     lines = [f'{{"step": {step}}}\n' for step in (0, 40, 60)]
     (tmp_path / "samples.jsonl").write_text("".join(lines))
-    discard(RunDir.open(str(tmp_path)), start("50", epochs=8))
+    discard(run, start("best", epochs=8))
     assert (tmp_path / "samples.jsonl").read_text() == "".join(lines[:2])
+    assert list_complete(run) == FOUND[:2]
 
 
 @pytest.mark.parametrize("chosen", [None, "50", "latest"])
