@@ -5,7 +5,6 @@ Its scores test the pipeline, not the model.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -30,17 +29,12 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
     Raises:
         UserError: The demo's model does not exist.
     """
-    from ochat_ray.models.base_model import prepare_base  # imports torch
-
     if not (MODEL / "ochat.json").exists():
         raise UserError(
             f"there is no {MODEL}; run `make demo` or the demo's prepare and train first, or give "
             "--questions, --model, --baseline and --judge"
         )
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        resources.as_file(resources.files("ochat_ray.evaluate") / "demo_questions.jsonl") as own,
-    ):
+    with resources.as_file(resources.files("ochat_ray.evaluate") / "demo_questions.jsonl") as own:
         demo = replace(
             config,
             questions=str(own),
@@ -53,9 +47,8 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
         )
         if config.dry_run:
             return steps.run(demo)
-        # An untrained base model has no end-of-turn token.
-        base = prepare_base(str(assets.base_model()), Path(folder, "base"))
-        with served({"demo": str(MODEL.absolute()), "base": str(base)}) as urls:
+        models = {"demo": str(MODEL.absolute()), "base": str(assets.base_model())}
+        with served(models) as urls:
             return steps.run(
                 replace(demo, url=urls["demo"], baseline_url=urls["base"], judge_url=urls["base"]),
                 endpoint_names={url: f"{name} of the demo" for name, url in urls.items()},

@@ -44,7 +44,10 @@ def model_type_of(directory: Path, card: Mapping[str, Any], asked: str | None = 
     """
     added = read_json(directory / "tokenizer.json").get("added_tokens", [])
     has_end_of_turn = END_OF_TURN in {token["content"] for token in added}
-    known = card.get("model_type") or ("openchat" if has_end_of_turn else CHAT)
+    known = card.get("model_type")
+    if not known:  # a model's own template comes before the one that a token of its suggests
+        of_2023 = has_end_of_turn and not _has_chat_template(directory)
+        known = "openchat" if of_2023 else CHAT
     model_type = asked or str(known)
     if model_type not in (*TEMPLATES, CHAT):
         raise UserError(
