@@ -16,7 +16,7 @@ from ochat_ray.data.kinds import printable
 from ochat_ray.data.long_conversations import Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.errors import UserError
-from ochat_ray.recipes import CHAT, recipe
+from ochat_ray.recipes import CHAT, DEMO, RECIPES, Recipe, default_directory, recipe
 from ochat_ray.run_dir import open_location
 from ochat_ray.schema import ModelClass
 from ochat_ray.tokenization.template import TEMPLATES
@@ -28,7 +28,7 @@ SeparateAnswers = Literal["each", "last"]
 class PrepareConfig:
     """Clean, deduplicate, filter and tokenize conversations into Arrow tables."""
 
-    recipe: str = "demo"
+    recipe: str = DEMO
     """Recipe: demo, openchat, openchat_8192, opencoder, or chat for any base model."""
     input: tuple[str, ...] = ()
     """Files, folders or globs of conversations or share pages (local paths or URIs). The demo
@@ -58,13 +58,13 @@ class PrepareConfig:
     merge_turns: bool = False
     """Join consecutive turns of one role with a blank line, instead of dropping the
     conversation."""
-    keep_model: str = "GPT-4"
+    keep_model: str = Recipe.keep_model
     """Model label to keep, or "any"."""
     class_weights: str = ""
     """Model labels to keep instead, with factors for their loss weights: GPT-4=1.0,GPT-3.5=0.1."""
     conditions: str = ""
     """Condition words before every role prefix, per model label: GPT-4=GPT4,GPT-3.5=GPT3."""
-    blocked_words: tuple[str, ...] = ("openai",)
+    blocked_words: tuple[str, ...] = Recipe.blocked_words
     """Words that drop a conversation: whole words, case-insensitive, in visible text. @FILE
     reads them from a file, one per line."""
     keep_noise: tuple[str, ...] = ()
@@ -78,11 +78,11 @@ class PrepareConfig:
     decontaminate: tuple[str, ...] = ()
     """Files of evaluation questions (FastChat's question.jsonl, AlpacaEval's JSON);
     conversations that contain one are dropped."""
-    eval_ratio: float = 0.01
+    eval_ratio: float = Recipe.eval_ratio
     """Share of conversations held out for evaluation, selected by their content."""
     seed: int = 42
     """Seed of the selection of held-out conversations."""
-    max_length: int = 2048
+    max_length: int = RECIPES["openchat"].context_length
     """Context length in tokens: the maximum length of a sample."""
     long: Long = "cut"
     """Longer conversations are truncated at the context length (cut), split into samples at turn
@@ -243,7 +243,7 @@ class PrepareConfig:
         chosen = recipe(name)
         return cls(
             recipe=name,
-            output=f"runs/{name}/data",
+            output=default_directory(name, "data"),
             keep_model=chosen.keep_model,
             blocked_words=chosen.blocked_words,
             eval_ratio=chosen.eval_ratio,

@@ -9,12 +9,13 @@ from typing import Any
 
 from ochat_ray.command_line import run
 from ochat_ray.errors import UserError
+from ochat_ray.recipes import DEMO
 from ochat_ray.train.config import TrainConfig
 
 
 def work(config: TrainConfig) -> dict[str, Any]:
     """Run the stage and return what `--json` prints."""
-    if config.recipe == "demo" and not config.model:
+    if config.recipe == DEMO and not config.model:
         from ochat_ray.demo import assets
 
         config = replace(config, model=str(assets.base_model()))
