@@ -22,7 +22,7 @@ from ochat_ray.command_line import flag, user_message
 from ochat_ray.errors import JobFailedError, UserError
 from ochat_ray.models.fingerprint import fingerprint
 from ochat_ray.ownership import Ownership
-from ochat_ray.run_dir import RunDir, absolute
+from ochat_ray.run_dir import RunDir, absolute, absolute_if_local
 from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
@@ -138,10 +138,7 @@ def _run(
                         data=absolute(config.data),
                         output=absolute(config.output),
                         deepspeed=config.deepspeed and absolute(config.deepspeed),
-                        # or a hub's name
-                        model=absolute(config.model)
-                        if os.path.exists(config.model)
-                        else config.model,
+                        model=absolute_if_local(config.model),
                     )
                 ),
                 "staging": staging,

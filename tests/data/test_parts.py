@@ -45,7 +45,9 @@ def prepared(run, tokenizer, long):
     cleaned = clean_part(run, "p", RECORDS, rules(keep_model="any", blocked_words=()))
     statistics.add_clean(cleaned)
     config = PrepareConfig(max_length=LIMIT, eval_ratio=0.5, long=long)
-    summary = tokenize_part(run, "p", config=config, tokenizer=tokenizer, sample_share=1.0)
+    summary = tokenize_part(
+        run, "p", config=config, classes={}, tokenizer=tokenizer, sample_share=1.0
+    )
     statistics.add_tokenize(summary)
     rows = {}
     for split in ("train", "eval"):
