@@ -13,7 +13,7 @@ from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import DEMO, Hyperparameters, Recipe, default_directory, recipe
 from ochat_ray.train.lora_options import lora_of
-from ochat_ray.train.option_checks import check_options
+from ochat_ray.train.option_checks import check_options, check_workers
 from ochat_ray.train.schedule import Schedule
 
 Off = tyro.conf.FlagCreatePairsOff
@@ -184,12 +184,7 @@ class TrainConfig:
             raise UserError(f"--warmup-ratio must be in [0, 1], not {self.warmup_ratio}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise UserError(f"--betas must be in [0, 1), not {self.betas}")
-        known = self.num_workers > 0
-        if known and self.num_workers_min is not None and self.num_workers_min >= self.num_workers:
-            raise UserError(
-                f"--num-workers-min {self.num_workers_min} has no effect with --num-workers "
-                f"{self.num_workers}; give a smaller one or none"
-            )
+        check_workers(self)
         if self.gpu_memory_gib is not None and not self.dry_run:
             raise UserError("--gpu-memory-gib has no effect without --dry-run; leave it out")
         if self.offload_parameters and self.zero_stage != 3:

@@ -12,30 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from ochat_ray.models.fingerprint import fingerprint
-from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
 from ochat_ray.train import packing
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.continuation import find_resume_checkpoint, schedule_from, start_of
+from ochat_ray.train.continuation import schedule_from
 from ochat_ray.train.deepspeed_config import deepspeed_config
-from ochat_ray.train.derived import (
-    extended_config,
-    identity_of,
-    min_length_for_own_pack,
-    steps_of,
-    with_step_size,
-)
 from ochat_ray.train.engine import device_memory
 from ochat_ray.train.flops import ModelShape, attention_tokens, training_flops
-from ochat_ray.train.lora import shape_of
 from ochat_ray.train.memory import MemoryPlan, estimate_run, fits, longest_pack
 from ochat_ray.train.output import output_of
 from ochat_ray.train.packing import StepPacks
-from ochat_ray.train.preflight import check_inputs, check_steps, probe_on_driver
+from ochat_ray.train.preflight import check_inputs, probe_on_driver, settle
 from ochat_ray.train.probe import AttentionMode
-from ochat_ray.train.samples import prompts_of
 from ochat_ray.train.steps import forward_passes
-from ochat_ray.train.tokens import TokenTable
 from ochat_ray.train.workers import with_workers
 
 _SUPERVISED, _OTHER, _SPECIAL, _BORDER, _RESET = (
@@ -59,17 +47,11 @@ def dry_run(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
     """
     config.check()
     config = with_workers(config, start_ray=False)
-    manifest = check_inputs(config)
-    config = with_step_size(config, find_resume_checkpoint(config))
-    identity = identity_of(config, manifest, fingerprint(config.model))
-    start = start_of(config, identity, output_of(config.output))
-    check_steps(config, manifest, start)
-    prompts_of(config, manifest)
-    table = TokenTable(config.data, "train", config.max_length)
-    model_config = extended_config(config, config.model, manifest)
-    mode = probe_on_driver(config, model_config)
-    shape = shape_of(config, model_config)
-    steps = steps_of(config, table, shape, min_length_for_own_pack(model_config), start.identity)
+    resolved = check_inputs(config)
+    table, shape = resolved.tables["train"], resolved.shape
+    config, start = settle(config, resolved, output_of(config.output))
+    mode = probe_on_driver(config, resolved.model_config)
+    steps = resolved.steps(config, start.identity)
     bf16 = config.dtype != "float32"
     epoch = [
         step.packs
@@ -86,7 +68,6 @@ def dry_run(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
             attention=mode.attention,
         )
 
-    tokenizer = load_tokenizer_of(config.model, manifest)
     rows = [table.row(index) for index in epoch[0][0][0]]
     return {
         **figures(
@@ -99,9 +80,11 @@ def dry_run(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
             memory_of=memory_of,
             device_bytes=device_memory() if given is None else int(given * 2**30),
         ),
-        "deepspeed": deepspeed_config(config, world_size=config.num_workers, bf16=bf16, cuda=True),
+        "deepspeed": deepspeed_config(
+            config, resolved.override, world_size=config.num_workers, bf16=bf16, cuda=True
+        ),
         "attention": attention_figures(mode, epoch),
-        "pack": coloured_pack(rows, tokenizer, colour=colour),
+        "pack": coloured_pack(rows, resolved.tokenizer, colour=colour),
     }
 
 

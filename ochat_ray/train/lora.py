@@ -78,8 +78,10 @@ def shape_of(config: TrainConfig, model_config: Any) -> ModelShape:
     return ModelShape.of(model_config, frozen, model=model)
 
 
-def check_adaptable(config: TrainConfig, model_config: Any, manifest: Mapping[str, Any]) -> None:
-    """Check that `--freeze` or `--lora` fits the base model and the data's chat template.
+def check_adaptable(
+    config: TrainConfig, model_config: Any, manifest: Mapping[str, Any]
+) -> ModelShape:
+    """Check `--freeze` or `--lora` against base model and chat template; return the model's sizes.
 
     Raises:
         UserError: it does not; the message names the option.
@@ -91,7 +93,7 @@ def check_adaptable(config: TrainConfig, model_config: Any, manifest: Mapping[st
             f"end-of-turn token to {config.model}, which could then not end an answer; prepare and "
             "train with --recipe chat and a base with a chat template, or train without --lora"
         )
-    shape_of(config, model_config)
+    return shape_of(config, model_config)
 
 
 def _inject(model: Any, options: LoraOptions, *, base: str) -> None:

@@ -14,6 +14,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.forward import logits
 from ochat_ray.train.metrics import Metrics
 from ochat_ray.train.samples import Sampler, generate, held_out_prompts, prompts_of
+from ochat_ray.train.tokens import TokenTable
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +61,35 @@ def config(data, model_directory, **changes):
     return TrainConfig(data=data, model=str(model_directory), **options | changes)
 
 
-def test_prompts_are_first_turns_of_held_out_conversations(data, model_directory, tokenizer):
-    prompts = prompts_of(config(data, model_directory), {"model_type": "openchat"})
+@pytest.fixture
+def prompts_for(tokenizer):
+    """Return the prompts of a run with the template openchat."""
+
+    def prompts_for(config):
+        held_out = TokenTable(config.data, "eval", config.max_length)
+        return prompts_of(config, held_out, "openchat", tokenizer)
+
+    return prompts_for
+
+
+def test_prompts_are_first_turns_of_held_out_conversations(
+    data, model_directory, tokenizer, prompts_for
+):
+    prompts = prompts_for(config(data, model_directory))
     texts = [tokenizer.decode(ids) for ids in prompts]
     assert len(texts) == 4
     for text in texts:
         assert text.startswith("<s>Human: eval ")
         assert text.endswith("well?<|end_of_turn|>Assistant: ")
-    assert prompts_of(config(data, model_directory, sample_every=None), {}) is None
+    assert prompts_for(config(data, model_directory, sample_every=None)) is None
 
 
-def test_prompts_of_a_file_are_encoded_as_in_serving(data, model_directory, tokenizer, tmp_path):
+def test_prompts_of_a_file_are_encoded_as_in_serving(
+    data, model_directory, tokenizer, tmp_path, prompts_for
+):
     (tmp_path / "p.txt").write_text("hello there\n\n<s>\n")
     chosen = config(data, model_directory, sample_prompts=str(tmp_path / "p.txt"))
-    prompts = prompts_of(chosen, {"model_type": "openchat"})
+    prompts = prompts_for(chosen)
     assert [tokenizer.decode(ids) for ids in prompts] == [
         "<s>Human: hello there<|end_of_turn|>Assistant: ",
         "<s>Human: <s><|end_of_turn|>Assistant: ",
@@ -90,16 +106,13 @@ def test_prompts_of_a_file_are_encoded_as_in_serving(data, model_directory, toke
     ],
 )
 def test_invalid_prompts_are_one_clear_line(
-    data, model_directory, tmp_path, content, changes, line
+    data, model_directory, tmp_path, prompts_for, content, changes, line
 ):
     path = tmp_path / "p.txt"
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=line):
-        prompts_of(
-            config(data, model_directory, sample_prompts=str(path), **changes),
-            {"model_type": "openchat"},
-        )
+        prompts_for(config(data, model_directory, sample_prompts=str(path), **changes))
 
 
 def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
@@ -145,13 +158,15 @@ def test_only_the_chat_recipe_writes_samples_by_default():
     replace(TrainConfig.for_recipe("chat"), sample_every=None).check()
 
 
-def test_a_default_without_prompts_that_fit_writes_no_samples(data, model_directory, capsys):
+def test_a_default_without_prompts_that_fit_writes_no_samples(
+    data, model_directory, prompts_for, capsys
+):
     small = {"max_tokens": 8, "sample_tokens": 5}
     chosen = config(data, model_directory, sample_every="evaluation", **small)
-    assert prompts_of(chosen, {"model_type": "openchat"}) is None
+    assert prompts_for(chosen) is None
     assert "no samples" in capsys.readouterr().err
     with pytest.raises(UserError, match="all held-out conversations are too long"):
-        prompts_of(config(data, model_directory, **small), {"model_type": "openchat"})
+        prompts_for(config(data, model_directory, **small))
 
 
 def test_short_held_out_prompts_are_preferred():
