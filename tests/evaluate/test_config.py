@@ -6,12 +6,8 @@ import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import Prices
-from ochat_ray.evaluate.config import (
-    OPENAI_URL,
-    EvaluateConfig,
-    key_for,
-    replace_renamed_options,
-)
+from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
+from ochat_ray.evaluate.key_files import OPENAI_URL, key_for
 
 
 @pytest.mark.parametrize(
