@@ -32,9 +32,6 @@ from ochat_ray.evaluate.records import key_of, make_folder
 from ochat_ray.evaluate.stats import Part, estimate
 from ochat_ray.run_dir import RunDir
 
-Samples = Mapping[str, Mapping[str, Part]]
-"""Parts by metric and question; a metric is lm-eval's "name,filter"."""
-
 
 def run_tasks(config: EvaluateConfig) -> dict[str, Any]:
     """Run the tasks for each model and write results.json per task, and a comparison of all.
