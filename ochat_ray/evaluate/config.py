@@ -36,11 +36,13 @@ _TWO_SCORES = {
     "json_schema": {
         "name": "scores",
         "schema": {
-            "type": "array", "minItems": 2, "maxItems": 2,
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 2,
             "items": {"type": "integer", "minimum": 1, "maximum": 10},
         },
     },
-}  # fmt: skip
+}
 
 Retry = Literal["failed", "empty", "unreadable"]
 Step = Literal["all", "answer", "judge", "score", "report", "compare", "tasks"]
@@ -336,9 +338,10 @@ class EvaluateConfig:
         """Return the fields of a request for an answer, except its messages."""
         given = self.temperature
         fields = {
-            "model": model, "temperature": temperature if given is None else given,
+            "model": model,
+            "temperature": temperature if given is None else given,
             "max_tokens": self.max_tokens,
-        }  # fmt: skip
+        }
         top_p = 0.9 if self.top_p is None and self.suite == "vicuna" else self.top_p
         return _with(
             fields | ({} if top_p is None else {"top_p": top_p}), self._further_fields["body"]
@@ -348,9 +351,10 @@ class EvaluateConfig:
         """Return the fields of a request to the judge, except its messages."""
         given = self.judge_temperature
         fields = {
-            "model": self.judge, "temperature": temperature if given is None else given,
+            "model": self.judge,
+            "temperature": temperature if given is None else given,
             "max_tokens": self.judge_max_tokens,
-        }  # fmt: skip
+        }
         fields |= {"response_format": _TWO_SCORES} if self.judge_scores_only else {}
         return _with(fields, self._further_fields["judge_body"])
 

@@ -15,9 +15,10 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 Role = Literal["models", "baseline", "judge"]
 KEYS: dict[Role, str] = {
-    "models": "OCHAT_RAY_API_KEY", "baseline": "OCHAT_RAY_BASELINE_API_KEY",
+    "models": "OCHAT_RAY_API_KEY",
+    "baseline": "OCHAT_RAY_BASELINE_API_KEY",
     "judge": "OCHAT_RAY_JUDGE_API_KEY",
-}  # fmt: skip
+}
 """Environment variable with the API key of each endpoint."""
 
 

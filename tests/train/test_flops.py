@@ -18,6 +18,17 @@ def llama(**sizes):
     return ModelShape.of(LlamaConfig(vocab_size=32000, **sizes))
 
 
+TINY = {
+    "vocab_size": 10,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+}
+
+
 @pytest.fixture(scope="module")
 def llama_7b():
     return llama(
@@ -37,17 +48,7 @@ def tiny():
     """2 layers of 8 hidden, 2 heads of which 1 for keys, 16 intermediate, 10 words, tied."""
     from transformers import LlamaConfig
 
-    return ModelShape.of(
-        LlamaConfig(
-            vocab_size=10,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            tie_word_embeddings=True,
-        )
-    )
+    return ModelShape.of(LlamaConfig(**TINY))
 
 
 def test_llama_7b_and_13b_have_the_published_number_of_parameters(llama_7b, llama_13b):
@@ -127,17 +128,7 @@ def test_pytorchs_own_count_agrees(tiny):
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=10,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        attn_implementation="eager",
-    )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(**TINY, attn_implementation="eager"))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=torch.zeros(1, 64, dtype=torch.long)).logits.sum().backward()
     # PyTorch computes the full square of attention, of which a causal model needs half.

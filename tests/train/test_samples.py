@@ -44,9 +44,13 @@ def test_answers_equal_those_of_transformers_generate(model):
     assert apart == ours
     for prompt, answer in zip(PROMPTS, ours, strict=True):
         ids = model.generate(
-            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, use_cache=True,
-            eos_token_id=299, pad_token_id=299,
-        )  # fmt: skip
+            torch.tensor([prompt]),
+            max_new_tokens=12,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=299,
+            pad_token_id=299,
+        )
         assert answer == ids[0, len(prompt) :].tolist()
 
 
@@ -121,10 +125,14 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
 
     with Metrics(run) as metrics:
         sampler = Sampler(
-            [[0, 5], [0, 5, 6, 7, 8, 9]], lambda batch: [70] * (len(batch.cu_seqlens) - 1),
-            tokenizer, TrainConfig(sample_every=3, sample_tokens=2),
-            packed=True, run=run, metrics=metrics,
-        )  # fmt: skip
+            [[0, 5], [0, 5, 6, 7, 8, 9]],
+            lambda batch: [70] * (len(batch.cu_seqlens) - 1),
+            tokenizer,
+            TrainConfig(sample_every=3, sample_tokens=2),
+            packed=True,
+            run=run,
+            metrics=metrics,
+        )
         sampler.write(0)
         for step in range(1, 5):
             sampler.after(step, evaluated=False)
@@ -133,19 +141,25 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 0, 3, 3, 4, 4]
     assert lines[0] == {
-        "step": 0, "prompt": tokenizer.decode([0, 5]), "answer": tokenizer.decode([70, 70]),
+        "step": 0,
+        "prompt": tokenizer.decode([0, 5]),
+        "answer": tokenizer.decode([70, 70]),
         "ended": False,
-    }  # fmt: skip
+    }
 
 
 def test_samples_at_every_evaluation(tmp_path, tokenizer):
     run = RunDir.open(str(tmp_path))
     with Metrics(run) as metrics:
         sampler = Sampler(
-            [[0, 5]], lambda _: [70], tokenizer,
+            [[0, 5]],
+            lambda _: [70],
+            tokenizer,
             TrainConfig(sample_every="evaluation", sample_tokens=1),
-            packed=True, run=run, metrics=metrics,
-        )  # fmt: skip
+            packed=True,
+            run=run,
+            metrics=metrics,
+        )
         for step, evaluated in ((1, False), (2, True), (3, False), (4, True)):
             sampler.after(step, evaluated=evaluated)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
