@@ -61,11 +61,13 @@ def read_conversations(path: str) -> tuple[list[Question], Answers, Unusable]:
             if found.id in questions:
                 raise UserError(f"{where}: the id {found.id!r} occurs twice")
             *context, question, answer = found.turns
+            reasoning = tuple(turn.reasoning for turn in context)
             questions[found.id] = Question(
                 id=found.id,
                 category=category or "",
                 turns=(question.text,),
                 context=tuple((turn.role, turn.text) for turn in context),
+                reasoning=reasoning if any(reasoning) else (),
             )
             references[found.id] = (without_reasoning(answer.text).strip(),)
     if not questions:

@@ -21,21 +21,28 @@ from ochat_ray.errors import UserError
 class Question:
     """User turns of one question. In AlpacaEval's files the instruction is also the id.
 
-    `context` has the role and text of earlier messages, which are sent before the first turn.
+    `context` has the role and text of earlier messages, which are sent before the first turn, and
+    `reasoning` that of each of them, if any has some.
     """
 
     id: str
     category: str
     turns: tuple[str, ...]
     context: tuple[tuple[str, str], ...] = ()
+    reasoning: tuple[str, ...] = ()
 
     def earlier_messages(self) -> list[dict[str, str]]:
         """Return the messages before the first turn."""
-        return [{"role": role, "content": text} for role, text in self.context]
+        messages = [{"role": role, "content": text} for role, text in self.context]
+        for message, reasoning in zip(messages, self.reasoning, strict=False):
+            if reasoning:
+                message["reasoning_content"] = reasoning
+        return messages
 
     def fields(self) -> dict[str, Any]:
         """Return the fields for a digest; without context those of earlier versions."""
-        return {name: value for name, value in asdict(self).items() if value or name != "context"}
+        later = ("context", "reasoning")
+        return {name: value for name, value in asdict(self).items() if value or name not in later}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -92,11 +92,14 @@ class Admission:
         record: Record,
     ) -> None:
         extra: dict[str, str] = {}
+        body: bytes | None = None
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 MutableHeaders(scope=message).update(extra)
+                if 400 <= record.status < 500:
+                    await self._delay(record, len(body or b""))
             await send(message)
 
         try:
@@ -110,6 +113,12 @@ class Admission:
             return
         if body is not None:
             await self.app(scope, replay(body, receive), noting)
+
+    async def _delay(self, record: Record, body_bytes: int) -> None:
+        delay_s = self.limits.rejection_delay_s(record.key, body_bytes)
+        if delay_s > 0:
+            record.delayed_s = delay_s
+            await asyncio.sleep(delay_s)
 
     def _check_peer(self, path: str, scope: Scope, headers: Headers) -> str:
         """Return the name of the key that was sent, if keys are required."""

@@ -1,8 +1,9 @@
-"""Rate limits per key, in requests and tokens per minute: token buckets and their headers.
+"""Rate limits per key: of requests and tokens, with their headers, and of rejected requests.
 
-A bucket holds one minute's quota and refills evenly. A request is admitted if at least one request
-and one token are left. Its tokens are deducted as they become known, so a bucket can go negative,
-and later requests wait until it recovers. No answer is ever truncated by a limit.
+All are token buckets. A bucket holds one minute's quota and refills evenly. A request is admitted
+if at least one request and one token are left. Its tokens are deducted as they become known, so a
+bucket can go negative, and later requests wait until it recovers. No answer is ever truncated by a
+limit.
 """
 
 from __future__ import annotations
@@ -14,6 +15,15 @@ from collections.abc import Callable
 from ochat_ray.serve.protocol.errors import ApiError
 
 _MINUTE_S = 60.0
+
+REJECTIONS_PER_MINUTE = 1200
+"""Rejected requests per key and minute that are answered without a delay."""
+
+REJECTED_BYTES = 100_000
+"""Size of a body that counts as one more rejected request."""
+
+LONGEST_DELAY_S = 5.0
+"""Maximum delay of a rejection, in seconds."""
 
 
 class Bucket:
@@ -42,11 +52,26 @@ class Bucket:
         return max(0.0, (level - self.level()) * _MINUTE_S / self.per_minute)
 
 
-class Limits:
-    """Rate limits of every key; None is no limit. Keys unused for a minute are forgotten.
+class _Buckets:
+    """Buckets by name. Full ones are forgotten when another is added, which loses nothing."""
 
-    A bucket that is not negative is full again after a minute, so this loses nothing.
-    """
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._buckets: dict[tuple[str, str], Bucket] = {}
+
+    def of(self, key: str, unit: str, per_minute: int) -> Bucket:
+        if (key, unit) not in self._buckets:
+            self._buckets = {
+                name: bucket
+                for name, bucket in self._buckets.items()
+                if bucket.level() < bucket.per_minute
+            }
+            self._buckets[key, unit] = Bucket(per_minute, self._clock)
+        return self._buckets[key, unit]
+
+
+class Limits:
+    """Rate limits of every key; None is no limit."""
 
     def __init__(
         self,
@@ -56,8 +81,7 @@ class Limits:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._per_minute = {"requests": requests_per_minute, "tokens": tokens_per_minute}
-        self._clock = clock
-        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._buckets = _Buckets(clock)
 
     def admit(self, key: str) -> dict[str, str]:
         """Count one request of a key, and return the headers with the remaining quota.
@@ -86,22 +110,21 @@ class Limits:
         if bucket is not None:
             bucket.take(tokens)
 
-    def _of(self, key: str) -> dict[str, Bucket]:
-        found = {}
-        for unit, per_minute in self._per_minute.items():
-            if per_minute is None:
-                continue
-            if (key, unit) not in self._buckets:
-                self._forget_full()
-                self._buckets[key, unit] = Bucket(per_minute, self._clock)
-            found[unit] = self._buckets[key, unit]
-        return found
+    def rejection_delay_s(self, key: str, body_bytes: int) -> float:
+        """Count a rejected request, and return the seconds to wait before the client learns it.
 
-    def _forget_full(self) -> None:
-        self._buckets = {
-            name: bucket
-            for name, bucket in self._buckets.items()
-            if bucket.level() < bucket.per_minute
+        A client that repeats an invalid request in a loop would otherwise keep the processor from
+        other clients' requests. Valid requests never wait for this.
+        """
+        bucket = self._buckets.of(key, "rejections", REJECTIONS_PER_MINUTE)
+        bucket.take(1 + body_bytes / REJECTED_BYTES)
+        return min(LONGEST_DELAY_S, bucket.seconds_until(0))
+
+    def _of(self, key: str) -> dict[str, Bucket]:
+        return {
+            unit: self._buckets.of(key, unit, per_minute)
+            for unit, per_minute in self._per_minute.items()
+            if per_minute is not None
         }
 
 

@@ -54,6 +54,7 @@ class Record:
     finish_reasons: list[str] = field(default_factory=list)
     queue_s: float | None = None
     ttft_s: float | None = None
+    delayed_s: float | None = None
     seconds: float = 0.0
     ignored: list[str] = field(default_factory=list)
     prompt: Any = None
@@ -94,6 +95,12 @@ class Metrics:
         self._in_flight = Gauge(
             "ochat_ray_requests_in_flight",
             "Requests under way in this ingress replica",
+            registry=self.registry,
+        )
+        self._delayed = Counter(
+            "ochat_ray_delayed_rejections",
+            "Rejections that waited, since their key had too many",
+            ("key",),
             registry=self.registry,
         )
         self._key_used = Gauge(
@@ -139,6 +146,8 @@ class Metrics:
             record.model, record.route, str(record.status), record.code or ""
         ).inc()
         self._seconds.labels(record.model, record.replica).observe(record.seconds)
+        if record.delayed_s is not None:
+            self._delayed.labels(record.key).inc()
         if record.key:
             self._key_used.labels(record.key).set_to_current_time()
         if record.replica:

@@ -130,8 +130,8 @@ def own_template(path: str) -> str:
         return next(iter(sources.values()))
     found = f"several chat templates ({', '.join(sources)})" if sources else "no chat template"
     raise UserError(
-        f"the tokenizer at {path} has {found}; give one with --template: openchat, opencoder, or "
-        "a Jinja file"
+        f"the tokenizer at {path} has {found}; give one with --template when preparing data: "
+        "openchat, opencoder, or a Jinja file; to serve a base, leave one in its directory"
     )
 
 

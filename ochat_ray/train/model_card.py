@@ -144,12 +144,12 @@ def base_name(model: str) -> str:
 
 
 def template_name(result: Mapping[str, Any]) -> str:
-    """Return the name of a template of 2023, or what is known of a chat template."""
+    """Return the name of a template of 2023, or a chat template's arguments."""
     settings = result.get("template")
     if not settings:
         return str(result["model_type"])
     arguments = json.dumps(settings["arguments"]) if settings.get("arguments") else ""
-    return f"chat template of the tokenizer {arguments}".strip()
+    return f"chat template in chat_template.jinja {arguments}".strip()
 
 
 def licence_of(model: str) -> dict[str, str]:

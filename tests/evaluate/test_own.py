@@ -141,6 +141,18 @@ def test_system_prompts_and_earlier_turns_are_sent(tmp_path, held_out):
     assert {body["temperature"] for body in endpoint.asked} == {0}
 
 
+def test_reasoning_of_earlier_answers_is_sent_in_its_field(tmp_path):
+    earlier = [user("1 + 1?"), assistant("2", reasoning_content="Count."), user("2 + 2?")]
+    path = written(tmp_path / "held.jsonl", [*earlier, assistant("4")])
+    [question], _, _ = read_conversations(path)
+    assert [*question.earlier_messages(), user(*question.turns)] == earlier
+    plain = written(
+        tmp_path / "plain.jsonl", [user("1 + 1?"), assistant("2"), earlier[2], assistant("4")]
+    )
+    [question], _, _ = read_conversations(plain)
+    assert "reasoning" not in question.fields()
+
+
 def test_exact_match_scores_the_model_and_the_base(tmp_path, held_out, capsys):
     endpoint = Endpoint(said)
     with endpoint.serving():

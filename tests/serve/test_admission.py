@@ -156,6 +156,29 @@ def test_limits_are_each_keys_own_and_told_in_headers(keys):
     assert ask(app, headers=bearer("secret-of-nobody")).status_code == 200
 
 
+def test_rejections_in_a_loop_are_delayed_and_nothing_else_is(keys, monkeypatch, caplog):
+    waited = []
+
+    async def sleep(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr("ochat_ray.serve.admission.asyncio.sleep", sleep)
+    metrics = Metrics()
+    limits = Limits(requests_per_minute=None, tokens_per_minute=None, clock=lambda: 0.0)
+    app = admission(keys, metrics=metrics, limits=limits)
+    alice, big = bearer("secret-of-alice"), "x" * 101
+    with caplog.at_level("INFO", logger="ochat_ray.serve.requests"):
+        for _ in range(1210):
+            assert ask(app, headers=alice, content=big).status_code == 413
+        assert waited == pytest.approx([0.05 * n for n in range(1, 11)])  # 20 a second
+        assert ask(app, headers=bearer("secret-of-nobody"), content=big).status_code == 413
+        assert ask(app, headers=alice).status_code == 200
+    delayed = [json.loads(r.message).get("delayed_s") for r in caplog.records]
+    assert delayed == [None] * 1200 + [round(seconds, 6) for seconds in waited] + [None, None]
+    counted = metrics.expose("m", {}).decode()
+    assert 'delayed_rejections_total{key="alice"} 10.0' in counted
+
+
 def test_a_request_is_recorded_without_its_key(keys, caplog):
     metrics = Metrics()
     with caplog.at_level("INFO", logger="ochat_ray.serve.requests"):

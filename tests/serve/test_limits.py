@@ -57,6 +57,17 @@ def test_keys_that_are_full_again_are_forgotten_and_debts_are_not(now):
         bound.take_tokens(str(number), 1)
     now[0] = 61.0
     bound.admit("new")
-    assert len(bound._buckets) == 2
+    assert len(bound._buckets._buckets) == 2
     with pytest.raises(ApiError):
         bound.admit("debtor")
+
+
+def test_rejections_are_delayed_once_there_are_too_many(now):
+    bound = limits(now, requests=6)
+    assert [bound.rejection_delay_s("a", 0) for _ in range(1200)] == [0] * 1200
+    assert bound.rejection_delay_s("a", 0) == pytest.approx(0.05)  # 20 a second
+    assert bound.rejection_delay_s("a", 1_000_000) == pytest.approx(0.6)
+    assert bound.rejection_delay_s("a", 10**9) == 5
+    assert bound.rejection_delay_s("b", 0) == 0
+    assert bound.admit("a")["x-ratelimit-remaining-requests"] == "5"
+    assert "rejections" not in str(bound.admit("a"))

@@ -47,7 +47,7 @@ def test_the_card_has_the_hub_s_header_and_the_run_s_figures():
     }
     for line in (
         "# A chat model fine-tuned from `owner/base-1B`",
-        '- template: `chat template of the tokenizer {"enable_thinking": false}`',
+        '- template: `chat template in chat_template.jinja {"enable_thinking": false}`',
         f"- data digest: `{'ab' * 32}`",
         "- held-out loss: `2.5000 before, 1.7500 after training`",
         "- versions: `torch 2.13.0, ray 2.60.0`",
