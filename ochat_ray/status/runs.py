@@ -15,7 +15,7 @@ from pyarrow import fs as pafs
 from ochat_ray.cluster.view import Job
 from ochat_ray.command_line import option_value
 from ochat_ray.data.output import PLAN, Output
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 from ochat_ray.lock_claims import LOCK_FOLDER, Owner, Timing, claim_number, is_live
 from ochat_ray.recipes import DEMO, Content, default_directory
 from ochat_ray.run_dir import MANIFEST, RunDir
@@ -90,7 +90,7 @@ def read_run(output: str, stage: str, *, now: float, stalled_after_s: float) -> 
     try:
         return _read_run(RunDir.open(output), output, stage, now, stalled_after_s)
     except Exception as error:  # noqa: BLE001  a damaged file may raise any
-        line = (str(error).splitlines() or [""])[0][:300]
+        line = first_line(error, 300)
         if not isinstance(error, UserError | OSError):
             line = f"it cannot be read ({type(error).__name__}: {line})"
         return _unreadable(output, stage, line)

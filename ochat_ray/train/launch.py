@@ -19,7 +19,7 @@ from ochat_ray.cluster import ray_session
 from ochat_ray.cluster.resources import most
 from ochat_ray.cluster.state import remove_leftovers, remove_on_all_nodes, report_waiting
 from ochat_ray.command_line import flag, user_message
-from ochat_ray.errors import JobFailedError, UserError
+from ochat_ray.errors import JobFailedError, UserError, first_line
 from ochat_ray.ownership import Ownership
 from ochat_ray.run_dir import RunDir, absolute, absolute_if_local
 from ochat_ray.run_lock import RunLock, hold
@@ -204,10 +204,9 @@ def _as_one_line(error: Exception, config: TrainConfig) -> Exception:
         else "Ray Train failed"
     )
     cause = lost[0] if lost else failure
-    first = (str(cause).strip().splitlines() or [""])[0][:300]
     return JobFailedError(
-        f"{what}: {type(cause).__name__}: {first}; run it again: it resumes from its last "
-        "checkpoint"
+        f"{what}: {type(cause).__name__}: {first_line(cause, 300)}; run it again: it "
+        "resumes from its last checkpoint"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, one_line
 from ochat_ray.recipes import CHAT
 from ochat_ray.tokenization.tokenizer import has_end_of_turn
 from ochat_ray.train.config import TrainConfig
@@ -119,8 +119,7 @@ def _inject(model: Any, options: LoraOptions, *, base: str) -> None:
     except ValueError as error:
         if "ParamWrapper" in str(error):  # for DoRA
             raise UserError(_EXPERTS) from error
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"--lora: peft cannot adapt this model: {line}") from error
+        raise UserError(f"--lora: peft cannot adapt this model: {one_line(error)}") from error
     if any(isinstance(module, ParamWrapper) for module in model.modules()):
         raise UserError(_EXPERTS)
 
