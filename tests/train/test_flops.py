@@ -5,7 +5,6 @@ import pytest
 from ochat_ray.train.flops import (
     ModelShape,
     attention_tokens,
-    flops_per_token,
     measured_peak_flops,
     peak_flops,
     training_flops,
@@ -119,7 +118,6 @@ def test_training_flops_by_hand(tiny):
     n = tiny.matmul_parameters
     # 12 x 2 layers x width 8 x n / 2 for each of n tokens.
     assert training_flops(tiny, [3, 5]) == 6 * n * 8 + 12 * 2 * 8 / 2 * (9 + 25)
-    assert training_flops(tiny, [5]) == 5 * flops_per_token(tiny, 5)
     assert training_flops(tiny, []) == 0
 
 
@@ -140,9 +138,8 @@ def test_pytorchs_own_count_agrees(tiny):
 def test_the_length_at_which_attention_costs_as_much_as_the_rest(tiny, llama_13b):
     length = attention_tokens(llama_13b)
     assert length == 62_752  # 12,851,609,600 / (40 x 5120), rounded down
-    assert flops_per_token(llama_13b, length) == pytest.approx(
-        2 * flops_per_token(llama_13b, 0), rel=1e-4
-    )
+    without_attention = 6 * llama_13b.matmul_parameters * length
+    assert training_flops(llama_13b, [length]) == pytest.approx(2 * without_attention, rel=1e-4)
 
 
 @pytest.mark.parametrize(
