@@ -16,9 +16,10 @@ from ochat_ray.demo import assets
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate import steps
 from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.recipes import DEMO, default_directory
 
-MODEL = Path("runs/demo/model")
-OUTPUT = Path("runs/demo/evaluation")
+MODEL = Path(default_directory(DEMO, "model"))
+OUTPUT = Path(default_directory(DEMO, "evaluation"))
 
 Served = Callable[[Mapping[str, str]], AbstractContextManager[Mapping[str, str]]]
 

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -112,6 +112,7 @@ class Engine:
         base: directory of the base model, with the end-of-turn token.
         model_config: its transformers configuration with the changes for training.
         vocabulary: number of tokens; ids from here on belong to no token.
+        override: content of the file of `--deepspeed`.
         universal: prepare to `load` a universal checkpoint.
         attention: transformers' name of the implementation; None takes that of `config`.
     """
@@ -123,6 +124,7 @@ class Engine:
         *,
         model_config: Any = None,
         vocabulary: int | None = None,
+        override: Mapping[str, Any] | None = None,
         universal: bool = False,
         attention: str | None = None,
     ) -> None:
@@ -139,6 +141,7 @@ class Engine:
         self._vocabulary = vocabulary
         self.settings = deepspeed_config(
             config,
+            override,
             world_size=distributed.get_world_size(),
             bf16=self.dtype == torch.bfloat16,
             cuda=cuda,

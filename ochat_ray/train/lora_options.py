@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ochat_ray.errors import UserError
@@ -33,6 +34,7 @@ class LoraOptions:
     dora: bool = False
 
     @classmethod
+    @cache  # the options are asked for in many places
     def parse(cls, text: str) -> LoraOptions:
         """Parse the value of `--lora`; alpha is 2 x r by default, as peft's users have it.
 
