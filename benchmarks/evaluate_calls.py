@@ -55,10 +55,12 @@ def serve(port: int, latency_s: float) -> None:
         flying[0] -= 1
         ended.append(time.monotonic())
         message = {"role": "assistant", "content": "word " * 400}
-        return JSONResponse({
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 10, "completion_tokens": 400},
-        })  # fmt: skip
+        return JSONResponse(
+            {
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 10, "completion_tokens": 400},
+            }
+        )
 
     routes = [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/stats", stats)]
     app = Starlette(routes=routes)

@@ -212,13 +212,20 @@ def config_of(form: str, tokenizer: Any) -> Any:
     }  # fmt: skip
     if form == "llama3_2":
         scaling = {
-            "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-        }  # fmt: skip
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
         return LlamaConfig(
-            **shared, rope_parameters=scaling, tie_word_embeddings=True,
-            bos_token_id=128000, eos_token_id=[128001, 128008, 128009],
-        )  # fmt: skip
+            **shared,
+            rope_parameters=scaling,
+            tie_word_embeddings=True,
+            bos_token_id=128000,
+            eos_token_id=[128001, 128008, 128009],
+        )
     if form == "qwen3":
         # The published models have rows without a token.
         padded = shared | {"vocab_size": 151936}
@@ -228,9 +235,13 @@ def config_of(form: str, tokenizer: Any) -> Any:
     if form == "mistral_nemo":
         return MistralConfig(**shared, sliding_window=None, bos_token_id=1, eos_token_id=2)
     return Gemma3TextConfig(
-        **shared, sliding_window=512, bos_token_id=2, eos_token_id=[1, 106], pad_token_id=0,
+        **shared,
+        sliding_window=512,
+        bos_token_id=2,
+        eos_token_id=[1, 106],
+        pad_token_id=0,
         layer_types=["sliding_attention", "full_attention"],
-    )  # fmt: skip
+    )
 
 
 def user(text: Any, **more: Any) -> dict[str, Any]:
@@ -302,8 +313,9 @@ def held_out() -> list[dict[str, Any]]:
     found = []
     for n, chat in kinds:
         messages = [*chat["messages"][:-1], assistant(f"{n} days.")]
-        messages = [m | {"content": f"{m['content']} (new)"} if m["role"] == "user" else m
-                    for m in messages]  # fmt: skip
+        messages = [
+            m | {"content": f"{m['content']} (new)"} if m["role"] == "user" else m for m in messages
+        ]
         found.append({**chat, "messages": messages, "category": f"kind {n % 3}"})
     return found
 

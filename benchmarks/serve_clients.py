@@ -84,14 +84,17 @@ CLIENTS = (
     Client(
         name="Vercel AI SDK",
         packages=(
-            "ai@6.0.326", "@ai-sdk/openai@3.0.141", "@ai-sdk/openai-compatible@2.0.92", "zod@4.6.7",
+            "ai@6.0.326",
+            "@ai-sdk/openai@3.0.141",
+            "@ai-sdk/openai-compatible@2.0.92",
+            "zod@4.6.7",
         ),
         script=("js_calls.mjs", "ai"),
     ),
     _python("GuideLLM", "guidellm==0.8.1"),
     _python("lm-evaluation-harness", "lm-eval[api]==0.4.13", "transformers==5.19.0"),
     _python("histories of aider, Open WebUI, LibreChat"),
-)  # fmt: skip
+)
 
 
 def main() -> None:
@@ -112,9 +115,13 @@ def main() -> None:
         for client in clients:
             print(f"{client.name} {client.version}", flush=True)
             results[client] = try_calls(
-                client, python[client], arguments.environments / client.folder, url, model,
+                client,
+                python[client],
+                arguments.environments / client.folder,
+                url,
+                model,
                 arguments.calls,
-            )  # fmt: skip
+            )
     table = "\n".join(rows(results))
     print(table)
     if arguments.write:
@@ -162,9 +169,12 @@ def try_calls(
     script, name = client.script
     process = subprocess.Popen(
         [*command, str(CALLS / script), name, url, *([] if client.is_js else [model])],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
         cwd=folder if client.is_js else ROOT,
-    )  # fmt: skip
+    )
     output, errors = process.communicate(timeout=1800)
     found = []
     for line in output.splitlines():

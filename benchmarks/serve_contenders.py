@@ -190,9 +190,13 @@ def serve_one_at_a_time(arguments: argparse.Namespace) -> None:
             with lock:
                 streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
                 options = {
-                    "inputs": torch.tensor([ids]), "streamer": streamer, "do_sample": False,
-                    "max_new_tokens": limit, "min_new_tokens": limit, "eos_token_id": end,
-                }  # fmt: skip
+                    "inputs": torch.tensor([ids]),
+                    "streamer": streamer,
+                    "do_sample": False,
+                    "max_new_tokens": limit,
+                    "min_new_tokens": limit,
+                    "eos_token_id": end,
+                }
                 thread = Thread(target=model.generate, kwargs=options)
                 thread.start()
                 for text in streamer:

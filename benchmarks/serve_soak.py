@@ -128,9 +128,11 @@ class Soak:
         text = QUESTION * self.draw.randint(1, 8)
         limit = self.draw.randint(1, 120)
         return {
-            "model": "soak", "messages": [{"role": "user", "content": text}],
-            "max_tokens": limit, **fields,
-        }  # fmt: skip
+            "model": "soak",
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": limit,
+            **fields,
+        }
 
     async def stream(self) -> None:
         """Check that a stream ends with [DONE] or with an error event."""
@@ -198,9 +200,12 @@ class Soak:
     async def scores(self) -> None:
         """Request log-probabilities of a prompt, as lm-eval does."""
         body = {
-            "model": "soak", "prompt": QUESTION * self.draw.randint(1, 8), "max_tokens": 0,
-            "echo": True, "logprobs": 1,
-        }  # fmt: skip
+            "model": "soak",
+            "prompt": QUESTION * self.draw.randint(1, 8),
+            "max_tokens": 0,
+            "echo": True,
+            "logprobs": 1,
+        }
         answer = await self.ask(f"{self.url}/v1/completions", body)
         for one in answer["choices"] if answer else ():
             found = one["logprobs"]["token_logprobs"]

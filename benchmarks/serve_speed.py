@@ -117,9 +117,12 @@ def summary(name: str, streams: int, pairs: list[tuple[Measured, Measured]]) -> 
     """Return medians over the rounds, also of ratios; percentiles over all requests, in ms."""
     ratios = [other.tokens_a_second / bare.tokens_a_second for bare, other in pairs]
     row: dict[str, Any] = {
-        "contender": name, "streams": streams, "ratio": statistics.median(ratios),
-        "least": min(ratios), "most": max(ratios),
-    }  # fmt: skip
+        "contender": name,
+        "streams": streams,
+        "ratio": statistics.median(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+    }
     for whose, results in zip(("bare", "own"), zip(*pairs, strict=True), strict=True):
         requests = [request for result in results for request in result.requests]
         first = sorted(1e3 * request.first for request in requests)
@@ -202,9 +205,12 @@ class Contender:
     def start(self) -> None:
         """Start the process and wait until it answers."""
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env=os.environ | MODES[self.name],
-        )  # fmt: skip
+        )
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("ready "):
@@ -236,8 +242,9 @@ class Contender:
             return Measured(speed, [Request(*request) for request in requests])
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as session:
-            return await load(lambda q, n: over_http(session, self.address, q, n),
-                              streams, questions, limit)  # fmt: skip
+            return await load(
+                lambda q, n: over_http(session, self.address, q, n), streams, questions, limit
+            )
 
 
 async def over_http(
@@ -245,9 +252,13 @@ async def over_http(
 ) -> AsyncIterator[int]:
     """Yield the growth of the usage per event: pieces of an answer may hold several tokens."""
     body = {
-        "model": "bench", "messages": [{"role": "user", "content": question}], "stream": True,
-        "max_tokens": limit, "stream_options": {"include_usage": True}, **rules(address),
-    }  # fmt: skip
+        "model": "bench",
+        "messages": [{"role": "user", "content": question}],
+        "stream": True,
+        "max_tokens": limit,
+        "stream_options": {"include_usage": True},
+        **rules(address),
+    }
     path = f"{address.split('#')[0]}/v1/chat/completions"
     seen = 0
     async with session.post(path, json=body) as response:

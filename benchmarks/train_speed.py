@@ -104,7 +104,7 @@ def work(arguments: argparse.Namespace) -> None:
         table=table,
         steps=draw_steps(table.lengths, size, arguments),
         config=config,
-        settings=deepspeed_config(config, world_size=WORLD_SIZE, bf16=BF16, cuda=False),
+        settings=deepspeed_config(config, None, world_size=WORLD_SIZE, bf16=BF16, cuda=False),
         rank=arguments.rank,
     )
     name, _, variant = arguments.contender.partition(", ")

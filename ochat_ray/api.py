@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ochat_ray.errors import UserError
+from ochat_ray.recipes import DEMO
 
 Config = TypeVar("Config")
 
@@ -123,7 +124,7 @@ def configured(stage: str, for_recipe: Callable[[str], Config], options: dict[st
     Raises:
         UserError: An option does not exist, or its value is of another type.
     """
-    default: Any = for_recipe(str(options.get("recipe", "demo")))
+    default: Any = for_recipe(str(options.get("recipe", DEMO)))
     types = get_type_hints(type(default), include_extras=False)
     known = [name for name in types if name in vars(default) and name != "json"]
     values = {}

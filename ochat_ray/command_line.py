@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ochat_ray.errors import JobFailedError, UserError, first_line, is_store_failure
+from ochat_ray.recipes import DEMO
 
 Config = TypeVar("Config")
 
@@ -24,7 +25,7 @@ def parse(for_recipe: Callable[[str], Config], arguments: Sequence[str], program
     """
     import tyro  # slow to import, and not needed to report errors
 
-    default = for_recipe(_recipe_name(arguments))
+    default = for_recipe(option_value(arguments, "--recipe") or DEMO)
     return tyro.cli(
         type(default),
         prog=program,
@@ -37,6 +38,16 @@ def parse(for_recipe: Callable[[str], Config], arguments: Sequence[str], program
 def flag(name: str) -> str:
     """Return the flag of the option with a field's name."""
     return f"--{name.replace('_', '-')}"
+
+
+def option_value(arguments: Sequence[str], option: str) -> str | None:
+    """Return the value of an option on a command line; None if it is not given."""
+    for position, argument in enumerate(arguments):
+        if argument == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(f"{option}="):
+            return argument.removeprefix(f"{option}=")
+    return None
 
 
 def run(
@@ -187,12 +198,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         if isinstance(current, BaseExceptionGroup) and all(map(user_message, current.exceptions)):
             inner += current.exceptions
         pending += [e for e in reversed(inner) if isinstance(e, BaseException)]
-
-
-def _recipe_name(arguments: Sequence[str]) -> str:
-    for position, argument in enumerate(arguments):
-        if argument == "--recipe" and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith("--recipe="):
-            return argument.removeprefix("--recipe=")
-    return "demo"

@@ -31,3 +31,11 @@ def first_line(error: BaseException, limit: int | None = None) -> str:
     `limit` is the maximum number of characters.
     """
     return str(error).strip().split("\n")[0].rstrip()[:limit] or type(error).__name__
+
+
+def one_line(error: BaseException, limit: int | None = 200) -> str:
+    """Return an error's whole message as one line, or its type's name if the message is empty.
+
+    `limit` is the maximum number of characters.
+    """
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from ochat_ray.errors import UserError
 
-CHAT = "chat"
+DEMO = "demo"
+"""Recipe where none is given: a small real model, for two CPU cores."""
+
+CHAT: Final = "chat"
 """Model type of a base model with its own chat template, and the recipe for it."""
 
 ModelType = Literal["openchat", "openchat_8192", "opencoder", "chat"]
@@ -17,33 +20,28 @@ ModelType = Literal["openchat", "openchat_8192", "opencoder", "chat"]
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """Hyperparameters of a recipe. Defaults are OpenChat's of July 2023."""
+    """Hyperparameters of a recipe, which `TrainConfig` describes.
+
+    Defaults are OpenChat's of July 2023.
+    """
 
     epochs: int = 5
     max_steps: int | None = None
     sequences_per_step: int | None = 128
-    """Conversations per optimizer step, over all workers; None: one full pack per worker."""
     learning_rate: float = 2e-5
     embedding_learning_rate: float | None = None
-    """Learning rate of the input and output embeddings; None: `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     warmup_ratio: float = 0.03
     max_tokens: int = 8192
-    """Maximum tokens per pack, the unit of one forward pass on one worker."""
     checkpoint_every: int = 25
-    """Optimizer steps between checkpoints."""
     eval_tokens: int | None = None
-    """Held-out tokens to evaluate on; None: all."""
     max_length: int | None = None
-    """Maximum tokens per conversation; longer ones are left out. None: no limit."""
     gradient_checkpointing: bool = True
     sample_every: Literal["evaluation"] | None = None
-    """"evaluation" writes answers to sample prompts at every evaluation."""
     sample_tokens: int = 128
-    """Maximum tokens per sampled answer."""
     seed: int = 0
 
 
@@ -66,8 +64,8 @@ class Recipe:
     This extrapolates its rotary embeddings without scaling.
     """
     eval_ratio: float = 0.01
-    num_workers: int | None = 8
-    """Workers of training; None: one per GPU of the cluster, or one without GPUs."""
+    num_workers: int = 8
+    """Workers of training; 0: one per GPU of the cluster, or one without GPUs."""
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
 
 
@@ -75,7 +73,7 @@ RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            name="demo",
+            name=DEMO,
             model_type="openchat",
             context_length=640,
             keep_model="any",
@@ -109,13 +107,13 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(name="opencoder", model_type="opencoder", context_length=8192),
         Recipe(
-            name="chat",
-            model_type="chat",
+            name=CHAT,
+            model_type=CHAT,
             context_length=4096,
             keep_model="any",
             blocked_words=(),
             eval_ratio=0.05,
-            num_workers=None,
+            num_workers=0,
             hyperparameters=Hyperparameters(
                 epochs=3, sequences_per_step=16, sample_every="evaluation", sample_tokens=64
             ),
@@ -133,3 +131,12 @@ def recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+Content = Literal["data", "model", "evaluation"]
+"""Content of a stage's output directory."""
+
+
+def default_directory(name: str, content: Content) -> str:
+    """Return the output directory of a recipe's stage where none is given."""
+    return f"runs/{name}/{content}"

@@ -38,6 +38,11 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
+def absolute_if_local(name: str) -> str:
+    """Return the absolute path of a local directory; a URI or Hub name unchanged."""
+    return absolute(name) if os.path.exists(name) else name
+
+
 def not_on_this_host(path: str) -> UserError:
     """Return the error for a local path that exists on another node, but not on this one."""
     return UserError(

@@ -50,11 +50,15 @@ class Hub:
     async def tree(self, request: Request) -> Response:
         return JSONResponse(
             [
-                {"type": "file", "path": path, "size": len(data),
-                 "oid": hashlib.sha1(data).hexdigest()}
+                {
+                    "type": "file",
+                    "path": path,
+                    "size": len(data),
+                    "oid": hashlib.sha1(data).hexdigest(),
+                }
                 for path, data in self.repositories[_name(request)].items()
             ]
-        )  # fmt: skip
+        )
 
     async def modes(self, request: Request) -> Response:
         files = [

@@ -46,8 +46,9 @@ def account(tmp_path_factory):
     server = subprocess.Popen(
         [RAY.with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
         env=os.environ | {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while not listens(port):
             assert server.poll() is None
@@ -69,17 +70,22 @@ def account(tmp_path_factory):
 def aws(account, tmp_path_factory):
     """A client of EC2, once `ray up` and the autoscaler's provider have launched instances."""
     client(account, "cloudformation").create_stack(
-        StackName="ochat-ray", TemplateBody=(ROOT / "deploy/aws/roles.yaml").read_text(),
+        StackName="ochat-ray",
+        TemplateBody=(ROOT / "deploy/aws/roles.yaml").read_text(),
         Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "runs"}],
         Capabilities=["CAPABILITY_NAMED_IAM"],
-    )  # fmt: skip
+    )
     ec2 = client(account, "ec2")
     path = tmp_path_factory.mktemp("up") / "log"
     with path.open("w") as log:
         up = subprocess.Popen(
-            [RAY, "up", "--yes", "--no-config-cache", ROOT / "cluster.yaml"], cwd=ROOT,
-            env=os.environ | account, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        )  # fmt: skip
+            [RAY, "up", "--yes", "--no-config-cache", ROOT / "cluster.yaml"],
+            cwd=ROOT,
+            env=os.environ | account,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
     try:
         deadline = time.monotonic() + 90
         while not instances(ec2):
@@ -97,9 +103,12 @@ def client(account, service):
     import boto3
 
     return boto3.client(
-        service, region_name="us-west-2", endpoint_url=account["AWS_ENDPOINT_URL"],
-        aws_access_key_id="test", aws_secret_access_key="test",
-    )  # fmt: skip
+        service,
+        region_name="us-west-2",
+        endpoint_url=account["AWS_ENDPOINT_URL"],
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
 
 
 def listens(port):
@@ -138,8 +147,10 @@ def test_the_stack_is_valid_to_cloudformation():
     template = str(ROOT / "deploy/aws/roles.yaml")
     done = subprocess.run(
         [RAY.with_name("cfn-lint"), "--regions", "us-west-2", "--template", template],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 

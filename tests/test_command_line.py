@@ -43,9 +43,12 @@ def printing(end, **variables):
     """Run a command that prints 100,000 Chinese characters."""
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; '{sys.executable}' -c \"$PROGRAM\" {end}"],
-        env=os.environ | {"PROGRAM": PRINT, **variables}, cwd=ROOT,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | {"PROGRAM": PRINT, **variables},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_result_whose_reader_closes_the_pipe_ends_without_a_traceback():
@@ -204,11 +207,14 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(code, line):
     ("error", "status", "printed"),
     [
         (UserError("give another"), 2, "job: give another\n"),
-        (JobFailedError("TypeError in step 3: x", "Traceback\n"), 1,
-         "Traceback\njob: TypeError in step 3: x\n"),
+        (
+            JobFailedError("TypeError in step 3: x", "Traceback\n"),
+            1,
+            "Traceback\njob: TypeError in step 3: x\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; run it again: incomplete files are not used\n"),
     ],
-)  # fmt: skip
+)
 def test_the_last_line_is_the_message(monkeypatch, capsys, error, status, printed):
     def work(config):
         raise error

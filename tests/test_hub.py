@@ -59,23 +59,29 @@ def test_a_model_is_uploaded_and_read_by_its_name(model_directory, tmp_path):
         (model / name).write_text("{}")
     hub = Hub()
     environment = os.environ | {
-        "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_DISABLE_XET": "1",
         "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+    }
 
     def run(*command):
         done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True,
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
             env=environment | {"HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     with hub.serving():
         _, *arguments = shlex.split(UPLOAD.replace("YOU/NAME", "you/name"))
         run(str(Path(sys.executable).parent / "hf"), *arguments)
-        assert sorted(hub.repositories["you/name"]) == sorted(p.name for p in model.iterdir()
-                                                             if p.is_file())  # fmt: skip
+        assert sorted(hub.repositories["you/name"]) == sorted(
+            p.name for p in model.iterdir() if p.is_file()
+        )
         hub.repositories["you/name"]["checkpoints/large.safetensors"] = b"of somebody else"
         found = run(sys.executable, "-c", USERS)
         assert found.startswith("name openchat\n")

@@ -51,9 +51,13 @@ def equal_names(folder):
     (folder.parent / "link").symlink_to(folder)
     (folder.parent / "far").mkdir()
     return [
-        str(folder), f"{folder}/", folder.as_uri(), f"{folder}/../{folder.name}",
-        str(folder.parent / "link"), f"{folder.parent}/far/../link",
-    ]  # fmt: skip
+        str(folder),
+        f"{folder}/",
+        folder.as_uri(),
+        f"{folder}/../{folder.name}",
+        str(folder.parent / "link"),
+        f"{folder.parent}/far/../link",
+    ]
 
 
 def test_an_output_that_is_in_an_input_or_has_one_inside_is_refused(tmp_path, monkeypatch):

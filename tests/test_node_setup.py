@@ -42,9 +42,13 @@ def node(tmp_path):
             (home / "env/bin").mkdir(parents=True)
             program(home / "env/bin", "python", f"echo {env}" if env else "exit 1")
         done = subprocess.run(
-            ["sh", CHECK, devices], capture_output=True, text=True, check=False, timeout=60,
+            ["sh", CHECK, devices],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
             env={"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(home)},
-        )  # fmt: skip
+        )
         assert done.stdout == ""
         return done.returncode, done.stderr
 
@@ -127,9 +131,12 @@ def pin(tmp_path):
     def run(answer):
         program(tmp_path, "aws", f'echo "$@" > {tmp_path}/asked; echo {answer}')
         done = subprocess.run(
-            ["sh", PIN, file], capture_output=True, text=True, check=False,
+            ["sh", PIN, file],
+            capture_output=True,
+            text=True,
+            check=False,
             env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        )  # fmt: skip
+        )
         return done, file.read_text(), (tmp_path / "asked").read_text()
 
     return run

@@ -40,8 +40,11 @@ PARSERS = {
 
 def test_there_are_four_commands_with_at_most_three_options():
     assert [shlex.split(command)[1] for command in COMMANDS] == [
-        "prepare", "train", "serve", "evaluate",
-    ]  # fmt: skip
+        "prepare",
+        "train",
+        "serve",
+        "evaluate",
+    ]
     for command in COMMANDS:
         options = [word for word in shlex.split(command)[2:] if word.startswith("-") or "=" in word]
         assert len(options) <= 3

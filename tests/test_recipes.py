@@ -1,12 +1,20 @@
 """The recipes, against OpenChat's published settings of July 2023."""
 
+import inspect
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.errors import UserError
-from ochat_ray.recipes import CHAT, RECIPES, recipe
+from ochat_ray.recipes import CHAT, DEMO, RECIPES, default_directory, recipe
+from ochat_ray.serve.args import ServeArgs
 from ochat_ray.tokenization.template import template_for
 from ochat_ray.train.config import TrainConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -25,6 +33,13 @@ def test_july_2023(name, context):
     assert train.seed == 0
 
 
+@pytest.mark.parametrize("config", [PrepareConfig, TrainConfig])
+def test_the_help_names_every_recipe(config):
+    first = inspect.getsource(config).split('"""')[3]
+    assert re.split(", | or ", first.removeprefix("Recipe: "))[:-1] == [*RECIPES][:-1]
+    assert f"or {CHAT} for any base model" in first
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_makes_valid_configurations_and_has_a_template(name):
     PrepareConfig.for_recipe(name).check()
@@ -33,6 +48,43 @@ def test_every_recipe_makes_valid_configurations_and_has_a_template(name):
     assert train.max_tokens >= recipe(name).context_length
     if recipe(name).model_type != CHAT:  # which has the tokenizer's own
         template_for(recipe(name).model_type)
+
+
+def test_the_table_of_the_training_page_has_the_values_of_all_recipes():
+    page = (ROOT / "docs/training.md").read_text()
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page[page.index("| | openchat |") :].split("\n\n")[0].splitlines()
+    ]
+    assert sorted(head[1:]) == sorted(RECIPES)
+    for position, name in enumerate(head[1:], 1):
+        of = {row[0]: row[position] for row in rows}
+        chosen, values = recipe(name), recipe(name).hyperparameters
+        assert of["template"] == ("the base's own" if name == CHAT else chosen.model_type)
+        assert of["steps"].endswith("steps" if values.max_steps else "epochs")
+        expected = {
+            "context, tokens": [chosen.context_length],
+            "conversations per step": [values.sequences_per_step],
+            "maximum tokens per conversation": [values.max_length],
+            "learning rate": [values.learning_rate, values.embedding_learning_rate],
+            "steps": [values.max_steps or values.epochs],
+            "warm-up, share of the steps": [values.warmup_ratio],
+        }
+        assert set(of) == {"template", *expected}
+        for row, numbers in expected.items():
+            written = [float(n) for n in re.findall(r"[0-9][0-9.e-]*", of[row])]
+            assert written == [n for n in numbers if n is not None], (name, row)
+
+
+def test_the_page_of_own_models_has_the_values_of_the_chat_recipe():
+    page, chosen = (ROOT / "docs/your-own-model.md").read_text(), recipe(CHAT)
+    assert f"shorter than {chosen.context_length:,} tokens" in page
+    assert {3: "three epochs"}[chosen.hyperparameters.epochs] in page
+
+
+def test_the_server_serves_the_demos_model_by_default():
+    (application, *_) = yaml.safe_load((ROOT / "serve.yaml").read_text())["applications"]
+    assert ServeArgs().model == application["args"]["model"] == default_directory(DEMO, "model")
 
 
 def test_every_hyperparameter_reaches_the_training_configuration():

@@ -102,9 +102,12 @@ def test_a_damaged_manifest_is_one_line(tmp_path, text):
 
 
 GOOD = {
-    "digest": "d", "tokens": {"train": {"rows": 1}, "eval": {"rows": 1}}, "tokenizer": "t",
-    "model_type": "openchat", "context_length": 8,
-}  # fmt: skip
+    "digest": "d",
+    "tokens": {"train": {"rows": 1}, "eval": {"rows": 1}},
+    "tokenizer": "t",
+    "model_type": "openchat",
+    "context_length": 8,
+}
 
 
 @pytest.mark.parametrize(

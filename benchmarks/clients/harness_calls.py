@@ -102,8 +102,12 @@ def _command(*arguments: str) -> str:
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OPENAI_API_KEY": "none"}
     done = subprocess.run(
         [str(Path(sys.executable).with_name(arguments[0])), *arguments[1:]],
-        env=os.environ | offline, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-1500:]
     return output

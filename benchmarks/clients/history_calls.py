@@ -22,9 +22,11 @@ def history_calls(server: Server) -> Calls:
         return {"role": role, "content": content, **fields}
 
     called = {
-        "index": 0, "id": "call_1", "type": "function",
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
         "function": {"name": "weather", "arguments": '{"city": "Bonn", "days": 1}'},
-    }  # fmt: skip
+    }
     two = [called, {**called, "index": 1, "id": "call_2"}]
     results = [turn("tool", "Sunny.", tool_call_id=call["id"]) for call in two]
     edit = "a.py\n```python\n<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE\n```"

@@ -191,7 +191,8 @@ def openai_calls(server: Server) -> Calls:
         "stream()": helper,
         "JSON mode": lambda: json.loads(
             chat.create(**ask | {"max_tokens": 400}, response_format={"type": "json_object"})
-            .choices[0].message.content
+            .choices[0]
+            .message.content
         ),
         "parse()": parse,
         "stream() and parse": parse_stream,
@@ -229,4 +230,4 @@ def openai_calls(server: Server) -> Calls:
         "responses: web search": Rejected(
             "tools.0.type", lambda: answer_of(tools=[{"type": "web_search"}])
         ),
-    }  # fmt: skip
+    }

@@ -34,7 +34,7 @@ from ochat_ray.cluster.view import (
     format_bundles,
     left_by_dead_jobs,
 )
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 
 LIMIT = 10_000
 """Maximum entries per kind, the most that Ray's state API returns."""
@@ -81,7 +81,7 @@ def read_cluster(address: str | None = None) -> Cluster:
     except UserError:
         raise
     except Exception as error:  # Ray's clients raise a dozen types, RuntimeError among them
-        line = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        line = first_line(error, 300)
         if "uthentication" in line:  # in all of Ray's messages about tokens
             raise UserError(
                 f"the Ray cluster refuses access ({line}); set RAY_AUTH_MODE=token, with the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -12,11 +13,10 @@ import tyro
 
 from ochat_ray.command_line import flag
 from ochat_ray.data.formats.columns import parse_columns
-from ochat_ray.data.kinds import printable
 from ochat_ray.data.long_conversations import Long
 from ochat_ray.data.model_labels import normalize_model
 from ochat_ray.errors import UserError
-from ochat_ray.recipes import CHAT, recipe
+from ochat_ray.recipes import CHAT, DEMO, RECIPES, Recipe, default_directory, recipe
 from ochat_ray.run_dir import open_location
 from ochat_ray.schema import ModelClass
 from ochat_ray.tokenization.template import TEMPLATES
@@ -24,11 +24,29 @@ from ochat_ray.tokenization.template import TEMPLATES
 SeparateAnswers = Literal["each", "last"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """Values that the options were parsed to.
+
+    `kept_labels` are normalized model labels, empty for all; `classes` has the weight and condition
+    of each label with either; `blocked_words` includes those of files. `identity` has the values
+    that affect the result, except inputs, questions and tokenizer.
+    """
+
+    columns: dict[str, str]
+    kept_labels: list[str]
+    classes: dict[str, ModelClass]
+    blocked_words: list[str]
+    noise_rules: list[str]
+    template_arguments: dict[str, Any]
+    identity: dict[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Clean, deduplicate, filter and tokenize conversations into Arrow tables."""
 
-    recipe: str = "demo"
+    recipe: str = DEMO
     """Recipe: demo, openchat, openchat_8192, opencoder, or chat for any base model."""
     input: tuple[str, ...] = ()
     """Files, folders or globs of conversations or share pages (local paths or URIs). The demo
@@ -58,13 +76,13 @@ class PrepareConfig:
     merge_turns: bool = False
     """Join consecutive turns of one role with a blank line, instead of dropping the
     conversation."""
-    keep_model: str = "GPT-4"
+    keep_model: str = Recipe.keep_model
     """Model label to keep, or "any"."""
     class_weights: str = ""
     """Model labels to keep instead, with factors for their loss weights: GPT-4=1.0,GPT-3.5=0.1."""
     conditions: str = ""
     """Condition words before every role prefix, per model label: GPT-4=GPT4,GPT-3.5=GPT3."""
-    blocked_words: tuple[str, ...] = ("openai",)
+    blocked_words: tuple[str, ...] = Recipe.blocked_words
     """Words that drop a conversation: whole words, case-insensitive, in visible text. @FILE
     reads them from a file, one per line."""
     keep_noise: tuple[str, ...] = ()
@@ -78,11 +96,11 @@ class PrepareConfig:
     decontaminate: tuple[str, ...] = ()
     """Files of evaluation questions (FastChat's question.jsonl, AlpacaEval's JSON);
     conversations that contain one are dropped."""
-    eval_ratio: float = 0.01
+    eval_ratio: float = Recipe.eval_ratio
     """Share of conversations held out for evaluation, selected by their content."""
     seed: int = 42
     """Seed of the selection of held-out conversations."""
-    max_length: int = 2048
+    max_length: int = RECIPES["openchat"].context_length
     """Context length in tokens: the maximum length of a sample."""
     long: Long = "cut"
     """Longer conversations are truncated at the context length (cut), split into samples at turn
@@ -94,8 +112,12 @@ class PrepareConfig:
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as one JSON object on the last line of standard output."""
 
-    def check(self) -> None:
-        """Raise a UserError for an invalid value."""
+    def check(self) -> Resolved:
+        """Check the options and return the values that they are parsed to.
+
+        Raises:
+            UserError: A value is invalid, or a file of words cannot be read.
+        """
         for name, value in (("output", self.output), *(("input", one) for one in self.input)):
             if value == "":  # would be the current directory, such as for an unset variable
                 raise UserError(f"{flag(name)} is empty; give a value, or leave it out")
@@ -109,14 +131,13 @@ class PrepareConfig:
             raise UserError(f"--near-duplicates must be in (0, 1), not {self.near_duplicates}")
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give only one")
-        self.noise_rules()
-        names = self.column_names()
+        noise_rules, columns = _noise_rules(self.keep_noise), parse_columns(self.columns)
         if self.recipe != CHAT:
             for name in ("template", "template_arguments", "separate_answers"):
                 if getattr(self, name) != PrepareConfig.__dataclass_fields__[name].default:
                     raise UserError(f"{flag(name)} needs --recipe chat; {self.recipe} has its own")
         if self.model_type != CHAT:
-            if "tools" in names:
+            if "tools" in columns:
                 raise UserError("--columns tools=... needs a chat template; see --recipe chat")
             if self.template_arguments or self.separate_answers != "each":
                 raise UserError(
@@ -125,16 +146,52 @@ class PrepareConfig:
                 )
         elif self.conditions:
             raise UserError("--conditions has no effect on a chat template; leave it out")
-        self.arguments()
-        weights, kept = self._weights(), self.kept_labels()
+        arguments, weights = _arguments(self.template_arguments), _weights(self.class_weights)
+        kept = list(weights)
+        if not weights and self.keep_model != "any":
+            kept = [normalize_model(self.keep_model)]
+        conditions = _pairs(self.conditions, "--conditions")
         if weights and self.keep_model not in (recipe(self.recipe).keep_model, "any"):
             raise UserError("--class-weights names the labels to keep; leave out --keep-model")
-        for label in self._conditions():
+        for label in conditions:
             if kept and label not in kept:
                 raise UserError(
                     f"--conditions names {label}, which is not kept ({', '.join(kept)}); "
                     "give it a weight with --class-weights, or leave it out"
                 )
+        words = _words(self.blocked_words)
+        return Resolved(
+            columns=columns,
+            kept_labels=kept,
+            classes={
+                label: ModelClass(
+                    weight=weights.get(label, 1.0), condition=conditions.get(label, "")
+                )
+                for label in sorted({*weights, *conditions})
+            },
+            blocked_words=words,
+            noise_rules=noise_rules,
+            template_arguments=arguments,
+            identity={
+                "recipe": self.recipe,
+                "answers": self.answers,
+                "columns": columns,
+                "branches": self.branches,
+                "merge_turns": self.merge_turns,
+                "keep_model": None if self.class_weights else self.keep_model,
+                "class_weights": weights,
+                "conditions": conditions,
+                "blocked_words": words,
+                "noise_rules": noise_rules,
+                "min_fidelity": self.min_fidelity,
+                "near_duplicates": self.near_duplicates,
+                "eval_ratio": self.eval_ratio,
+                "seed": self.seed,
+                "max_length": self.max_length,
+                "long": self.long,
+                **({"separate_answers": self.separate_answers} if self.model_type == CHAT else {}),
+            },
+        )
 
     @property
     def model_type(self) -> str:
@@ -142,143 +199,71 @@ class PrepareConfig:
         chosen = recipe(self.recipe).model_type
         return self.template if chosen == CHAT and self.template in TEMPLATES else chosen
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the variables of the chat template.
-
-        Raises:
-            UserError: --template-arguments is no JSON object.
-        """
-        try:
-            found = json.loads(self.template_arguments or "{}", parse_constant=_no_json)
-        except ValueError:  # also of NaN and Infinity, which are no JSON
-            found = None
-        if not isinstance(found, dict):
-            raise UserError(
-                f"--template-arguments is a JSON object, not {self.template_arguments[:60]!r}"
-            )
-        return found
-
-    def column_names(self) -> dict[str, str]:
-        """Return the user's column names, by logical name.
-
-        Raises:
-            UserError: --columns cannot be parsed.
-        """
-        return parse_columns(self.columns)
-
-    def kept_labels(self) -> list[str]:
-        """Return the normalized model labels to keep; empty means all.
-
-        Raises:
-            UserError: --class-weights cannot be parsed.
-        """
-        if weights := self._weights():
-            return list(weights)
-        return [] if self.keep_model == "any" else [normalize_model(self.keep_model)]
-
-    def classes(self) -> dict[str, ModelClass]:
-        """Return weight and condition of each normalized model label that has either.
-
-        Raises:
-            UserError: --class-weights or --conditions cannot be parsed.
-        """
-        weights, conditions = self._weights(), self._conditions()
-        return {
-            label: ModelClass(weight=weights.get(label, 1.0), condition=conditions.get(label, ""))
-            for label in sorted({*weights, *conditions})
-        }
-
-    def _weights(self) -> dict[str, float]:
-        found = {}
-        for label, text in _pairs(self.class_weights, "--class-weights").items():
-            if not _is_weight(text):
-                raise UserError(
-                    f"--class-weights: the weight of {label} must be a finite number above 0, "
-                    f"not {text!r}"
-                )
-            found[label] = float(text)
-        return found
-
-    def _conditions(self) -> dict[str, str]:
-        return _pairs(self.conditions, "--conditions")
-
-    def words(self) -> list[str]:
-        """Return the blocked words, with file names replaced by the words in the files.
-
-        Raises:
-            UserError: A file of words cannot be read.
-        """
-        words: list[str] = []
-        for word in self.blocked_words:
-            if not word.startswith("@"):
-                words.append(word)
-                continue
-            fs, path = open_location(word[1:])
-            try:
-                with fs.open_input_stream(path) as stream:
-                    lines = stream.read().decode("utf-8-sig").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"--blocked-words: cannot read {word[1:]}: {error}") from error
-            words += [line.strip() for line in lines if line.strip()]
-        return words
-
-    def noise_rules(self) -> list[str]:
-        """Return the names of the rules of `data/noise_rules.py` that apply.
-
-        Raises:
-            UserError: --keep-noise names a rule that does not exist.
-        """
-        from ochat_ray.data.noise_rules import RULES  # imports parsers, which --help does not need
-
-        for name in self.keep_noise:
-            if name not in (*RULES, "all"):
-                raise UserError(
-                    f"--keep-noise: there is no rule {name!r}; choose of {', '.join(RULES)}, all"
-                )
-        return [name for name in RULES if not {name, "all"} & {*self.keep_noise}]
-
     @classmethod
     def for_recipe(cls, name: str) -> PrepareConfig:
         """Return the recipe's defaults; the demo recipe's downloads are not fetched yet."""
         chosen = recipe(name)
         return cls(
             recipe=name,
-            output=f"runs/{name}/data",
+            output=default_directory(name, "data"),
             keep_model=chosen.keep_model,
             blocked_words=chosen.blocked_words,
             eval_ratio=chosen.eval_ratio,
             max_length=chosen.context_length,
         )
 
-    def identity(self) -> dict[str, object]:
-        """Return the values that affect the result, except inputs, questions and tokenizer."""
-        return {
-            "recipe": self.recipe,
-            "answers": self.answers,
-            "columns": self.column_names(),
-            "branches": self.branches,
-            "merge_turns": self.merge_turns,
-            "keep_model": None if self.class_weights else self.keep_model,
-            "class_weights": self._weights(),
-            "conditions": self._conditions(),
-            "blocked_words": self.words(),
-            "noise_rules": self.noise_rules(),
-            "min_fidelity": self.min_fidelity,
-            "near_duplicates": self.near_duplicates,
-            "eval_ratio": self.eval_ratio,
-            "seed": self.seed,
-            "max_length": self.max_length,
-            "long": self.long,
-            **({"separate_answers": self.separate_answers} if self.model_type == CHAT else {}),
-        }
 
-    def described(self) -> dict[str, object]:
-        """Return `identity` and the names of the files, for people."""
-        return {
-            "input": [printable(uri) for uri in self.input],
-            **self.identity(),
-            "decontaminate": [printable(uri) for uri in self.decontaminate],
-        }
+def _noise_rules(kept: Sequence[str]) -> list[str]:
+    """Return the names of the rules of `data/noise_rules.py` that apply."""
+    from ochat_ray.data.noise_rules import RULES  # imports parsers, which --help does not need
+
+    for name in kept:
+        if name not in (*RULES, "all"):
+            raise UserError(
+                f"--keep-noise: there is no rule {name!r}; choose of {', '.join(RULES)}, all"
+            )
+    return [name for name in RULES if not {name, "all"} & {*kept}]
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Parse the variables of the chat template."""
+    try:
+        found = json.loads(text or "{}", parse_constant=_no_json)
+    except ValueError:  # also of NaN and Infinity, which are no JSON
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"--template-arguments is a JSON object, not {text[:60]!r}")
+    return found
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Parse the factors of loss weights by normalized model label."""
+    found = {}
+    for label, factor in _pairs(text, "--class-weights").items():
+        if not _is_weight(factor):
+            raise UserError(
+                f"--class-weights: the weight of {label} must be a finite number above 0, "
+                f"not {factor!r}"
+            )
+        found[label] = float(factor)
+    return found
+
+
+def _words(blocked: Sequence[str]) -> list[str]:
+    """Return the blocked words, with file names replaced by the words in the files."""
+    words: list[str] = []
+    for word in blocked:
+        if not word.startswith("@"):
+            words.append(word)
+            continue
+        fs, path = open_location(word[1:])
+        try:
+            with fs.open_input_stream(path) as stream:
+                lines = stream.read().decode("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--blocked-words: cannot read {word[1:]}: {error}") from error
+        words += [line.strip() for line in lines if line.strip()]
+    return words
 
 
 def _pairs(text: str, flag: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from pyarrow import fs as pafs
 
@@ -303,6 +304,7 @@ def _local_entry(path: str) -> _Entry:
     return _Entry(path, pafs.FileType.Unknown)
 
 
+@cache  # asked for each file
 def _glob(uri: str) -> re.Pattern[str]:
     """Compile a glob: `*` and `?` match within a name; `**/` matches any number of folders."""
     parts = []

@@ -7,17 +7,19 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.config import PrepareConfig, Resolved
+from ochat_ray.data.kinds import printable
 from ochat_ray.data.parts.files import Summary
-from ochat_ray.data.plan import Plan, content_of, template_settings
+from ochat_ray.data.plan import Identity, Plan, content_of
 from ochat_ray.data.statistics import Statistics, most_first
 from ochat_ray.data.verify import DIGEST_MODULUS, FileSummary
 
 
 def manifest_of(
     config: PrepareConfig,
+    resolved: Resolved,
     plan: Plan,
-    identity: Mapping[str, Any],
+    identity: Identity,
     files: Mapping[str, FileSummary],
     summaries: Sequence[Summary],
     statistics: Statistics,
@@ -26,8 +28,9 @@ def manifest_of(
 
     Args:
         config: The configuration.
+        resolved: Its parsed values.
         plan: Inputs that were read.
-        identity: Values that affect the result, besides the inputs' content.
+        identity: The run's identity.
         files: Summaries of the tables' files.
         summaries: Summaries of the parts' tables, from the tokenization pass.
         statistics: Sums over the parts.
@@ -45,21 +48,25 @@ def manifest_of(
         "unknown_keys": most_first(statistics.unknown_keys),
         "left_out": most_first(statistics.left_out),
         "noise": most_first(statistics.noise),
-        "tokenizer": identity["tokenizer"],
+        "tokenizer": identity.values["tokenizer"],
         "tokenizer_path": config.tokenizer,
         "model_type": config.model_type,
         **(
             {
-                "template": asdict(settings),
+                "template": asdict(identity.template),
                 "template_notes": most_first(statistics.template_notes),
             }
-            if (settings := template_settings(config))
+            if identity.template
             else {}
         ),
         "context_length": config.max_length,
-        "config": config.described(),
+        "config": {
+            "input": [printable(uri) for uri in config.input],
+            **resolved.identity,
+            "decontaminate": [printable(uri) for uri in config.decontaminate],
+        },
         "inputs": content.described(),
-        "identity": {**identity, "inputs": content.identity()},
+        "identity": {**identity.values, "inputs": content.identity()},
         "run": plan.token,
         "files": dict(files),
         "seconds": {stage: round(s, 1) for stage, s in statistics.seconds.items()},

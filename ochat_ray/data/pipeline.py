@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +32,7 @@ from ochat_ray.cluster.resources import apart_from_gpus, most, room_for
 from ochat_ray.data import clean
 from ochat_ray.data.advice import explain_nothing
 from ochat_ray.data.assemble import FILE_ROWS, assemble, plan_files
-from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.config import PrepareConfig, Resolved
 from ochat_ray.data.decontaminate import load_questions
 from ochat_ray.data.dedup.minhash import banding
 from ochat_ray.data.dedup.tables import band_name
@@ -48,16 +48,16 @@ from ochat_ray.data.group_parts import clean_group, finished_group
 from ochat_ray.data.inputs import check_apart, check_inputs
 from ochat_ray.data.manifest import manifest_of
 from ochat_ray.data.output import FINISHED, REPORT, Output
-from ochat_ray.data.parts.files import Summary, done_name
+from ochat_ray.data.parts.files import Summary, done_name, names_done
 from ochat_ray.data.parts.samples import SAMPLES
 from ochat_ray.data.parts.tokenize import FEW, tokenize_part, with_some_held_out
 from ochat_ray.data.plan import (
+    Identity,
     Plan,
     check_inputs_stayed,
     completed_already,
     identity_of,
     set_up,
-    template_settings,
 )
 from ochat_ray.data.records import ReadOptions
 from ochat_ray.data.report import render_report
@@ -75,7 +75,7 @@ from ochat_ray.errors import UserError
 from ochat_ray.locations import check_is_folder
 from ochat_ray.progress import Progress
 from ochat_ray.recipes import CHAT
-from ochat_ray.run_dir import MANIFEST, RunDir
+from ochat_ray.run_dir import MANIFEST, RunDir, absolute_if_local
 from ochat_ray.run_lock import RunLock, hold
 
 
@@ -89,21 +89,22 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             or the cluster never has a CPU.
     """
     started = time.monotonic()
-    config.check()
+    resolved = config.check()
     check_is_folder(config.output)
     check_apart(config.input, config.output)
     check_inputs(config.input)
     rules = clean.rules(
-        keep_model=config.kept_labels() or "any",
-        blocked_words=config.words(),
+        keep_model=resolved.kept_labels or "any",
+        blocked_words=resolved.blocked_words,
         merge_turns=config.merge_turns,
         min_fidelity=config.min_fidelity,
         questions=load_questions(config.decontaminate) if config.decontaminate else None,
-        noise=config.noise_rules(),
+        noise=resolved.noise_rules,
     )
     output = Output(RunDir.open(config.output))
+    identify = cache(partial(identity_of, config, resolved))
     if output.run.exists(MANIFEST) and (
-        done := completed_already(config, output, identity_of(config))
+        done := completed_already(config, output, identify().values)
     ):
         if output.has_work():  # it was killed during cleanup
             with hold(output.run, "prepare"):
@@ -112,20 +113,21 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     with ExitStack() as stack:
         # Ray takes seconds to start, as long as opening the tokenizer and listing the inputs.
         with ThreadPoolExecutor(1) as pool:
-            starting = pool.submit(set_up, config, output, stack)
+            starting = pool.submit(set_up, config, output, stack, identify)
             _start_ray()
             lock, plan, identity = starting.result()
         if isinstance(plan, dict):
             return plan
-        return _run(config, output, lock, plan, identity, rules, started)
+        return _run(config, resolved, output, lock, plan, identity, rules, started)
 
 
 def _run(
     config: PrepareConfig,
+    resolved: Resolved,
     output: Output,
     lock: RunLock,
     plan: Plan,
-    identity: dict[str, Any],
+    identity: Identity,
     rules: list[clean.Rule],
     started: float,
 ) -> dict[str, Any]:
@@ -133,19 +135,19 @@ def _run(
     work = plan.work
     statistics = Statistics()
     statistics.add_passed_over(plan.passed_over)
-    parts_found = _clean_pass(config, work, plan.groups, rules, statistics)
+    parts_found = _clean_pass(config, work, resolved, plan.groups, rules, statistics)
     check_inputs_stayed(config, plan)
     lock.check()
     _duplicates_pass(config, work, parts_found, statistics)
     lock.check()
-    summaries = _tokenize_pass(config, work, list(parts_found), statistics)
+    summaries = _tokenize_pass(config, work, resolved, identity, list(parts_found), statistics)
     if statistics.counts()["kept"] == 0:
         raise UserError(explain_nothing("nothing was kept", config, statistics))
     lock.check()
     files = _write_pass(output, work, lock, summaries, statistics)
 
     statistics.seconds["total"] = time.monotonic() - started
-    manifest = manifest_of(config, plan, identity, files, summaries, statistics)
+    manifest = manifest_of(config, resolved, plan, identity, files, summaries, statistics)
     check_totals(output.run.root, files, manifest)
     output.run.write_text(REPORT, render_report(manifest, statistics))
     lock.check()
@@ -211,6 +213,7 @@ def _each(work: Callable[[dict[str, Any]], Summary]) -> Callable[[pa.Table], pa.
 def _clean_pass(
     config: PrepareConfig,
     run: RunDir,
+    resolved: Resolved,
     group_count: int,
     rules: list[clean.Rule],
     statistics: Statistics,
@@ -218,7 +221,7 @@ def _clean_pass(
     """Return the number of cleaned conversations per part, in order, for parts that have any."""
     options = ReadOptions(
         answers=config.answers,
-        columns=config.column_names(),
+        columns=resolved.columns,
         branches=config.branches,
         tools=config.model_type == CHAT,
     )
@@ -239,7 +242,7 @@ def _clean_pass(
             rows[summary["part"]] = summary["rows"]
         progress.add(summary["read"], f"{statistics.cleaned:,} pass the rules")
 
-    finished = _finished(run, "groups")
+    finished = names_done(run, "groups")
     for group in sorted(finished):
         for summary in finished_group(run, int(group)):
             add(summary)
@@ -308,7 +311,12 @@ def _near_duplicates_pass(
 
 
 def _tokenize_pass(
-    config: PrepareConfig, run: RunDir, part_names: list[str], statistics: Statistics
+    config: PrepareConfig,
+    run: RunDir,
+    resolved: Resolved,
+    identity: Identity,
+    part_names: list[str],
+    statistics: Statistics,
 ) -> list[Summary]:
     """Return the summaries of the parts' tables, in the order of the parts."""
     progress = Progress("tokenize", "conversations", total=statistics.cleaned)
@@ -330,17 +338,14 @@ def _tokenize_pass(
             }
         )
 
-    finished = _finished(run, "tokenize")
+    finished = names_done(run, "tokenize")
     for part in sorted(finished):
         add(run.load_json(done_name("tokenize", part)))
     rest = [{"part": part} for part in part_names if part not in finished]
     if config.recipe == CHAT and statistics.cleaned * config.eval_ratio < FEW:
         config = with_some_held_out(run, part_names, config)
-    settings = template_settings(config)
-    template = json.dumps(asdict(settings)) if settings else ""
-    # Tasks run in the directory where Ray was started.
-    local = Path(config.tokenizer)
-    path = str(local.absolute()) if local.exists() else config.tokenizer
+    template = json.dumps(asdict(identity.template)) if identity.template else ""
+    path = absolute_if_local(config.tokenizer)  # tasks run in the directory where Ray was started
     # Four times as many as are shown, since some will be dropped as duplicates.
     sample_share = 4 * SAMPLES / max(1, statistics.cleaned)
 
@@ -350,6 +355,7 @@ def _tokenize_pass(
             run,
             item["part"],
             config=config,
+            classes=resolved.classes,
             tokenizer=open_tokenizer_once(path, template),
             sample_share=sample_share,
         )
@@ -390,8 +396,3 @@ def _write_pass(
     check_files(output.run.root, files, expected)
     statistics.seconds["write"] = progress.finish()
     return files
-
-
-def _finished(run: RunDir, stage: str) -> set[str]:
-    names = run.files(f"done/{stage}", ".json")
-    return {name.rsplit("/", 1)[-1].removesuffix(".json") for name in names}

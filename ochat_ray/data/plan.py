@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ochat_ray.data.config import PrepareConfig
+from ochat_ray.data.config import PrepareConfig, Resolved
 from ochat_ray.data.content import Changes, Content, changes, content_digests
 from ochat_ray.data.inputs import InputFile, Listing, find_files
 from ochat_ray.data.output import PLAN, Output
@@ -51,43 +51,43 @@ class Plan:
     passed_over: dict[str, int]
 
 
-def identity_of(config: PrepareConfig) -> dict[str, Any]:
-    """Return the values that affect the result, besides the inputs' content.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """Values that affect a run's result, besides the inputs' content.
+
+    `template` is the chat template, its arguments and date; None for a template of 2023.
+    """
+
+    values: dict[str, Any]
+    template: TemplateSettings | None
+
+
+def identity_of(config: PrepareConfig, resolved: Resolved) -> Identity:
+    """Return the identity of a run.
 
     Raises:
-        UserError: The tokenizer is not usable, or not with the recipe's template.
+        UserError: The tokenizer or its chat template is not usable, or not with the recipe's
+            template; or the template's file cannot be read.
     """
-    settings = template_settings(config)
-    if settings is not None:
+    settings = None
+    if config.model_type == CHAT:
+        own = config.template == "own"
+        source = own_template(config.tokenizer) if own else read_template(config.template)
+        settings = settings_of(config.tokenizer, source, resolved.template_arguments)
         tokenizer = load_chat_tokenizer(config.tokenizer, settings)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
-        conditions = [model_class.condition for model_class in config.classes().values()]
+        conditions = [model_class.condition for model_class in resolved.classes.values()]
         check_template(config.model_type, tokenizer, conditions)
-    return {
-        **config.identity(),
+    values = {
+        **resolved.identity,
         "decontaminate": sorted(content_digests(config.decontaminate)),
         "tokenizer": tokenizer_digest(tokenizer),
         **({"template": settings.digest} if settings is not None else {}),
         # Signatures are comparable within one version only.
         "rensa": version("rensa"),
     }
-
-
-def template_settings(config: PrepareConfig) -> TemplateSettings | None:
-    """Return the chat template of a run, its arguments and date; None for a template of 2023.
-
-    Raises:
-        UserError: The tokenizer has no chat template, or the file cannot be read.
-    """
-    if config.model_type != CHAT:
-        return None
-    source = (
-        own_template(config.tokenizer)
-        if config.template == "own"
-        else read_template(config.template)
-    )
-    return settings_of(config.tokenizer, source, config.arguments())
+    return Identity(values=values, template=settings)
 
 
 def completed_already(
@@ -129,20 +129,20 @@ def completed_already(
 
 
 def set_up(
-    config: PrepareConfig, output: Output, stack: ExitStack
-) -> tuple[RunLock, Plan | dict[str, Any], dict[str, Any]]:
+    config: PrepareConfig, output: Output, stack: ExitStack, identify: Callable[[], Identity]
+) -> tuple[RunLock, Plan | dict[str, Any], Identity]:
     """Lock the output directory until `stack` ends, and plan the run.
 
     Returns:
         The lock; the plan, or the manifest if the run is already complete; the run's identity.
     """
     with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(identity_of, config)
+        opening = pool.submit(identify)
         lock = stack.enter_context(hold(output.run, "prepare"))
         identity = opening.result()
     # Another run may have completed it since the first check.
-    done = completed_already(config, output, identity)
-    return lock, done or make_plan(config, output, identity), identity
+    done = completed_already(config, output, identity.values)
+    return lock, done or make_plan(config, output, identity.values), identity
 
 
 def make_plan(config: PrepareConfig, output: Output, identity: dict[str, Any]) -> Plan:

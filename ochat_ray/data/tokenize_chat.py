@@ -24,9 +24,12 @@ from ochat_ray.tokenization.tokenizer import load_tokenizer
 
 
 def tokenize_as_configured(
-    conversations: Sequence[Conversation], config: PrepareConfig, tokenizer: Any
+    conversations: Sequence[Conversation],
+    config: PrepareConfig,
+    classes: Mapping[str, ModelClass],
+    tokenizer: Any,
 ) -> list[Tokenized]:
-    """Return the samples of conversations with the run's template and options.
+    """Return the samples of conversations with the run's template, options and classes.
 
     `tokenizer` is of `load_chat_tokenizer` for a chat template, otherwise of `load_tokenizer`.
     """
@@ -35,7 +38,7 @@ def tokenize_as_configured(
             conversations,
             template=tokenizer.chat,
             max_length=config.max_length,
-            classes=config.classes(),
+            classes=classes,
             long=config.long,
             separate_answers=config.separate_answers,
         )
@@ -44,7 +47,7 @@ def tokenize_as_configured(
         model_type=config.model_type,
         tokenizer=tokenizer,
         max_length=config.max_length,
-        classes=config.classes(),
+        classes=classes,
         long=config.long,
     )
 

@@ -137,7 +137,8 @@ class DemoChat:
         while not (local_cluster.answers(f"{_URL}/health") and ADAPTER in models()):
             if process.poll() is not None or time.monotonic() > deadline:
                 lines = log.read_text(errors="replace").strip().splitlines()
-                raise UserError(f"the server does not answer: {(lines or ['no output'])[-1]}")
+                last = next((line for line in lines if "not served" in line), (lines or [""])[-1])
+                raise UserError(f"the adapter {ADAPTER} is not served: {last} (log: {log})")
             time.sleep(0.5)
 
     def end(self) -> None:

@@ -21,7 +21,6 @@ from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.length_control import length_controlled, read_difficulty
-from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
@@ -102,45 +101,6 @@ def read_annotations(
         raise UserError(f"--annotations {path} is of {names}, not of {model or 'one model'}")
     controlled = length_controlled(preferences, lengths, difficulties, range(len(rows)))
     return win_rate(preferences) | {"avg_length": average_length(outputs)} | controlled
-
-
-def calls(
-    questions: Sequence[Question],
-    model: Answers,
-    baseline: Answers,
-    prompts: Prompts,
-    *,
-    judge: Mapping[str, Any],
-    weighted: bool,
-) -> list[Call]:
-    """Return the judge calls: every pair in both orders.
-
-    Args:
-        questions: The questions to judge.
-        model: The model's answers.
-        baseline: The baseline's answers.
-        prompts: The judge prompts.
-        judge: Fields of the request other than its messages.
-        weighted: Whether the judge answers with one letter and the log-probabilities of both
-            letters
-            are requested.
-    """
-    prompt = prompts.named("letter" if weighted else "verdict")
-    if weighted:
-        judge = {**judge, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
-    found = []
-    for question in questions:
-        for first, second, about in pairs.both_orders(
-            question, model, baseline, prompt, suite="alpaca_eval", judge=judge["model"]
-        ):
-            values = {
-                "instruction": question.turns[0],
-                "output_1": first[0],
-                "output_2": second[0],
-            }
-            parts = ("alpaca_eval", question.id, about["model_first"])
-            found.append(prompt.call(values, *parts, judge=judge, about=about))
-    return found
 
 
 def second_preferred(judgment: Mapping[str, Any]) -> float | None:
@@ -255,8 +215,23 @@ class AlpacaEval(Suite):
         self, questions: Sequence[Question], model: Answers, baseline: Answers | None
     ) -> list[Call]:
         assert baseline is not None
-        judge, weighted = self.config.judging(temperature=0.0), self.config.weighted
-        return calls(questions, model, baseline, self.prompts, judge=judge, weighted=weighted)
+        judge = self.config.judging(temperature=0.0)
+        if self.config.weighted:  # one letter, with the log-probabilities of both
+            judge |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+        prompt = self.prompts.named("letter" if self.config.weighted else "verdict")
+        found = []
+        for question in questions:
+            for first, second, about in pairs.both_orders(
+                question, model, baseline, prompt, suite="alpaca_eval", judge=judge["model"]
+            ):
+                values = {
+                    "instruction": question.turns[0],
+                    "output_1": first[0],
+                    "output_2": second[0],
+                }
+                parts = ("alpaca_eval", question.id, about["model_first"])
+                found.append(prompt.call(values, *parts, judge=judge, about=about))
+        return found
 
     def read(self, judgment: Mapping[str, Any]) -> float | None:
         """Return the preference for the second output."""

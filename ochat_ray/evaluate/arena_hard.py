@@ -13,7 +13,6 @@ from typing import Any
 
 from ochat_ray.evaluate import pairs
 from ochat_ray.evaluate.bias import Judged
-from ochat_ray.evaluate.prompts import Prompts
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import Call
 from ochat_ray.evaluate.stats import Part
@@ -22,27 +21,6 @@ from ochat_ray.evaluate.verdicts import votes_of
 
 PROMPT_NAMES = frozenset({"question", "answer_a", "answer_b"})
 """Placeholders that a judge prompt may contain."""
-
-
-def calls(
-    questions: Sequence[Question],
-    model: Answers,
-    baseline: Answers,
-    prompts: Prompts,
-    *,
-    judge: Mapping[str, Any],
-) -> list[Call]:
-    """Return the judge calls: every pair in both orders."""
-    found = []
-    for question in questions:
-        prompt = prompts.for_category(question.category)
-        for first, second, about in pairs.both_orders(
-            question, model, baseline, prompt, suite="arena_hard", judge=judge["model"]
-        ):
-            values = {"question": question.turns[0], "answer_a": first[0], "answer_b": second[0]}
-            parts = ("arena_hard", question.id, about["model_first"])
-            found.append(prompt.call(values, *parts, judge=judge, about=about))
-    return found
 
 
 def parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
@@ -86,7 +64,20 @@ class ArenaHard(Suite):
     ) -> list[Call]:
         assert baseline is not None
         judge = self.config.judging(temperature=0.0)
-        return calls(questions, model, baseline, self.prompts, judge=judge)
+        found = []
+        for question in questions:
+            prompt = self.prompts.for_category(question.category)
+            for first, second, about in pairs.both_orders(
+                question, model, baseline, prompt, suite="arena_hard", judge=judge["model"]
+            ):
+                values = {
+                    "question": question.turns[0],
+                    "answer_a": first[0],
+                    "answer_b": second[0],
+                }
+                parts = ("arena_hard", question.id, about["model_first"])
+                found.append(prompt.call(values, *parts, judge=judge, about=about))
+        return found
 
     def read(self, judgment: Mapping[str, Any]) -> tuple[float, int] | None:
         """Parse the first answer's share of the win, and the number of votes."""

@@ -157,7 +157,7 @@ class Asker:
         budget: Budget,
         *,
         again: Callable[[Mapping[str, Any]], bool] = lambda _record: False,
-        max_concurrency: int = 32,
+        max_concurrency: int,
     ) -> None:
         self._client, self._records, self._progress = client, records, progress
         self._budget, self._again = budget, again

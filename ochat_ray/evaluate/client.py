@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from ochat_ray.errors import UserError
+from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.replies import (
     Failure,
     Reply,
@@ -150,9 +151,9 @@ class Client:
         base_url: str,
         api_key: str,
         *,
-        max_concurrency: int = 32,
-        timeout_s: float = 600,
-        attempts: int = 8,
+        max_concurrency: int = EvaluateConfig.max_concurrency,
+        timeout_s: float = EvaluateConfig.timeout_s,
+        attempts: int = EvaluateConfig.attempts,
         first_pause_s: float = 1.0,
     ) -> None:
         self._base_url = base_url.rstrip("/")

@@ -139,23 +139,6 @@ def extract_code(answer: str, problem: Problem) -> str:
     return f"{problem.prelude.rstrip()}\n\n\n{chosen}" if problem.prelude else chosen
 
 
-def calls(
-    problems: Mapping[str, Problem], questions: Sequence[Question], model: Answers, timeout_s: float
-) -> list[Call]:
-    """Return one execution per question; its body has the program."""
-    found = []
-    for question in questions:
-        problem, answer = problems[question.id], model.turns[question.id][0]
-        program = f"{extract_code(answer, problem)}\n\n{problem.tests}\n"
-        about = {
-            "suite": "code", "question_id": question.id, "category": question.category,
-            "model": model.model, "judge": UNIT_TESTS,
-        }  # fmt: skip
-        key = key_of("code", question.id, program, timeout_s)
-        found.append(Call(key=key, body={"program": program}, about=about))
-    return found
-
-
 def parts(judgments: Iterable[Mapping[str, Any]]) -> dict[str, Part]:
     """Return each question's contribution to the share of solved problems, in percent."""
     return {j["question_id"]: Part(100.0 * (j["reason"] == PASSED), 1) for j in judgments}
@@ -178,7 +161,18 @@ class CodeTasks(Suite):
     def calls(
         self, questions: Sequence[Question], model: Answers, _baseline: Answers | None
     ) -> list[Call]:
-        return calls(self.problems, questions, model, self.config.code_timeout_s)
+        """Return one execution per question; its body has the program."""
+        found = []
+        for question in questions:
+            problem, answer = self.problems[question.id], model.turns[question.id][0]
+            program = f"{extract_code(answer, problem)}\n\n{problem.tests}\n"
+            about = {
+                "suite": "code", "question_id": question.id, "category": question.category,
+                "model": model.model, "judge": UNIT_TESTS,
+            }  # fmt: skip
+            key = key_of("code", question.id, program, self.config.code_timeout_s)
+            found.append(Call(key=key, body={"program": program}, about=about))
+        return found
 
     def check(self) -> None:
         """Check also that a sandbox can be made, if this run makes one."""

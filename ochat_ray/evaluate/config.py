@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
+from functools import cached_property
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import tyro
 
 from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
-from ochat_ray.evaluate.key_files import environment_key
-from ochat_ray.evaluate.option_checks import check_body, check_url
+from ochat_ray.evaluate.key_files import OPENAI_URL
+from ochat_ray.evaluate.option_checks import check_url, parse_body
 
 Off = tyro.conf.FlagCreatePairsOff
 
-OPENAI_URL = "https://api.openai.com/v1"
 SERVED_URL = "http://127.0.0.1:8000/v1"
 SAMPLES = 3
 CODE_TIMEOUT_S = 10.0
@@ -37,18 +36,13 @@ _TWO_SCORES = {
     "json_schema": {
         "name": "scores",
         "schema": {
-            "type": "array", "minItems": 2, "maxItems": 2,
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 2,
             "items": {"type": "integer", "minimum": 1, "maximum": 10},
         },
     },
-}  # fmt: skip
-
-Role = Literal["models", "baseline", "judge"]
-KEYS: dict[Role, str] = {
-    "models": "OCHAT_RAY_API_KEY", "baseline": "OCHAT_RAY_BASELINE_API_KEY",
-    "judge": "OCHAT_RAY_JUDGE_API_KEY",
-}  # fmt: skip
-"""Environment variable with the API key of each endpoint."""
+}
 
 Retry = Literal["failed", "empty", "unreadable"]
 Step = Literal["all", "answer", "judge", "score", "report", "compare", "tasks"]
@@ -207,8 +201,7 @@ class EvaluateConfig:
             raise UserError("--max-cost needs --prices")
         if self.step in ("score", "report") and (self.retry or self.max_cost is not None):
             raise UserError(f"--retry and --max-cost have no effect on the step {self.step}")
-        for name in ("body", "judge_body"):
-            check_body(flag(name), getattr(self, name))
+        _ = self._further_fields  # raises the errors of their options
         self._check_suite()
         for name in ("url", "baseline_url", "judge_url"):
             check_url(flag(name), getattr(self, name))
@@ -310,6 +303,13 @@ class EvaluateConfig:
                 "the step answer"
             )
 
+    @cached_property
+    def _further_fields(self) -> dict[str, dict[str, Any]]:
+        """Further fields of the requests, by the name of their option."""
+        return {
+            name: parse_body(flag(name), getattr(self, name)) for name in ("body", "judge_body")
+        }
+
     @property
     def is_demo(self) -> bool:
         """True if the options name nothing to evaluate, so that the demo's model is evaluated."""
@@ -338,49 +338,30 @@ class EvaluateConfig:
         """Return the fields of a request for an answer, except its messages."""
         given = self.temperature
         fields = {
-            "model": model, "temperature": temperature if given is None else given,
+            "model": model,
+            "temperature": temperature if given is None else given,
             "max_tokens": self.max_tokens,
-        }  # fmt: skip
+        }
         top_p = 0.9 if self.top_p is None and self.suite == "vicuna" else self.top_p
-        return _with(fields | ({} if top_p is None else {"top_p": top_p}), self.body)
+        return _with(
+            fields | ({} if top_p is None else {"top_p": top_p}), self._further_fields["body"]
+        )
 
     def judging(self, *, temperature: float) -> dict[str, Any]:
         """Return the fields of a request to the judge, except its messages."""
         given = self.judge_temperature
         fields = {
-            "model": self.judge, "temperature": temperature if given is None else given,
+            "model": self.judge,
+            "temperature": temperature if given is None else given,
             "max_tokens": self.judge_max_tokens,
-        }  # fmt: skip
+        }
         fields |= {"response_format": _TWO_SCORES} if self.judge_scores_only else {}
-        return _with(fields, self.judge_body)
+        return _with(fields, self._further_fields["judge_body"])
 
 
-def _with(fields: dict[str, Any], body: str) -> dict[str, Any]:
-    """Return the fields with those of a JSON object; null removes a field."""
-    fields |= json.loads(body) if body else {}
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def key_for(role: Role, url: str, models_url: str) -> str:
-    """Return the API key for an endpoint from the environment; empty if there is none.
-
-    Each endpoint has its own variable. OPENAI_API_KEY is sent only to OpenAI, and the models' key
-    to another endpoint only if it is on the same server.
-
-    Raises:
-        UserError: A variable with _FILE appended does not name a valid file.
-    """
-    own = environment_key(KEYS[role])
-    if url.rstrip("/") == OPENAI_URL:
-        key = environment_key("OPENAI_API_KEY")
-        return key if role == "models" else own or key
-    if own or role == "models":
-        return own
-    shared = environment_key(KEYS["models"])
-    if shared and urlsplit(url)[:2] != urlsplit(models_url)[:2]:
-        print(f"no API key is sent to {url}; set {KEYS[role]} if it needs one", file=sys.stderr)
-        return ""
-    return shared
+def _with(fields: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with further ones; None removes a field."""
+    return {name: value for name, value in (fields | further).items() if value is not None}
 
 
 def replace_renamed_options(arguments: Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ Its scores test the pipeline, not the model.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -17,9 +16,10 @@ from ochat_ray.demo import assets
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate import steps
 from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.recipes import DEMO, default_directory
 
-MODEL = Path("runs/demo/model")
-OUTPUT = Path("runs/demo/evaluation")
+MODEL = Path(default_directory(DEMO, "model"))
+OUTPUT = Path(default_directory(DEMO, "evaluation"))
 
 Served = Callable[[Mapping[str, str]], AbstractContextManager[Mapping[str, str]]]
 
@@ -30,17 +30,12 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
     Raises:
         UserError: The demo's model does not exist.
     """
-    from ochat_ray.models.base_model import prepare_base  # imports torch
-
     if not (MODEL / "ochat.json").exists():
         raise UserError(
             f"there is no {MODEL}; run `make demo` or the demo's prepare and train first, or give "
             "--questions, --model, --baseline and --judge"
         )
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        resources.as_file(resources.files("ochat_ray.evaluate") / "demo_questions.jsonl") as own,
-    ):
+    with resources.as_file(resources.files("ochat_ray.evaluate") / "demo_questions.jsonl") as own:
         demo = replace(
             config,
             questions=str(own),
@@ -53,9 +48,8 @@ def run(config: EvaluateConfig, served: Served) -> dict[str, Any]:
         )
         if config.dry_run:
             return steps.run(demo)
-        # An untrained base model has no end-of-turn token.
-        base = prepare_base(str(assets.base_model()), Path(folder, "base"))
-        with served({"demo": str(MODEL.absolute()), "base": str(base)}) as urls:
+        models = {"demo": str(MODEL.absolute()), "base": str(assets.base_model())}
+        with served(models) as urls:
             return steps.run(
                 replace(demo, url=urls["demo"], baseline_url=urls["base"], judge_url=urls["base"]),
                 endpoint_names={url: f"{name} of the demo" for name, url in urls.items()},

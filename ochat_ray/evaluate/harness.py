@@ -25,14 +25,12 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.client import Client
 from ochat_ray.evaluate.comparison import compare
-from ochat_ray.evaluate.config import EvaluateConfig, key_for
+from ochat_ray.evaluate.config import EvaluateConfig
+from ochat_ray.evaluate.key_files import key_for
 from ochat_ray.evaluate.outputs import RESULTS, claim
 from ochat_ray.evaluate.records import key_of, make_folder
 from ochat_ray.evaluate.stats import Part, estimate
 from ochat_ray.run_dir import RunDir
-
-Samples = Mapping[str, Mapping[str, Part]]
-"""Parts by metric and question; a metric is lm-eval's "name,filter"."""
 
 
 def run_tasks(config: EvaluateConfig) -> dict[str, Any]:
@@ -48,8 +46,9 @@ def run_tasks(config: EvaluateConfig) -> dict[str, Any]:
             '`pip install "lm-eval[api,ifeval]"`, and give the path of its lm_eval'
         )
     models = list(dict.fromkeys(config.model))
-    entries = asyncio.run(_describe(config, models))
-    found = {model: _run(program, config, model) for model in models}
+    key = key_for("models", config.url, config.url)
+    entries = asyncio.run(_describe(config, models, key))
+    found = {model: _run(program, config, model, key) for model in models}
     tasks = list(dict.fromkeys(task for own in found.values() for task in own))
     for task in tasks:
         scored = {model: own[task] for model, own in found.items() if task in own}
@@ -61,13 +60,12 @@ def run_tasks(config: EvaluateConfig) -> dict[str, Any]:
     return {**result, "tasks": tasks}
 
 
-async def _describe(config: EvaluateConfig, models: Sequence[str]) -> dict[str, Any]:
-    key = key_for("models", config.url, config.url)
+async def _describe(config: EvaluateConfig, models: Sequence[str], key: str) -> dict[str, Any]:
     async with Client(config.url, key, timeout_s=config.timeout_s) as client:
         return {model: await client.describe(model) for model in models}
 
 
-def _run(program: str, config: EvaluateConfig, model: str) -> dict[str, dict[str, Any]]:
+def _run(program: str, config: EvaluateConfig, model: str, key: str) -> dict[str, dict[str, Any]]:
     """Run lm-eval for one model; return samples and metadata by task."""
     folder = Path(config.output).expanduser() / "lm_eval" / key_of(model)[:12]
     make_folder(folder)
@@ -88,8 +86,7 @@ def _run(program: str, config: EvaluateConfig, model: str) -> dict[str, dict[str
     ]  # fmt: skip
     print(f"$ {shlex.join(command)}", file=sys.stderr)
     # An endpoint without authentication ignores the key; lm-eval demands one.
-    key = key_for("models", config.url, config.url) or "none"
-    environment = {**os.environ, "OPENAI_API_KEY": key}
+    environment = {**os.environ, "OPENAI_API_KEY": key or "none"}
     status = subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode
     new = sorted(set(folder.rglob("results_*.json")) - earlier)
     if status or not new:

@@ -1,12 +1,47 @@
-"""API keys from environment variables, or from files that they name."""
+"""API keys of endpoints, from environment variables or from files that they name."""
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
 
 from ochat_ray.errors import UserError
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+Role = Literal["models", "baseline", "judge"]
+KEYS: dict[Role, str] = {
+    "models": "OCHAT_RAY_API_KEY",
+    "baseline": "OCHAT_RAY_BASELINE_API_KEY",
+    "judge": "OCHAT_RAY_JUDGE_API_KEY",
+}
+"""Environment variable with the API key of each endpoint."""
+
+
+def key_for(role: Role, url: str, models_url: str) -> str:
+    """Return the API key for an endpoint from the environment; empty if there is none.
+
+    Each endpoint has its own variable. OPENAI_API_KEY is sent only to OpenAI, and the models' key
+    to another endpoint only if it is on the same server.
+
+    Raises:
+        UserError: A variable with _FILE appended does not name a valid file.
+    """
+    own = environment_key(KEYS[role])
+    if url.rstrip("/") == OPENAI_URL:
+        key = environment_key("OPENAI_API_KEY")
+        return key if role == "models" else own or key
+    if own or role == "models":
+        return own
+    shared = environment_key(KEYS["models"])
+    if shared and urlsplit(url)[:2] != urlsplit(models_url)[:2]:
+        print(f"no API key is sent to {url}; set {KEYS[role]} if it needs one", file=sys.stderr)
+        return ""
+    return shared
 
 
 def environment_key(name: str) -> str:

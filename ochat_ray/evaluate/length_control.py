@@ -28,9 +28,7 @@ INVERSE_PENALTIES = np.logspace(-4, 4, 10)
 REGULARIZATION = 0.2
 """Weight of the two manipulated models' annotations in the fit, together."""
 
-_COLUMNS = (
-    "index", "preference", "instruction_difficulty", "std_delta_len", "not_gamed_baseline",
-)  # fmt: skip
+_COLUMNS = ("index", "preference", "instruction_difficulty", "std_delta_len", "not_gamed_baseline")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from urllib.parse import urlsplit
 
 from ochat_ray.errors import UserError
 
 
-def check_body(option: str, text: str) -> None:
-    """Check further fields of a request.
+def parse_body(option: str, text: str) -> dict[str, Any]:
+    """Parse further fields of a request.
 
     Raises:
         UserError: The text is no JSON object, or has fields that are not further ones.
@@ -22,6 +23,7 @@ def check_body(option: str, text: str) -> None:
         raise UserError(
             f"{option} {text[:200]}: a JSON object is needed, without messages, model, stream and n"
         )
+    return fields
 
 
 def _reject(constant: str) -> None:

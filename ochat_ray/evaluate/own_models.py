@@ -13,8 +13,9 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate import steps
 from ochat_ray.evaluate.client import CallFailedError, Client, sendable_key
-from ochat_ray.evaluate.config import EvaluateConfig, key_for
+from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.identities import EMPTY
+from ochat_ray.evaluate.key_files import key_for
 from ochat_ray.models.model_directory import is_hub_name
 
 Served = Callable[[Mapping[str, str]], AbstractContextManager[Mapping[str, str]]]

@@ -78,10 +78,6 @@ def differences(
     return found
 
 
-def _total(parts: np.ndarray) -> float:
-    return float(parts[0].sum() / parts[1].sum())
-
-
 def _array(parts: Sequence[Part]) -> np.ndarray:
     return np.array([(p.numerator, p.denominator) for p in parts], dtype=np.float64).T
 

@@ -26,8 +26,9 @@ from typing import Any
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import CHARACTERS_PER_TOKEN, Asker, Spent, answer, for_all
 from ochat_ray.evaluate.client import Client, sendable_key
-from ochat_ray.evaluate.config import EvaluateConfig, Role, key_for
+from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.identities import EMPTY
+from ochat_ray.evaluate.key_files import Role, key_for
 from ochat_ray.evaluate.questions import Answers, Question
 from ochat_ray.evaluate.records import FAILED, Call
 from ochat_ray.evaluate.scoring import score

@@ -10,6 +10,7 @@ from ochat_ray.command_line import run
 from ochat_ray.data.advice import last_lines
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.errors import UserError
+from ochat_ray.recipes import DEMO
 
 
 def work(config: PrepareConfig) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def work(config: PrepareConfig) -> dict[str, Any]:
 
 def with_inputs(config: PrepareConfig) -> PrepareConfig:
     """Return the configuration, with the demo's inputs (fetched if needed) where none are given."""
-    if config.recipe == "demo":
+    if config.recipe == DEMO:
         from ochat_ray.demo import assets
 
         config = replace(

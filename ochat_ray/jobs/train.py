@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,21 +9,22 @@ from typing import Any
 
 from ochat_ray.command_line import run
 from ochat_ray.errors import UserError
+from ochat_ray.recipes import DEMO
 from ochat_ray.train.config import TrainConfig
 
 
 def work(config: TrainConfig) -> dict[str, Any]:
     """Run the stage and return what `--json` prints."""
-    if config.recipe == "demo" and not config.model:
+    if config.recipe == DEMO and not config.model:
         from ochat_ray.demo import assets
 
         config = replace(config, model=str(assets.base_model()))
     if not config.model:
         raise UserError(f"--model is needed with --recipe {config.recipe}")
     if config.dry_run:
-        from ochat_ray.train.planned import planned
+        from ochat_ray.train.dry_run import dry_run
 
-        return planned(config, colour=sys.stdout.isatty() and not config.json)
+        return dry_run(config, colour=sys.stdout.isatty() and not config.json)
     from ochat_ray.train.launch import train  # Ray, so that --help does not wait for it
 
     return train(config)
@@ -35,10 +35,7 @@ def describe(config: TrainConfig, result: dict[str, Any]) -> str:
     if config.dry_run:
         from ochat_ray.train import dry_run
 
-        return (
-            f"{dry_run.describe(result)}\n\nDeepSpeed\n{json.dumps(result['deepspeed'], indent=2)}"
-            f"\n\nThe first pack\n{result['pack']}"
-        )
+        return dry_run.describe(result)
     before, after = result["eval_before"], result["eval_after"]
     return (
         f"held-out loss {before['loss']:.4f} -> {after['loss']:.4f} · end of turn chosen "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, one_line
 from ochat_ray.models.model_directory import files_of, on_this_host
 from ochat_ray.models.weights import check_loaded
 from ochat_ray.recipes import CHAT
@@ -273,8 +273,7 @@ def _mean_row(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _cannot_open(path: str, error: Exception) -> UserError:
-    line = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(
-        f"cannot open a model at {path}: {line}; expected a Hugging Face directory with "
+        f"cannot open a model at {path}: {one_line(error)}; expected a Hugging Face directory with "
         "config.json and *.safetensors"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 from pyarrow import fs as pafs
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, one_line
 from ochat_ray.run_dir import open_location
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -117,10 +117,9 @@ def _from_hub(name: str, *, weights: bool) -> Path:
         # Patterns match complete paths: those of files in folders, such as checkpoints, too.
         return Path(snapshot_download(name, allow_patterns=kinds, ignore_patterns="*/*"))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"there is no directory {Path(name).absolute()}, and the Hub's {name} cannot be "
-            f"fetched: {reason}"
+            f"fetched: {one_line(error)}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, one_line
 from ochat_ray.models.model_directory import WEIGHTS, files_of
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -143,10 +143,9 @@ def _class_of(path: str, config: Any) -> Any:
 
 
 def _cannot_be_made(path: str, error: Exception) -> UserError:
-    line = " ".join(str(error).split())[:200]
     return UserError(
         f"transformers cannot create a model from the config.json and weights of {path}: "
-        f"{type(error).__name__}: {line}; is the copy complete and unchanged?"
+        f"{type(error).__name__}: {one_line(error)}; is the copy complete and unchanged?"
     )
 
 

@@ -272,9 +272,8 @@ def _matrices(
         raise UserError(f"rank {rank} is above max_adapter_rank={rules.most_rank}")
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Matrices(
-        rank=rank, scaling=scaling, shape_a=shape_a, shape_b=shape_b,
-        a=(dtype_a, a), b=(dtype_b, b),
-    )  # fmt: skip
+        rank=rank, scaling=scaling, shape_a=shape_a, shape_b=shape_b, a=(dtype_a, a), b=(dtype_b, b)
+    )
 
 
 def _number(config: Mapping[str, Any], field: str, patterns: str, module: str, kind: type) -> Any:

@@ -44,7 +44,10 @@ def model_type_of(directory: Path, card: Mapping[str, Any], asked: str | None = 
     """
     added = read_json(directory / "tokenizer.json").get("added_tokens", [])
     has_end_of_turn = END_OF_TURN in {token["content"] for token in added}
-    known = card.get("model_type") or ("openchat" if has_end_of_turn else CHAT)
+    known = card.get("model_type")
+    if not known:  # a model's own template comes before the one that a token of its suggests
+        of_2023 = has_end_of_turn and not _has_chat_template(directory)
+        known = "openchat" if of_2023 else CHAT
     model_type = asked or str(known)
     if model_type not in (*TEMPLATES, CHAT):
         raise UserError(
@@ -75,8 +78,9 @@ def _has_chat_template(directory: Path) -> bool:
 def open_served_tokenizer(directory: Path, model_type: str | None = None) -> Any:
     """Return the tokenizer for a model's template.
 
-    The template is that of the directory, with the arguments of the training. Besides what the
-    template writes, an answer ends at the EOS tokens of generation_config.json.
+    `model_type` is the result of `model_type_of`, which is called if it is None. The template is
+    that of the directory, with the arguments of the training. Besides what the template writes, an
+    answer ends at the EOS tokens of generation_config.json.
 
     Raises:
         UserError: The tokenizer cannot be used.
@@ -89,7 +93,7 @@ def open_served_tokenizer(directory: Path, model_type: str | None = None) -> Any
     from ochat_ray.tokenization.tokenizer import load_tokenizer
 
     card = read_card(directory)
-    if model_type_of(directory, card, model_type) != CHAT:
+    if (model_type or model_type_of(directory, card)) != CHAT:
         return load_tokenizer(str(directory))
     trained = TemplateSettings.of_manifest(card)
     tokenizer = load_chat_tokenizer(
@@ -115,7 +119,7 @@ def trained_template(card: Mapping[str, Any]) -> tuple[str, str]:
     return str(card.get("model_type")), str((card.get("template") or {}).get("source", ""))
 
 
-def served_template(directory: Path, model_type: str | None = None) -> tuple[str, str]:
+def served_template(directory: Path, model_type: str) -> tuple[str, str]:
     """Return model type and template that `open_served_tokenizer` applies, likewise.
 
     Raises:
@@ -123,9 +127,8 @@ def served_template(directory: Path, model_type: str | None = None) -> tuple[str
     """
     from ochat_ray.tokenization.chat_tokenizer import own_template, settings_of
 
-    served = model_type_of(directory, read_card(directory), model_type)
-    if served != CHAT:
-        return served, ""
+    if model_type != CHAT:
+        return model_type, ""
     return CHAT, settings_of(str(directory), own_template(str(directory)), {}).source
 
 

@@ -212,9 +212,7 @@ def _is_shown(job: Job, now: float, since_s: float) -> bool:
 
 def _shown(job: Job, now: float) -> dict[str, Any]:
     seconds = None if job.started is None else (job.ended or now) - job.started
-    return {
-        "id": job.name, "status": job.status, "command": job.entrypoint, "seconds": seconds,
-    }  # fmt: skip
+    return {"id": job.name, "status": job.status, "command": job.entrypoint, "seconds": seconds}
 
 
 def describe(status: Status) -> str:

@@ -13,9 +13,11 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from ochat_ray.cluster.view import Job
+from ochat_ray.command_line import option_value
 from ochat_ray.data.output import PLAN, Output
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, first_line
 from ochat_ray.lock_claims import LOCK_FOLDER, Owner, Timing, claim_number, is_live
+from ochat_ray.recipes import DEMO, Content, default_directory
 from ochat_ray.run_dir import MANIFEST, RunDir
 from ochat_ray.status.deadline import call_all
 from ochat_ray.train import checkpoint as checkpoints
@@ -57,9 +59,9 @@ def outputs_of(jobs: Sequence[Job]) -> dict[str, str]:
         stage = next((s for word in words if (s := _STAGES.get(word.rsplit("/", 1)[-1]))), None)
         if stage is None or not job.is_ours:
             continue
-        recipe = _option(words, "--recipe") or "demo"
-        name = {"prepare": "data", "train": "model"}[stage]
-        found[_option(words, "--output") or f"runs/{recipe}/{name}"] = stage
+        recipe = option_value(words, "--recipe") or DEMO
+        content: Content = "data" if stage == "prepare" else "model"
+        found[option_value(words, "--output") or default_directory(recipe, content)] = stage
     return found
 
 
@@ -76,15 +78,6 @@ def _words(command: str) -> list[str]:
     return words
 
 
-def _option(words: Sequence[str], flag: str) -> str | None:
-    for position, word in enumerate(words):
-        if word == flag and position + 1 < len(words):
-            return words[position + 1]
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
-
-
 def read_run(output: str, stage: str, *, now: float, stalled_after_s: float) -> Run:
     """Return the state of a run.
 
@@ -97,7 +90,7 @@ def read_run(output: str, stage: str, *, now: float, stalled_after_s: float) -> 
     try:
         return _read_run(RunDir.open(output), output, stage, now, stalled_after_s)
     except Exception as error:  # noqa: BLE001  a damaged file may raise any
-        line = (str(error).splitlines() or [""])[0][:300]
+        line = first_line(error, 300)
         if not isinstance(error, UserError | OSError):
             line = f"it cannot be read ({type(error).__name__}: {line})"
         return _unreadable(output, stage, line)

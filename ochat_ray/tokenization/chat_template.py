@@ -16,7 +16,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, one_line
 from ochat_ray.schema import ToolCall, Turn
 from ochat_ray.tokenization.messages import (
     CALL_STYLES,
@@ -191,8 +191,7 @@ class ChatTemplate:
                 **(options or {}),
             )
         except (JinjaError, *_REFUSALS) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise TemplateError(reason) from None
+            raise TemplateError(one_line(error, 300)) from None
         (text,), spans = rendered
         found = tuple((a, b) for a, b in spans[0]) if self.has_generation_blocks else None
         return _with_unescaped_mark(Rendering(text, mark, found))

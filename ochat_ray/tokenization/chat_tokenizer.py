@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, one_line
 from ochat_ray.schema import ToolCall, Turn
 from ochat_ray.tokenization.chat_template import ChatTemplate, TemplateError
 from ochat_ray.tokenization.messages import Chat
@@ -122,9 +122,8 @@ def own_template(path: str) -> str:
     try:
         sources = _own_templates(path)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the chat template at {path} cannot be read ({reason}); fetch it again"
+            f"the chat template at {path} cannot be read ({one_line(error)}); fetch it again"
         ) from error
     if len(sources) == 1:
         return next(iter(sources.values()))

@@ -11,9 +11,9 @@ import tyro
 
 from ochat_ray.command_line import flag
 from ochat_ray.errors import UserError
-from ochat_ray.recipes import recipe
+from ochat_ray.recipes import DEMO, Hyperparameters, Recipe, default_directory, recipe
 from ochat_ray.train.lora_options import lora_of
-from ochat_ray.train.option_checks import check_options
+from ochat_ray.train.option_checks import check_options, check_workers
 from ochat_ray.train.schedule import Schedule
 
 Off = tyro.conf.FlagCreatePairsOff
@@ -33,7 +33,7 @@ OPERATIONAL = frozenset(
 class TrainConfig:
     """Fine-tune a model on the token tables of jobs/prepare.py."""
 
-    recipe: str = "demo"
+    recipe: str = DEMO
     """Recipe: demo, openchat, openchat_8192, opencoder, or chat for any base model."""
     data: str = ""
     """Run directory of jobs/prepare.py."""
@@ -42,7 +42,7 @@ class TrainConfig:
     output: str = ""
     """Model directory to write; default: runs/RECIPE/model."""
 
-    num_workers: int = 8
+    num_workers: int = Recipe.num_workers
     """Ray Train workers: one GPU each if the cluster has GPUs, otherwise one CPU each. 0: as
     many as the cluster has GPUs, or one."""
     num_workers_min: int | None = None
@@ -53,7 +53,7 @@ class TrainConfig:
     check_devices: bool = True
     """Check each GPU for about 20 seconds before each start of the workers: memory patterns, matrix
     products against the CPU's, and the bandwidth of copies."""
-    checkpoint_every: int = 25
+    checkpoint_every: int = Hyperparameters.checkpoint_every
     """Optimizer steps between checkpoints; also one at the end of each epoch."""
     keep_checkpoints: int = 2
     """Number of latest checkpoints to keep, in addition to the one with the lowest held-out
@@ -86,39 +86,39 @@ class TrainConfig:
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention implementation. auto takes the first that is exact for the model, tested on a tiny
     model of its kind: flash_attention_2 (with flash-attn and GPUs), sdpa, eager."""
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = Hyperparameters.gradient_checkpointing
     """Recompute activations in the backward pass instead of keeping them."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Data type of the forward and backward pass; auto is bfloat16 if the hardware supports it."""
     allow_pickle: Annotated[bool, Off] = False
     """Load a base model that has pickled weights and no safetensors."""
 
-    epochs: int = 5
+    epochs: int = Hyperparameters.epochs
     """Passes over the training split."""
-    max_steps: int | None = None
+    max_steps: int | None = Hyperparameters.max_steps
     """Stop after this many optimizer steps."""
-    sequences_per_step: int | None = 128
+    sequences_per_step: int | None = Hyperparameters.sequences_per_step
     """Conversations per optimizer step, over all workers."""
     tokens_per_step: int | None = None
     """Tokens per optimizer step over all workers, in full packs, instead of a number of
     conversations. Without both options: one pack per worker."""
-    max_tokens: int = 8192
+    max_tokens: int = Hyperparameters.max_tokens
     """Maximum tokens per pack, the unit of one forward pass on one worker."""
-    max_length: int | None = None
+    max_length: int | None = Hyperparameters.max_length
     """Exclude longer conversations (in tokens) from training and evaluation."""
     rope_scaling: Literal["linear", "dynamic", "yarn"] | None = None
     """Scaling of the model's rotary embeddings for a longer context."""
     loss: Literal["exact", "openchat-2023"] = "exact"
     """exact: the weighted mean over all tokens of a step. openchat-2023: the mean of the packs'
     means, with a learning rate of 0 in the first step."""
-    learning_rate: float = 2e-5
+    learning_rate: float = Hyperparameters.learning_rate
     """Peak learning rate of AdamW."""
-    embedding_learning_rate: float | None = None
+    embedding_learning_rate: float | None = Hyperparameters.embedding_learning_rate
     """Peak learning rate of input and output embeddings; default: --learning-rate."""
     schedule: Schedule = "cosine"
     """Learning rate after the warm-up: cosine or linear decay over all remaining steps; constant;
     or wsd (warm-up, stable, decay), which is constant and decays linearly at the end."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = Hyperparameters.warmup_ratio
     """Share of the steps in which the learning rate warms up."""
     min_rate_ratio: float = 0.0
     """Learning rate at the end of the schedule, as a share of its peak."""
@@ -133,29 +133,29 @@ class TrainConfig:
     """With --lora: export the whole model with the adapters merged into it, not the adapters."""
     freeze: tuple[str, ...] = ()
     """Regular expressions; parameters with a match anywhere in the name are not trained."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = Hyperparameters.betas
     """AdamW's decay rates of the first and second moment."""
-    eps: float = 1e-8
+    eps: float = Hyperparameters.eps
     """AdamW's epsilon."""
-    weight_decay: float = 0.0
+    weight_decay: float = Hyperparameters.weight_decay
     """AdamW's weight decay of matrices; norms and biases have none."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = Hyperparameters.max_grad_norm
     """Norm at which the gradient is clipped."""
     eval_every: int | None = None
     """Optimizer steps between evaluations; also one before the first step and after each epoch."""
-    eval_tokens: int | None = None
+    eval_tokens: int | None = Hyperparameters.eval_tokens
     """Maximum held-out tokens per evaluation; default: all."""
     early_stopping: int | None = None
     """Stop after this many evaluations in a row without a lower held-out loss."""
-    sample_every: int | Literal["evaluation"] | None = None
+    sample_every: int | Literal["evaluation"] | None = Hyperparameters.sample_every
     """Optimizer steps between samples, or "evaluation" for samples at every evaluation: answers of
     the model to a few prompts, in samples.jsonl, report.html and TensorBoard; also before the first
     step and after the last. None writes none."""
     sample_prompts: str | None = None
     """File with one prompt per line; default: the first turns of four held-out conversations."""
-    sample_tokens: int = 128
+    sample_tokens: int = Hyperparameters.sample_tokens
     """Maximum tokens per sampled answer."""
-    seed: int = 0
+    seed: int = Hyperparameters.seed
     """Seed of the order of conversations and of samples of the held-out split."""
 
     wandb: str | None = None
@@ -185,12 +185,7 @@ class TrainConfig:
             raise UserError(f"--warmup-ratio must be in [0, 1], not {self.warmup_ratio}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise UserError(f"--betas must be in [0, 1), not {self.betas}")
-        known = self.num_workers > 0
-        if known and self.num_workers_min is not None and self.num_workers_min >= self.num_workers:
-            raise UserError(
-                f"--num-workers-min {self.num_workers_min} has no effect with --num-workers "
-                f"{self.num_workers}; give a smaller one or none"
-            )
+        check_workers(self)
         if self.gpu_memory_gib is not None and not self.dry_run:
             raise UserError("--gpu-memory-gib has no effect without --dry-run; leave it out")
         if self.offload_parameters and self.zero_stage != 3:
@@ -243,9 +238,9 @@ class TrainConfig:
         chosen = recipe(name)
         return cls(
             recipe=name,
-            data=f"runs/{name}/data",
-            output=f"runs/{name}/model",
-            num_workers=chosen.num_workers or 0,
+            data=default_directory(name, "data"),
+            output=default_directory(name, "model"),
+            num_workers=chosen.num_workers,
             **asdict(chosen.hyperparameters),
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,35 +46,39 @@ _OPERATIONAL = re.compile(
 """Keys that affect how DeepSpeed computes and reports, but not the result."""
 
 
-def decisive_override(path: str | None) -> dict[str, Any]:
+def decisive_override(override: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a user's JSON that may affect the result, by key ("a.b").
 
     They are part of a run's identity.
-
-    Raises:
-        UserError: the file is not a JSON object.
     """
-    if path is None:
-        return {}
     return {
         key: value
-        for key, value in sorted(_leaves(_read(path)))
+        for key, value in sorted(_leaves(override))
         if value != "auto" and _owner(key) is None and not _OPERATIONAL.fullmatch(key)
     }
 
 
 def deepspeed_config(
-    config: TrainConfig, *, world_size: int, bf16: bool, cuda: bool, universal: bool = False
+    config: TrainConfig,
+    override: Mapping[str, Any] | None,
+    *,
+    world_size: int,
+    bf16: bool,
+    cuda: bool,
+    universal: bool = False,
 ) -> dict[str, Any]:
     """Return the complete configuration; `universal` loads a checkpoint of other workers.
+
+    `override` is the result of `read_override`.
 
     The engine sets the boundary between optimizer steps and the scale of the loss itself, since
     the number of packs differs between steps; so DeepSpeed's configuration has one micro-batch per
     step.
 
     Raises:
-        UserError: the user's JSON cannot be read, or contradicts an option.
+        UserError: the user's JSON contradicts an option.
     """
+    assert (override is None) == (config.deepspeed is None), "the file was not read"
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "overlap_comm": cuda,  # needs CUDA streams
@@ -103,19 +107,19 @@ def deepspeed_config(
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
     }
-    if config.deepspeed is None:
+    if override is None:
         return ours
-    return _merged(ours, read_override(config.deepspeed, ours))
+    _check_override(override, ours, str(config.deepspeed))
+    return _merged(ours, override)
 
 
-def read_override(path: str, ours: dict[str, Any]) -> dict[str, Any]:
-    """Read a user's DeepSpeed JSON and check it against the configuration from the options.
+def _check_override(override: Mapping[str, Any], ours: dict[str, Any], path: str) -> None:
+    """Check a user's JSON against the configuration from the options.
 
     Raises:
-        UserError: it is not a JSON object, changes a key that an option sets, or has a value in
-            place of a section or the reverse.
+        UserError: it changes a key that an option sets, or has a value in place of a section or the
+            reverse.
     """
-    override = _read(path)
     if mixed := _first_mixed(ours, override):
         raise UserError(
             f"--deepspeed: {path} has a single value in place of the section {mixed}, or a section "
@@ -131,10 +135,16 @@ def read_override(path: str, ours: dict[str, Any]) -> dict[str, Any]:
             f"--deepspeed: {path} sets {key} to {json.dumps(value)}, but the key is set by "
             f"{option}; remove it"
         )
-    return override
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_override(path: str | None) -> dict[str, Any] | None:
+    """Return the content of a user's DeepSpeed JSON; None without a file.
+
+    Raises:
+        UserError: it cannot be read, or is not a JSON object.
+    """
+    if path is None:
+        return None
     try:
         override = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -149,7 +159,7 @@ def _owner(key: str) -> str | None:
     return next((o for k, o in _OWNED.items() if key == k or key.startswith(f"{k}.")), None)
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")
@@ -157,7 +167,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def _first_mixed(ours: dict[str, Any], override: dict[str, Any]) -> str | None:
+def _first_mixed(ours: Mapping[str, Any], override: Mapping[str, Any]) -> str | None:
     """Return the first key that is a section in one of the two and a value in the other."""
     for key, value in override.items():
         if key in ours and value != "auto":
@@ -168,7 +178,7 @@ def _first_mixed(ours: dict[str, Any], override: dict[str, Any]) -> str | None:
     return None
 
 
-def _merged(ours: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+def _merged(ours: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(ours)
     for key, value in override.items():
         if isinstance(value, dict):

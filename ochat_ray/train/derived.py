@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ochat_ray.models.base_model import extend_context, load_config, without_dropout
+from ochat_ray.models.base_model import extend_context, without_dropout
 from ochat_ray.recipes import recipe
 from ochat_ray.tokenization.chat_tokenizer import TemplateSettings
 from ochat_ray.train.checkpoint import Checkpoint
@@ -19,20 +19,18 @@ from ochat_ray.train.steps import Steps
 from ochat_ray.train.tokens import TokenTable
 
 
-def extended_config(config: TrainConfig, model: str, manifest: dict[str, Any]) -> Any:
-    """Return a model's configuration for training, with the data's context and without dropout.
+def extend_config(config: TrainConfig, model_config: Any, manifest: Mapping[str, Any]) -> None:
+    """Change a model's configuration in place for training: the data's context, no dropout.
 
     Raises:
         UserError: the model cannot have the data's context.
     """
-    model_config = without_dropout(load_config(model))
     extend_context(
-        model_config,
+        without_dropout(model_config),
         min(int(manifest["context_length"]), config.max_length or sys.maxsize),
         extrapolate=recipe(config.recipe).extends_context,
         rope_scaling=config.rope_scaling,
     )
-    return model_config
 
 
 def steps_of(
@@ -83,10 +81,15 @@ def with_step_size(config: TrainConfig, resumed: Checkpoint | None) -> TrainConf
     return replace(config, tokens_per_step=packs * config.max_tokens)
 
 
-def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> dict[str, Any]:
+def identity_of(
+    config: TrainConfig,
+    manifest: Mapping[str, Any],
+    override: Mapping[str, Any] | None,
+    model: str,
+) -> dict[str, Any]:
     """Return everything that the result depends on, as plain JSON values.
 
-    `model` is the base model's fingerprint.
+    `override` is the content of the file of `--deepspeed`; `model` the base model's fingerprint.
     """
     identity = config.identity()
     del identity["data"]
@@ -98,5 +101,5 @@ def identity_of(config: TrainConfig, manifest: dict[str, Any], model: str) -> di
     return identity | {
         "model": model,
         "data_digest": manifest["digest"],
-        "deepspeed": decisive_override(config.deepspeed),
+        "deepspeed": decisive_override(override or {}),
     }

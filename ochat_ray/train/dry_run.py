@@ -1,25 +1,30 @@
-"""Summary of a planned training run: steps, packs, memory, and one decoded pack."""
+"""`jobs/train.py --dry-run`: steps, packs, memory and one decoded pack, without starting a run."""
 
 from __future__ import annotations
 
+import json
 import math
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import groupby, takewhile
+from typing import Any
 
 import numpy as np
 
 from ochat_ray.train import packing
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.continuation import schedule_from
+from ochat_ray.train.deepspeed_config import deepspeed_config
+from ochat_ray.train.engine import device_memory
 from ochat_ray.train.flops import ModelShape, attention_tokens, training_flops
-from ochat_ray.train.memory import MemoryPlan, fits
+from ochat_ray.train.memory import MemoryPlan, estimate_run, fits, longest_pack
+from ochat_ray.train.output import output_of
 from ochat_ray.train.packing import StepPacks
+from ochat_ray.train.preflight import check_inputs, probe_on_driver, settle
+from ochat_ray.train.probe import AttentionMode
 from ochat_ray.train.steps import forward_passes
-
-if TYPE_CHECKING:
-    from ochat_ray.train.probe import AttentionMode
+from ochat_ray.train.workers import with_workers
 
 _SUPERVISED, _OTHER, _SPECIAL, _BORDER, _RESET = (
     "\x1b[32m",
@@ -30,59 +35,104 @@ _SUPERVISED, _OTHER, _SPECIAL, _BORDER, _RESET = (
 )
 
 
-def dry_run(
+def dry_run(config: TrainConfig, *, colour: bool) -> dict[str, Any]:
+    """Return the figures of a run before it starts, in plain JSON values.
+
+    "pack" is the first step's first pack, decoded. The model's configuration is read, not its
+    weights. bfloat16 is assumed unless the options set float32, since the workers' hardware is not
+    known.
+
+    Raises:
+        UserError: data, model and options do not fit each other.
+    """
+    config.check()
+    config = with_workers(config, start_ray=False)
+    resolved = check_inputs(config)
+    table, shape = resolved.tables["train"], resolved.shape
+    config, start = settle(config, resolved, output_of(config.output))
+    mode = probe_on_driver(config, resolved.model_config)
+    steps = resolved.steps(config, start.identity)
+    bf16 = config.dtype != "float32"
+    epoch = [
+        step.packs
+        for step in takewhile(lambda step: step.epoch == 0, steps.after(0, config.num_workers))
+    ]
+    given = config.gpu_memory_gib
+
+    def memory_of(max_tokens: int) -> MemoryPlan:
+        return estimate_run(
+            replace(config, max_tokens=max_tokens),
+            shape,
+            world_size=config.num_workers,
+            bf16=bf16,
+            attention=mode.attention,
+        )
+
+    rows = [table.row(index) for index in epoch[0][0][0]]
+    return {
+        **figures(
+            config,
+            lengths=table.lengths,
+            epoch=epoch,
+            steps_per_epoch=steps.per_epoch,
+            schedule_from=schedule_from(start.identity),
+            shape=shape,
+            memory_of=memory_of,
+            device_bytes=device_memory() if given is None else int(given * 2**30),
+        ),
+        "deepspeed": deepspeed_config(
+            config, resolved.override, world_size=config.num_workers, bf16=bf16, cuda=True
+        ),
+        "attention": attention_figures(mode, epoch),
+        "pack": coloured_pack(rows, resolved.tokenizer, colour=colour),
+    }
+
+
+def figures(
     config: TrainConfig,
     *,
     lengths: np.ndarray,
     epoch: Sequence[StepPacks],
     steps_per_epoch: Sequence[int],
-    world_size: int,
+    schedule_from: int,
     shape: ModelShape,
-    memory: MemoryPlan,
-    schedule_from: int = 0,
-    device_bytes: int | None = None,
-    longest_pack: int | None = None,
-    deepspeed: Mapping[str, Any] | None = None,
-    mode: AttentionMode | None = None,
+    memory_of: Callable[[int], MemoryPlan],
+    device_bytes: int | None,
 ) -> dict[str, Any]:
-    """Return the summary of a run before it starts, in plain JSON values.
+    """Return the figures of a run's steps, packs, model and memory.
 
     Args:
         config: options of the run.
         lengths: tokens of every conversation of the training split.
         epoch: steps of the first epoch, as steps[rank[pack[index]]].
         steps_per_epoch: number of steps of every epoch.
-        world_size: number of workers.
-        shape: sizes of the model.
-        memory: memory plan of one device.
         schedule_from: step from which a run continues with a new schedule.
+        shape: sizes of the model.
+        memory_of: returns the memory plan of one device for packs of this many tokens.
         device_bytes: memory of a device; None if unknown.
-        longest_pack: tokens of the longest conversation that fits a device by the plan.
-        deepspeed: DeepSpeed's configuration.
-        mode: result of `probe.choose_attention_mode`.
 
     Returns:
         Among others `packing.efficiency`, the share of the packs' capacity that tokens fill, and
         `packing.balance`, the share of its time that an average rank computes while all wait for
         the most loaded one, by the operations of its conversations.
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
     costs = packing.cost(lengths, attention_tokens(shape))
     loads = np.asarray(
         [[sum(float(costs[pack].sum()) for pack in packs if pack) for packs in s] for s in epoch]
-    ).reshape(-1, world_size)
+    ).reshape(-1, config.num_workers)
     packs = [pack for step in epoch for packs in step for pack in packs]
     used = [index for pack in packs for index in pack]
     tokens = int(lengths[used].sum())
     per_step = [len(step[0]) for step in epoch]
     total = sum(steps_per_epoch)
-    slowest = float(loads.max(axis=1).sum()) * world_size
+    slowest = float(loads.max(axis=1).sum()) * config.num_workers
+    memory = memory_of(config.max_tokens)
     return {
         "steps": total,
         "steps_per_epoch": list(steps_per_epoch),
         "schedule_from": schedule_from,
         "warmup_steps": math.ceil(config.warmup_ratio * (total - schedule_from)),
-        "world_size": world_size,
+        "world_size": config.num_workers,
         "epoch": {
             "conversations": len(used),
             "tokens": tokens,
@@ -106,19 +156,22 @@ def dry_run(
             "total": memory.total,
             "device": device_bytes,
             "fits": None if device_bytes is None else fits(memory, device_bytes),
-            "longest_pack": longest_pack,
+            "longest_pack": None if device_bytes is None else longest_pack(memory_of, device_bytes),
         },
-        "deepspeed": None if deepspeed is None else dict(deepspeed),
-        "attention": None
-        if mode is None
-        else asdict(mode) | {"forward_passes": _passes(epoch, mode)},
     }
+
+
+def attention_figures(mode: AttentionMode, epoch: Sequence[StepPacks]) -> dict[str, Any]:
+    """Return the attention mode, and the forward passes of a worker in the first epoch."""
+    passes = sum(len(forward_passes(packs, 0, packed=mode.packed)) for packs in epoch)
+    return asdict(mode) | {"forward_passes": passes}
 
 
 def describe(result: Mapping[str, Any]) -> str:
     """Format the result of `dry_run` for a terminal."""
     epoch, packs, memory, model = (result[k] for k in ("epoch", "packing", "memory", "model"))
-    per_rank = packs["packs_per_rank_and_step"]
+    per_rank, attention = packs["packs_per_rank_and_step"], result["attention"]
+    together = "one per pack" if attention["packed"] else "one per conversation"
     many = result["steps_per_epoch"]
     steps = f"{result['steps']:,}, of which {result['warmup_steps']:,} warm up"
     if len(many) > 1:
@@ -138,7 +191,9 @@ def describe(result: Mapping[str, Any]) -> str:
             f"{_range(per_rank['least'], per_rank['most'])}, {per_rank['mean']:.1f} on average",
         ),
         ("balance of the workers", _percent(packs["balance"])),
-        *_attention_rows(result["attention"]),
+        ("forward passes per epoch", f"{attention['forward_passes']:,} per worker, {together}"),
+        ("attention", f"{attention['attention']}, exact on a tiny model of this kind"),
+        *([("reason for this mode", attention["because"])] if attention["because"] else []),
         (
             "Memory per device",
             f"an estimate, which no GPU has confirmed; model of {model['parameters']:,} parameters",
@@ -162,26 +217,12 @@ def describe(result: Mapping[str, Any]) -> str:
         ),
         *([("host memory per device", _gib(memory["host"]))] if memory["host"] else []),
     ]
-    return "\n".join(
+    page = "\n".join(
         f"\n{name}{f': {value}' if value else ''}" if name[0].isupper() else f"  {name:<26}{value}"
         for name, value in rows
     ).lstrip("\n")
-
-
-def _passes(epoch: Sequence[StepPacks], mode: AttentionMode) -> int:
-    """Return the forward passes of a worker per epoch."""
-    return sum(len(forward_passes(packs, 0, packed=mode.packed)) for packs in epoch)
-
-
-def _attention_rows(attention: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    if attention is None:
-        return []
-    together = "one per pack" if attention["packed"] else "one per conversation"
-    return [
-        ("forward passes per epoch", f"{attention['forward_passes']:,} per worker, {together}"),
-        ("attention", f"{attention['attention']}, exact on a tiny model of this kind"),
-        *([("reason for this mode", attention["because"])] if attention["because"] else []),
-    ]
+    deepspeed = json.dumps(result["deepspeed"], indent=2)
+    return f"{page}\n\nDeepSpeed\n{deepspeed}\n\nThe first pack\n{result['pack']}"
 
 
 _PARTS = (
@@ -216,31 +257,24 @@ def _range(least: int, most: int) -> str:
 
 
 def coloured_pack(
-    ids: Sequence[int],
-    weights: Sequence[float],
-    starts: Sequence[int],
-    tokenizer: Any,
-    *,
-    colour: bool,
+    rows: Sequence[tuple[np.ndarray, np.ndarray]], tokenizer: Any, *, colour: bool
 ) -> str:
     """Return a pack's text with supervised and special tokens marked.
 
-    With colour, supervised tokens are green, others dim and special tokens reversed; without,
-    supervised tokens are in 「」 and special ones in ⟪⟫. `starts` are the conversations' first
-    positions. Characters that control a terminal are escaped.
+    `rows` are token ids and loss weights of its conversations. With colour, supervised tokens are
+    green, others dim and special tokens reversed; without, supervised tokens are in 「」 and
+    special ones in ⟪⟫. Characters that control a terminal are escaped.
     """
     lines = []
-    borders = [*starts, len(ids)]
-    for number, (start, end) in enumerate(pairwise(borders), 1):
-        supervised = int(np.count_nonzero(weights[start:end]))
+    for number, (ids, weights) in enumerate(rows, 1):
         title = (
-            f"── conversation {number} of {len(starts)} · {end - start:,} tokens, "
-            f"{supervised:,} supervised ──"
+            f"── conversation {number} of {len(rows)} · {len(ids):,} tokens, "
+            f"{np.count_nonzero(weights):,} supervised ──"
         )
         lines.append(f"{_BORDER}{title}{_RESET}" if colour else title)
         text = "".join(
             _painted(escaped(part), weighs=weighs, special=special, colour=colour)
-            for part, weighs, special in _runs(ids[start:end], weights[start:end], tokenizer)
+            for part, weighs, special in _runs(ids, weights, tokenizer)
         )
         lines.append(text)
     return "\n".join(lines)
@@ -259,9 +293,7 @@ def escaped(text: str) -> str:
     )
 
 
-def _runs(
-    ids: Sequence[int], weights: Sequence[float], tokenizer: Any
-) -> Iterator[tuple[str, bool, bool]]:
+def _runs(ids: np.ndarray, weights: np.ndarray, tokenizer: Any) -> Iterator[tuple[str, bool, bool]]:
     """Yield (text, supervised, special) for each run of tokens of one kind in a conversation."""
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     kinds = [(bool(w), int(i) in special) for i, w in zip(ids, weights, strict=True)]

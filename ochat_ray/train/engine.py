@@ -8,7 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -115,6 +115,7 @@ class Engine:
         base: directory of the base model, with the end-of-turn token.
         model_config: its transformers configuration with the changes for training.
         vocabulary: number of tokens; ids from here on belong to no token.
+        override: content of the file of `--deepspeed`.
         universal: prepare to `load` a universal checkpoint.
         attention: transformers' name of the implementation; None takes that of `config`.
     """
@@ -126,6 +127,7 @@ class Engine:
         *,
         model_config: Any = None,
         vocabulary: int | None = None,
+        override: Mapping[str, Any] | None = None,
         universal: bool = False,
         attention: str | None = None,
     ) -> None:
@@ -142,16 +144,16 @@ class Engine:
         self._vocabulary = vocabulary
         self.settings = deepspeed_config(
             config,
+            override,
             world_size=distributed.get_world_size(),
             bf16=self.dtype == torch.bfloat16,
             cuda=cuda,
             universal=universal,
         )
         quantizes = quantizes_base(config)
+        partitions = config.zero_stage == 3 and not quantizes
         # transformers partitions weights while it loads them as long as this object is alive.
-        self._partition_on_load = (
-            HfDeepSpeedConfig(self.settings) if config.zero_stage == 3 and not quantizes else None
-        )
+        self._partition_on_load = HfDeepSpeedConfig(self.settings) if partitions else None
         register_packed_sdpa()
         load = partial(load_quantized, device=self.device) if quantizes else load_model
         model = load(

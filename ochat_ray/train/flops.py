@@ -153,11 +153,6 @@ def _head_size(text: Any) -> int | None:
     return round(sum(sizes) / len(sizes)) if sizes else None
 
 
-def flops_per_token(shape: ModelShape, length: float) -> float:
-    """Return the FLOPs of training per token, averaged over a conversation of `length` tokens."""
-    return training_flops(shape, [1]) + _attention_flops(shape) * (length - 1)
-
-
 def training_flops(
     shape: ModelShape, lengths: Sequence[int] | np.ndarray, *, predicted: int | None = None
 ) -> float:
@@ -169,17 +164,11 @@ def training_flops(
     n = np.asarray(lengths, dtype=np.float64)
     tokens = float(n.sum())
     without_logits = 0.0 if predicted is None else tokens - predicted
+    frozen_attention = 4.0 * shape.frozen_attention_layers * shape.attention_width
     return (
         (6.0 * shape.matmul_parameters - shape.frozen_operations) * tokens
         - (4.0 if shape.frozen_head else 6.0) * shape.hidden * shape.vocabulary * without_logits
-        + _attention_flops(shape) * float((n * n).sum())
-    )
-
-
-def _attention_flops(shape: ModelShape) -> float:
-    """Return attention's FLOPs in a conversation, divided by the square of its length."""
-    return 6.0 * shape.attention_work - (
-        4.0 * shape.frozen_attention_layers * shape.attention_width
+        + (6.0 * shape.attention_work - frozen_attention) * float((n * n).sum())
     )
 
 

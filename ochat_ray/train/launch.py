@@ -19,30 +19,20 @@ from ochat_ray.cluster import ray_session
 from ochat_ray.cluster.resources import most
 from ochat_ray.cluster.state import remove_leftovers, remove_on_all_nodes, report_waiting
 from ochat_ray.command_line import flag, user_message
-from ochat_ray.errors import JobFailedError, UserError
-from ochat_ray.models.fingerprint import fingerprint
+from ochat_ray.errors import JobFailedError, UserError, first_line
 from ochat_ray.ownership import Ownership
-from ochat_ray.run_dir import RunDir, absolute
+from ochat_ray.run_dir import RunDir, absolute, absolute_if_local
 from ochat_ray.run_lock import RunLock, hold
 from ochat_ray.train import checkpoint as checkpoints
 from ochat_ray.train import failures
 from ochat_ray.train.config import TrainConfig
-from ochat_ray.train.continuation import (
-    Start,
-    announce_start,
-    completed_already,
-    discard,
-    find_resume_checkpoint,
-    start_of,
-)
-from ochat_ray.train.derived import extended_config, identity_of, with_step_size
+from ochat_ray.train.continuation import Start, announce_start, completed_already, discard
 from ochat_ray.train.follow import follow_metrics
 from ochat_ray.train.loop import train_worker
 from ochat_ray.train.output import clear, output_of, read_model_manifest, record_start
-from ochat_ray.train.preflight import check_inputs, check_steps, probe_on_driver
+from ochat_ray.train.preflight import Resolved, check_inputs, probe_on_driver, settle
 from ochat_ray.train.process_group import OwnNetworkConfig
 from ochat_ray.train.report import write_report
-from ochat_ray.train.samples import prompts_of
 from ochat_ray.train.workers import with_workers
 
 
@@ -57,21 +47,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     config.check()
     config = with_workers(config, start_ray=True)
-    manifest = check_inputs(config)
-    output, model = output_of(config.output), fingerprint(config.model)
-    prompts = prompts_of(config, manifest)
-    if isinstance(task := _settle(config, manifest, output, model), dict):
+    resolved, output = check_inputs(config), output_of(config.output)
+    if isinstance(task := _settle(config, resolved, output), dict):
         if output.has_work():  # that run was killed during its cleanup
             with hold(output.run, "train"):
                 write_report(config.output)
                 output.clear_work()
         return task
-    probe_on_driver(config, extended_config(config, config.model, manifest))
+    probe_on_driver(config, resolved.model_config)
     ray_session.join_or_start()
     use_gpu = _use_gpu(config)
     with hold(output.run, "train") as lock:
         # Another run may have written to the output since the first check.
-        if isinstance(task := _settle(config, manifest, output, model), dict):
+        if isinstance(task := _settle(config, resolved, output), dict):
             return task
         announce_start(task.config, task.start.checkpoint, task.start.expected)
         lock.check()
@@ -79,7 +67,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         discard(output.run, task.start)
         remove_leftovers()
         try:
-            _run(task, output, lock, prompts, use_gpu=use_gpu)
+            _run(task, resolved, output, lock, use_gpu=use_gpu)
             lock.check()
             write_report(config.output)
         finally:
@@ -99,29 +87,20 @@ class _Task:
     start: Start
 
 
-def _settle(
-    config: TrainConfig, manifest: dict[str, Any], output: Ownership, model: str
-) -> _Task | dict[str, Any]:
+def _settle(config: TrainConfig, resolved: Resolved, output: Ownership) -> _Task | dict[str, Any]:
     """Return the training to run, or the content of ochat.json if it is already complete."""
-    config = with_step_size(config, find_resume_checkpoint(config))
-    start = start_of(config, identity_of(config, manifest, model), output)
-    check_steps(config, manifest, start)
+    config, start = settle(config, resolved, output)
     done = completed_already(config, output, start)
     return done or _Task(config=config, start=start)
 
 
 def _run(
-    task: _Task,
-    output: Ownership,
-    lock: RunLock,
-    prompts: list[list[int]] | None,
-    *,
-    use_gpu: bool,
+    task: _Task, resolved: Resolved, output: Ownership, lock: RunLock, *, use_gpu: bool
 ) -> None:
     """Start the workers and print their progress until they end."""
     config, run = task.config, output.run
     trackers = config.wandb is not None or config.mlflow is not None
-    work = record_start(output, lock.token, trackers=trackers, samples=prompts is not None)
+    work = record_start(output, lock.token, trackers=trackers, samples=resolved.prompts is not None)
     least = config.num_workers_min
     with (
         _staging_directory(config, work) as staging,
@@ -138,16 +117,14 @@ def _run(
                         data=absolute(config.data),
                         output=absolute(config.output),
                         deepspeed=config.deepspeed and absolute(config.deepspeed),
-                        # or a hub's name
-                        model=absolute(config.model)
-                        if os.path.exists(config.model)
-                        else config.model,
+                        model=absolute_if_local(config.model),
                     )
                 ),
                 "staging": staging,
                 "token": lock.token,
                 "identity": task.start.identity,
-                "sample_prompts": prompts,
+                "override": resolved.override,
+                "sample_prompts": resolved.prompts,
             },
             torch_config=OwnNetworkConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(
@@ -227,10 +204,9 @@ def _as_one_line(error: Exception, config: TrainConfig) -> Exception:
         else "Ray Train failed"
     )
     cause = lost[0] if lost else failure
-    first = (str(cause).strip().splitlines() or [""])[0][:300]
     return JobFailedError(
-        f"{what}: {type(cause).__name__}: {first}; run it again: it resumes from its last "
-        "checkpoint"
+        f"{what}: {type(cause).__name__}: {first_line(cause, 300)}; run it again: it "
+        "resumes from its last checkpoint"
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import distributed
 
 from ochat_ray.errors import UserError
-from ochat_ray.models.base_model import prepare_base, vocabulary_size
+from ochat_ray.models.base_model import load_config, prepare_base, vocabulary_size
 from ochat_ray.run_dir import RunDir, not_on_this_host, read_manifest
 from ochat_ray.run_lock import check_held
 from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
@@ -32,7 +32,7 @@ from ochat_ray.train.checkpoint import Checkpoint
 from ochat_ray.train.communication import bus_bandwidth, communication_seconds
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.continuation import schedule_from
-from ochat_ray.train.derived import extended_config, min_length_for_own_pack, steps_of
+from ochat_ray.train.derived import extend_config, min_length_for_own_pack, steps_of
 from ochat_ray.train.device_check import check_device, device_name
 from ochat_ray.train.early_stopping import held_out_losses, should_stop
 from ochat_ray.train.engine import Engine, Evaluation, compute_dtype, device_memory, probe_on_worker
@@ -101,7 +101,8 @@ class _Worker:
 
         if self.config.check_devices and torch.cuda.is_available():
             print(check_device(torch.device("cuda", torch.cuda.current_device())))
-        model_config = extended_config(self.config, self.base, self.manifest)
+        model_config = load_config(self.base)
+        extend_config(self.config, model_config, self.manifest)
         self.shape = shape_of(self.config, model_config)
         self.min_length_for_own_pack = min_length_for_own_pack(model_config)
         self.steps = steps_of(
@@ -202,6 +203,7 @@ class _Worker:
             self.base,
             model_config=model_config,
             vocabulary=vocabulary_size(self.tokenizer),
+            override=self.settings["override"],
             universal=convert,
             attention=self.mode.attention,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, one_line
 from ochat_ray.recipes import CHAT
 from ochat_ray.tokenization.tokenizer import has_end_of_turn
 from ochat_ray.train.config import TrainConfig
@@ -80,8 +80,10 @@ def shape_of(config: TrainConfig, model_config: Any) -> ModelShape:
     return ModelShape.of(model_config, frozen, model=model, quantized=quantized)
 
 
-def check_adaptable(config: TrainConfig, model_config: Any, manifest: Mapping[str, Any]) -> None:
-    """Check that `--freeze` or `--lora` fits the base model and the data's chat template.
+def check_adaptable(
+    config: TrainConfig, model_config: Any, manifest: Mapping[str, Any]
+) -> ModelShape:
+    """Check `--freeze` or `--lora` against base model and chat template; return the model's sizes.
 
     Raises:
         UserError: it does not; the message names the option.
@@ -93,7 +95,7 @@ def check_adaptable(config: TrainConfig, model_config: Any, manifest: Mapping[st
             f"end-of-turn token to {config.model}, which could then not end an answer; prepare and "
             "train with --recipe chat and a base with a chat template, or train without --lora"
         )
-    shape_of(config, model_config)
+    return shape_of(config, model_config)
 
 
 def _inject(model: Any, options: LoraOptions, *, base: str) -> None:
@@ -120,8 +122,7 @@ def _inject(model: Any, options: LoraOptions, *, base: str) -> None:
     except ValueError as error:
         if "ParamWrapper" in str(error):  # for DoRA
             raise UserError(_EXPERTS) from error
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"--lora: peft cannot adapt this model: {line}") from error
+        raise UserError(f"--lora: peft cannot adapt this model: {one_line(error)}") from error
     if any(isinstance(module, ParamWrapper) for module in model.modules()):
         raise UserError(_EXPERTS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ochat_ray.errors import UserError
@@ -38,6 +39,7 @@ class LoraOptions:
     quantize: str | None = None
 
     @classmethod
+    @cache  # the options are asked for in many places
     def parse(cls, text: str) -> LoraOptions:
         """Parse the value of `--lora`; alpha is 2 x r by default, as peft's users have it.
 

@@ -29,6 +29,20 @@ def check_options(config: TrainConfig) -> None:
             raise UserError(f"{flag(name)} has no effect without --sample-every; leave it out")
 
 
+def check_workers(config: TrainConfig) -> None:
+    """Check the minimum number of workers, if their number is known.
+
+    Raises:
+        UserError: it has no effect.
+    """
+    known = config.num_workers > 0
+    if known and config.num_workers_min and config.num_workers_min >= config.num_workers:
+        raise UserError(
+            f"--num-workers-min {config.num_workers_min} has no effect with --num-workers "
+            f"{config.num_workers}; give a smaller one or none"
+        )
+
+
 def _check_schedule(config: TrainConfig) -> None:
     if not 0.0 <= config.min_rate_ratio < 1.0:
         raise UserError(f"--min-rate-ratio must be in [0, 1), not {config.min_rate_ratio}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import numpy as np
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import RunDir
-from ochat_ray.tokenization.chat_tokenizer import load_tokenizer_of
 from ochat_ray.tokenization.template import encode
 from ochat_ray.tokenization.tokenizer import end_of_turn_id
 from ochat_ray.train.batch import Batch, make_batch
@@ -90,7 +89,9 @@ def held_out_prompts(table: TokenTable, seed: int, most: int) -> list[list[int]]
     return [*short, *others][:HELD_OUT_PROMPTS]
 
 
-def prompts_of(config: TrainConfig, manifest: Mapping[str, Any]) -> list[list[int]] | None:
+def prompts_of(
+    config: TrainConfig, held_out: TokenTable, model_type: str, tokenizer: Any
+) -> list[list[int]] | None:
     """Return the token ids of a run's sample prompts; None if it writes no samples.
 
     Raises:
@@ -100,15 +101,13 @@ def prompts_of(config: TrainConfig, manifest: Mapping[str, Any]) -> list[list[in
     if config.sample_every is None:
         return None
     if config.sample_prompts is None:
-        held_out = TokenTable(config.data, "eval", config.max_length)
         most = config.max_tokens // HELD_OUT_PROMPTS - config.sample_tokens - 1
         prompts = held_out_prompts(held_out, config.seed, most)
         if not prompts and config.sample_every == EVERY_EVALUATION:
             print("no samples: all held-out prompts are too long for a pack", file=sys.stderr)
             return None
     else:
-        tokenizer = load_tokenizer_of(config.model, manifest)
-        prompts = read_prompts(config.sample_prompts, manifest["model_type"], tokenizer)
+        prompts = read_prompts(config.sample_prompts, model_type, tokenizer)
     check_prompts(prompts, config.sample_tokens, config.max_tokens)
     return prompts
 

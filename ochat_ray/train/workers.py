@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.option_checks import check_workers
 
 
 def with_workers(config: TrainConfig, *, start_ray: bool) -> TrainConfig:
@@ -22,7 +23,7 @@ def with_workers(config: TrainConfig, *, start_ray: bool) -> TrainConfig:
     if config.num_workers:
         return config
     resolved = replace(config, num_workers=max(1, _gpus(start_ray=start_ray)))
-    resolved.check()
+    check_workers(resolved)
     return resolved
 
 

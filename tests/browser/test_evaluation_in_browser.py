@@ -30,9 +30,11 @@ def test_nothing_hostile_runs(policy, tmp_path):
 @pytest.mark.parametrize(("label", "shown"), [(0, 4), (1, 1), (2, 3), (3, 2), (4, 1)])
 def test_a_filter_leaves_what_is_of_it(label, shown, tmp_path):
     entries = [
-        entry(), entry("writing", value=120.0), entry("writing"),
+        entry(),
+        entry("writing", value=120.0),
+        entry("writing"),
         entry("writing", reading=None, value=None),
-    ]  # fmt: skip
+    ]
     page = POLICY.sub("", report_html(results(one("ours")), entries))
     count = "[...document.querySelectorAll('.entry')].filter(e => e.offsetHeight).length"
     use = f"document.getElementById('show{label}').click(); document.title = {count}"

@@ -200,9 +200,12 @@ def store(hosts, model_directory):
     server.start()
     address, port = server.get_host_and_port()
     client = boto3.client(
-        "s3", endpoint_url=f"http://{address}:{port}", region_name="us-east-1",
-        aws_access_key_id="test", aws_secret_access_key="test",
-    )  # fmt: skip
+        "s3",
+        endpoint_url=f"http://{address}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
     client.create_bucket(Bucket="bucket")
     for file in model_directory.iterdir():
         client.put_object(Bucket="bucket", Key=f"base/{file.name}", Body=file.read_bytes())
@@ -234,12 +237,13 @@ def cluster(hosts, store):
     (home / ".ray").mkdir(parents=True)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-        "HOME": str(home), "RAY_AUTH_MODE": "token",
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
         "RAY_UP_enable_autoscaler_v2": "0",
         "RAY_TMPDIR": str(home),  # `ray up` keeps the state of a cluster of this name there
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}",
         "PATH": f"{BIN}:{os.environ['PATH']}",
-    }  # fmt: skip
+    }
     (hosts.folder / "bashrc").write_text(
         # A host that is lost is declared dead after a dozen seconds, and Ray started on it again
         # ten seconds later; usually each takes longer. So does it for a host without its head.
@@ -339,8 +343,11 @@ def copy_repository(target: Path) -> None:
     """What git has of it, as it is now."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)

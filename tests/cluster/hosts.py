@@ -57,9 +57,13 @@ class Host:
         self.folder.mkdir()
         self._link = f"{bridge}-{number}"
         environment = os.environ | {
-            "HOST_NAME": f"host-{number}", "HOST_FOLDER": str(self.folder), "VENV": str(VENV),
-            "SETUP": str(folder), "CHECKOUT": str(ROOT), "SSHD": str(_which("sshd")),
-        }  # fmt: skip
+            "HOST_NAME": f"host-{number}",
+            "HOST_FOLDER": str(self.folder),
+            "VENV": str(VENV),
+            "SETUP": str(folder),
+            "CHECKOUT": str(ROOT),
+            "SSHD": str(_which("sshd")),
+        }
         self._outer = subprocess.Popen(
             # All end with this process, however it ends.
             ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--pid", "--mount",
@@ -90,8 +94,11 @@ class Host:
         """Run a command on the host, as if at its keyboard."""
         return subprocess.run(
             ["nsenter", f"--target={self._init}", "--all", "bash", "-c", command],
-            check=True, capture_output=True, text=True, **options,
-        )  # fmt: skip
+            check=True,
+            capture_output=True,
+            text=True,
+            **options,
+        )
 
     def rays(self) -> list[str]:
         """The command lines of Ray's processes there, and of the jobs' that it started."""

@@ -27,8 +27,9 @@ def redis(hosts):
         pytest.skip("redis-server is not installed")
     process = subprocess.Popen(
         [program, "--bind", CLIENT, "--port", str(PORT), "--requirepass", PASSWORD, "--save", ""],
-        stdout=subprocess.DEVNULL, cwd=hosts.folder,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        cwd=hosts.folder,
+    )
     yield f"{CLIENT}:{PORT}"
     process.terminate()
     process.wait(20)
@@ -71,8 +72,9 @@ def test_replicas_of_a_model_in_the_store_outlive_the_head(hosts, redis, run_on)
         done = head.inside(
             "curl -s -o /tmp/answer -w '%{http_code}' --max-time 10 -d @- "
             f"-H 'Content-Type: application/json' -H 'Authorization: Bearer {KEYS[who]}' "
-            "http://127.0.0.1:8000/v1/chat/completions || true", input=json.dumps(ASK),
-        )  # fmt: skip
+            "http://127.0.0.1:8000/v1/chat/completions || true",
+            input=json.dumps(ASK),
+        )
         return done.stdout
 
     def replica():

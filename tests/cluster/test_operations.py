@@ -46,11 +46,15 @@ def assets(cluster, model_directory):
     folder.mkdir(parents=True)
     shutil.copytree(model_directory, folder / "smollm2-135m-instruct")
     turns = [
-        {"id": str(n), "conversations": [
-            {"from": "human", "value": f"What is {n}?"}, {"from": "gpt", "value": f"A number: {n}"},
-        ]}
+        {
+            "id": str(n),
+            "conversations": [
+                {"from": "human", "value": f"What is {n}?"},
+                {"from": "gpt", "value": f"A number: {n}"},
+            ],
+        }
         for n in range(2000)
-    ]  # fmt: skip
+    ]
     (folder / "sharegpt_v3_first_125509632_bytes.json").write_text(json.dumps(turns))
 
 
@@ -67,9 +71,13 @@ def walk(cluster, assets):
     with tempfile.TemporaryFile("w+") as printed:
         walk = subprocess.Popen(
             ["bash", "-e", "-c", script.replace("/shared", str(shared))],
-            cwd=cluster.repository, env=environment, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=cluster.repository,
+            env=environment,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+        )
         try:
             status = walk.wait(800)
             printed.seek(0)

@@ -103,9 +103,13 @@ def head():
 
     def run(program, *arguments):
         done = subprocess.run(
-            [sys.executable, "-c", program, *arguments], env=env, cwd=ROOT,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", program, *arguments],
+            env=env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done
 

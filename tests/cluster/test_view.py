@@ -26,9 +26,13 @@ def group(name, number, state="CREATED", bundles=({"GPU": 1.0},) * 2, **rest):
 
 def node(gpus, *, is_alive=True):
     return Node(
-        id="n", address="10.0.0.1", kind="train", is_alive=is_alive, resources={"GPU": gpus},
+        id="n",
+        address="10.0.0.1",
+        kind="train",
+        is_alive=is_alive,
+        resources={"GPU": gpus},
         started=0.0,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ FENCE = "Look:\n\n```html\n<div>\n  <p>a</p>\n</div>\n```"
 HTML_ON_A_PAGE = [
     BOX,
     f"<div class='flex flex-col'><div class='markdown prose'>{BOX}</div></div>",
-    f"<div class=\"flex justify-between\"><button>Edit</button></div>{BOX}",
+    f'<div class="flex justify-between"><button>Edit</button></div>{BOX}',
     f"<button class='copy'><svg viewBox='0 0 1 1'><path d='M1 2'></path></svg></button>{BOX}",
     f"2 / 3{BOX}",
     f"2 / 3 {BOX}",
@@ -23,22 +23,22 @@ HTML_ON_A_PAGE = [
     "<p>One.</p>\n<p>Two.</p>",
     "2 / 3<p>a</p>",
     "<p>a &lt; b &amp;&amp; c</p>",
-    "<ol start=\"3\"><li>a</li><li>b</li></ol>",
+    '<ol start="3"><li>a</li><li>b</li></ol>',
     "<h3>Title</h3><p>Text<br>more</p><hr>",
-    "<pre><code class=\"hljs language-cpp\">#include &lt;vector&gt;\n    a\n</code></pre>",
-    "<p>a</p><pre><div class=\"bg-black\"><button>Copy code</button><code>b</code></div></pre>",
-    "<table><thead><tr><th style=\"text-align:right\">a</th></tr></thead>"
+    '<pre><code class="hljs language-cpp">#include &lt;vector&gt;\n    a\n</code></pre>',
+    '<p>a</p><pre><div class="bg-black"><button>Copy code</button><code>b</code></div></pre>',
+    '<table><thead><tr><th style="text-align:right">a</th></tr></thead>'
     "<tbody><tr><td>1</td></tr></tbody></table>",
     "<blockquote><p>a</p></blockquote>",
     "<p>a <!-- -->b</p>",
-    "<p>x <span class=\"katex\"><math><mi>x</mi></math></span></p>",
+    '<p>x <span class="katex"><math><mi>x</mi></math></span></p>',
     "<p>Write <code>**bold**</code> or <code>`x`</code></p>",
     "<p>**not bold**</p>",
-    "<p><a target=\"_new\" href=\"https://a.b/?x=1&amp;y=2\">a</a></p>",
-    "<ul><li><input type=\"checkbox\" disabled=\"\"> Open</li></ul>",
+    '<p><a target="_new" href="https://a.b/?x=1&amp;y=2">a</a></p>',
+    '<ul><li><input type="checkbox" disabled=""> Open</li></ul>',
     "Hello <strong>you</strong> &amp; all",
     "<em>Hi</em>",
-]  # fmt: skip
+]
 
 NOT_HTML_ON_A_PAGE = [
     "",
@@ -57,10 +57,10 @@ NOT_HTML_ON_A_PAGE = [
     "<html><head><title>a</title></head><body><p>b</p></body></html>",
     "<div>\n  <p>Hello <b>you</b> &amp; all</p>\n</div>",
     "<ul>\n    <li>a</li>\n</ul>",
-    "<p onclick=\"run()\">a</p>",
-    "<h1 id=\"top\">a</h1>",
-    "<p style=\"color:red\">a</p>",
-    "<h1 align=\"center\">a</h1>",
+    '<p onclick="run()">a</p>',
+    '<h1 id="top">a</h1>',
+    '<p style="color:red">a</p>',
+    '<h1 align="center">a</h1>',
     "<p>Hello <b>you</b></p>",
     "<form><input></form>",
     "<script>alert(1)</script>",
@@ -88,11 +88,11 @@ NOT_HTML_ON_A_PAGE = [
     "<Button onClick={go}>Go</Button>",
     "<T extends Foo>(a: T) => a",
     "<![CDATA[a]]>",
-    "<?xml version=\"1.0\"?><a></a>",
+    '<?xml version="1.0"?><a></a>',
     "<p>a</div>",
     "<3 you",
     "2 / 3 of them",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("answer", HTML_ON_A_PAGE)
@@ -178,7 +178,7 @@ def test_the_user_can_say_it():
         "<p>" * 100_000,
         "<!--" * 100_000,
         "<p" + " a" * 200_000 + ">",
-        "<a b=\"" * 100_000,
+        '<a b="' * 100_000,
         "<a " * 100_000,
         "&amp" * 100_000,
         "<div>" * 50_000 + "</p>" * 50_000,
@@ -191,6 +191,6 @@ def test_the_user_can_say_it():
         "<p " + "class='a' " * 50_000,
         "<div class=" * 50_000 + "x>",
     ],
-)  # fmt: skip
+)
 def test_answers_made_to_take_long_are_examined_in_one_pass(answer):
     assert examine(answer).kind in ("markdown", "either")

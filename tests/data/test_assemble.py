@@ -40,10 +40,14 @@ SUMMARIES = [
 def test_every_file_but_the_last_has_the_rows_and_all_are_in_order(run):
     files = {item["name"]: item["pieces"] for item in plan_files(run, SUMMARIES, 3)}
     assert list(files) == [
-        "tokens/train/00000.arrow", "tokens/train/00001.arrow", "tokens/train/00002.arrow",
+        "tokens/train/00000.arrow",
+        "tokens/train/00001.arrow",
+        "tokens/train/00002.arrow",
         "tokens/eval/00000.arrow",
-        "conversations/00000.parquet", "conversations/00001.parquet", "conversations/00002.parquet",
-    ]  # fmt: skip
+        "conversations/00000.parquet",
+        "conversations/00001.parquet",
+        "conversations/00002.parquet",
+    ]
     ids = []
     for number, rows in enumerate((3, 3, 2)):
         for folder, suffix in (("tokens/train", "arrow"), ("conversations", "parquet")):

@@ -61,8 +61,11 @@ def drop(*messages):
 def test_an_export_is_the_path_to_the_current_message():
     found = one(export(user("q"), answer("a"), user("r"), answer("b")))
     assert [(turn.role, turn.text) for turn in found.turns] == [
-        ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"),
-    ]  # fmt: skip
+        ("user", "q"),
+        ("assistant", "a"),
+        ("user", "r"),
+        ("assistant", "b"),
+    ]
     assert (found.id, found.title, found.model, found.left_out) == ("c", "T", "gpt-4o", ())
 
 

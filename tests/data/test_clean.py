@@ -275,10 +275,12 @@ def test_an_error_at_the_end_goes_with_its_question(turns, kept, noise):
     [
         (["u:q", f"a:{TOO_MANY}"], "too_many_requests: the only answer"),
         (["u:q", f"a:{TOO_MANY}", "u:q", "a:r"], "too_many_requests: turn 1"),
-        (["u:q", f"a:{TOO_MANY}", "u:q", "a:r", "u:q", "a:network error"],
-         "too_many_requests: turn 1"),
+        (
+            ["u:q", f"a:{TOO_MANY}", "u:q", "a:r", "u:q", "a:network error"],
+            "too_many_requests: turn 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_error_that_other_answers_follow_drops_the_conversation(turns, detail):
     for made in (conversation(*turns), conversation(*turns, origin="other")):
         drop = clean(made, RULES)
@@ -287,10 +289,12 @@ def test_an_error_that_other_answers_follow_drops_the_conversation(turns, detail
 
 def test_an_error_in_html_is_found():
     made = page(
-        "u:q", "a:<p>r</p>", "u:x",
+        "u:q",
+        "a:<p>r</p>",
+        "u:x",
         f'a:<div class="red"><p>{CONTACT}<a href="https://help.openai.com/">help.openai.com</a>.'
         "</p></div>",
-    )  # fmt: skip
+    )
     assert [turn.text for turn in clean(made, RULES).turns] == ["q", "r"]
 
 

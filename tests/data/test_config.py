@@ -23,15 +23,13 @@ OPENCHAT = PrepareConfig.for_recipe("openchat")
 )
 def test_labels_with_a_weight_replace_the_one_to_keep(changes, labels):
     config = replace(OPENCHAT, **changes)
-    config.check()
-    assert config.kept_labels() == labels
+    assert config.check().kept_labels == labels
 
 
 def test_classes_have_a_weight_and_a_condition():
     weights, conditions = "GPT-4=1.0, GPT-4 (browsing)=1e-1,gpt 3.5=2", "Model: GPT-4=GPT4"
     config = replace(OPENCHAT, class_weights=weights, conditions=conditions)
-    config.check()
-    assert config.classes() == {
+    assert config.check().classes == {
         "gpt-4": ModelClass(weight=1.0, condition="GPT4"),
         "gpt-4 (browsing)": ModelClass(weight=0.1),
         "gpt-3.5": ModelClass(weight=2.0),
@@ -41,8 +39,7 @@ def test_classes_have_a_weight_and_a_condition():
 @pytest.mark.parametrize("keep_model", ["GPT-4", "any"])
 def test_conditions_need_no_weights(keep_model):
     config = replace(OPENCHAT, keep_model=keep_model, conditions="GPT-4=GPT4")
-    config.check()
-    assert config.classes() == {"gpt-4": ModelClass(weight=1.0, condition="GPT4")}
+    assert config.check().classes == {"gpt-4": ModelClass(weight=1.0, condition="GPT4")}
 
 
 @pytest.mark.parametrize(
@@ -83,17 +80,20 @@ def test_a_run_with_other_weights_or_conditions_is_another_run():
         replace(OPENCHAT, class_weights="GPT-4=1,GPT-3.5=0.2"),
         replace(OPENCHAT, **weights, conditions="GPT-4=GPT4"),
     ]
-    identities = [config.identity() for config in configs]
+    identities = [config.check().identity for config in configs]
     assert all(identities.count(identity) == 1 for identity in identities)
     same = replace(OPENCHAT, keep_model="any", class_weights="gpt 3.5=0.1, GPT-4=1.0")
-    assert same.identity() == identities[1]
+    assert same.check().identity == identities[1]
 
 
 def test_noise_rules_are_switched_off_by_name():
     config = replace(OPENCHAT, keep_noise=("pager", "network_error"))
-    assert set(OPENCHAT.noise_rules()) - set(config.noise_rules()) == {"pager", "network_error"}
-    assert replace(OPENCHAT, keep_noise=("all",)).noise_rules() == []
-    assert config.identity() != OPENCHAT.identity()
+    assert set(OPENCHAT.check().noise_rules) - set(config.check().noise_rules) == {
+        "pager",
+        "network_error",
+    }
+    assert replace(OPENCHAT, keep_noise=("all",)).check().noise_rules == []
+    assert config.check().identity != OPENCHAT.check().identity
     with pytest.raises(
         UserError, match="--keep-noise: there is no rule 'pagers'; choose of pager,"
     ):
@@ -102,7 +102,9 @@ def test_noise_rules_are_switched_off_by_name():
 
 def test_a_run_with_another_choice_for_long_conversations_is_another_run():
     assert OPENCHAT.long == "cut"
-    identities = [replace(OPENCHAT, long=long).identity() for long in ("cut", "split", "drop")]
+    identities = [
+        replace(OPENCHAT, long=long).check().identity for long in ("cut", "split", "drop")
+    ]
     assert all(identities.count(identity) == 1 for identity in identities)
 
 
@@ -126,8 +128,7 @@ def test_columns_that_cannot_be_read_are_one_line(columns, line):
 
 def test_columns_are_read():
     config = replace(OPENCHAT, columns="conversations=dialog, role = speaker,text=a=b")
-    config.check()
-    assert config.column_names() == {"conversations": "dialog", "role": "speaker", "text": "a=b"}
+    assert config.check().columns == {"conversations": "dialog", "role": "speaker", "text": "a=b"}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_columns_are_read():
     [{"answers": "html"}, {"columns": "id=key"}, {"branches": "all"}, {"merge_turns": True}],
 )
 def test_another_way_to_read_is_another_run(change):
-    assert replace(OPENCHAT, **change).identity() != OPENCHAT.identity()
+    assert replace(OPENCHAT, **change).check().identity != OPENCHAT.check().identity
 
 
 @pytest.mark.parametrize("change", [{"output": ""}, {"input": ("a.json", "")}])

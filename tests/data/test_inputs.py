@@ -271,8 +271,12 @@ def test_pages_are_grouped_and_other_files_are_not(monkeypatch):
     sizes += [("5.html", 90), ("6.html", 500), ("7.html", 1)]
     grouped = [[f.uri for f in g] for g in groups(InputFile(name, size) for name, size in sizes)]
     assert grouped == [
-        ["a.json"], ["1.html", "2.htm", "3.html.gz"], ["4.html", "5.html"], ["6.html"], ["7.html"],
-    ]  # fmt: skip
+        ["a.json"],
+        ["1.html", "2.htm", "3.html.gz"],
+        ["4.html", "5.html"],
+        ["6.html"],
+        ["7.html"],
+    ]
 
 
 def test_a_listing_does_not_depend_on_the_order_and_finds_a_change():

@@ -9,10 +9,12 @@ from ochat_ray.run_dir import RunDir
 
 BOX = '<div class="markdown prose"><p>Yes</p></div>'
 TURNS = [
-    {"from": "human", "value": "q", "time": 1}, {"from": "gpt", "value": BOX},
-    {"from": "human", "value": "r"}, {"from": "gpt", "value": "plain"},
+    {"from": "human", "value": "q", "time": 1},
+    {"from": "gpt", "value": BOX},
+    {"from": "human", "value": "r"},
+    {"from": "gpt", "value": "plain"},
     {"from": "gpt", "value": "and more"},
-]  # fmt: skip
+]
 TREE = {
     "mapping": {
         "a": {"message": {"author": {"role": "user"}, "content": {"parts": ["q"]}}},

@@ -145,9 +145,10 @@ def test_kill_9_at_random_instants_never_leaves_a_wrong_table(
             # If one began after the other had ended, the second one's result stays.
             last = json.loads((jobs.output / "manifest.json").read_text())
             (output,) = [
-                out for status, out, _ in results
+                out
+                for status, out, _ in results
                 if status == 0 and json.loads(out.splitlines()[-1]) == last
-            ]  # fmt: skip
+            ]
             status, message = 0, ""
         assert status == 0, message
         jobs.check(output)

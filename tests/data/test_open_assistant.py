@@ -11,13 +11,15 @@ TREE = {
     "message_tree_id": "t",
     "tree_state": "ready_for_export",
     "prompt": message(
-        "p", "q",
+        "p",
+        "q",
         message("a", "worse", rank=1),
         message("b", "best", message("c", "more?", message("d", "end"), role="prompter"), rank=0),
         message("x", "gone", message("y", "also gone", role="prompter"), deleted=True, rank=2),
-        role="prompter", lang="en",
+        role="prompter",
+        lang="en",
     ),
-}  # fmt: skip
+}
 
 
 def test_the_best_ranked_path_of_a_tree():

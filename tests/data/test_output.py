@@ -43,8 +43,11 @@ def test_what_runs_wrote_is_cleared_and_nothing_else(output, tmp_path):
     output.check_ownership()
     output.clear()
     assert files(tmp_path) == [
-        ".run/written.json", f".work-{TWO}/mine", "notes.txt", "other/manifest.json",
-    ]  # fmt: skip
+        ".run/written.json",
+        f".work-{TWO}/mine",
+        "notes.txt",
+        "other/manifest.json",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -132,8 +135,9 @@ def test_an_output_on_s3(s3):
     output.clear()
     kept = [o["Key"] for o in s3.list_objects_v2(Bucket="bucket")["Contents"]]
     assert [key for key in kept if not key.endswith("/")] == [
-        "out/.run/written.json", "out/tokens/train/mine.arrow",
-    ]  # fmt: skip
+        "out/.run/written.json",
+        "out/tokens/train/mine.arrow",
+    ]
 
 
 @pytest.mark.parametrize(

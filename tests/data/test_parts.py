@@ -45,7 +45,9 @@ def prepared(run, tokenizer, long):
     cleaned = clean_part(run, "p", RECORDS, rules(keep_model="any", blocked_words=()))
     statistics.add_clean(cleaned)
     config = PrepareConfig(max_length=LIMIT, eval_ratio=0.5, long=long)
-    summary = tokenize_part(run, "p", config=config, tokenizer=tokenizer, sample_share=1.0)
+    summary = tokenize_part(
+        run, "p", config=config, classes={}, tokenizer=tokenizer, sample_share=1.0
+    )
     statistics.add_tokenize(summary)
     rows = {}
     for split in ("train", "eval"):
@@ -68,8 +70,11 @@ DROPPED = {"too_short": 1, "provider_error": 1}
 def test_every_record_is_kept_or_dropped_for_each_choice(run, tokenizer, long, kept, dropped):
     statistics, rows = prepared(run, tokenizer, long)
     assert statistics.counts() == {
-        "read": 8, "kept": len(kept), "dropped": DROPPED | dropped, "passed_over": {}
-    }  # fmt: skip
+        "read": 8,
+        "kept": len(kept),
+        "dropped": DROPPED | dropped,
+        "passed_over": {},
+    }
     conversations = read_parquet(run, "conversations/p.parquet")["id"].to_pylist()
     assert set(conversations) == kept
     ids = [row["id"] for split in rows.values() for row in split]
@@ -111,8 +116,9 @@ def test_a_shown_conversation_has_each_turn_beside_its_own(run, tokenizer):
     statistics, _ = prepared(run, tokenizer, "split")
     samples = {sample["id"]: sample for sample in statistics.samples}
     assert samples["glued"]["turns"] == [
-        ["user", "why?Share Prompt", "why?"], ["assistant", "because", "because"]
-    ]  # fmt: skip
+        ["user", "why?Share Prompt", "why?"],
+        ["assistant", "because", "because"],
+    ]
     assert samples["error"]["turns"] == [["user", "a", "a"], ["assistant", "b", "b"]]
     assert [turn[2] for turn in samples["question"]["turns"]] == ["x", "seen"]
     assert samples["long"]["samples"] == 2

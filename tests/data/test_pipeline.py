@@ -63,8 +63,11 @@ def test_every_input_ends_as_kept_or_dropped(tmp_path, tokenizer_directory):
     assert counts["read"] == 36
     assert counts["kept"] == 30
     assert counts["dropped"] == {
-        "duplicate": 3, "too_short": 1, "malformed": 1, "no_supervised_tokens": 1,
-    }  # fmt: skip
+        "duplicate": 3,
+        "too_short": 1,
+        "malformed": 1,
+        "no_supervised_tokens": 1,
+    }
 
     out = tmp_path / "out"
     dropped = pq.read_table(out / "dropped").to_pylist()

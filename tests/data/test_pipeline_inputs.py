@@ -55,8 +55,12 @@ def test_read_is_kept_and_dropped_and_passed_over(tmp_path, tokenizer_directory)
     assert counts["kept"] == 6
     assert counts["dropped"] == {"malformed": 1, "unreadable": 1}
     assert counts["passed_over"] == {
-        ".png": 1, ".txt": 1, "archive noise": 1, "hidden": 1, "special file": 1,
-    }  # fmt: skip
+        ".png": 1,
+        ".txt": 1,
+        "archive noise": 1,
+        "hidden": 1,
+        "special file": 1,
+    }
     assert counts["read"] == 13
 
 
@@ -85,7 +89,10 @@ def test_a_page_that_kills_its_worker_each_time_is_dropped(
     monkeypatch.setattr(clean, "rules", with_a_deadly_one(clean.rules))
     manifest = pipeline.prepare(config(tmp_path, tokenizer_directory))
     assert manifest["counts"] == {
-        "read": 6, "kept": 5, "dropped": {"unreadable": 1}, "passed_over": {},
-    }  # fmt: skip
+        "read": 6,
+        "kept": 5,
+        "dropped": {"unreadable": 1},
+        "passed_over": {},
+    }
     (drop,) = pq.read_table(tmp_path / "out/dropped").to_pylist()
     assert drop["detail"] == "its reading ended the worker 3 times"

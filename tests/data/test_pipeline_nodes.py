@@ -33,9 +33,10 @@ def test_a_cluster_without_cpus_is_refused_at_once(head, tmp_path, tokenizer_dir
     turns = [{"from": "human", "value": "question"}, {"from": "gpt", "value": "answer"}]
     (tmp_path / "in.json").write_text(json.dumps([{"id": "0", "conversations": turns}]))
     config = PrepareConfig(
-        input=(str(tmp_path / "in.json"),), output=str(tmp_path / "out"),
+        input=(str(tmp_path / "in.json"),),
+        output=str(tmp_path / "out"),
         tokenizer=tokenizer_directory,
-    )  # fmt: skip
+    )
     with pytest.raises(UserError, match="takes a CPU, and no node of this cluster has one"):
         pipeline.prepare(config)
 

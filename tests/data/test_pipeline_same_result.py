@@ -85,8 +85,12 @@ def test_the_undisturbed_run_is_what_was_put_in(undisturbed):
     # Of 60: 12 of another model. Copies of 1 to 5, whose own 5 has the other label: it is kept.
     assert counts["read"] == 67
     assert counts["dropped"] == {
-        "other_model": 12, "duplicate": 4, "near_duplicate": 3, "unreadable": 1, "no_data": 1,
-    }  # fmt: skip
+        "other_model": 12,
+        "duplicate": 4,
+        "near_duplicate": 3,
+        "unreadable": 1,
+        "no_data": 1,
+    }
     assert counts["kept"] == 46
     assert undisturbed["fidelity"] == {
         "converted": 46,

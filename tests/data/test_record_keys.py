@@ -32,8 +32,12 @@ def test_openchat_s_own_format():
         }
     )
     assert [(turn.role, turn.loss_weight) for turn in found.turns] == [
-        ("system", 0.0), ("user", 0.0), ("assistant", 0.0), ("user", 0.0), ("assistant", 0.25),
-    ]  # fmt: skip
+        ("system", 0.0),
+        ("user", 0.0),
+        ("assistant", 0.0),
+        ("user", 0.0),
+        ("assistant", 0.25),
+    ]
     assert found.condition == "GPT4"
     assert found.unknown_keys == ()
 
@@ -154,9 +158,13 @@ def test_unknown_keys_are_named_once_and_empty_ones_are_not():
     )
     assert found.id == "c"
     assert found.unknown_keys == (
-        "language", "redacted", "turn.content.annotations", "turn.name", "turn.reasoning_content",
+        "language",
+        "redacted",
+        "turn.content.annotations",
+        "turn.name",
+        "turn.reasoning_content",
         "turn.timestamp",
-    )  # fmt: skip
+    )
 
 
 def test_too_many_unknown_keys_share_a_name():

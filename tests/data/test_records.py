@@ -244,9 +244,13 @@ def test_further_input_stands_below_the_instruction():
 
 def test_history_and_system_of_an_instruction():
     item = {
-        "instruction": "c", "output": "d", "history": [["a", "b"]], "system": "Be kind.",
-        "id": 3, "model": "m",
-    }  # fmt: skip
+        "instruction": "c",
+        "output": "d",
+        "history": [["a", "b"]],
+        "system": "Be kind.",
+        "id": 3,
+        "model": "m",
+    }
     found = one(item)
     assert [turn.text for turn in found.turns] == ["Be kind.", "a", "b", "c", "d"]
     assert (found.id, found.model, found.unknown_keys) == ("3", "m", ())
@@ -262,8 +266,10 @@ def test_a_system_turn_may_be_the_prompt():
 
 def test_a_prompt_that_the_conversation_does_not_begin_with_is_not_lost():
     assert [text for _, text in texts({"prompt": "bye", "chosen": MESSAGES})] == [
-        "bye", "hi", "hello",
-    ]  # fmt: skip
+        "bye",
+        "hi",
+        "hello",
+    ]
 
 
 def test_the_answer_not_chosen_is_counted_as_a_key_that_is_not_read():

@@ -73,13 +73,16 @@ def test_only_what_is_needed_is_taken():
         (make_page([]), Reason.NO_DATA, "no items"),
         (PAGE[: PAGE.index(b"hi")], Reason.UNREADABLE, "cut off"),
         (PAGE.replace(b'"props"', b"props"), Reason.UNREADABLE, "not JSON"),
-        (PAGE.replace(b'{"props"', b'[1, {"props"').replace(b"}</script", b"}]</script"),
-         Reason.NO_DATA, "no items"),
+        (
+            PAGE.replace(b'{"props"', b'[1, {"props"').replace(b"}</script", b"}]</script"),
+            Reason.NO_DATA,
+            "no items",
+        ),
         (b"\x1f\x8b" + b"x" * 50, Reason.UNREADABLE, "gzip"),
         (gzip.compress(PAGE)[:-20], Reason.UNREADABLE, "gzip"),
         (PAGE.replace(b'"id"', b"[" * 100_000 + b'"id"'), Reason.UNREADABLE, "not JSON"),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_conversation_says_why(page, reason, detail):
     record = page_record(page)
     assert isinstance(record, Unusable)
@@ -173,15 +176,18 @@ def test_a_page_of_the_stream_gives_every_character_of_the_conversation():
     [
         (router_page(response({})), Reason.NO_DATA, "no conversation in serverResponse.data"),
         (router_page({"root": {}}), Reason.NO_DATA, "no serverResponse"),
-        (router_page({ROUTE: {"serverResponse": {"type": "error", "error": "Not found"}}}),
-         Reason.NO_DATA, "Not found"),
+        (
+            router_page({ROUTE: {"serverResponse": {"type": "error", "error": "Not found"}}}),
+            Reason.NO_DATA,
+            "Not found",
+        ),
         (router_page(response(TREE))[:-80], Reason.UNREADABLE, "cut off"),
         (router_page(response(TREE)).replace(b'"[', b'"<'), Reason.UNREADABLE, "decoded"),
         (next_page(serverResponse={"type": "error"}), Reason.NO_DATA, "no conversation"),
         (next_page(serverResponse=None), Reason.NO_DATA, "no conversation"),
         (b"<script>window.__remixContext = {", Reason.UNREADABLE, "cut off"),
     ],
-)  # fmt: skip
+)
 def test_chatgpt_s_page_without_a_conversation_says_why(page, reason, detail):
     record = page_record(page)
     assert isinstance(record, Unusable)

@@ -110,8 +110,10 @@ def test_a_round_longer_than_the_context_is_cut_in_a_sample_of_its_own(tokenizer
     limit = len(encoded[1][0]) - 4
     found, result = samples(joined(pairs, (SYSTEM,)), tokenizer, limit, long="split")
     assert list(found.values()) == [
-        encoded[0], (encoded[1][0][:limit], encoded[1][1][:limit]), encoded[2]
-    ]  # fmt: skip
+        encoded[0],
+        (encoded[1][0][:limit], encoded[1][1][:limit]),
+        encoded[2],
+    ]
     assert result.cut == 4
 
 
@@ -149,8 +151,10 @@ def test_what_each_choice_yields_is_what_it_makes(tokenizer, limit):
     for choice, result in made.items():
         rows = result.samples
         expected = (
-            len(rows), sum(len(row.input_ids) for row in rows), sum(row.supervised for row in rows)
-        )  # fmt: skip
+            len(rows),
+            sum(len(row.input_ids) for row in rows),
+            sum(row.supervised for row in rows),
+        )
         for other in made.values():
             y = other.yields[choice]
             assert (y.samples, y.tokens, y.supervised) == expected

@@ -35,9 +35,8 @@ def written(template, result):
 
 ROUNDS = ["a" * 20, "b" * 20, "c" * 20, "d" * 20]
 FIRST, SECOND = (
-    f"user: {q}<|end_of_turn|>assistant: {a}<|end_of_turn|>"
-    for q, a in (ROUNDS[:2], ROUNDS[2:])
-)  # fmt: skip
+    f"user: {q}<|end_of_turn|>assistant: {a}<|end_of_turn|>" for q, a in (ROUNDS[:2], ROUNDS[2:])
+)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +121,15 @@ def test_a_refusal_is_the_result_of_one_conversation_alone():
     [
         (SOURCE, 1.0, 10, "no_supervised_tokens"),
         (SOURCE, 0.0, 500, "no_loss_weight"),
-        (SOURCE.replace("assistant: {% endif", "assistant: <think>{% endif"), 1.0, 500,
-         "template_refused"),
+        (
+            SOURCE.replace("assistant: {% endif", "assistant: <think>{% endif"),
+            1.0,
+            500,
+            "template_refused",
+        ),
         ("{{ raise_exception('no') }}", 1.0, 500, "template_refused"),
     ],
-)  # fmt: skip
+)
 def test_a_conversation_without_samples_has_the_reason(source, weight, limit, reason):
     """A larger context, which prepare advises for the first, helps none of the others."""
     tokenizer = PreTrainedTokenizerFast(

@@ -35,10 +35,12 @@ from ochat_ray.data.formats.turbo_stream import TurboStreamError, decode
         ('[{"_1": 2}, "p", ["P", 2]]\nP2:-5\n', {"p": None}),
         ('[{"_1": 2}, "p", ["P", 2]]\nE2:[["E", "failed"]]\n', {}),
         ('[{"_1": 2}, "p", ["P", 2]]\n', {}),
-        ('[{"_1": 2, "_3": 4}, "p", ["P", 2], "q", ["P", 4]]\nP4:["b"]\nP2:[["Z", 5]]\n',
-         {"p": "b", "q": "b"}),
+        (
+            '[{"_1": 2, "_3": 4}, "p", ["P", 2], "q", ["P", 4]]\nP4:["b"]\nP2:[["Z", 5]]\n',
+            {"p": "b", "q": "b"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_values(text, value):
     assert decode(text) == value
 

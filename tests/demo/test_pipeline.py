@@ -19,8 +19,11 @@ def test_the_summary_is_read_from_the_manifests(tmp_path, monkeypatch):
     model = {
         "eval_before": {"loss": 2.5, "end_of_turn": 0.0},
         "eval_after": {"loss": 1.5, "end_of_turn": 0.5},
-        "step": 3, "zero_stage": 3, "world_size": 2, "conversations": 7,
-    }  # fmt: skip
+        "step": 3,
+        "zero_stage": 3,
+        "world_size": 2,
+        "conversations": 7,
+    }
     (tmp_path / "data/manifest.json").write_text(json.dumps(data))
     (tmp_path / "model/ochat.json").write_text(json.dumps(model))
     answer = pipeline.Answer(question="Why?", text="So\nit is.", finish_reason="stop", tokens=4)

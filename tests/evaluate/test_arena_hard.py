@@ -5,13 +5,13 @@ import json
 import pytest
 
 from ochat_ray.evaluate import arena_hard
-from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.questions import read_answers, read_questions
 from ochat_ray.evaluate.stats import Part
 from ochat_ray.evaluate.steps import run
 from ochat_ray.evaluate.verdicts import parse_votes
 from tests.evaluate.endpoint import Endpoint
 from tests.evaluate.test_report import Tags
+from tests.evaluate.test_steps import configured
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,14 @@ def judgment(id, model_first, text):
 def test_both_orders_are_counted_by_votes():
     found = arena_hard.parts(
         [
-            judgment("1", True, "[[A>>B]]"), judgment("1", False, "[[A>B]]"),
-            judgment("2", True, "[[A=B]]"), judgment("2", False, "[[B>>A]]"),
-            judgment("3", True, "[[A>>B]]"), judgment("3", False, "no label"),
+            judgment("1", True, "[[A>>B]]"),
+            judgment("1", False, "[[A>B]]"),
+            judgment("2", True, "[[A=B]]"),
+            judgment("2", False, "[[B>>A]]"),
+            judgment("3", True, "[[A>>B]]"),
+            judgment("3", False, "no label"),
         ]
-    )  # fmt: skip
+    )
     # Three of four votes; half a vote and three of four; no label in one order.
     assert found == {"1": Part(300, 4), "2": Part(350, 4), "3": Part(0, 0)}
 
@@ -80,13 +83,8 @@ def test_models_are_rated_with_and_without_style(tmp_path):
 
     endpoint = Endpoint(answer)
     with endpoint.serving():
-        result = run(
-            EvaluateConfig(
-                suite="arena_hard", questions=str(tmp_path / "q.jsonl"), model=("ours",),
-                output=str(tmp_path / "out"), baseline="base", judge="judge", url=endpoint.url,
-                judge_url=endpoint.url,
-            )
-        )  # fmt: skip
+        path = tmp_path / "q.jsonl"
+        result = run(configured(tmp_path, path, endpoint.url, suite="arena_hard"))
     (one,) = result["scores"]
     # Both orders: 4 questions of 3 votes and 3 of 1 vote won, one of 1 vote lost: 30 of 32.
     assert one["score"] == pytest.approx(100 * 30 / 32)

@@ -101,12 +101,16 @@ def test_a_value_that_is_wrong_is_not_left_out():
 @pytest.mark.parametrize(
     "response",
     [
-        failed(429, "You exceeded your quota", code="insufficient_quota"), failed(402, "pay"),
-        failed(429, "x", type="insufficient_quota"), failed(400, "Your credit balance is too low"),
-        failed(403, "Insufficient Balance"), httpx.Response(307, headers={"location": "/x"}),
-        httpx.Response(200, html="<p>Sign in</p>"), failed(404, "no such model"),
+        failed(429, "You exceeded your quota", code="insufficient_quota"),
+        failed(402, "pay"),
+        failed(429, "x", type="insufficient_quota"),
+        failed(400, "Your credit balance is too low"),
+        failed(403, "Insufficient Balance"),
+        httpx.Response(307, headers={"location": "/x"}),
+        httpx.Response(200, html="<p>Sign in</p>"),
+        failed(404, "no such model"),
     ],
-)  # fmt: skip
+)
 def test_what_no_later_call_will_pass_ends_the_run_at_once(response):
     (error,), sent = asked(lambda _: response)
     assert (type(error), len(sent)) == (UserError, 1)
@@ -117,10 +121,12 @@ def test_what_no_later_call_will_pass_ends_the_run_at_once(response):
     [
         failed(400, "The response was filtered", code="content_filter"),
         failed(400, "maximum context length is 2048", code="context_length_exceeded"),
-        failed(403, "Your input was flagged", metadata={}), failed(403, "moderation"),
-        failed(413, "too big"), httpx.Response(400, json={"detail": "prompt is too long"}),
+        failed(403, "Your input was flagged", metadata={}),
+        failed(403, "moderation"),
+        failed(413, "too big"),
+        httpx.Response(400, json={"detail": "prompt is too long"}),
     ],
-)  # fmt: skip
+)
 def test_a_refused_question_is_no_other_error(response):
     errors, sent = asked(lambda _: response, [BODY] * 20)
     assert {type(error) for error in errors} == {RefusedError}
@@ -130,13 +136,17 @@ def test_a_refused_question_is_no_other_error(response):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"error": {"message": "why"}}, "why"), ({"error": "why"}, "why"),
+        ({"error": {"message": "why"}}, "why"),
+        ({"error": "why"}, "why"),
         ({"detail": "why"}, "why"),
-        ({"detail": [{"loc": ["body", "n"], "msg": "why"}]}, "body.n: why"), (["why"], "why"),
-        ({"object": "error", "message": "why", "code": 400}, "why"), ({}, "Bad Request"),
-        ({"message": {"detail": "why"}}, "why"), ("why", "why"),
+        ({"detail": [{"loc": ["body", "n"], "msg": "why"}]}, "body.n: why"),
+        (["why"], "why"),
+        ({"object": "error", "message": "why", "code": 400}, "why"),
+        ({}, "Bad Request"),
+        ({"message": {"detail": "why"}}, "why"),
+        ("why", "why"),
     ],
-)  # fmt: skip
+)
 def test_the_reason_of_a_rejected_request_is_told(body, reason):
     (error,), _ = asked(lambda _: httpx.Response(400, json=body))
     assert str(error) == f"400 {reason}"
@@ -187,10 +197,13 @@ RAW = json.dumps(completion("é [8, 7]"), ensure_ascii=False)
         (RAW.encode().replace(b"\xc3\xa9", b"\xc3"), "utf-8", "\ufffd [8, 7]"),
         (RAW.encode("latin-1"), "latin-1", "é [8, 7]"),
         (b"\xef\xbb\xbf" + RAW.encode(), "utf-8", "é [8, 7]"),
-        (RAW[:-1].encode() + b', "usage": {"prompt_tokens": ' + b"9" * 5000 + b"}}", "utf-8",
-         "é [8, 7]"),
+        (
+            RAW[:-1].encode() + b', "usage": {"prompt_tokens": ' + b"9" * 5000 + b"}}",
+            "utf-8",
+            "é [8, 7]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_reply_with_bytes_that_are_no_text_is_read(content, charset, text):
     headers = {"content-type": f"application/json; charset={charset}"}
     (reply,), sent = asked(lambda _: httpx.Response(200, content=content, headers=headers))
@@ -263,10 +276,14 @@ def test_a_reason_cannot_control_the_terminal(capsys):
         (failed(429, "余额不足", code="1113"), "余额不足"),
         (failed(429, "suspended", type="exceeded_current_quota_error"), "suspended"),
         (httpx.Response(200, json={"error": {"code": 402, "message": "Pay first"}}), "Pay first"),
-        (httpx.Response(200, json={"base_resp": {"status_code": 1008, "status_msg":
-                                                 "insufficient balance"}}), "insufficient balance"),
+        (
+            httpx.Response(
+                200, json={"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}
+            ),
+            "insufficient balance",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_account_without_money_ends_the_run_in_any_words(response, reason):
     (error,), sent = asked(lambda _: response)
     assert isinstance(error, UserError)

@@ -16,11 +16,17 @@ from tests.evaluate.endpoint import Endpoint
 
 PROMPT = 'import math\n\n\ndef half(x):\n    """Return half of x."""\n'
 HALF = {
-    "task_id": "Own/0", "prompt": PROMPT, "entry_point": "half",
+    "task_id": "Own/0",
+    "prompt": PROMPT,
+    "entry_point": "half",
     "test": "def check(candidate):\n    assert candidate(4) == 2\n",
-}  # fmt: skip
-MBPP = {"task_id": 2, "text": "Write a function to add.", "test_setup_code": "",
-        "test_list": ["assert add(1, 2) == 3"]}  # fmt: skip
+}
+MBPP = {
+    "task_id": 2,
+    "text": "Write a function to add.",
+    "test_setup_code": "",
+    "test_list": ["assert add(1, 2) == 3"],
+}
 needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap")
 
 
@@ -48,9 +54,13 @@ def test_humanevals_own_file_is_gzipped(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("{", "line 1"), ('{"task_id": 1, "prompt": "p"}', "'test'"), ("", "no problems"),
-     ("[1]", "line 1: TypeError")],
-)  # fmt: skip
+    [
+        ("{", "line 1"),
+        ('{"task_id": 1, "prompt": "p"}', "'test'"),
+        ("", "no problems"),
+        ("[1]", "line 1: TypeError"),
+    ],
+)
 def test_other_files_are_one_line(tmp_path, text, line):
     path = tmp_path / "p.jsonl"
     path.write_text(text)

@@ -100,9 +100,13 @@ def test_runs_of_one_model_are_named_by_their_directory(tmp_path):
 
 def test_no_text_becomes_markup(tmp_path):
     run = write_run(
-        tmp_path / "a", scored(EVIL, [1, 0] * 10), baseline=EVIL, judge=f"j{EVIL}",
-        models={EVIL: {"training": {EVIL: EVIL}}}, unit=EVIL,
-    )  # fmt: skip
+        tmp_path / "a",
+        scored(EVIL, [1, 0] * 10),
+        baseline=EVIL,
+        judge=f"j{EVIL}",
+        models={EVIL: {"training": {EVIL: EVIL}}},
+        unit=EVIL,
+    )
     compare([run], str(tmp_path / "out"), seed=1)
     found = Tags((tmp_path / "out/comparison.html").read_text())
     assert not found.tags & {"script", "img", "link", "iframe", "object"}
@@ -126,9 +130,13 @@ def test_nothing_judged_is_a_page_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "line"),
-    [(None, "FileNotFoundError"), ("{", "cannot be read"), ("[]", "cannot be read"),
-     ('{"suite": "vicuna"}', "KeyError 'unit'")],
-)  # fmt: skip
+    [
+        (None, "FileNotFoundError"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"suite": "vicuna"}', "KeyError 'unit'"),
+    ],
+)
 def test_what_is_no_evaluation_is_one_line(tmp_path, content, line):
     (tmp_path / "run").mkdir()
     if content is not None:

@@ -6,12 +6,8 @@ import pytest
 
 from ochat_ray.errors import UserError
 from ochat_ray.evaluate.asking import Prices
-from ochat_ray.evaluate.config import (
-    OPENAI_URL,
-    EvaluateConfig,
-    key_for,
-    replace_renamed_options,
-)
+from ochat_ray.evaluate.config import EvaluateConfig, replace_renamed_options
+from ochat_ray.evaluate.key_files import OPENAI_URL, key_for
 
 
 @pytest.mark.parametrize(
@@ -36,12 +32,16 @@ def test_current_options_and_values_are_left_alone(capsys):
 @pytest.mark.parametrize(
     ("role", "url", "key"),
     [
-        ("models", "http://gpu:8000/v1", "models"), ("models", OPENAI_URL + "/", "openai"),
-        ("judge", OPENAI_URL, "openai"), ("judge", "https://api.deepseek.com/v1", ""),
-        ("judge", "http://gpu:8000/other/v1", "models"), ("judge", "http://gpu:9000/v1", ""),
-        ("judge", "https://gpu:8000/v1", ""), ("baseline", "http://base/v1", "baseline"),
+        ("models", "http://gpu:8000/v1", "models"),
+        ("models", OPENAI_URL + "/", "openai"),
+        ("judge", OPENAI_URL, "openai"),
+        ("judge", "https://api.deepseek.com/v1", ""),
+        ("judge", "http://gpu:8000/other/v1", "models"),
+        ("judge", "http://gpu:9000/v1", ""),
+        ("judge", "https://gpu:8000/v1", ""),
+        ("baseline", "http://base/v1", "baseline"),
     ],
-)  # fmt: skip
+)
 def test_a_key_is_sent_only_to_its_endpoint(role, url, key, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "openai")
     monkeypatch.setenv("OCHAT_RAY_API_KEY", "models")
@@ -66,10 +66,12 @@ def test_a_key_is_read_from_the_file_that_a_variable_names(content, tmp_path, mo
 @pytest.mark.parametrize(
     ("content", "mode", "text"),
     [
-        ("sk-secret", 0o644, "chmod 600"), ("sk-secret two", 0o600, "one line"),
-        ("", 0o600, "one line"), (None, 0o600, "FileNotFoundError"),
+        ("sk-secret", 0o644, "chmod 600"),
+        ("sk-secret two", 0o600, "one line"),
+        ("", 0o600, "one line"),
+        (None, 0o600, "FileNotFoundError"),
     ],
-)  # fmt: skip
+)
 def test_a_key_file_that_is_not_valid_is_one_line_without_the_key(
     content, mode, text, tmp_path, monkeypatch
 ):
@@ -91,9 +93,7 @@ def test_a_key_and_a_file_of_it_contradict_each_other(tmp_path, monkeypatch):
         key_for("models", "http://gpu:8000/v1", "http://gpu:8000/v1")
 
 
-COMPLETE = {
-    "questions": "q", "output": "o", "model": ("m",), "baseline": "b", "judge": "j",
-}  # fmt: skip
+COMPLETE = {"questions": "q", "output": "o", "model": ("m",), "baseline": "b", "judge": "j"}
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,15 @@ def test_values_that_mean_nothing_are_rejected_by_name(option, value):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://127.0.0.1:99999/v1", "no URL"), ("api.example.com/v1", "no URL"),
-        ("http://[::1/v1", "no URL"), (" http://a/v1", "no URL"), ("http://a/v1\n", "no URL"),
+        ("http://127.0.0.1:99999/v1", "no URL"),
+        ("api.example.com/v1", "no URL"),
+        ("http://[::1/v1", "no URL"),
+        (" http://a/v1", "no URL"),
+        ("http://a/v1\n", "no URL"),
         ("https://a/openai/deployments/x?api-version=2024", "base URL"),
         ("http://a/v1/chat/completions", "base URL"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("option", ["url", "judge_url", "baseline_url"])
 def test_an_address_that_is_no_base_url_is_rejected_before_any_call(option, url, reason):
     with pytest.raises(UserError, match=rf"--{option.replace('_', '-')} .*{reason}"):

@@ -28,8 +28,11 @@ def test_faireval_names_one_model_per_line(tmp_path):
 
 
 def test_json_lines_name_their_questions(tmp_path):
-    rows = [{"question_id": 2, "winner": "model"}, {"question_id": "0", "winner": "baseline"},
-            {"question_id": 9, "winner": "tie"}]  # fmt: skip
+    rows = [
+        {"question_id": 2, "winner": "model"},
+        {"question_id": "0", "winner": "baseline"},
+        {"question_id": 9, "winner": "tie"},
+    ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     assert read(tmp_path, text) == {"2": 1, "0": 0}
 

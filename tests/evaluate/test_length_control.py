@@ -107,8 +107,12 @@ def test_an_annotation_file_has_both_rates(tmp_path, gamed):
 
 
 def test_the_report_shows_the_rate_and_its_model():
-    rates = {"lc_model": "length_only", "length_controlled_winrate": 43.21,
-             "win_rate": 50.0, "avg_length": 1234}  # fmt: skip
+    rates = {
+        "lc_model": "length_only",
+        "length_controlled_winrate": 43.21,
+        "win_rate": 50.0,
+        "avg_length": 1234,
+    }
     page = report_html(results(one("ours", **rates), suite="alpaca_eval"), [])
     assert "43.21" in page
     assert "1,234" in page

@@ -35,8 +35,11 @@ def text(call):
 def test_every_turn_is_rated_with_what_was_said_before_it():
     calls = rating_calls(QUESTIONS, MODEL, REFERENCES, PROMPTS, judge=JUDGE)
     assert [call.about["prompt"] for call in calls] == [
-        "single-v1", "single-v1-multi-turn", "single-math-v1", "single-math-v1-multi-turn",
-    ]  # fmt: skip
+        "single-v1",
+        "single-v1-multi-turn",
+        "single-math-v1",
+        "single-math-v1-multi-turn",
+    ]
     first, second, math, more = map(text, calls)
     assert "W1" in first
     assert "W2" not in first
@@ -70,9 +73,11 @@ def rated(question_id, turn, words):
 
 def test_a_mean_is_over_all_ratings_and_a_failure_is_missing():
     found = [
-        rated("81", 0, "[[8]]"), rated("81", 1, "[[5]]"), rated("111", 0, "[[2]]"),
+        rated("81", 0, "[[8]]"),
+        rated("81", 1, "[[5]]"),
+        rated("111", 0, "[[2]]"),
         rated("111", 1, "no idea"),
-    ]  # fmt: skip
+    ]
     parts = rating_parts(found)
     assert parts == {"81": Part(13, 2), "111": Part(2, 1)}
     assert estimate(list(parts.values()), seed=1).value == 5
@@ -81,9 +86,12 @@ def test_a_mean_is_over_all_ratings_and_a_failure_is_missing():
 
 def compared(question_id, model_first, words, turn=0):
     return {
-        "question_id": question_id, "turn": turn, "model_first": model_first, "text": words,
+        "question_id": question_id,
+        "turn": turn,
+        "model_first": model_first,
+        "text": words,
         "lengths": [3, 9],
-    }  # fmt: skip
+    }
 
 
 def test_an_outcome_follows_the_rule_of_the_score():
@@ -100,14 +108,21 @@ def test_an_outcome_follows_the_rule_of_the_score():
 
 def test_a_win_is_a_win_in_both_orders():
     found = [
-        compared("81", True, "[[A]]"), compared("81", False, "[[B]]"),
-        compared("81", True, "[[A]]", 1), compared("81", False, "[[A]]", 1),
-        compared("111", True, "[[B]]"), compared("111", False, "[[A]]"),
-        compared("111", True, "[[C]]", 1), compared("111", False, "?", 1),
-    ]  # fmt: skip
+        compared("81", True, "[[A]]"),
+        compared("81", False, "[[B]]"),
+        compared("81", True, "[[A]]", 1),
+        compared("81", False, "[[A]]", 1),
+        compared("111", True, "[[B]]"),
+        compared("111", False, "[[A]]"),
+        compared("111", True, "[[C]]", 1),
+        compared("111", False, "?", 1),
+    ]
     assert outcomes(found) == {
-        ("81", 0): "win", ("81", 1): "tie", ("111", 0): "loss", ("111", 1): None,
-    }  # fmt: skip
+        ("81", 0): "win",
+        ("81", 1): "tie",
+        ("111", 0): "loss",
+        ("111", 1): None,
+    }
     assert pair_parts(found) == {"81": Part(150, 2), "111": Part(0, 1)}
     (first, *_) = judged(found)
     assert (first.preferred, first.pair, first.first_length) == (1, ("81", 0, None), 3)

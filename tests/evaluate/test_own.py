@@ -12,6 +12,7 @@ from ochat_ray.evaluate import own_models
 from ochat_ray.evaluate.config import EvaluateConfig
 from ochat_ray.evaluate.own import normalized, read_conversations
 from ochat_ray.evaluate.steps import run
+from tests.evaluate import test_steps
 from tests.evaluate.endpoint import Endpoint
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -39,7 +40,9 @@ def held_out(tmp_path):
         {"messages": [SYSTEM, user("Capital of France?"), assistant("Paris.")], "category": "geo"},
         {
             "messages": [
-                user("Capital of Italy?"), assistant("Rome."), user("And of Spain?"),
+                user("Capital of Italy?"),
+                assistant("Rome."),
+                user("And of Spain?"),
                 assistant("<think>Easy.</think>Madrid", weight=1),
             ],
             "category": "geo",
@@ -51,17 +54,12 @@ def held_out(tmp_path):
         [user("a"), assistant("b", weight=0)],
         [user("a"), assistant(" ")],
         [user([{"type": "image_url", "image_url": {"url": "u"}}]), assistant("b")],
-    )  # fmt: skip
+    )
 
 
 def configured(tmp_path, held_out, url, **fields):
-    return EvaluateConfig(
-        **{
-            "suite": "own", "questions": held_out, "output": str(tmp_path / "out"),
-            "model": ("tuned",), "baseline": "base", "url": url, "judge_url": url, "attempts": 1,
-        }
-        | fields
-    )  # fmt: skip
+    own = {"suite": "own", "model": ("tuned",), "judge": "", "samples": 3, "attempts": 1}
+    return test_steps.configured(tmp_path, held_out, url, **own | fields)
 
 
 def said(body):
@@ -135,8 +133,10 @@ def test_system_prompts_and_earlier_turns_are_sent(tmp_path, held_out):
     sent = {body["messages"][-1]["content"]: body["messages"] for body in endpoint.asked}
     assert sent["Capital of France?"] == [SYSTEM, user("Capital of France?")]
     assert sent["And of Spain?"] == [
-        user("Capital of Italy?"), assistant("Rome."), user("And of Spain?")
-    ]  # fmt: skip
+        user("Capital of Italy?"),
+        assistant("Rome."),
+        user("And of Spain?"),
+    ]
     assert len(endpoint.asked) == 3
     assert {body["temperature"] for body in endpoint.asked} == {0}
 
@@ -320,7 +320,8 @@ def test_a_baseline_that_is_a_directory_here_is_served_for_the_run(
     )
     with endpoint.serving():
         own_models.run(replace(hub, url=endpoint.url, output=str(tmp_path / "hub")), served)
-        own_models.run(replace(hub, url=endpoint.url, baseline="org/other", output=str(tmp_path)),
-                       served)  # fmt: skip
+        own_models.run(
+            replace(hub, url=endpoint.url, baseline="org/other", output=str(tmp_path)), served
+        )
     assert given[2:] == [{"org/base": "org/base"}]
     assert f"{base} is served from {base} for this evaluation" in capsys.readouterr().err

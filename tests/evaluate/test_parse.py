@@ -56,7 +56,7 @@ def test_scores_are_read_from_the_end(text, scores):
         ("My ratings: Assistant 1 and 2 get (8, 7).", (8, 7)),
         ("- **[8, 7]**", (8, 7)),
     ],
-)  # fmt: skip
+)
 def test_scores_may_be_labelled_or_a_tuple_or_stand_alone_before_a_list_in_prose(text, scores):
     assert parse_scores(text) == scores
 
@@ -64,14 +64,18 @@ def test_scores_may_be_labelled_or_a_tuple_or_stand_alone_before_a_list_in_prose
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        ("<think>[[4]]</think>\n[[9]]", "\n[[9]]"), ("<think>Perhaps [[3]]", ""),
-        ("so [[3]]?</think>[[9]]", "[[9]]"), ("<THINKING>\n[[4]]\n</thinking>[[9]]", "[[9]]"),
-        ("<think>a <think> b</think> c</think>[[9]]", "[[9]]"), ("[THINK]x[/THINK][[9]]", "[[9]]"),
-        ("a<think>b</think>c<think>d</think>e", "ace"), ("◁think▷x◁/think▷y", "y"),
+        ("<think>[[4]]</think>\n[[9]]", "\n[[9]]"),
+        ("<think>Perhaps [[3]]", ""),
+        ("so [[3]]?</think>[[9]]", "[[9]]"),
+        ("<THINKING>\n[[4]]\n</thinking>[[9]]", "[[9]]"),
+        ("<think>a <think> b</think> c</think>[[9]]", "[[9]]"),
+        ("[THINK]x[/THINK][[9]]", "[[9]]"),
+        ("a<think>b</think>c<think>d</think>e", "ace"),
+        ("◁think▷x◁/think▷y", "y"),
         ("It shows its `<think>` tag. [[2]]", "It shows its `<think>` tag. [[2]]"),
         ("I think <thinker> and x < 3", "I think <thinker> and x < 3"),
     ],
-)  # fmt: skip
+)
 def test_reasoning_is_cut_out(text, left):
     assert without_reasoning(text) == left
 
@@ -79,10 +83,13 @@ def test_reasoning_is_cut_out(text, left):
 @pytest.mark.parametrize(
     "after",
     [
-        "<|im_end|>\n<|im_start|>user\n{}", "<|eot_id|><|start_header_id|>user<|end_header_id|>{}",
-        "<end_of_turn>\n<start_of_turn>user\n{}", "<|end|>\n<|user|>\n{}", "</s>\n### User: {}",
+        "<|im_end|>\n<|im_start|>user\n{}",
+        "<|eot_id|><|start_header_id|>user<|end_header_id|>{}",
+        "<end_of_turn>\n<start_of_turn>user\n{}",
+        "<|end|>\n<|user|>\n{}",
+        "</s>\n### User: {}",
     ],
-)  # fmt: skip
+)
 def test_a_judge_that_continues_with_the_next_turn_is_read_to_the_end_of_its_own(after):
     assert parse_scores("[8, 7]" + after.format("[1, 9]")) == (8, 7)
     assert parse_rating("[[8]]" + after.format("[[1]]")) == 8
@@ -184,9 +191,13 @@ def test_a_win_needs_both_orders_to_agree():
 
 @pytest.mark.parametrize(
     ("empty", "verdict", "scores"),
-    [((True, False), "B", (1, 10)), ((False, True), "A", (10, 1)), ((True, True), "tie", (1, 1)),
-     ((False, False), None, None)],
-)  # fmt: skip
+    [
+        ((True, False), "B", (1, 10)),
+        ((False, True), "A", (10, 1)),
+        ((True, True), "tie", (1, 1)),
+        ((False, False), None, None),
+    ],
+)
 def test_an_empty_answer_that_is_not_rated_is_the_worse_one(empty, verdict, scores):
     judgment = {"text": "There is no answer.", "empty": empty, "finish_reason": "stop"}
     assert (verdict_of(judgment), scores_of(judgment)) == (verdict, scores)

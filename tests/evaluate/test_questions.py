@@ -48,14 +48,18 @@ def test_answers_of_all_kinds(tmp_path):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("", "no questions"), ("[]", "no questions"), ("x", "line 1: no JSON"),
-        ("[1]", "record 1: no JSON object"), ('{"question_id": 1}', "line 1: no question"),
-        ('\n{"text": "a"}', "line 2: no question"), ("[{", "no JSON"),
+        ("", "no questions"),
+        ("[]", "no questions"),
+        ("x", "line 1: no JSON"),
+        ("[1]", "record 1: no JSON object"),
+        ('{"question_id": 1}', "line 1: no question"),
+        ('\n{"text": "a"}', "line 2: no question"),
+        ("[{", "no JSON"),
         ('{"question_id": 1, "turns": []}', "no question"),
         ('{"question_id": 1, "turns": "ab"}', "no question"),
         ('{"question_id": 1, "text": "a"}\n' * 2, "line 2: question '1' occurs twice"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_question_is_one_line(tmp_path, content, line):
     path = tmp_path / "q"
     path.write_text(content)
@@ -68,8 +72,11 @@ def test_answers_of_another_model_are_refused(tmp_path):
     path = lines(tmp_path / "f", {"question_id": 1, "model_id": "m", "answer": "a"})
     with pytest.raises(UserError, match="is of m, not of 'other'"):
         read_answers(path, model="other")
-    mixed = lines(tmp_path / "g", {"question_id": 1, "model_id": "m", "answer": "a"},
-                  {"question_id": 2, "model_id": "n", "answer": "a"})  # fmt: skip
+    mixed = lines(
+        tmp_path / "g",
+        {"question_id": 1, "model_id": "m", "answer": "a"},
+        {"question_id": 2, "model_id": "n", "answer": "a"},
+    )
     with pytest.raises(UserError, match="is of m and n, not of one model"):
         read_answers(mixed)
     with pytest.raises(UserError, match="line 1: no answer"):
@@ -81,19 +88,24 @@ def test_missing_answers_are_counted(tmp_path):
         lines(tmp_path / "q", *({"question_id": n, "turns": ["a", "b"]} for n in (1, 2, 3)))
     )
     answers = read_answers(
-        lines(tmp_path / "a", {"question_id": 1, "choices": [{"turns": ["x", "y"]}]},
-              {"question_id": 2, "choices": [{"turns": ["x"]}]})
-    )  # fmt: skip
+        lines(
+            tmp_path / "a",
+            {"question_id": 1, "choices": [{"turns": ["x", "y"]}]},
+            {"question_id": 2, "choices": [{"turns": ["x"]}]},
+        )
+    )
     with pytest.raises(UserError, match="no complete answer to 2 of 3 questions, first '2'"):
         check_complete(answers, questions)
 
 
 def test_prompts_of_openchats_format_are_filled_with_their_defaults(tmp_path):
     record = {
-        "prompt_id": 1, "system_prompt": "S", "category": "general",
+        "prompt_id": 1,
+        "system_prompt": "S",
+        "category": "general",
         "prompt_template": "{question}|{answer_1}|{answer_2}|{prompt}",
         "defaults": {"prompt": "Give {two} numbers"},
-    }  # fmt: skip
+    }
     prompts = read_prompts(lines(tmp_path / "p", record), suite="vicuna", names=PROMPT_NAMES)
     (system, user) = prompts.for_category("any").messages(
         question="{q}", answer_1="a", answer_2="b"

@@ -48,11 +48,15 @@ def test_lines_of_something_else_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     "fields",
     [
-        {}, {"text": 5}, {"text": "a", "prompt_tokens": "many"}, {"text": "a", "finish_reason": []},
-        {"text": "a", "logprobs": {"A": 1}}, {"text": "a", "changed": [1]},
+        {},
+        {"text": 5},
+        {"text": "a", "prompt_tokens": "many"},
+        {"text": "a", "finish_reason": []},
+        {"text": "a", "logprobs": {"A": 1}},
+        {"text": "a", "changed": [1]},
         {"text": "a", "failed": True},
     ],
-)  # fmt: skip
+)
 def test_a_record_without_what_is_read_from_it_is_none(tmp_path, fields):
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"key": "k", **fields}) + "\n")

@@ -103,9 +103,13 @@ def test_filters_are_of_categories_of_what_is_behind_and_of_what_could_not_be_re
     entries = [entry(value=101.0), entry("writing"), entry("writing", reading=None, value=None)]
     text = "".join(Tags(report_html(results(one("ours")), entries)).text)
     for label in (
-        "all (3)", "math (1)", "writing (2)", "behind the baseline (1)", "not readable (1)",
+        "all (3)",
+        "math (1)",
+        "writing (2)",
+        "behind the baseline (1)",
+        "not readable (1)",
         "not judged",
-    ):  # fmt: skip
+    ):
         assert label in text
     alone = report_html(results(one("ours"), baseline=None, even=None), entries)
     assert "behind the baseline (" not in alone

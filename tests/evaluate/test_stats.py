@@ -47,9 +47,13 @@ def test_a_difference_is_paired():
 
 def judged(pair, model_first, first, second, lengths=(1, 1)):
     return Judged(
-        pair=(pair,), model_first=model_first, first=first, second=second,
-        first_length=lengths[0], second_length=lengths[1],
-    )  # fmt: skip
+        pair=(pair,),
+        model_first=model_first,
+        first=first,
+        second=second,
+        first_length=lengths[0],
+        second_length=lengths[1],
+    )
 
 
 def test_a_judge_that_always_takes_the_first_changes_with_the_order():
@@ -68,11 +72,13 @@ def test_a_judge_that_sees_only_the_answers_does_not():
 def test_the_longer_answer_is_counted_where_there_is_one_and_a_preference():
     found = biases(
         [
-            judged(1, True, 9, 5, (10, 2)), judged(2, True, 5, 9, (10, 2)),
-            judged(3, True, 5, 9, (2, 10)), judged(4, True, 7, 7, (2, 10)),
+            judged(1, True, 9, 5, (10, 2)),
+            judged(2, True, 5, 9, (10, 2)),
+            judged(3, True, 5, 9, (2, 10)),
+            judged(4, True, 7, 7, (2, 10)),
             judged(5, True, 9, 5, (3, 3)),
         ]
-    )  # fmt: skip
+    )
     assert found.longer_preferred == pytest.approx(2 / 3)
 
 

@@ -69,8 +69,9 @@ def test_answers_are_asked_judged_and_scored_once(tmp_path, questions):
     assert (one["model"], one["score"], one["low"], one["high"]) == ("ours", 200, 200, 200)
     assert (one["judgments"], one["failed"]) == (24, 0)
     assert {name: c["score"] for name, c in one["by_category"].items()} == {
-        "math": 200, "generic": 200,
-    }  # fmt: skip
+        "math": 200,
+        "generic": 200,
+    }
     assert one["biases"]["order_changes_verdict"] == 0
     assert again["scores"] == result["scores"]
     assert json.loads((tmp_path / "out/results.json").read_text())["scores"] == result["scores"]
@@ -213,8 +214,10 @@ def test_a_dry_run_asks_nothing_and_tells_what_is_left(tmp_path, questions):
         dry = run(configured(tmp_path, questions, endpoint.url, dry_run=True, **fields))
         assert endpoint.asked == []
         assert {name: spent["calls"] for name, spent in dry.items()} == {
-            "answers of ours": 6, "answers of base": 6, "judgments by judge": 24,
-        }  # fmt: skip
+            "answers of ours": 6,
+            "answers of base": 6,
+            "judgments by judge": 24,
+        }
         judging = dry["judgments by judge"]
         assert judging["completion_tokens"] == 2400
         assert judging["dollars"] == pytest.approx(
@@ -261,9 +264,7 @@ def test_two_turns_are_answered_one_after_the_other_and_rated(tmp_path, two_turn
         result = run(configured(tmp_path, "", endpoint.url, baseline="", **two_turns))
     (one,) = result["scores"]
     assert (one["score"], one["turn_1"], one["turn_2"]) == (7, 8, 6)
-    assert {name: c["score"] for name, c in one["by_category"].items()} == {
-        "writing": 8, "math": 6,
-    }  # fmt: skip
+    assert {name: c["score"] for name, c in one["by_category"].items()} == {"writing": 8, "math": 6}
     assert (result["baseline"], "biases" in one) == (None, False)
     answers = [body for body in endpoint.asked if body["model"] == "ours"]
     assert {body["temperature"] for body in answers} == {0.0, 0.7}  # math's and writing's
@@ -304,13 +305,21 @@ def instructions(tmp_path):
     """alpaca_eval.json: the questions, and the baseline's outputs."""
     path = tmp_path / "alpaca_eval.json"
     rows = [
-        {"instruction": f"do {n}", "output": f"<base on {n}>", "generator": "davinci",
-         "dataset": "koala"}
+        {
+            "instruction": f"do {n}",
+            "output": f"<base on {n}>",
+            "generator": "davinci",
+            "dataset": "koala",
+        }
         for n in range(4)
-    ]  # fmt: skip
+    ]
     path.write_text(json.dumps(rows))
-    return {"questions": str(path), "baseline_answers": str(path), "suite": "alpaca_eval",
-            "baseline": ""}  # fmt: skip
+    return {
+        "questions": str(path),
+        "baseline_answers": str(path),
+        "suite": "alpaca_eval",
+        "baseline": "",
+    }
 
 
 def test_preferences_come_from_both_orders_in_alpaca_evals_own_files(tmp_path, instructions):
@@ -329,8 +338,12 @@ def test_preferences_come_from_both_orders_in_alpaca_evals_own_files(tmp_path, i
         fields = instructions | {"model": ("us/ours",)}
         (one,) = run(configured(tmp_path, "", endpoint.url, **fields))["scores"]
     assert [one[n] for n in ("n_wins", "n_wins_base", "n_draws", "n_total", "failed")] == [
-        2, 0, 1, 3, 2,
-    ]  # fmt: skip
+        2,
+        0,
+        1,
+        3,
+        2,
+    ]
     assert [one["score"], one["win_rate"]] == pytest.approx([250 / 3] * 2)
     assert one["avg_length"] == len("<us/ours on do 0>")
     folder = tmp_path / "out/models/us%2Fours"
@@ -428,11 +441,11 @@ def test_a_run_that_is_killed_goes_on_with_the_same_numbers_and_asks_nothing_twi
 
     endpoint.chat = fifteen_for_the_killed
     with endpoint.serving():
-        command = [
-            sys.executable, str(JOB), "--questions", str(questions), "--output",
-            str(tmp_path / "out"), "--model", "ours", "--baseline", "base", "--judge", "judge",
-            "--url", endpoint.url, "--judge-url", endpoint.url, "--samples", "2", "--json",
-        ]  # fmt: skip
+        options = (
+            f"--questions {questions} --output {tmp_path / 'out'} --model ours --baseline base "
+            f"--judge judge --url {endpoint.url} --judge-url {endpoint.url} --samples 2 --json"
+        )
+        command = [sys.executable, str(JOB), *options.split()]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=with_key("killed")
         )
@@ -491,9 +504,12 @@ def recorded(output):
 )  # fmt: skip
 def test_wrong_use_is_one_line(arguments, line, tmp_path):
     done = subprocess.run(
-        [sys.executable, str(JOB), *arguments], capture_output=True, text=True, cwd=tmp_path,
+        [sys.executable, str(JOB), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert line in done.stderr
     assert "Traceback" not in done.stderr
@@ -516,8 +532,12 @@ def test_alpaca_evals_numbers_come_out_of_its_own_file(tmp_path):
     row = json.loads(done.stdout.splitlines()[-1])
     assert (row["win_rate"], row["standard_error"]) == (50, pytest.approx(50 / 3**0.5))
     assert [row[n] for n in ("n_wins", "n_wins_base", "n_draws", "n_total", "avg_length")] == [
-        1, 1, 1, 3, 4,
-    ]  # fmt: skip
+        1,
+        1,
+        1,
+        3,
+        4,
+    ]
 
 
 def test_the_endpoint_of_these_tests_speaks_the_protocol():
@@ -548,9 +568,12 @@ def test_faults_of_the_judge_s_inputs_are_found_before_any_answer(
         monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
     endpoint = Endpoint(answer)
     reasons = {
-        "key": "characters that no key has", "key file": "KEY_FILE", "baseline": "5 of 6 questions",
-        "references": "needs a reference", "proxy": "the proxy in the environment",
-    }  # fmt: skip
+        "key": "characters that no key has",
+        "key file": "KEY_FILE",
+        "baseline": "5 of 6 questions",
+        "references": "needs a reference",
+        "proxy": "the proxy in the environment",
+    }
     with endpoint.serving(), pytest.raises(UserError, match=reasons[fault]):
         run(configured(tmp_path, questions, endpoint.url, **fields))
     assert endpoint.asked == []

@@ -65,16 +65,22 @@ def test_a_key_is_of_all_that_a_judgment_depends_on():
 
 def judgment(question_id, model_first, text, sample=0):
     return {
-        "question_id": question_id, "model_first": model_first, "text": text, "sample": sample,
+        "question_id": question_id,
+        "model_first": model_first,
+        "text": text,
+        "sample": sample,
         "lengths": [1, 2],
-    }  # fmt: skip
+    }
 
 
 def test_the_score_is_the_models_sum_over_the_baselines_with_both_orders_equal():
     found = [
-        judgment("1", True, "8 4"), judgment("1", True, "6 6", 1), judgment("1", False, "5 9"),
-        judgment("2", True, "10 10"), judgment("2", False, "[10, 8]"),
-    ]  # fmt: skip
+        judgment("1", True, "8 4"),
+        judgment("1", True, "6 6", 1),
+        judgment("1", False, "5 9"),
+        judgment("2", True, "10 10"),
+        judgment("2", False, "[10, 8]"),
+    ]
     # 1: the model 7 and 9, the baseline 5 and 5. 2: the model 10 and 8, the baseline 10 and 10.
     assert parts(found, failures="drop") == {"1": Part(800, 5), "2": Part(900, 10)}
     both = list(parts(found, failures="drop").values())
@@ -83,9 +89,12 @@ def test_the_score_is_the_models_sum_over_the_baselines_with_both_orders_equal()
 
 def test_a_failure_is_dropped_or_counts_as_zero():
     found = [
-        judgment("1", True, "8 4"), judgment("1", True, "who knows", 1),
-        judgment("1", False, "4 8"), judgment("2", True, "9 9"), judgment("2", False, "11 10"),
-    ]  # fmt: skip
+        judgment("1", True, "8 4"),
+        judgment("1", True, "who knows", 1),
+        judgment("1", False, "4 8"),
+        judgment("2", True, "9 9"),
+        judgment("2", False, "11 10"),
+    ]
     dropped = parts(found, failures="drop")
     assert dropped["1"] == Part(800, 4)
     assert dropped["2"] == Part(0, 0)  # one order is left: not judged
@@ -132,10 +141,13 @@ def test_the_lines_of_other_prompts_are_quoted_within_an_answer():
 @pytest.mark.parametrize(
     ("answer", "seen"),
     [
-        ("[[10]]", "[ [10] ]"), ("so [[A>B]], [[ 8/10 ]]!", "so [ [A>B] ], [ [ 8/10 ] ]!"),
-        ("[[rating]]", "[ [rating] ]"), ("if [[ -f x ]]; then", "if [[ -f x ]]; then"),
-        ("m = [[1, 2], [3, 4]]", "m = [[1, 2], [3, 4]]"), ("[[[10]]]", "[[ [10] ]]"),
+        ("[[10]]", "[ [10] ]"),
+        ("so [[A>B]], [[ 8/10 ]]!", "so [ [A>B] ], [ [ 8/10 ] ]!"),
+        ("[[rating]]", "[ [rating] ]"),
+        ("if [[ -f x ]]; then", "if [[ -f x ]]; then"),
+        ("m = [[1, 2], [3, 4]]", "m = [[1, 2], [3, 4]]"),
+        ("[[[10]]]", "[[ [10] ]]"),
     ],
-)  # fmt: skip
+)
 def test_double_brackets_in_an_answer_are_no_verdict(answer, seen):
     assert f"\n{seen}\n" in content(shown(answer))

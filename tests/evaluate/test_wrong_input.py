@@ -20,14 +20,12 @@ def job(tmp_path):
         for name, rows in (("questions", questions), ("answers", answers)):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (tmp_path / f"{name}.jsonl").write_text(lines)
-        done = subprocess.run(
-            [
-                sys.executable, str(JOB), "--questions", "questions.jsonl", "--baseline-answers",
-                "answers.jsonl", "--model", "m", "--judge", "j", "--output", "out", "--url", url,
-                "--judge-url", url, "--attempts", "1", *options,
-            ],
-            capture_output=True, text=True, cwd=tmp_path, check=False,
-        )  # fmt: skip
+        given = (
+            "--questions questions.jsonl --baseline-answers answers.jsonl --model m --judge j "
+            f"--output out --url {url} --judge-url {url} --attempts 1"
+        )
+        command = [sys.executable, str(JOB), *given.split(), *options]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
         assert done.returncode == 2, done.stderr
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("jobs/evaluate.py: ")

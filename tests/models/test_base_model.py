@@ -30,16 +30,13 @@ from ochat_ray.models.base_model import (
     without_dropout,
 )
 from ochat_ray.tokenization.tokenizer import END_OF_TURN, end_of_turn_id
+from tests.tiny_models import SIZES
 
 
 def base(tokenizer, *, tied, rows=None):
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=rows or end_of_turn_id(tokenizer), hidden_size=32, intermediate_size=64,
-            num_hidden_layers=1, num_attention_heads=4, tie_word_embeddings=tied,
-        )
-    )  # fmt: skip
+    sizes = SIZES | {"vocab_size": rows or end_of_turn_id(tokenizer)}
+    return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=tied))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -11,15 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, T5Con
 from ochat_ray.errors import UserError
 from ochat_ray.models.base_model import load_config, load_model
 from ochat_ray.models.weights import check_config, check_files, check_tensors, check_vocabulary
+from tests.tiny_models import SIZES
 
-SIZES = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -77,7 +70,7 @@ def test_missing_tensors_are_named(tmp_path, uri):
 
 def test_tensors_of_another_shape_are_named(tmp_path):
     path = saved(tmp_path / "m", reshaped=[UP])
-    line = rf"1 weights .*{UP} is \(3, 3\), expected \(32, 16\)"
+    line = rf"1 weights .*{UP} is \(3, 3\), expected \(48, 32\)"
     with pytest.raises(UserError, match=line):
         checked(path)
     with pytest.raises(UserError, match=line):

@@ -8,10 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 PROJECTIONS = {
-    "self_attn.q_proj": (64, 64), "self_attn.k_proj": (64, 32), "self_attn.v_proj": (64, 32),
-    "self_attn.o_proj": (64, 64), "mlp.gate_proj": (64, 128), "mlp.up_proj": (64, 128),
+    "self_attn.q_proj": (64, 64),
+    "self_attn.k_proj": (64, 32),
+    "self_attn.v_proj": (64, 32),
+    "self_attn.o_proj": (64, 64),
+    "mlp.gate_proj": (64, 128),
+    "mlp.up_proj": (64, 128),
     "mlp.down_proj": (128, 64),
-}  # fmt: skip
+}
 """Inputs and outputs of the linear layers of the tests' two-layer Llama."""
 
 

@@ -52,8 +52,9 @@ def test_an_adapter_has_pefts_scaling(rules, tmp_path):
 
 
 def test_the_digest_is_that_of_the_content(rules, tmp_path):
-    one, same, other = (write_adapter(tmp_path / name, seed) for name, seed in
-                        (("a", 1), ("b", 1), ("c", 2)))  # fmt: skip
+    one, same, other = (
+        write_adapter(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     digests = [read_adapter(directory, rules).digest for directory in (one, same, other)]
     assert digests[0] == digests[1] != digests[2]
     write_adapter(same, 1, lora_alpha=9)
@@ -96,7 +97,7 @@ def test_the_base_has_the_name_of_its_directory_or_run(rules, tmp_path, base):
         ({"target_modules": ["q_proj", "o_proj"]}, "no matrices for .*o_proj, which target"),
         ({"target_modules": ["q_proj"]}, "has matrices for .*down_proj, which target_modules does"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_a_plain_adapter_of_this_base_is_refused_by_name(
     rules, tmp_path, config, reason
 ):
@@ -175,10 +176,12 @@ def test_tensors_that_overlap_are_refused(rules, tmp_path):
     directory = write_adapter(tmp_path / "a")
     header = {
         f"base_model.model.{Q}.lora_{side}.weight": {
-            "dtype": "F32", "shape": shape, "data_offsets": [0, 1024],
+            "dtype": "F32",
+            "shape": shape,
+            "data_offsets": [0, 1024],
         }
         for side, shape in (("A", [4, 64]), ("B", [64, 4]))
-    }  # fmt: skip
+    }
     text = json.dumps(header).encode()
     content = len(text).to_bytes(8, "little") + text + bytes(1024)
     (directory / "adapter_model.safetensors").write_bytes(content)

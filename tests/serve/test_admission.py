@@ -188,8 +188,9 @@ def test_a_request_is_recorded_without_its_key(keys, caplog):
         ask(app, "/health")
     lines = [json.loads(record.message) for record in caplog.records]
     assert [(line["route"], line["status"]) for line in lines] == [
-        ("/v1/models", 200), ("other", 401),
-    ]  # fmt: skip
+        ("/v1/models", 200),
+        ("other", 401),
+    ]
     assert (lines[0]["request_id"], lines[0]["key"]) == ("r7", "alice")
     assert lines[1]["code"] == "invalid_api_key"
     assert "secret" not in caplog.text

@@ -77,6 +77,15 @@ def test_a_tokenizer_without_the_end_of_turn_token_is_refused(copy):
         resolve(ServeArgs(model=str(copy), model_type="openchat"))
 
 
+def test_a_base_s_own_template_comes_before_the_one_that_its_token_suggests(copy):
+    (copy / "ochat.json").unlink(missing_ok=True)
+    assert resolve(ServeArgs(model=str(copy))).ingress.model_type == "openchat"
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert resolve(ServeArgs(model=str(copy))).ingress.model_type == "chat"
+    (copy / "ochat.json").write_text('{"model_type": "openchat"}')
+    assert resolve(ServeArgs(model=str(copy))).ingress.model_type == "openchat"
+
+
 @pytest.mark.parametrize(
     ("place", "name"),
     [

@@ -84,9 +84,11 @@ def test_every_form_of_input_gives_the_mean_of_the_last_hidden_states(app, expec
     text = [0, *tokenizer.encode(TEXT, add_special_tokens=False)]
     ids = [5, 40, 41, 42]
     for given, prompts in (
-        (TEXT, [text]), (ids, [ids]), ([TEXT, "a"], [text, [0, *tokenizer.encode("a")]]),
+        (TEXT, [text]),
+        (ids, [ids]),
+        ([TEXT, "a"], [text, [0, *tokenizer.encode("a")]]),
         ([ids, LONG, [7]], [ids, LONG, [7]]),
-    ):  # fmt: skip
+    ):
         body = embed(app, input=given)
         assert (body["object"], body["model"]) == ("list", "tiny")
         assert [item["index"] for item in body["data"]] == list(range(len(prompts)))

@@ -159,10 +159,12 @@ def test_a_grammar_that_cannot_be_compiled_is_refused(grammars, text):
     [
         'start: s\ns: s s s | s s | "a" | ',
         "start: /(a|b)*a(a|b){200}/",
-        "start: " + " | ".join(f"r{i}" for i in range(300)) + "\n"
+        "start: "
+        + " | ".join(f"r{i}" for i in range(300))
+        + "\n"
         + "\n".join(f"r{i}: /[a-z]{{1,{i + 1}}}x/ r{i * 7 % 300}" for i in range(300)),
     ],
-)  # fmt: skip
+)
 def test_no_grammar_takes_long_for_a_token(grammars, tokenizer, text):
     (a,) = tokenizer.encode("a", add_special_tokens=False)
     grammar = grammars.grammar(Source("grammar", text))

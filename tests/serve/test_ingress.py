@@ -141,9 +141,12 @@ def test_tokenize_says_what_the_model_reads(tokenizer):
     app = app_for(tokenizer, Script(tokenizer))
     messages = [{"role": "user", "content": "hi"}]
     wanted, _ = encode(
-        [{"role": "user", "text": "hi"}], "openchat", tokenizer,
-        condition="GPT4", add_generation_prompt=True,
-    )  # fmt: skip
+        [{"role": "user", "text": "hi"}],
+        "openchat",
+        tokenizer,
+        condition="GPT4",
+        add_generation_prompt=True,
+    )
     answer = ask(app, path="/tokenize", json={"messages": messages, "condition": "GPT4"}).json()
     assert answer == {"count": len(wanted), "max_model_len": 64, "tokens": wanted}
     assert ask(app, path="/tokenize", json={"prompt": ""}).json()["tokens"] == [0]
@@ -267,9 +270,12 @@ def test_a_condition_is_put_before_the_roles(tokenizer):
     script = Script(tokenizer)
     ask(app_for(tokenizer, script), json=ASK | {"condition": "GPT4"})
     wanted, _ = encode(
-        [{"role": "user", "text": "hi"}], "openchat", tokenizer,
-        condition="GPT4", add_generation_prompt=True,
-    )  # fmt: skip
+        [{"role": "user", "text": "hi"}],
+        "openchat",
+        tokenizer,
+        condition="GPT4",
+        add_generation_prompt=True,
+    )
     assert script.seen[0][0] == wanted
 
 

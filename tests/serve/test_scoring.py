@@ -20,9 +20,12 @@ TEXT = "Café 🙂 is"
 def app(two_headed_model, tokenizer):
     with opened(settings_of(two_headed_model, context_length=256, max_ongoing=4)) as engine:
         yield app_for(
-            tokenizer, OneEngine(engine), context_length=256, max_body_bytes=10**6,
+            tokenizer,
+            OneEngine(engine),
+            context_length=256,
+            max_body_bytes=10**6,
             fingerprint="fp_1",
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +66,12 @@ def test_an_echoed_prompt_is_scored_in_openais_legacy_layout(app, logs, tokenize
     assert found["token_logprobs"] == near(scores(logs, ids))
     assert found["top_logprobs"][0] is None
     for token, own, top, row in zip(
-        found["tokens"][1:], found["token_logprobs"][1:], found["top_logprobs"][1:], logs(ids),
+        found["tokens"][1:],
+        found["token_logprobs"][1:],
+        found["top_logprobs"][1:],
+        logs(ids),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert top[token] == own
         assert max(top.values()) == pytest.approx(float(row.max()), abs=1e-4)
         assert len(top) in (2, 3)

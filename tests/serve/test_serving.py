@@ -28,9 +28,13 @@ def url(cluster, model_directory, tmp_path_factory):
     keys.write_text(f"test:{KEY}\n")
     keys.chmod(0o600)
     deploy(
-        model_directory, keys=str(keys), max_ongoing=1, max_queued=1, num_cpus=1,
+        model_directory,
+        keys=str(keys),
+        max_ongoing=1,
+        max_queued=1,
+        num_cpus=1,
         context_length=4096,
-    )  # fmt: skip
+    )
     return f"{cluster}/app"
 
 

@@ -15,9 +15,7 @@ def test_a_model_is_there_for_the_block_and_leaves_the_rest_alone(cluster, model
         name = "bases/one"  # a path, as that of a baseline
         with served({name: str(model_directory)}, on_gpu=True) as urls:
             assert urls[name].startswith(cluster)
-            body = {
-                "model": name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3,
-            }  # fmt: skip
+            body = {"model": name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
             answer = httpx.post(f"{urls[name]}/chat/completions", json=body, timeout=60)
             assert answer.status_code == 200
             assert answer.json()["usage"]["completion_tokens"] >= 1

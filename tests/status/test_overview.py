@@ -86,8 +86,11 @@ def test_other_runs_are_well(state):
 
 def test_cost_counts_dead_nodes_and_names_types_without_a_price():
     nodes = [
-        node("head", 10), node("train", 4), node("train", 6, ended=NOW - 5 * HOUR), node("serve", 1)
-    ]  # fmt: skip
+        node("head", 10),
+        node("train", 4),
+        node("train", 6, ended=NOW - 5 * HOUR),
+        node("serve", 1),
+    ]
     cost = cost_of(nodes, {"head": 0.5, "train": 20.0, "gone": 1.0}, NOW)
     assert cost["total"] == pytest.approx(10 * 0.5 + (4 + 1) * 20)
     assert cost["by_kind"]["train"] == {"hours": 5.0, "cost": 100.0}
@@ -160,12 +163,14 @@ def test_requests_are_counted_per_replica_beside_their_limits():
         applications={"chat": {"status": "RUNNING", "deployments": deployments}},
         requests=Requests(
             running={
-                ("chat", "Ingress", "i"): 40, ("chat", "Model", "m"): 16,
-                ("chat", "Model", "n"): 15, ("chat", "Model", "old"): 3,
+                ("chat", "Ingress", "i"): 40,
+                ("chat", "Model", "m"): 16,
+                ("chat", "Model", "n"): 15,
+                ("chat", "Model", "old"): 3,
             },
             waiting={("chat", "Ingress"): 0, ("chat", "Model"): 9},
         ),
-    )  # fmt: skip
+    )
     assert describe(status(cluster)).splitlines() == [
         "serve   chat RUNNING: running replicas: Ingress 1 of 1, Model 2 of 2",
         "serve   chat Ingress: 40 of 4096 requests running, 0 waiting",

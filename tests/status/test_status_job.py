@@ -77,9 +77,12 @@ def test_a_missing_token_is_one_line(tmp_path):
     """Of a user without a home, such as that of a service."""
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
     done = subprocess.run(
-        [sys.executable, "-m", "ochat_ray", "status"], env=env | {"RAY_ADDRESS": "127.0.0.1:1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "ochat_ray", "status"],
+        env=env | {"RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "the Ray cluster refuses access (Token authentication is enabled but " in line

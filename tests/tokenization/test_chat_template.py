@@ -251,8 +251,11 @@ def test_what_a_template_does_not_write_is_counted(opened):
     tools = json.dumps([{"type": "function", "function": {"name": "add"}}])
     (found,) = supervise([Chat(turns, tools)], template)
     assert found.notes == {
-        "text_left_out": 1, "call_left_out": 1, "tool_left_out": 1, "reasoning_left_out": 1,
-    }  # fmt: skip
+        "text_left_out": 1,
+        "call_left_out": 1,
+        "tool_left_out": 1,
+        "reasoning_left_out": 1,
+    }
     assert not left_out(chat("a", "b"), "a b", MARKS[0])
     damaged = ToolCall(id="1", name="f", arguments='{"a": ')
     called = Chat([Turn(role="assistant", text="", tool_calls=(damaged,))])

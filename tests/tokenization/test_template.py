@@ -147,8 +147,10 @@ def test_a_tokenizer_without_bos_fails_the_check_of_the_types_that_need_it(token
 
 
 def test_a_condition_that_the_tokenizer_cannot_write_fails_the_check():
-    model = models.WordLevel({"<unk>": 0, "<s>": 1, "Human": 2, "Assistant": 3, ":": 4, "a": 5,
-                              "User": 6}, unk_token="<unk>")  # fmt: skip
+    model = models.WordLevel(
+        {"<unk>": 0, "<s>": 1, "Human": 2, "Assistant": 3, ":": 4, "a": 5, "User": 6},
+        unk_token="<unk>",
+    )
     words = Tokenizer(model)
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.add_special_tokens(["<|end_of_turn|>"])

@@ -1,43 +1,24 @@
 """A process of tests/train/test_engine.py: `engine_process.py RANK WORLD_SIZE FOLDER`.
 
-DeepSpeed, gloo and ZeRO-3's partitioning exist once per process, so the tests start new ones.
 Runs the cases of FOLDER/task.json; the first rank writes the results to FOLDER/result.pt.
 """
 
 import gc
-import json
-import os
-import sys
-import time
 from pathlib import Path
 
-rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-task = json.loads((folder / "task.json").read_text())
-os.environ |= {
-    "DS_ACCELERATOR": "cpu",
-    "RANK": str(rank),
-    "LOCAL_RANK": str(rank),
-    "WORLD_SIZE": str(world_size),
-    "LOCAL_SIZE": str(world_size),
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": str(task["port"]),
-}
+import numpy as np
+import torch
+from torch import distributed
+from worker_process import end, folder, rank, task, world_size
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import distributed  # noqa: E402
-
-torch.set_num_threads(1)
-distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-
-from ochat_ray.tokenization.tokenizer import load_tokenizer  # noqa: E402
-from ochat_ray.train import chunked_loss  # noqa: E402
-from ochat_ray.train.adapter_export import export_checked  # noqa: E402
-from ochat_ray.train.batch import make_batch, trained_weight  # noqa: E402
-from ochat_ray.train.config import TrainConfig  # noqa: E402
-from ochat_ray.train.engine import Engine, make_universal  # noqa: E402
-from ochat_ray.train.loss import pack_scales  # noqa: E402
-from ochat_ray.train.packing import plan  # noqa: E402
+from ochat_ray.tokenization.tokenizer import load_tokenizer
+from ochat_ray.train import chunked_loss
+from ochat_ray.train.adapter_export import export_checked
+from ochat_ray.train.batch import make_batch, trained_weight
+from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.engine import Engine, make_universal
+from ochat_ray.train.loss import pack_scales
+from ochat_ray.train.packing import plan
 
 conversations = [
     (np.array(ids, np.int32), np.array(weights, np.float32))
@@ -123,12 +104,4 @@ for name, case in task["cases"].items():
 
 if rank == 0:
     torch.save(results, folder / "result.pt")
-distributed.barrier()
-
-# All are through the barrier before one goes. Nothing is taken down: a thread of gloo's that then
-# waits for the GIL would end the process by std::terminate.
-(folder / f"done-{rank}").touch()
-while len(list(folder.glob("done-*"))) < world_size:
-    time.sleep(0.01)
-sys.stdout.flush()
-os._exit(0)
+end()

@@ -7,6 +7,7 @@ from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM, LlamaConfig, L
 
 from ochat_ray.train.batch import make_batch, trained_weight, weighted_nll
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
+from tests.tiny_models import SIZES
 
 
 def conversation(ids, weights):
@@ -18,12 +19,7 @@ TWO = conversation([9, 10, 11], [0, 0.5, 1])
 
 
 def llama():
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5,
-        )
-    )  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.5))
 
 
 def big_code():
@@ -123,11 +119,10 @@ def test_flash_attention_gets_cu_seqlens():
 def test_dynamic_scaling_does_not_depend_on_earlier_conversations():
     """transformers 5.19 would keep the frequencies of the longest input so far."""
     torch.manual_seed(0)
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     config = LlamaConfig(
-        vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=4, max_position_embeddings=4, initializer_range=0.5,
-        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
-    )  # fmt: skip
+        **SIZES, max_position_embeddings=4, initializer_range=0.5, rope_parameters=dynamic
+    )
     model = LlamaForCausalLM(config)
     six, twelve = (conversation(range(1, n + 1), [0] + [1] * (n - 1)) for n in (6, 12))
     before = logits(model, make_batch([six]))

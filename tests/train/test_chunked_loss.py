@@ -9,17 +9,12 @@ from ochat_ray.train import chunked_loss
 from ochat_ray.train.batch import make_batch, weighted_nll
 from ochat_ray.train.chunked_loss import chunked_evaluation, chunked_nll, has_plain_head
 from ochat_ray.train.forward import logits
-
-SIZES = {
-    "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
-    "max_position_embeddings": 64,
-}  # fmt: skip
+from tests.tiny_models import SIZES
 
 
 def model(family, dtype=torch.float32, **options):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SIZES | options)
+    config = AutoConfig.for_model(family, **SIZES | {"max_position_embeddings": 64} | options)
     made = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
     for weight in made.parameters():  # logits that differ by several units
         torch.nn.init.normal_(weight, std=0.3)

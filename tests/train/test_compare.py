@@ -57,11 +57,14 @@ def test_answers_of_different_bases_are_both_shown(tmp_path):
     third = write_run(tmp_path / "third", samples=[sample(0, "other base"), sample(1, "third")])
     (prompt,) = same_prompts([read_run(uri) for uri in (one, other, third)])
     assert [(runs, answer.answer) for runs, answer in prompt["bases"]] == [
-        ([1, 2], "the base's"), ([3], "other base"),
-    ]  # fmt: skip
+        ([1, 2], "the base's"),
+        ([3], "other base"),
+    ]
     assert [(n, last.answer) for n, last in prompt["answers"]] == [
-        (1, "the tuned one's"), (2, "another"), (3, "third"),
-    ]  # fmt: skip
+        (1, "the tuned one's"),
+        (2, "another"),
+        (3, "third"),
+    ]
     assert [p["text"] for p in same_prompts([read_run(other)])] == ["Who?", "Alone?"]
 
 
@@ -102,7 +105,10 @@ def test_wrong_use_is_one_clear_line(tmp_path, monkeypatch, runs, output, line):
 def test_scores_belong_to_the_run_whose_digest_the_server_reported(tmp_path):
     one, other = two_runs(tmp_path)
     results = {
-        "suite": "vicuna", "unit": "% of the baseline", "judge": "gpt-4", "baseline": None,
+        "suite": "vicuna",
+        "unit": "% of the baseline",
+        "judge": "gpt-4",
+        "baseline": None,
         "models": {
             "ours": {"training": {"digest": read_run(other).digest}},
             "theirs": {"training": None},
@@ -111,7 +117,7 @@ def test_scores_belong_to_the_run_whose_digest_the_server_reported(tmp_path):
             {"model": "theirs", "score": 50.0, "low": 45.0, "high": 55.0},
             {"model": "ours", "score": 61.239, "low": 58.0, "high": 64.5},
         ],
-    }  # fmt: skip
+    }
     (tmp_path / "scored").mkdir()
     (tmp_path / "scored/results.json").write_text(json.dumps(results))
     (tmp_path / "empty").mkdir()

@@ -90,7 +90,7 @@ def test_the_identity_has_exactly_the_options_that_affect_the_result():
 def test_the_identity_has_the_context_to_which_embeddings_are_extended(recipe, scaling):
     config = replace(TrainConfig.for_recipe(recipe), rope_scaling=scaling)
     one, two = (
-        identity_of(config, {"digest": "d", "context_length": context}, "m")
+        identity_of(config, {"digest": "d", "context_length": context}, None, "m")
         for context in (4096, 8192)
     )
     assert (one != two) == (config != TrainConfig.for_recipe("demo"))

@@ -38,8 +38,9 @@ def test_a_chosen_checkpoint_is_continued_with_other_epochs(chosen, step, discar
     assert [c.step for c in result.discarded] == discarded
     assert result.expected == OPTIONS  # the identity that the checkpoint must have
     assert result.identity == OPTIONS | {
-        "epochs": 8, "continues": {"step": step, "before": {"epochs": 5}}
-    }  # fmt: skip
+        "epochs": 8,
+        "continues": {"step": step, "before": {"epochs": 5}},
+    }
     assert schedule_from(result.identity) == step
 
 
@@ -70,8 +71,9 @@ def test_a_continued_run_can_be_continued():
     first = start("50", epochs=8).identity
     result = choose_start("latest", OPTIONS | {"epochs": 9}, [made(60, identity=first)], None, "o")
     assert result.identity["continues"] == {
-        "step": 60, "before": {"continues": first["continues"], "epochs": 8}
-    }  # fmt: skip
+        "step": 60,
+        "before": {"continues": first["continues"], "epochs": 8},
+    }
 
 
 @pytest.mark.parametrize(

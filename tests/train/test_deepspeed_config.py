@@ -8,7 +8,7 @@ import pytest
 from ochat_ray.errors import UserError
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.deepspeed_check import problem_of
-from ochat_ray.train.deepspeed_config import decisive_override, deepspeed_config
+from ochat_ray.train.deepspeed_config import decisive_override, deepspeed_config, read_override
 
 
 def made(override=None, tmp_path=None, **options):
@@ -17,7 +17,9 @@ def made(override=None, tmp_path=None, **options):
             override if isinstance(override, str) else json.dumps(override)
         )
         options["deepspeed"] = str(tmp_path / "ds.json")
-    return deepspeed_config(TrainConfig(**options), world_size=8, bf16=True, cuda=True)
+    config = TrainConfig(**options)
+    file = read_override(config.deepspeed)
+    return deepspeed_config(config, file, world_size=8, bf16=True, cuda=True)
 
 
 def test_the_batch_is_the_number_of_workers_and_gradients_add_up_in_float32():
@@ -90,7 +92,7 @@ def test_a_key_may_repeat_the_value_of_an_option(tmp_path):
     ],
 )
 def test_a_key_or_value_that_deepspeed_does_not_know_is_named(override, line):
-    ours = deepspeed_config(TrainConfig(), world_size=1, bf16=True, cuda=True)
+    ours = deepspeed_config(TrainConfig(), None, world_size=1, bf16=True, cuda=True)
     zero = override.get("zero_optimization")
     if isinstance(zero, dict):
         override = {"zero_optimization": ours["zero_optimization"] | zero}
@@ -98,21 +100,16 @@ def test_a_key_or_value_that_deepspeed_does_not_know_is_named(override, line):
     assert problem is None if line is None else re.search(line, problem)
 
 
-def test_the_identity_has_the_keys_of_a_users_json_that_affect_the_result(tmp_path):
-    file = tmp_path / "ds.json"
-    file.write_text(
-        json.dumps(
-            {
-                "steps_per_print": 1,
-                "gradient_clipping": 1.0,
-                "train_batch_size": "auto",
-                "gradient_predivide_factor": 2.0,
-                "zero_optimization": {"sub_group_size": 5, "zero_quantized_gradients": True},
-            }
-        )
-    )
-    assert decisive_override(None) == {}
-    assert decisive_override(str(file)) == {
+def test_the_identity_has_the_keys_of_a_users_json_that_affect_the_result():
+    override = {
+        "steps_per_print": 1,
+        "gradient_clipping": 1.0,
+        "train_batch_size": "auto",
+        "gradient_predivide_factor": 2.0,
+        "zero_optimization": {"sub_group_size": 5, "zero_quantized_gradients": True},
+    }
+    assert decisive_override({}) == {}
+    assert decisive_override(override) == {
         "gradient_predivide_factor": 2.0,
         "zero_optimization.zero_quantized_gradients": True,
     }

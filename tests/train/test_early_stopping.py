@@ -27,8 +27,12 @@ def test_without_the_option_a_run_never_ends_early():
 
 def test_a_resumed_run_counts_the_evaluations_in_its_file():
     lines = [
-        {"step": 0, "eval_loss": 3.0}, {"step": 1, "loss": 1.0}, {"step": 7, "eval_loss": 2.0},
-        {"step": 7, "loss": 1.0}, {"step": 14, "eval_loss": 2.5}, {"step": 21, "eval_loss": 2.6},
-    ]  # fmt: skip
+        {"step": 0, "eval_loss": 3.0},
+        {"step": 1, "loss": 1.0},
+        {"step": 7, "eval_loss": 2.0},
+        {"step": 7, "loss": 1.0},
+        {"step": 14, "eval_loss": 2.5},
+        {"step": 21, "eval_loss": 2.6},
+    ]
     assert held_out_losses(lines, 0, 14) == [3.0, 2.0, 2.5]
     assert held_out_losses(lines, 7, 21) == [2.0, 2.5, 2.6]  # continued from step 7

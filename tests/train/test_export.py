@@ -17,6 +17,7 @@ from ochat_ray.train import export, round_trip
 from ochat_ray.train.batch import make_batch
 from ochat_ray.train.export import publish
 from ochat_ray.train.round_trip import check_export, relative_difference
+from tests.tiny_models import SIZES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -129,10 +130,7 @@ def test_a_constant_added_to_all_logits_is_no_difference():
 
 
 def test_embeddings_that_the_base_ties_only_by_name_are_both_written(tmp_path):
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=4, tie_word_embeddings=True,
-    )  # fmt: skip
+    config = LlamaConfig(**SIZES | {"vocab_size": 40}, tie_word_embeddings=True)
     model = LlamaForCausalLM(config)
     model.lm_head.weight = torch.nn.Parameter(torch.randn(40, 32))
     tokenizer = type("T", (), {"get_vocab": lambda _: {"x": 39}, "chat_template": None})
@@ -152,10 +150,7 @@ def test_a_tensor_of_the_vocabulary_s_size_that_was_not_resized_is_rejected(tmp_
 
 def model():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, tie_word_embeddings=True,
-    )  # fmt: skip
+    config = LlamaConfig(**SIZES | {"vocab_size": 40}, tie_word_embeddings=True)
     return LlamaForCausalLM(config).to(torch.bfloat16)
 
 

@@ -5,7 +5,6 @@ import pytest
 from ochat_ray.train.flops import (
     ModelShape,
     attention_tokens,
-    flops_per_token,
     measured_peak_flops,
     peak_flops,
     training_flops,
@@ -16,6 +15,17 @@ def llama(**sizes):
     from transformers import LlamaConfig
 
     return ModelShape.of(LlamaConfig(vocab_size=32000, **sizes))
+
+
+TINY = {
+    "vocab_size": 10,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +47,7 @@ def tiny():
     """2 layers of 8 hidden, 2 heads of which 1 for keys, 16 intermediate, 10 words, tied."""
     from transformers import LlamaConfig
 
-    return ModelShape.of(
-        LlamaConfig(
-            vocab_size=10,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            tie_word_embeddings=True,
-        )
-    )
+    return ModelShape.of(LlamaConfig(**TINY))
 
 
 def test_llama_7b_and_13b_have_the_published_number_of_parameters(llama_7b, llama_13b):
@@ -118,7 +118,6 @@ def test_training_flops_by_hand(tiny):
     n = tiny.matmul_parameters
     # 12 x 2 layers x width 8 x n / 2 for each of n tokens.
     assert training_flops(tiny, [3, 5]) == 6 * n * 8 + 12 * 2 * 8 / 2 * (9 + 25)
-    assert training_flops(tiny, [5]) == 5 * flops_per_token(tiny, 5)
     assert training_flops(tiny, []) == 0
 
 
@@ -127,17 +126,7 @@ def test_pytorchs_own_count_agrees(tiny):
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=10,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        attn_implementation="eager",
-    )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(**TINY, attn_implementation="eager"))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=torch.zeros(1, 64, dtype=torch.long)).logits.sum().backward()
     # PyTorch computes the full square of attention, of which a causal model needs half.
@@ -149,9 +138,8 @@ def test_pytorchs_own_count_agrees(tiny):
 def test_the_length_at_which_attention_costs_as_much_as_the_rest(tiny, llama_13b):
     length = attention_tokens(llama_13b)
     assert length == 62_752  # 12,851,609,600 / (40 x 5120), rounded down
-    assert flops_per_token(llama_13b, length) == pytest.approx(
-        2 * flops_per_token(llama_13b, 0), rel=1e-4
-    )
+    without_attention = 6 * llama_13b.matmul_parameters * length
+    assert training_flops(llama_13b, [length]) == pytest.approx(2 * without_attention, rel=1e-4)
 
 
 @pytest.mark.parametrize(

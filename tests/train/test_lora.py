@@ -12,6 +12,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.lora import adapt, check_adaptable, shape_of, trained_adapters
 from ochat_ray.train.lora_options import LoraOptions
 from ochat_ray.train.memory import estimate_run
+from tests.tiny_models import SIZES
 
 
 def test_options_and_their_normal_form():
@@ -161,23 +162,16 @@ def test_targets_that_do_not_fit_the_model(adapted, targets, line):
 
 @pytest.mark.parametrize("dora", ["false", "true"])
 def test_experts_that_peft_would_adapt_are_refused(dora):
-    model_config = MixtralConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=300, num_local_experts=4,
-    )  # fmt: skip
+    model_config = MixtralConfig(**SIZES | {"num_hidden_layers": 1}, num_local_experts=4)
     with pytest.raises(UserError, match=r"fused experts.*name attention's layers"):
         shape_of(TrainConfig(lora=f"r=2,dora={dora}"), model_config)
     shape = shape_of(TrainConfig(lora=f"r=2,targets=q_proj+v_proj,dora={dora}"), model_config)
-    magnitudes = (64 + 32) * (dora == "true")
-    assert shape.parameters - shape.frozen_parameters == 2 * (128 + 96) + magnitudes
+    magnitudes = (32 + 16) * (dora == "true")  # rows of q, 32 x 32, and of v, 16 x 32
+    assert shape.parameters - shape.frozen_parameters == 2 * (64 + 48) + magnitudes
 
 
 def test_a_tied_embedding_is_left_out_of_checkpoints_under_its_second_name():
-    model_config = LlamaConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
-        vocab_size=300, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(model_config)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, tie_word_embeddings=True))
     adapt(model, TrainConfig(lora="r=2"))
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     left = model.state_dict().keys() - frozen  # as DeepSpeed does

@@ -8,12 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ochat_ray.train.flops import ModelShape, training_flops
+from tests.tiny_models import SIZES
 
 TOKENS = 32
-SIZES = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
-}  # fmt: skip
 LATENT = {
     "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4,
     "qk_nope_head_dim": 12, "v_head_dim": 8, "head_dim": 4, "n_group": 2, "topk_group": 1,

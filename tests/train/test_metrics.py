@@ -79,9 +79,7 @@ def test_a_resumed_run_records_no_step_twice(open_run, tmp_path):
         metrics.write(evaluation(2))  # written again, since the run cannot know
         metrics.write(step(3))
         metrics.write(step(4))
-    assert read_metrics(run) == [
-        evaluation(0), step(1), step(2), evaluation(2), step(3), step(4)
-    ]  # fmt: skip
+    assert read_metrics(run) == [evaluation(0), step(1), step(2), evaluation(2), step(3), step(4)]
     folder = tmp_path / "tensorboard" if open_run is local else tmp_path / "run/tensorboard"
     assert curves(folder)["train/loss"] == [(n, 1.0) for n in (1, 2, 3, 4)]
     assert curves(folder)["eval/loss"] == [(0, 2.0), (2, 2.0)]

@@ -23,9 +23,12 @@ RESULT = {
     "commit": None,
     "versions": {"torch": "2.13.0", "ray": "2.60.0"},
     "config": {
-        "model": "owner/base-1B", "learning_rate": 2e-5, "schedule": "cosine", "loss": "exact",
+        "model": "owner/base-1B",
+        "learning_rate": 2e-5,
+        "schedule": "cosine",
+        "loss": "exact",
     },
-}  # fmt: skip
+}
 
 
 def header_of(card):

@@ -13,11 +13,7 @@ from ochat_ray.train.optimizer import (
     make_optimizer,
     parameter_groups,
 )
-
-SIZES = {
-    "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
-}  # fmt: skip
+from tests.tiny_models import SIZES
 
 
 def built(family, **options):

@@ -61,18 +61,20 @@ def train(folder, token=ONE, steps=(7,)):
 
 NAMES = st.sampled_from(
     [
-        *MODEL, "ochat.json", "metrics.jsonl", "loss.png", "report.html", "samples.png",
-        "notes.json", "README.md", "model-00001-of-00002.safetensors", ".failed", "merges.txt",
-        "x.bin", "photo.jpg", f".tmp-{'0' * 32}-notes.txt", "trackers/runs.json", "trackers/x",
-        "tensorboard/x",
-        "tensorboard/events.out.tfevents.1.host.1.0", f"tensorboard/events.{TWO}", "wandb/x",
-        "checkpoints/x", "checkpoints/checkpoint_manager_snapshot.json",
-        "checkpoints/.validate_storage_marker", f"checkpoints/{STEP}/notes.txt",
-        f"checkpoints/{STEP}/deepspeed/mine.pt", "checkpoints/step-00000001-bbbbbbbb/state.json",
-        "checkpoints/step-00000001-bbbbbbbb/deepspeed/shard.pt", f".work-{TWO}/x", ".work/x",
-        "data/manifest.json", "runs/model/config.json",
+        *MODEL,
+        *f"""
+        ochat.json metrics.jsonl loss.png report.html samples.png notes.json README.md
+        model-00001-of-00002.safetensors .failed merges.txt x.bin photo.jpg
+        .tmp-{"0" * 32}-notes.txt trackers/runs.json trackers/x tensorboard/x
+        tensorboard/events.out.tfevents.1.host.1.0 tensorboard/events.{TWO} wandb/x
+        checkpoints/x checkpoints/checkpoint_manager_snapshot.json
+        checkpoints/.validate_storage_marker checkpoints/{STEP}/notes.txt
+        checkpoints/{STEP}/deepspeed/mine.pt checkpoints/step-00000001-bbbbbbbb/state.json
+        checkpoints/step-00000001-bbbbbbbb/deepspeed/shard.pt .work-{TWO}/x .work/x
+        data/manifest.json runs/model/config.json
+        """.split(),
     ]
-)  # fmt: skip
+)
 FILES = st.dictionaries(NAMES, st.binary(max_size=8), max_size=6)
 
 
@@ -130,19 +132,19 @@ def test_a_resumed_training_keeps_metrics_and_checkpoints(tmp_path):
     assert checkpoints.list_complete(output.run) == [last]
     left = {name for name, data in tree(tmp_path).items() if data is not None}
     assert {name for name in left if "checkpoints" not in name} == {
-        "metrics.jsonl", f"tensorboard/events.out.tfevents.1.host.1.0.{ONE}",
-    }  # fmt: skip
+        "metrics.jsonl",
+        f"tensorboard/events.out.tfevents.1.host.1.0.{ONE}",
+    }
     assert not any("snapshot" in name for name in left)
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "config.json", "metrics.jsonl", "ochat.json", "model-00001-of-00002.safetensors",
-        "pytorch_model.bin", "README.md", "merges.txt", "loss.png", "trackers/runs.json",
-        "checkpoints/checkpoint_manager_snapshot.json",
-    ],
-)  # fmt: skip
+    """
+    config.json metrics.jsonl ochat.json model-00001-of-00002.safetensors pytorch_model.bin
+    README.md merges.txt loss.png trackers/runs.json checkpoints/checkpoint_manager_snapshot.json
+    """.split(),
+)
 def test_a_file_that_no_training_wrote_is_not_overwritten(tmp_path, name):
     write(tmp_path, name)
     with pytest.raises(UserError, match="was not written by a run of train") as refusal:
@@ -210,6 +212,8 @@ def test_an_output_on_s3(s3):
     clear(output, None)
     keys = [o["Key"] for o in s3.list_objects_v2(Bucket="bucket", Prefix="out/")["Contents"]]
     assert [key for key in keys if not key.endswith("/")] == [
-        "out/.run/written.json", "out/checkpoints/mine", f"out/{checkpoint.folder}/mine",
+        "out/.run/written.json",
+        "out/checkpoints/mine",
+        f"out/{checkpoint.folder}/mine",
         "out/tensorboard/mine",
-    ]  # fmt: skip
+    ]

@@ -8,28 +8,23 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 from ochat_ray.train.batch import make_batch
 from ochat_ray.train.derived import min_length_for_own_pack
 from ochat_ray.train.forward import PACKED_SDPA, logits, register_packed_sdpa
+from tests.tiny_models import SIZES
 
-SIZES = {
-    "vocab_size": 32,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.5,
-    "pad_token_id": 0,
-}
 LONGROPE = Phi3Config(
     **SIZES,
+    initializer_range=0.5,
     max_position_embeddings=128,
     original_max_position_embeddings=16,
     rope_parameters={
-        "rope_type": "longrope", "rope_theta": 1e4,
-        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
     },
-)  # fmt: skip
+)
 DYNAMIC = LlamaConfig(
     **SIZES,
+    initializer_range=0.5,
     max_position_embeddings=16,
     rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
 )

@@ -13,6 +13,7 @@ from ochat_ray.train.batch import make_batch
 from ochat_ray.train.forward import PACKED_SDPA, register_packed_sdpa
 from ochat_ray.train.probe import candidates_of, choose_attention_mode
 from ochat_ray.train.tiny import layer_kinds, tiny_config
+from tests.tiny_models import SIZES
 
 AUTO = candidates_of("auto", PACKED_SDPA)
 LINEAR_AND_FULL = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
@@ -119,9 +120,8 @@ def test_a_window_hides_earlier_tokens():
     """One layer, window 3: the logits at position 5 depend only on the tokens 3, 4, 5."""
     torch.manual_seed(0)
     config = transformers.MistralConfig(
-        vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=3, initializer_range=0.5,
-    )  # fmt: skip
+        **SIZES | {"num_hidden_layers": 1}, sliding_window=3, initializer_range=0.5
+    )
     register_packed_sdpa()
     model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_SDPA)
     other = np.array([7, 7, 7])

@@ -121,10 +121,14 @@ def test_the_bases_answer_is_beside_the_last_one(tmp_path):
 
 def test_no_text_becomes_markup_and_nothing_is_loaded(tmp_path):
     hostile = manifest_of(
-        data_digest=EVIL, dtype=EVIL, world_size=EVIL, template={"digest": EVIL},
-        versions={EVIL: EVIL}, best={"step": EVIL, "eval_loss": EVIL},
+        data_digest=EVIL,
+        dtype=EVIL,
+        world_size=EVIL,
+        template={"digest": EVIL},
+        versions={EVIL: EVIL},
+        best={"step": EVIL, "eval_loss": EVIL},
         config={"recipe": "chat", "model": EVIL, "freeze": [EVIL], EVIL: EVIL, "epochs": {EVIL: 1}},
-    )  # fmt: skip
+    )
     samples = [sample(0, EVIL, prompt=EVIL, ended=False), sample(4, EVIL, prompt=EVIL)]
     folder = tmp_path / "a<script>b"
     found = Tags(report_html(read_run(write_run(folder, manifest=hostile, samples=samples))))

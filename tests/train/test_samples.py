@@ -14,6 +14,7 @@ from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.forward import logits
 from ochat_ray.train.metrics import Metrics
 from ochat_ray.train.samples import Sampler, generate, held_out_prompts, prompts_of
+from ochat_ray.train.tokens import TokenTable
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,13 @@ def test_answers_equal_those_of_transformers_generate(model):
     assert apart == ours
     for prompt, answer in zip(PROMPTS, ours, strict=True):
         ids = model.generate(
-            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, use_cache=True,
-            eos_token_id=299, pad_token_id=299,
-        )  # fmt: skip
+            torch.tensor([prompt]),
+            max_new_tokens=12,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=299,
+            pad_token_id=299,
+        )
         assert answer == ids[0, len(prompt) :].tolist()
 
 
@@ -60,20 +65,35 @@ def config(data, model_directory, **changes):
     return TrainConfig(data=data, model=str(model_directory), **options | changes)
 
 
-def test_prompts_are_first_turns_of_held_out_conversations(data, model_directory, tokenizer):
-    prompts = prompts_of(config(data, model_directory), {"model_type": "openchat"})
+@pytest.fixture
+def prompts_for(tokenizer):
+    """Return the prompts of a run with the template openchat."""
+
+    def prompts_for(config):
+        held_out = TokenTable(config.data, "eval", config.max_length)
+        return prompts_of(config, held_out, "openchat", tokenizer)
+
+    return prompts_for
+
+
+def test_prompts_are_first_turns_of_held_out_conversations(
+    data, model_directory, tokenizer, prompts_for
+):
+    prompts = prompts_for(config(data, model_directory))
     texts = [tokenizer.decode(ids) for ids in prompts]
     assert len(texts) == 4
     for text in texts:
         assert text.startswith("<s>Human: eval ")
         assert text.endswith("well?<|end_of_turn|>Assistant: ")
-    assert prompts_of(config(data, model_directory, sample_every=None), {}) is None
+    assert prompts_for(config(data, model_directory, sample_every=None)) is None
 
 
-def test_prompts_of_a_file_are_encoded_as_in_serving(data, model_directory, tokenizer, tmp_path):
+def test_prompts_of_a_file_are_encoded_as_in_serving(
+    data, model_directory, tokenizer, tmp_path, prompts_for
+):
     (tmp_path / "p.txt").write_text("hello there\n\n<s>\n")
     chosen = config(data, model_directory, sample_prompts=str(tmp_path / "p.txt"))
-    prompts = prompts_of(chosen, {"model_type": "openchat"})
+    prompts = prompts_for(chosen)
     assert [tokenizer.decode(ids) for ids in prompts] == [
         "<s>Human: hello there<|end_of_turn|>Assistant: ",
         "<s>Human: <s><|end_of_turn|>Assistant: ",
@@ -90,16 +110,13 @@ def test_prompts_of_a_file_are_encoded_as_in_serving(data, model_directory, toke
     ],
 )
 def test_invalid_prompts_are_one_clear_line(
-    data, model_directory, tmp_path, content, changes, line
+    data, model_directory, tmp_path, prompts_for, content, changes, line
 ):
     path = tmp_path / "p.txt"
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=line):
-        prompts_of(
-            config(data, model_directory, sample_prompts=str(path), **changes),
-            {"model_type": "openchat"},
-        )
+        prompts_for(config(data, model_directory, sample_prompts=str(path), **changes))
 
 
 def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
@@ -108,10 +125,14 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
 
     with Metrics(run) as metrics:
         sampler = Sampler(
-            [[0, 5], [0, 5, 6, 7, 8, 9]], lambda batch: [70] * (len(batch.cu_seqlens) - 1),
-            tokenizer, TrainConfig(sample_every=3, sample_tokens=2),
-            packed=True, run=run, metrics=metrics,
-        )  # fmt: skip
+            [[0, 5], [0, 5, 6, 7, 8, 9]],
+            lambda batch: [70] * (len(batch.cu_seqlens) - 1),
+            tokenizer,
+            TrainConfig(sample_every=3, sample_tokens=2),
+            packed=True,
+            run=run,
+            metrics=metrics,
+        )
         sampler.write(0)
         for step in range(1, 5):
             sampler.after(step, evaluated=False)
@@ -120,19 +141,25 @@ def test_samples_are_written_when_due_and_once(tmp_path, tokenizer):
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 0, 3, 3, 4, 4]
     assert lines[0] == {
-        "step": 0, "prompt": tokenizer.decode([0, 5]), "answer": tokenizer.decode([70, 70]),
+        "step": 0,
+        "prompt": tokenizer.decode([0, 5]),
+        "answer": tokenizer.decode([70, 70]),
         "ended": False,
-    }  # fmt: skip
+    }
 
 
 def test_samples_at_every_evaluation(tmp_path, tokenizer):
     run = RunDir.open(str(tmp_path))
     with Metrics(run) as metrics:
         sampler = Sampler(
-            [[0, 5]], lambda _: [70], tokenizer,
+            [[0, 5]],
+            lambda _: [70],
+            tokenizer,
             TrainConfig(sample_every="evaluation", sample_tokens=1),
-            packed=True, run=run, metrics=metrics,
-        )  # fmt: skip
+            packed=True,
+            run=run,
+            metrics=metrics,
+        )
         for step, evaluated in ((1, False), (2, True), (3, False), (4, True)):
             sampler.after(step, evaluated=evaluated)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -145,13 +172,15 @@ def test_only_the_chat_recipe_writes_samples_by_default():
     replace(TrainConfig.for_recipe("chat"), sample_every=None).check()
 
 
-def test_a_default_without_prompts_that_fit_writes_no_samples(data, model_directory, capsys):
+def test_a_default_without_prompts_that_fit_writes_no_samples(
+    data, model_directory, prompts_for, capsys
+):
     small = {"max_tokens": 8, "sample_tokens": 5}
     chosen = config(data, model_directory, sample_every="evaluation", **small)
-    assert prompts_of(chosen, {"model_type": "openchat"}) is None
+    assert prompts_for(chosen) is None
     assert "no samples" in capsys.readouterr().err
     with pytest.raises(UserError, match="all held-out conversations are too long"):
-        prompts_of(config(data, model_directory, **small), {"model_type": "openchat"})
+        prompts_for(config(data, model_directory, **small))
 
 
 def test_short_held_out_prompts_are_preferred():

@@ -21,11 +21,13 @@ def test_the_lock_file_of_a_killed_process_is_ignored():
     try:
         done = [
             subprocess.Popen(
-                [sys.executable, "-c", LOAD], env=os.environ | {"DS_ACCELERATOR": "cpu"},
-                stdout=subprocess.PIPE, text=True,
+                [sys.executable, "-c", LOAD],
+                env=os.environ | {"DS_ACCELERATOR": "cpu"},
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for _ in range(2)
-        ]  # fmt: skip
+        ]
         assert ["loaded" in process.communicate(timeout=200)[0] for process in done] == [True] * 2
     finally:
         for process in done:

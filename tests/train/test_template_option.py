@@ -26,8 +26,10 @@ def chats():
     for n in range(24):
         question = {"role": "user", "content": f" How long is <|end_of_turn|> {n}<s>?\n"}
         again = {"role": "user", "content": "And back<|im_end|>?"}
-        answers = [{"role": "assistant", "content": f" {n} days. <|im_start|>"},
-                   {"role": "assistant", "content": "As long."}]  # fmt: skip
+        answers = [
+            {"role": "assistant", "content": f" {n} days. <|im_start|>"},
+            {"role": "assistant", "content": "As long."},
+        ]
         system = [SYSTEM] if n % 3 == 0 else []
         yield {"id": f"c{n}", "messages": [*system, question, answers[0], again, answers[1]]}
 

@@ -24,6 +24,12 @@ def done_name(stage: str, name: str) -> str:
     return f"done/{stage}/{name}.json"
 
 
+def names_done(run: RunDir, stage: str) -> set[str]:
+    """Return the names of the parts that are complete in a stage."""
+    names = run.files(f"done/{stage}", ".json")
+    return {name.rsplit("/", 1)[-1].removesuffix(".json") for name in names}
+
+
 def cleaned(part: str) -> str:
     """Return the file of a part's cleaned conversations."""
     return f"clean/{part}.parquet"

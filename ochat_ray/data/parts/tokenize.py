@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from ochat_ray.data.statistics import worse_fidelity
 from ochat_ray.data.tokenize import Tokenized, table_digest
 from ochat_ray.data.tokenize_chat import reason_for_no_sample, sum_notes, tokenize_as_configured
 from ochat_ray.run_dir import RunDir, Split
-from ochat_ray.schema import CONVERSATIONS, Conversation, Drop, Reason, Stage, turn_of
+from ochat_ray.schema import CONVERSATIONS, Conversation, Drop, ModelClass, Reason, Stage, turn_of
 
 FEW = 20
 """Held-out conversations, as expected, below which their number is looked at."""
@@ -50,6 +50,7 @@ def tokenize_part(
     part: str,
     *,
     config: PrepareConfig,
+    classes: Mapping[str, ModelClass],
     tokenizer: Any,
     sample_share: float,
 ) -> Summary:
@@ -59,6 +60,7 @@ def tokenize_part(
         run: Work folder.
         part: Name of the part.
         config: The configuration.
+        classes: Weight and condition by normalized model label.
         tokenizer: Tokenizer of the base model, opened for the run's template.
         sample_share: Share of conversations, by their digests, that may be samples of the report.
     """
@@ -72,7 +74,7 @@ def tokenize_part(
         else:
             unique.append(row)
 
-    tokenized = tokenize_as_configured(list(map(_conversation, unique)), config, tokenizer)
+    tokenized = tokenize_as_configured(list(map(_conversation, unique)), config, classes, tokenizer)
     kept: list[tuple[Split, dict[str, Any], Tokenized]] = []
     for row, result in zip(unique, tokenized, strict=True):
         if result.samples:

@@ -33,7 +33,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, one_line
 from ochat_ray.serve.engines.base import (
     Capacity,
     Delta,
@@ -75,7 +75,7 @@ class VllmEngine:
         except UserError:
             raise
         except (OSError, ValueError, RuntimeError, VLLMError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error, None)
             raise UserError(f"cannot open the model at {settings.directory}: {reason}") from error
         config = self._llm.vllm_config
         self._vocabulary = config.model_config.get_vocab_size()

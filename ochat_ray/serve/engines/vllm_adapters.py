@@ -20,7 +20,7 @@ from typing import Any
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from ochat_ray.errors import UserError
+from ochat_ray.errors import UserError, one_line
 from ochat_ray.serve.adapter_files import CONFIG, WEIGHTS, AdapterRules, check_content, read_adapter
 from ochat_ray.serve.adapters import AdapterSettings
 from ochat_ray.serve.engines.base import Adapter, EngineUnavailableError, RequestRefusedError
@@ -100,9 +100,8 @@ class VllmAdapters:
             raise EngineUnavailableError("the engine core is dead") from error
         except Exception as error:  # vLLM raises plain exceptions of its other process
             shutil.rmtree(copy, ignore_errors=True)
-            reason = " ".join(str(error).split())[:500]
             raise RequestRefusedError(
-                f"the adapter {adapter.name!r} is not served: {reason}", "model"
+                f"the adapter {adapter.name!r} is not served: {one_line(error, 500)}", "model"
             ) from error
         return request
 

@@ -55,7 +55,7 @@ def assert_exact(html, markdown):
         ("", ""),
         ("<p></p><p> </p>", ""),
     ],
-)  # fmt: skip
+)
 def test_elements(html, markdown):
     assert html_to_markdown(html) == markdown
 
@@ -239,14 +239,17 @@ MATHJAX_2 = (
         ('<img class="latex" src="a.png" alt="x">', "\\(x\\)"),
         ('<img src="https://z.com/equation?tex=x%5E2" alt="x^2">', "\\(x^2\\)"),
         ('<img data-tex="x" src="a.svg">', "\\(x\\)"),
-        ('<span class="katex"><span class="katex-mathml">x</span><span class="katex-html">x'
-         "</span></span>", "x"),
+        (
+            '<span class="katex"><span class="katex-mathml">x</span><span class="katex-html">x'
+            "</span></span>",
+            "x",
+        ),
         ('<mjx-container data-latex="x"><mjx-math>y</mjx-math></mjx-container>', "\\(x\\)"),
         (f'<span class="mwe-math-element">{MATHML}<img alt="x" src="x.svg"></span>', "\\(x\\)"),
         (f'<span class="math">y = {katex("x")}</span>', "y = \\(x\\)"),
         (f'<div class="math">{katex("x")}{katex("y")}</div>', "\\(x\\)\\(y\\)"),
     ],
-)  # fmt: skip
+)
 def test_a_formula_of_any_page_is_its_tex_once(html, markdown):
     converted = convert(f"<p>Let</p><p>{html}</p>")
     assert converted.markdown == f"Let\n\n{markdown}"
@@ -309,12 +312,14 @@ def test_punctuation_beside_emphasis_is_no_loss_of_structure_but_lost_emphasis_i
         ('<a href="https://e.com"> x </a>y', "[x](https://e.com) y"),
         ('<img src=" a.png\n" alt="x">', "![x](a.png)"),
         ('<a href="https://e.com"><img src="a.png" alt="x"></a>', "[![x](a.png)](https://e.com)"),
-        ('<a href="https://e.com"><img src="https://s.com/favicon.ico" alt="">E<i>2</i></a>',
-         "[E*2*](https://e.com)"),
+        (
+            '<a href="https://e.com"><img src="https://s.com/favicon.ico" alt="">E<i>2</i></a>',
+            "[E*2*](https://e.com)",
+        ),
         ('<a href="https://e.com"><img alt="" src="i.png"> E</a>', "[E](https://e.com)"),
         ('<a href="https://e.com"><img width=16 height=16 src="i.png">E</a>', "[E](https://e.com)"),
     ],
-)  # fmt: skip
+)
 def test_links_and_pictures_are_what_a_browser_makes_of_them(html, markdown):
     converted = convert(f"<p>{html}</p>")
     assert converted.markdown == markdown

@@ -152,8 +152,12 @@ def test_the_measure_shares_no_code_with_the_converter():
                 shared += [node.module] if "markdown" in node.module else []
                 modules += [node.module] if node.module not in modules else []
     assert {name.removeprefix("ochat_ray.data.visible.") for name in modules} == {
-        "fidelity", "text", "code", "formulas", "links",
-    }  # fmt: skip
+        "fidelity",
+        "text",
+        "code",
+        "formulas",
+        "links",
+    }
     assert not shared
 
 

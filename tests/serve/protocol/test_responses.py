@@ -109,8 +109,10 @@ def test_calls_are_output_items_and_go_back_with_their_results(tokenizer):
     app = app_for(tokenizer, script, context_length=2000)
     first = respond(served(tokenizer, TEXT), tools=[TOOL]).json()
     assert [item["type"] for item in first["output"]] == [
-        "message", "function_call", "function_call",
-    ]  # fmt: skip
+        "message",
+        "function_call",
+        "function_call",
+    ]
     results = [
         {"type": "function_call_output", "call_id": item["call_id"], "output": item["arguments"]}
         for item in first["output"][1:]
