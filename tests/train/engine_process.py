@@ -66,7 +66,10 @@ for name, case in task["cases"].items():
     config = TrainConfig(**task["config"] | case.get("config", {}))
     convert = "universal" in case
     chunked_loss.CHUNK_LOGITS = case.get("chunk_logits", 1 << 26)
-    engine = Engine(config, task["model"], vocabulary=case.get("vocabulary"), universal=convert)
+    engine = Engine(
+        config, task["model"], vocabulary=case.get("vocabulary"), override=case.get("deepspeed"),
+        universal=convert,
+    )  # fmt: skip
     if convert:
         target = Path(case["universal"])
         if rank == 0 and not target.exists():

@@ -1,7 +1,5 @@
 """QLoRA: adapters on a base that is quantized to NF4, compared with transformers, peft, PyTorch."""
 
-import json
-
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -17,6 +15,9 @@ pytestmark = pytest.mark.timeout(600)
 QLORA = GRADIENT | {"learning_rate": 1e3, "lora": "r=4,alpha=8,quantize=nf4"}
 QDORA = QLORA | {"lora": "r=4,alpha=8,rslora=true,dora=true,quantize=nf4"}
 RUN = {"learning_rate": 1e-2, "lora": "r=4,alpha=8,quantize=nf4", "weight_decay": 0.5}
+ZERO_3 = {"zero_stage": 3, "deepspeed": "a file"}
+RELEASE = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+"""ZeRO-3's options that release also small parameters after each layer."""
 IN_PEFT = {
     "lora": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
     "dora": {
@@ -37,25 +38,19 @@ def quantized_base(directory):
     return base.train()  # in evaluation, bitsandbytes may round on a CPU
 
 
+def case(config, **more):
+    override = RELEASE if "deepspeed" in config else None
+    return {"max_tokens": 20, "steps": 3, "config": config, "deepspeed": override, **more}
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     return tmp_path_factory.mktemp("saved")
 
 
 @pytest.fixture(scope="module")
-def released(saved):
-    """Options of ZeRO-3 that release also small parameters after each layer."""
-    path = saved / "deepspeed.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
-    return {"zero_stage": 3, "deepspeed": str(path)}
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory, model_directory, saved, released):
+def two(tmp_path_factory, model_directory, saved):
     """Results of two processes, by the case's name."""
-
-    def case(config, **more):
-        return {"max_tokens": 20, "steps": 3, "config": config, **more}
 
     def exported(name, config, **more):
         return case(config, export=str(saved / f"{name}, export"), **more)
@@ -68,8 +63,8 @@ def two(tmp_path_factory, model_directory, saved, released):
         "dora 2": exported("dora 2", QDORA | {"zero_stage": 2, "merge": True}),
         "adapter 2": exported("adapter 2", in_bfloat16),
         "merge 2": exported("merge 2", in_bfloat16 | {"merge": True}),
-        "lora 3": exported("lora 3", QLORA | released | {"merge": True}),
-        "run 3": exported("run 3", RUN | released, **checkpoint),
+        "lora 3": exported("lora 3", QLORA | ZERO_3 | {"merge": True}),
+        "run 3": exported("run 3", RUN | ZERO_3, **checkpoint),
     }
     return run_engines(tmp_path_factory.mktemp("two"), model_directory, 2, cases)
 
@@ -111,24 +106,20 @@ def test_adapters_learn_as_with_peft_and_plain_pytorch(two, model_directory, kin
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory, model_directory, saved, released, two):
+def resumed(tmp_path_factory, model_directory, saved, two):
     """Results of two processes and of one that resume a checkpoint of two."""
 
-    def rest(config, **more):
-        return {"max_tokens": 20, "steps": 3, "config": RUN | config, **more}
-
-    convert = {"load": str(saved / "run 3"), "universal": str(saved / "universal")}
+    load = {"load": str(saved / "run 3")}
+    convert = load | {"universal": str(saved / "universal")}
+    one = {
+        "one, ZeRO-2": case(RUN | {"zero_stage": 2}, **convert),
+        "one": case(RUN | ZERO_3, **convert),
+    }
     folder = tmp_path_factory.mktemp
     return {
-        **run_engines(
-            folder("again"), model_directory, 2,
-            {"two": rest(released, load=str(saved / "run 3"))},
-        ),
-        **run_engines(
-            folder("one"), model_directory, 1,
-            {"one, ZeRO-2": rest({"zero_stage": 2}, **convert), "one": rest(released, **convert)},
-        ),
-    }  # fmt: skip
+        **run_engines(folder("again"), model_directory, 2, {"two": case(RUN | ZERO_3, **load)}),
+        **run_engines(folder("one"), model_directory, 1, one),
+    }
 
 
 def test_a_resumed_run_has_the_same_base_and_continues(two, resumed):
