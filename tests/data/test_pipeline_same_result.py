@@ -16,6 +16,7 @@ from ochat_ray.data import clean, pipeline
 from ochat_ray.data.config import PrepareConfig
 from ochat_ray.data.dedup import tasks
 from ochat_ray.data.parts import clean as parts
+from ochat_ray.data.plan import Identity
 from ochat_ray.data.statistics import Statistics
 from ochat_ray.run_dir import RunDir, open_tokens
 from tests.pages import share_page
@@ -254,8 +255,9 @@ def test_parts_are_written_in_their_order_whichever_task_ends_first(
         pipeline, "_map_summaries", lambda items, _work: [nothing | one for one in reversed(items)]
     )
     run, parts_found = RunDir.open(str(tmp_path)), ["000000-0000", "000000-0001", "000001-0000"]
+    settings, identity = config(tmp_path, tokenizer_directory), Identity(values={}, template=None)
     found = pipeline._tokenize_pass(
-        config(tmp_path, tokenizer_directory), run, parts_found, Statistics()
+        settings, run, settings.check(), identity, parts_found, Statistics()
     )
     assert [summary["part"] for summary in found] == parts_found
 
