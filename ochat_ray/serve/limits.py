@@ -53,7 +53,10 @@ class Bucket:
 
 
 class _Buckets:
-    """Buckets by name. Full ones are forgotten when another is added, which loses nothing."""
+    """Buckets by name. Full ones are forgotten when another key's is added.
+
+    This loses nothing; but those of the same key may be in use, and about to be taken from.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -64,7 +67,7 @@ class _Buckets:
             self._buckets = {
                 name: bucket
                 for name, bucket in self._buckets.items()
-                if bucket.level() < bucket.per_minute
+                if name[0] == key or bucket.level() < bucket.per_minute
             }
             self._buckets[key, unit] = Bucket(per_minute, self._clock)
         return self._buckets[key, unit]

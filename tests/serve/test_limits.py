@@ -50,6 +50,14 @@ def test_keys_do_not_share_and_no_limit_is_no_header(now):
     assert limits(now).admit("a") == {}
 
 
+def test_both_limits_apply_to_requests_that_take_no_tokens(now):
+    bound = limits(now, requests=2, tokens=60)
+    for _ in range(2):
+        bound.admit("a")
+    with pytest.raises(ApiError, match="2 requests per minute"):
+        bound.admit("a")
+
+
 def test_keys_that_are_full_again_are_forgotten_and_debts_are_not(now):
     bound = limits(now, tokens=60)
     bound.take_tokens("debtor", 600)
