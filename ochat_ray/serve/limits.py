@@ -117,11 +117,13 @@ class Limits:
         """Count a rejected request, and return the seconds to wait before the client learns it.
 
         A client that repeats an invalid request in a loop would otherwise keep the processor from
-        other clients' requests. Valid requests never wait for this.
+        other clients' requests. Valid requests never wait for this. A debt is never larger than
+        that of the longest delay, so that a key is soon answered at once again.
         """
         bucket = self._buckets.of(key, "rejections", REJECTIONS_PER_MINUTE)
-        bucket.take(1 + body_bytes / REJECTED_BYTES)
-        return min(LONGEST_DELAY_S, bucket.seconds_until(0))
+        most = LONGEST_DELAY_S * REJECTIONS_PER_MINUTE / _MINUTE_S
+        bucket.take(min(1 + body_bytes / REJECTED_BYTES, bucket.level() + most))
+        return bucket.seconds_until(0)
 
     def _of(self, key: str) -> dict[str, Bucket]:
         return {

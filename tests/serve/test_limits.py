@@ -79,3 +79,5 @@ def test_rejections_are_delayed_once_there_are_too_many(now):
     assert bound.rejection_delay_s("b", 0) == 0
     assert bound.admit("a")["x-ratelimit-remaining-requests"] == "5"
     assert "rejections" not in str(bound.admit("a"))
+    now[0] = 5.1
+    assert bound.rejection_delay_s("a", 0) == 0
