@@ -23,6 +23,12 @@ BODY_TIMEOUT_S = 60.0
 
 FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
 
+MOST_WAITING = 1000
+"""Maximum rejections that wait at once; further ones are sent at once.
+
+An ingress replica has a limited number of requests in progress, and valid ones need it.
+"""
+
 ANONYMOUS = "anonymous"
 """Key name of all clients of a server without keys."""
 
@@ -60,6 +66,7 @@ class Admission:
         self.insecure_open = insecure_open
         self.routes = frozenset(routes)
         self.own_login = own_login
+        self._waiting = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Behind a route prefix `path` starts with it, and `root_path` holds the prefix.
@@ -93,13 +100,19 @@ class Admission:
     ) -> None:
         extra: dict[str, str] = {}
         body: bytes | None = None
+        body_bytes = 0
+        rejection: list[Message] = []
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 MutableHeaders(scope=message).update(extra)
                 if 400 <= record.status < 500:
-                    await self._delay(record, len(body or b""))
+                    rejection.append(message)
+                    return
+            elif rejection:
+                rejection.append(message)
+                return
             await send(message)
 
         try:
@@ -110,15 +123,24 @@ class Admission:
         except ApiError as error:
             record.code = error.code
             await error_response(error)(scope, receive, noting)
-            return
         if body is not None:
-            await self.app(scope, replay(body, receive), noting)
+            body_bytes = len(body)
+            replayed, body = replay(body, receive), None
+            await self.app(scope, replayed, noting)
+        if rejection:  # it waits alone: the body, and what was parsed from it, are freed
+            await self._delay(record, body_bytes)
+            for message in rejection:
+                await send(message)
 
     async def _delay(self, record: Record, body_bytes: int) -> None:
         delay_s = self.limits.rejection_delay_s(record.key, body_bytes)
-        if delay_s > 0:
+        if delay_s > 0 and self._waiting < MOST_WAITING:
             record.delayed_s = delay_s
-            await asyncio.sleep(delay_s)
+            self._waiting += 1
+            try:
+                await asyncio.sleep(delay_s)
+            finally:
+                self._waiting -= 1
 
     def _check_peer(self, path: str, scope: Scope, headers: Headers) -> str:
         """Return the name of the key that was sent, if keys are required."""

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from ochat_ray.serve.admission import Admission
+from ochat_ray.serve.admission import ANONYMOUS, Admission
 from ochat_ray.serve.keys import KeyRing, read_keys
 from ochat_ray.serve.limits import Limits
 from ochat_ray.serve.metrics import Metrics
@@ -177,6 +178,50 @@ def test_rejections_in_a_loop_are_delayed_and_nothing_else_is(keys, monkeypatch,
     assert delayed == [None] * 1200 + [round(seconds, 6) for seconds in waited] + [None, None]
     counted = metrics.expose("m", {}).decode()
     assert 'delayed_rejections_total{key="alice"} 10.0' in counted
+
+
+class Parsed:
+    """What an app made of a body."""
+
+
+def test_a_rejection_waits_without_its_body_and_only_so_many_at_once(monkeypatch):
+    held, waiting = [], []
+
+    async def rejecting(scope, receive, send):
+        await receive()
+        parsed = Parsed()
+        held.append(weakref.ref(parsed))
+        await PlainTextResponse("no", status_code=400)(scope, receive, send)
+
+    async def sleep(_seconds):
+        waiting.append([found for found in held if found()])
+        await asyncio.Event().wait()
+
+    async def flood(app):
+        sent = []
+
+        async def receive():
+            return {"type": "http.request", "body": b"x", "more_body": False}
+
+        async def send(message):
+            sent.append(message["type"])
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/models", "headers": []}
+        tasks = [asyncio.create_task(app(dict(scope), receive, send)) for _ in range(3)]
+        done, pending = await asyncio.wait(tasks, timeout=0.1)
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return len(done), sent
+
+    monkeypatch.setattr("ochat_ray.serve.admission.asyncio.sleep", sleep)
+    monkeypatch.setattr("ochat_ray.serve.admission.MOST_WAITING", 2)
+    app = admission(insecure_open=True)
+    app.app = rejecting
+    app.limits.rejection_delay_s(ANONYMOUS, 10**9)
+    assert asyncio.run(flood(app)) == (1, ["http.response.start", "http.response.body"])
+    assert waiting == [[], []]
+    assert app._waiting == 0
 
 
 def test_a_request_is_recorded_without_its_key(keys, caplog):
