@@ -180,6 +180,7 @@ def resolve(args: ServeArgs) -> Settings:
         kv_cache_gib=args.kv_cache_gib,
         adapters=_adapters(args, engine_name, (served_name(place), place, name)),
         embeddings=args.embeddings,
+        model_type=model_type,
     )
     return Settings(
         engine=engine,

@@ -14,7 +14,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """Settings of a model replica."""
+    """Settings of a model replica; without a `model_type`, the directory's is taken."""
 
     directory: str
     engine: str
@@ -28,6 +28,7 @@ class EngineSettings:
     kv_cache_gib: float | None
     adapters: AdapterSettings | None = None
     embeddings: bool = False
+    model_type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

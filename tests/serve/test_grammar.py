@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import pytest
 
 from ochat_ray.serve.engines import grammar as grammar_module
 from ochat_ray.serve.engines.base import RequestRefusedError, Sampling
-from ochat_ray.serve.engines.grammar import Grammars, Source, source_of
+from ochat_ray.serve.engines.grammar import Grammars, Source, open_tokens, source_of
 from ochat_ray.serve.engines.schema_trial import SchemaTrial
 from ochat_ray.serve.protocol.tools import CallRules, Tool
 
@@ -51,6 +52,19 @@ def test_only_what_the_schema_can_begin_with_is_allowed(grammars, tokenizer):
     allowed = grammars.grammar(YES_OR_NO).allowed((5,))
     quotes = {i for i in range(len(tokenizer)) if tokenizer.decode([i]).startswith('"')}
     assert set(np.flatnonzero(allowed)) == {i for i in quotes if tokenizer.decode([i]) == '"'}
+
+
+def test_the_template_that_is_asked_for_is_the_one_of_schemas(tokenizer_directory, tmp_path):
+    copy = shutil.copytree(tokenizer_directory, tmp_path / "copy")
+    (copy / "chat_template.jinja").write_text("{{ messages }}")  # no answer can be learnt with it
+    with pytest.raises(RequestRefusedError, match="cannot follow a schema"):
+        open_tokens(str(copy))
+    asked = Schemas(str(copy), 1000, "openchat")
+    try:
+        assert asked.grammar(YES_OR_NO)
+        assert asked._trial.cost(Source("json_schema", YES_OR_NO)) >= 0
+    finally:
+        asked.close()
 
 
 def test_a_stop_id_is_possible_only_where_the_text_is_complete(grammars, tokenizer):

@@ -206,10 +206,10 @@ class Grammar:
 class Grammars:
     """Compiler of schemas and grammars for one model's tokenizer, opened on first use."""
 
-    def __init__(self, directory: str, vocabulary: int) -> None:
-        self._directory = directory
+    def __init__(self, directory: str, vocabulary: int, model_type: str | None = None) -> None:
+        self._directory, self._model_type = directory, model_type
         self._vocabulary = vocabulary
-        self._trial = SchemaTrial(directory)
+        self._trial = SchemaTrial(directory, model_type)
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._compiling: dict[Source, threading.Lock] = {}
@@ -255,7 +255,7 @@ class Grammars:
     def _add(self, source: Source) -> _Compiled:
         with self._opening:
             if self._tokens is None:
-                self._tokens = open_tokens(self._directory)
+                self._tokens = open_tokens(self._directory, self._model_type)
         try:
             made = self._compile(source)
         except RequestRefusedError as error:
@@ -294,14 +294,14 @@ class _Compiled:
     size: int
 
 
-def open_tokens(directory: str) -> Tokens:
-    """Open a model's tokenizer.
+def open_tokens(directory: str, model_type: str | None = None) -> Tokens:
+    """Open a model's tokenizer, for the template with which it is served.
 
     Raises:
         RequestRefusedError: There is none that schemas can be compiled for.
     """
     try:
-        tokenizer = open_served_tokenizer(local_directory(directory))
+        tokenizer = open_served_tokenizer(local_directory(directory), model_type)
         return Tokens(tokenizer, end_of_turn_id(tokenizer))
     except (UserError, ValueError) as error:
         raise RequestRefusedError(f"this model cannot follow a schema: {error}", PARAM) from error

@@ -34,8 +34,8 @@ PARAM = "response_format"
 class SchemaTrial:
     """Process that compiles schemas for the tokenizer of a model; started on first use."""
 
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
+    def __init__(self, directory: str, model_type: str | None = None) -> None:
+        self._model = [directory, *([model_type] if model_type else [])]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
@@ -86,7 +86,7 @@ class SchemaTrial:
 
     def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ochat_ray.serve.engines.schema_trial", self._directory],
+            [sys.executable, "-m", "ochat_ray.serve.engines.schema_trial", *self._model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -95,10 +95,10 @@ class SchemaTrial:
         return self._process
 
 
-def _main(directory: str) -> None:
+def _main(directory: str, model_type: str | None = None) -> None:
     from ochat_ray.serve.engines.grammar import Source, Tokens, compile_source, open_tokens
 
-    tokens: Tokens = open_tokens(directory)
+    tokens: Tokens = open_tokens(directory, model_type)
     for line in sys.stdin:
         before = _limit()
         try:
@@ -130,4 +130,4 @@ def _statm() -> list[str]:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(*sys.argv[1:])

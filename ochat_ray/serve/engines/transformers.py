@@ -71,7 +71,7 @@ class TransformersEngine:
         self._vocabulary = self._model.get_input_embeddings().weight.shape[0]
         pages = _cache_pages(self._model, settings, self._device)
         self._kv_tokens = pages * PAGE_TOKENS
-        self._grammars = Grammars(settings.directory, self._vocabulary)
+        self._grammars = Grammars(settings.directory, self._vocabulary, settings.model_type)
         self._queues: dict[str, asyncio.Queue[GenerationOutput | None]] = {}
         self._samplers: dict[str, RequestSampler] = {}
         self._means = PromptMeans(self._model) if settings.embeddings else None
