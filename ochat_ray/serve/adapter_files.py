@@ -22,6 +22,7 @@ import numpy as np
 from ochat_ray.errors import UserError
 from ochat_ray.serve.model_files import ADAPTER
 from ochat_ray.serve.served_model import CARD, served_name, trained_template
+from ochat_ray.tokenization.template import TEMPLATES
 
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 
@@ -215,9 +216,11 @@ def _check_template(card: Path, rules: AdapterRules) -> None:
         return
     trained = trained_template(_config(_read(card, MOST_CONFIG_BYTES), CARD))
     if trained != rules.template:
+        # A base with a template of its own is served with that one unless another is named.
+        named = f"serve the base with model_type={trained[0]}, or " * (trained[0] in TEMPLATES)
         raise UserError(
             "was trained with another chat template, or other --template-arguments, than this "
-            "server applies; train it with --merge and serve the merged model"
+            f"server applies; {named}train it with --merge and serve the merged model"
         )
 
 
