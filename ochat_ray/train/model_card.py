@@ -77,6 +77,8 @@ def model_card(result: Mapping[str, Any], *, licence: Mapping[str, str]) -> str:
         else "The base model's directory names no licence; the base model's terms apply."
     )
     load, serve = _USE_ADAPTER if "adapter" in result else _USE
+    if "adapter" in result and not result.get("template"):  # the base may have one of its own
+        serve += f" model_type={result['model_type']}"
     text = _TEXT.format(base=code(base), table=table, terms=terms, load=load, serve=serve)
     return f"---\n{written}---\n\n{text}"
 

@@ -61,7 +61,9 @@ def test_the_card_of_adapters_loads_their_base():
     card = model_card(RESULT | {"adapter": {}}, licence={})
     assert "AutoModelForCausalLM.from_pretrained(BASE)\nmodel.load_adapter(" in card
     assert 'model.generation_config = GenerationConfig.from_pretrained(".")' in card
-    assert "ochat-ray serve model=BASE adapters=" in card
+    assert "ochat-ray serve model=BASE adapters=PARENT_OF_THIS_DIRECTORY`" in card
+    of_2023 = RESULT | {"adapter": {}, "template": None, "model_type": "opencoder"}
+    assert "PARENT_OF_THIS_DIRECTORY model_type=opencoder`" in model_card(of_2023, licence={})
     assert 'from_pretrained(".")\nmessages' in model_card(RESULT, licence={})
 
 
