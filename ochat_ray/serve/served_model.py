@@ -9,6 +9,7 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.recipes import CHAT
+from ochat_ray.tokenization.segment_marks import BORDER
 from ochat_ray.tokenization.template import TEMPLATES
 from ochat_ray.tokenization.tokenizer import END_OF_TURN
 
@@ -42,11 +43,14 @@ def model_type_of(directory: Path, card: Mapping[str, Any], asked: str | None = 
     Raises:
         UserError: The type is unknown, or the tokenizer does not have what it needs.
     """
-    added = read_json(directory / "tokenizer.json").get("added_tokens", [])
-    has_end_of_turn = END_OF_TURN in {token["content"] for token in added}
+    written = read_json(directory / "tokenizer.json")
+    has_end_of_turn = END_OF_TURN in {token["content"] for token in written.get("added_tokens", [])}
     known = card.get("model_type")
-    if not known:  # a model's own template comes before the one that a token of its suggests
-        of_2023 = has_end_of_turn and not _has_chat_template(directory)
+    if not known:
+        # A model's own template comes before the one that a token of its suggests; but not the
+        # Jinja form of a template of 2023, which needs a tokenizer that acts on its marks.
+        exported = BORDER in json.dumps(written.get("pre_tokenizer"), ensure_ascii=False)
+        of_2023 = has_end_of_turn and (exported or not _has_chat_template(directory))
         known = "openchat" if of_2023 else CHAT
     model_type = asked or str(known)
     if model_type not in (*TEMPLATES, CHAT):

@@ -13,6 +13,7 @@ import pytest
 from ochat_ray.errors import UserError
 from ochat_ray.serve.args import ConfigurationError, ServeArgs, resolve
 from ochat_ray.serve.served_model import served_name
+from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
 
 
 @pytest.fixture
@@ -83,6 +84,13 @@ def test_a_base_s_own_template_comes_before_the_one_that_its_token_suggests(copy
     (copy / "chat_template.jinja").write_text("{{ messages }}")
     assert resolve(ServeArgs(model=str(copy))).ingress.model_type == "chat"
     (copy / "ochat.json").write_text('{"model_type": "openchat"}')
+    assert resolve(ServeArgs(model=str(copy))).ingress.model_type == "openchat"
+
+
+def test_an_exported_template_of_2023_is_recognized_without_ochat_json(copy, tokenizer):
+    export_tokenizer(tokenizer, "openchat").save_pretrained(copy)
+    assert (copy / "chat_template.jinja").exists()
+    (copy / "ochat.json").unlink(missing_ok=True)
     assert resolve(ServeArgs(model=str(copy))).ingress.model_type == "openchat"
 
 
