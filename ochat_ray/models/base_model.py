@@ -65,7 +65,8 @@ def load_model(
             is loaded.
 
     Raises:
-        UserError: there is no such model, it needs code or a pickle, or weights are missing.
+        UserError: there is no such model, it needs code or a pickle, weights are missing, or there
+            is an adapter beside them.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -87,6 +88,8 @@ def load_model(
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_open(path, error) from error
     model, info = loaded
+    if hasattr(model, "peft_config"):
+        raise _has_adapter(path)
     check_loaded(path, info)
     return model
 
@@ -95,13 +98,15 @@ def check_weights(path: str, *, allow_pickle: bool) -> None:
     """Check the weight files of a directory or URI against the --allow-pickle flag.
 
     Raises:
-        UserError: there are no weights, only pickled ones without the flag, or the flag has no
-            effect.
+        UserError: there are no weights, only pickled ones without the flag, the flag has no
+            effect, or there is an adapter.
     """
     found = files_of(path)
     if found is None:
         return
     names = [file.base_name for file in found[1]]
+    if "adapter_config.json" in names:
+        raise _has_adapter(path)
     safe = any(name.endswith(".safetensors") for name in names)
     pickled = any(name.endswith(".bin") for name in names)
     if not safe and not pickled:
@@ -270,6 +275,13 @@ def prepare_base(
 def _mean_row(weight: torch.Tensor) -> torch.Tensor:
     # In float64 and rounded once: the exact float32 mean for every summation order.
     return weight.detach().to(torch.float64).mean(dim=0).to(torch.float32)
+
+
+def _has_adapter(path: str) -> UserError:
+    return UserError(
+        f"{path} has an adapter (adapter_config.json), which transformers would load into the "
+        "model; give the base alone, or a model with the adapter merged"
+    )
 
 
 def _cannot_open(path: str, error: Exception) -> UserError:

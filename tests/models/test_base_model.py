@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
@@ -95,6 +96,21 @@ def test_a_tokenizer_of_another_model_is_rejected(tokenizer):
 def test_a_directory_without_a_model_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="cannot open a model"):
         load_model(str(tmp_path), torch.float32)
+
+
+def test_a_base_with_an_adapter_beside_its_weights_is_refused(tokenizer, tmp_path):
+    """transformers adds it to the model."""
+    path = str(tmp_path)
+    base(tokenizer, tied=True).save_pretrained(path)
+    check_weights(path, allow_pickle=False)
+    adapted = get_peft_model(load_model(path, torch.float32), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(path)
+    for opens in (
+        lambda: check_weights(path, allow_pickle=False),
+        lambda: load_model(path, "auto"),
+    ):
+        with pytest.raises(UserError, match=r"has an adapter \(adapter_config.json\)"):
+            opens()
 
 
 def test_the_base_is_copied_only_when_it_lacks_the_token(tokenizer, tmp_path):
