@@ -182,6 +182,14 @@ def without_dropout(config: Any) -> Any:
     return config
 
 
+def lacks_end_of_turn(path: str) -> bool:
+    """Return whether the model at `path` has no end-of-turn token, or no embedding of it."""
+    if not has_end_of_turn(path):
+        return True
+    rows = load_config(path).get_text_config(decoder=True).vocab_size
+    return bool(end_of_turn_id(load_tokenizer(path)) >= rows)
+
+
 def add_end_of_turn(model: Any, tokenizer: Any) -> None:
     """Add a row for the tokenizer's new end-of-turn token to the model's embeddings, in place.
 
@@ -259,13 +267,13 @@ def prepare_base(
     resizing embeddings that ZeRO-3 has partitioned is slow and error-prone. For the base's own
     template (`model_type` "chat") no token is added.
     """
-    adds_token = model_type != CHAT and not has_end_of_turn(path)
+    adds_token = model_type != CHAT and lacks_end_of_turn(path)
     if not adds_token and not allow_pickle:
         return Path(on_this_host(path))
     shutil.rmtree(directory, ignore_errors=True)
     tokenizer = open_tokenizer(path) if model_type == CHAT else load_tokenizer(path)
     model = load_model(path, "auto", allow_pickle=allow_pickle)
-    if model_type != CHAT:
+    if adds_token:
         add_end_of_turn(model, tokenizer)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ochat_ray.errors import UserError, one_line
+from ochat_ray.models.base_model import lacks_end_of_turn
 from ochat_ray.recipes import CHAT
-from ochat_ray.tokenization.tokenizer import has_end_of_turn
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.lora_options import LoraOptions, lora_of
@@ -88,7 +88,7 @@ def check_adaptable(
     Raises:
         UserError: it does not; the message names the option.
     """
-    adds_token = manifest["model_type"] != CHAT and not has_end_of_turn(config.model)
+    adds_token = manifest["model_type"] != CHAT and lacks_end_of_turn(config.model)
     if config.lora is not None and adds_token:
         raise UserError(
             f"--lora trains no embeddings, but the template {manifest['model_type']} adds an "
