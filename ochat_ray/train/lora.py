@@ -74,6 +74,12 @@ def shape_of(config: TrainConfig, model_config: Any) -> ModelShape:
         return ModelShape.of(model_config, frozen_by(config, model_config))
     model = meta_model(model_config)
     quantized = quantized_parameters(model_config) if options.quantize else 0
+    if options.quantize and not quantized:
+        raise UserError(
+            f"--lora: quantize={options.quantize} would quantize none of the weights of a model of "
+            f"type {model_config.model_type}, whose linear layers are of a class of its own; leave "
+            "it out"
+        )
     with torch.device("meta"):
         _inject(model, options, base=config.model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}

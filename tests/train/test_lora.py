@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralConfig
+from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig, LlamaConfig, MixtralConfig
 
 from ochat_ray.errors import UserError
 from ochat_ray.train import adapter_export
@@ -113,6 +113,14 @@ def test_a_base_by_its_hub_name_is_not_loaded_if_the_memory_does_not_hold_it(mon
     logits = torch.zeros(1, 1)
     assert adapter_export.check_adapter("d", "owner/name", None, logits, torch.bfloat16) is None
     assert adapter_export.unquantized_difference("d", "owner/name", None, logits) is None
+
+
+def test_a_model_of_which_transformers_quantizes_nothing_is_refused():
+    """It replaces only layers of exactly the class nn.Linear, and only warns if there is none."""
+    falcon = FalconConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)
+    shape_of(TrainConfig(lora="r=4"), falcon)
+    with pytest.raises(UserError, match=r"quantize=nf4 would quantize none .* of type falcon"):
+        shape_of(TrainConfig(lora="r=4,quantize=nf4"), falcon)
 
 
 def test_the_quantized_model_must_fit_before_it_is_partitioned(adapted):
