@@ -65,7 +65,8 @@ def load_model(
             is loaded.
 
     Raises:
-        UserError: there is no such model, it needs code or a pickle, or weights are missing.
+        UserError: there is no such model, it needs code or a pickle, weights are missing, or there
+            is an adapter beside them.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -87,6 +88,8 @@ def load_model(
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_open(path, error) from error
     model, info = loaded
+    if hasattr(model, "peft_config"):
+        raise _has_adapter(path)
     check_loaded(path, info)
     return model
 
@@ -95,13 +98,15 @@ def check_weights(path: str, *, allow_pickle: bool) -> None:
     """Check the weight files of a directory or URI against the --allow-pickle flag.
 
     Raises:
-        UserError: there are no weights, only pickled ones without the flag, or the flag has no
-            effect.
+        UserError: there are no weights, only pickled ones without the flag, the flag has no
+            effect, or there is an adapter.
     """
     found = files_of(path)
     if found is None:
         return
     names = [file.base_name for file in found[1]]
+    if "adapter_config.json" in names:
+        raise _has_adapter(path)
     safe = any(name.endswith(".safetensors") for name in names)
     pickled = any(name.endswith(".bin") for name in names)
     if not safe and not pickled:
@@ -175,6 +180,14 @@ def without_dropout(config: Any) -> Any:
         ):
             setattr(config, name, 0.0)
     return config
+
+
+def lacks_end_of_turn(path: str) -> bool:
+    """Return whether the model at `path` has no end-of-turn token, or no embedding of it."""
+    if not has_end_of_turn(path):
+        return True
+    rows = load_config(path).get_text_config(decoder=True).vocab_size
+    return bool(end_of_turn_id(load_tokenizer(path)) >= rows)
 
 
 def add_end_of_turn(model: Any, tokenizer: Any) -> None:
@@ -254,13 +267,13 @@ def prepare_base(
     resizing embeddings that ZeRO-3 has partitioned is slow and error-prone. For the base's own
     template (`model_type` "chat") no token is added.
     """
-    adds_token = model_type != CHAT and not has_end_of_turn(path)
+    adds_token = model_type != CHAT and lacks_end_of_turn(path)
     if not adds_token and not allow_pickle:
         return Path(on_this_host(path))
     shutil.rmtree(directory, ignore_errors=True)
     tokenizer = open_tokenizer(path) if model_type == CHAT else load_tokenizer(path)
     model = load_model(path, "auto", allow_pickle=allow_pickle)
-    if model_type != CHAT:
+    if adds_token:
         add_end_of_turn(model, tokenizer)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -270,6 +283,13 @@ def prepare_base(
 def _mean_row(weight: torch.Tensor) -> torch.Tensor:
     # In float64 and rounded once: the exact float32 mean for every summation order.
     return weight.detach().to(torch.float64).mean(dim=0).to(torch.float32)
+
+
+def _has_adapter(path: str) -> UserError:
+    return UserError(
+        f"{path} has an adapter (adapter_config.json), which transformers would load into the "
+        "model; give the base alone, or a model with the adapter merged"
+    )
 
 
 def _cannot_open(path: str, error: Exception) -> UserError:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from ochat_ray.errors import UserError, first_line
-from ochat_ray.models.base_model import generation_config, load_model
+from ochat_ray.models.base_model import generation_config, load_config, load_model
 from ochat_ray.models.model_directory import on_this_host
 from ochat_ray.tokenization.exported_tokenizer import export_tokenizer
 from ochat_ray.train.batch import Batch
@@ -22,6 +22,7 @@ from ochat_ray.train.engine import Engine
 from ochat_ray.train.export import export
 from ochat_ray.train.lora import ADAPTER, adapter_config, trained_adapters
 from ochat_ray.train.lora_options import quantizes_base
+from ochat_ray.train.meta_model import meta_model
 from ochat_ray.train.quantization import (
     dequantized,
     load_quantized,
@@ -31,7 +32,7 @@ from ochat_ray.train.round_trip import (
     TOLERANCE,
     check_export,
     check_logits,
-    load_dtype,
+    dtype_for,
     logits_difference,
     relative_difference,
 )
@@ -213,7 +214,7 @@ def check_adapter(
     `quantized` whether it is quantized as in training. None also means that the host's free memory
     does not hold the base.
     """
-    opened = load_dtype(Path(on_this_host(base)))
+    opened = _base_dtype(base)
     if opened is None:
         return None
     if quantized:
@@ -230,11 +231,17 @@ def unquantized_difference(
 
     Both have the adapter. None if the host's free memory does not hold the base.
     """
-    opened = load_dtype(Path(on_this_host(base)))
+    opened = _base_dtype(base)
     if opened is None:
         return None
     model = _open_adapter(directory, base, opened)
     return logits_difference(model, pack, expected, vocabulary=expected.shape[-1])
+
+
+def _base_dtype(base: str) -> torch.dtype | None:
+    # A hub name has no files here to measure.
+    model = meta_model(load_config(base))
+    return dtype_for(2 * sum(parameter.numel() for parameter in model.parameters()))
 
 
 def _open_adapter(

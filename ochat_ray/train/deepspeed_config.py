@@ -13,6 +13,7 @@ from typing import Any
 
 from ochat_ray.errors import UserError
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.lora_options import quantizes_base
 from ochat_ray.train.memory import REDUCE_BUCKET
 
 _OWNED = {
@@ -76,7 +77,7 @@ def deepspeed_config(
     step.
 
     Raises:
-        UserError: the user's JSON contradicts an option.
+        UserError: the user's JSON contradicts an option, or offloads a quantized base.
     """
     assert (override is None) == (config.deepspeed is None), "the file was not read"
     zero: dict[str, Any] = {
@@ -110,7 +111,19 @@ def deepspeed_config(
     if override is None:
         return ours
     _check_override(override, ours, str(config.deepspeed))
-    return _merged(ours, override)
+    merged = _merged(ours, override)
+    if quantizes_base(config) and _offloads_parameters(merged["zero_optimization"]):
+        raise UserError(
+            f"--deepspeed: {config.deepspeed} offloads parameters (zero_optimization."
+            "offload_param), which does not work with --lora quantize=nf4; remove it"
+        )
+    return merged
+
+
+def _offloads_parameters(zero: Mapping[str, Any]) -> bool:
+    section = zero.get("offload_param")
+    device = section.get("device", "none") if isinstance(section, dict) else "none"
+    return device != "none" or bool(zero.get("cpu_offload_param"))
 
 
 def _check_override(override: Mapping[str, Any], ours: dict[str, Any], path: str) -> None:

@@ -41,6 +41,7 @@ from ochat_ray.train.failures import Place
 from ochat_ray.train.flops import measured_peak_flops, peak_flops, training_flops
 from ochat_ray.train.gauges import Gauges
 from ochat_ray.train.lora import shape_of
+from ochat_ray.train.lora_options import check_bitsandbytes
 from ochat_ray.train.loss import check_finite, check_held_out, pack_scales
 from ochat_ray.train.memory import check_holds, estimate_run
 from ochat_ray.train.metrics import Metrics, read_metrics
@@ -88,6 +89,7 @@ class _Worker:
         self.local_rank, self.node_rank = context.get_local_rank(), context.get_node_rank()
         self.settings = settings
         self.config = TrainConfig(**settings["config"])
+        check_bitsandbytes(self.config)
         self.run = run
         self.manifest = read_manifest(self.config.data)
         if self.manifest["digest"] != settings["identity"]["data_digest"]:

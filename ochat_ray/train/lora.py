@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ochat_ray.errors import UserError, one_line
+from ochat_ray.models.base_model import lacks_end_of_turn
 from ochat_ray.recipes import CHAT
-from ochat_ray.tokenization.tokenizer import has_end_of_turn
 from ochat_ray.train.config import TrainConfig
 from ochat_ray.train.flops import ModelShape
 from ochat_ray.train.lora_options import LoraOptions, lora_of
@@ -74,6 +74,12 @@ def shape_of(config: TrainConfig, model_config: Any) -> ModelShape:
         return ModelShape.of(model_config, frozen_by(config, model_config))
     model = meta_model(model_config)
     quantized = quantized_parameters(model_config) if options.quantize else 0
+    if options.quantize and not quantized:
+        raise UserError(
+            f"--lora: quantize={options.quantize} would quantize none of the weights of a model of "
+            f"type {model_config.model_type}, whose linear layers are of a class of its own; leave "
+            "it out"
+        )
     with torch.device("meta"):
         _inject(model, options, base=config.model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -88,7 +94,7 @@ def check_adaptable(
     Raises:
         UserError: it does not; the message names the option.
     """
-    adds_token = manifest["model_type"] != CHAT and not has_end_of_turn(config.model)
+    adds_token = manifest["model_type"] != CHAT and lacks_end_of_turn(config.model)
     if config.lora is not None and adds_token:
         raise UserError(
             f"--lora trains no embeddings, but the template {manifest['model_type']} adds an "

@@ -123,12 +123,17 @@ def check_lora(config: TrainConfig) -> None:
         )
 
 
-def _check_quantize(config: TrainConfig, options: LoraOptions) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
+def check_bitsandbytes(config: TrainConfig) -> None:
+    """Raise a UserError if a run quantizes its base and this host has no bitsandbytes."""
+    if quantizes_base(config) and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "--lora: quantize=nf4 needs bitsandbytes, which is not installed; install it on every "
             "node with pip install 'ochat-ray[qlora]'"
         )
+
+
+def _check_quantize(config: TrainConfig, options: LoraOptions) -> None:
+    check_bitsandbytes(config)
     if config.offload_parameters:
         raise UserError(
             "--offload-parameters does not work with --lora quantize=nf4; leave one of them out"

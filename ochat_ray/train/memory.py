@@ -265,11 +265,17 @@ def estimate_run(
 
 
 def check_holds(plan: MemoryPlan, device_bytes: int, world_size: int) -> None:
-    """Raise a UserError if weights, gradients and optimizer do not fit a device.
+    """Raise a UserError if weights, gradients and optimizer, or their loading, exceed a device.
 
     The other parts of the plan are less certain and are not checked.
     """
-    held = max(plan.weights + plan.gradients + plan.optimizer, plan.loading)
+    if plan.loading > device_bytes:
+        raise UserError(
+            f"before ZeRO-3 partitions the quantized model, it takes {plan.loading / 2**30:,.1f} "
+            f"GiB on each of {world_size} workers, which have {device_bytes / 2**30:,.1f} GiB; use "
+            "devices with more memory, or a smaller model"
+        )
+    held = plan.weights + plan.gradients + plan.optimizer
     if held > device_bytes:
         raise UserError(
             f"weights, gradients and optimizer take {held / 2**30:,.1f} GiB on each of "

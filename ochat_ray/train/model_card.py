@@ -16,6 +16,7 @@ import yaml
 
 from ochat_ray.errors import UserError
 from ochat_ray.run_dir import open_location
+from ochat_ray.train.lora_options import LoraOptions
 
 MODEL_CARD = "README.md"
 
@@ -86,7 +87,7 @@ def model_card(result: Mapping[str, Any], *, licence: Mapping[str, str]) -> str:
 def _quantization_rows(result: Mapping[str, Any]) -> dict[str, str]:
     """Return the rows of a model whose base was quantized in training."""
     adapter = result.get("adapter") or result.get("merged_adapter") or {}
-    if "quantize=" not in adapter.get("lora", ""):
+    if "lora" not in adapter or LoraOptions.parse(adapter["lora"]).quantize is None:
         return {}
     trained = "quantized to NF4 by bitsandbytes, also for the held-out losses"
     if "adapter" not in result:

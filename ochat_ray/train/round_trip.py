@@ -149,8 +149,12 @@ def relative_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def load_dtype(directory: Path) -> torch.dtype | None:
-    """Return the dtype in which this host's free memory holds the model, or None."""
-    in_bfloat16 = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    """Return the dtype in which this host's free memory holds an exported model, or None."""
+    return dtype_for(sum(path.stat().st_size for path in directory.glob("*.safetensors")))
+
+
+def dtype_for(in_bfloat16: int) -> torch.dtype | None:
+    """Return the dtype in which free memory holds a model of this many bytes in bfloat16."""
     available = psutil.virtual_memory().available * 0.8
     if 2 * in_bfloat16 <= available:
         return torch.float32

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
@@ -95,6 +96,21 @@ def test_a_tokenizer_of_another_model_is_rejected(tokenizer):
 def test_a_directory_without_a_model_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="cannot open a model"):
         load_model(str(tmp_path), torch.float32)
+
+
+def test_a_base_with_an_adapter_beside_its_weights_is_refused(tokenizer, tmp_path):
+    """transformers adds it to the model."""
+    path = str(tmp_path)
+    base(tokenizer, tied=True).save_pretrained(path)
+    check_weights(path, allow_pickle=False)
+    adapted = get_peft_model(load_model(path, torch.float32), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(path)
+    for opens in (
+        lambda: check_weights(path, allow_pickle=False),
+        lambda: load_model(path, "auto"),
+    ):
+        with pytest.raises(UserError, match=r"has an adapter \(adapter_config.json\)"):
+            opens()
 
 
 def test_the_base_is_copied_only_when_it_lacks_the_token(tokenizer, tmp_path):
@@ -203,8 +219,8 @@ def test_the_saved_attention_implementation_is_ignored(tmp_path):
     assert load_config(str(tmp_path))._attn_implementation is None
 
 
-def pickled(tokenizer, directory):
-    model = base(tokenizer, tied=True)
+def pickled(tokenizer, directory, rows=None):
+    model = base(tokenizer, tied=True, rows=rows)
     model.config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     torch.save(model.state_dict(), directory / "pytorch_model.bin")
@@ -222,6 +238,23 @@ def test_pickled_weights_are_loaded_only_with_the_flag(tokenizer, tmp_path):
     check_weights(str(made), allow_pickle=False)
     with pytest.raises(UserError, match="--allow-pickle has no effect"):
         check_weights(str(made), allow_pickle=True)
+
+
+def test_an_end_of_turn_token_that_the_base_has_keeps_its_embedding(tokenizer, tmp_path):
+    path = pickled(tokenizer, tmp_path, rows=end_of_turn_id(tokenizer) + 1)
+    made = prepare_base(path, tmp_path / "made", allow_pickle=True)
+    before, after = (
+        load_model(str(at), "auto", allow_pickle=at == tmp_path).lm_head.weight
+        for at in (tmp_path, made)
+    )
+    assert torch.equal(after, before)
+
+
+def test_an_end_of_turn_token_that_only_the_tokenizer_has_gets_an_embedding(tokenizer, tmp_path):
+    base(tokenizer, tied=True).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    made = prepare_base(str(tmp_path), tmp_path / "made")
+    assert load_config(str(made)).vocab_size > end_of_turn_id(tokenizer)
 
 
 def test_a_directory_without_weights_is_refused(tmp_path):

@@ -36,6 +36,19 @@ def test_offload_flags():
     assert "offload_param" not in made(offload_optimizer=True)["zero_optimization"]
 
 
+@pytest.mark.parametrize(
+    "zero", [{"offload_param": {"device": "cpu"}}, {"cpu_offload_param": True}]
+)
+def test_a_users_json_does_not_offload_a_quantized_base(tmp_path, zero):
+    made({"zero_optimization": zero}, tmp_path, lora="r=8")
+    with pytest.raises(
+        UserError, match=r"offload_param\), which does not work with --lora quantiz"
+    ):
+        made({"zero_optimization": zero}, tmp_path, lora="r=8,quantize=nf4")
+    none = {"zero_optimization": {"offload_param": {"device": "none"}}}
+    made(none, tmp_path, lora="r=8,quantize=nf4")
+
+
 def test_a_users_json_is_merged_in(tmp_path):
     override = {
         "zero_optimization": {"stage": 3, "reduce_bucket_size": 1e8, "overlap_comm": False},

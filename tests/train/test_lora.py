@@ -2,16 +2,21 @@
 
 import importlib.util
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from unittest.mock import Mock
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig, LlamaConfig, MixtralConfig
 
 from ochat_ray.errors import UserError
+from ochat_ray.train import adapter_export
 from ochat_ray.train.config import TrainConfig
+from ochat_ray.train.failures import Place
+from ochat_ray.train.loop import _Worker
 from ochat_ray.train.lora import adapt, check_adaptable, shape_of, trained_adapters
 from ochat_ray.train.lora_options import LoraOptions
-from ochat_ray.train.memory import estimate_run
+from ochat_ray.train.memory import check_holds, estimate_run
 from tests.tiny_models import SIZES
 
 
@@ -91,6 +96,39 @@ def test_without_bitsandbytes_a_quantized_base_is_refused_in_one_line(monkeypatc
     )
     with pytest.raises(UserError, match=r"pip install 'ochat-ray\[qlora\]'$"):
         config.check()
+    # A worker of another host than the one where the options were checked.
+    context = Mock(get_world_rank=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    with pytest.raises(UserError, match=r"pip install 'ochat-ray\[qlora\]'$"):
+        _Worker({"config": asdict(config)}, Mock(), Place())
+
+
+def test_a_base_by_its_hub_name_is_not_loaded_if_the_memory_does_not_hold_it(monkeypatch):
+    """There are no files whose sizes could be added up."""
+    monkeypatch.setattr(
+        adapter_export, "load_config", lambda _: LlamaConfig(**SIZES), raising=False
+    )
+    memory = Mock(available=1000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    logits = torch.zeros(1, 1)
+    assert adapter_export.check_adapter("d", "owner/name", None, logits, torch.bfloat16) is None
+    assert adapter_export.unquantized_difference("d", "owner/name", None, logits) is None
+
+
+def test_a_model_of_which_transformers_quantizes_nothing_is_refused():
+    """It replaces only layers of exactly the class nn.Linear, and only warns if there is none."""
+    falcon = FalconConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)
+    shape_of(TrainConfig(lora="r=4"), falcon)
+    with pytest.raises(UserError, match=r"quantize=nf4 would quantize none .* of type falcon"):
+        shape_of(TrainConfig(lora="r=4,quantize=nf4"), falcon)
+
+
+def test_the_quantized_model_must_fit_before_it_is_partitioned(adapted):
+    config, shape = adapted("r=4,quantize=nf4")
+    plan = estimate_run(config, shape, world_size=99, bf16=True, attention="packed")
+    check_holds(plan, plan.loading, 99)
+    with pytest.raises(UserError, match=r"before ZeRO-3 partitions .* devices with more memory"):
+        check_holds(plan, plan.loading - 1, 99)
 
 
 @pytest.fixture

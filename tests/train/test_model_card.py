@@ -67,6 +67,14 @@ def test_the_card_of_adapters_loads_their_base():
     assert 'from_pretrained(".")\nmessages' in model_card(RESULT, licence={})
 
 
+def test_the_card_names_the_quantization_of_the_base_however_it_was_written():
+    adapter = {"lora": "r=4, quantize = nf4", "unquantized_difference": 0.25}
+    text = model_card(RESULT | {"adapter": adapter}, licence={})
+    assert "- base in training: `quantized to NF4" in text
+    assert "- difference of logits on the unquantized base: `25.0%`" in text
+    assert "NF4" not in model_card(RESULT | {"adapter": {"lora": "r=4"}}, licence={})
+
+
 def test_a_base_without_a_licence_is_not_given_one():
     header, text = header_of(model_card(RESULT, licence={}))
     assert "license" not in header
