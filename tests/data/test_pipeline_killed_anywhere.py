@@ -365,9 +365,9 @@ def test_a_run_on_s3_that_failed_is_resumed_and_is_the_run_of_the_same_files_on_
         pipeline.prepare(config)
 
 
-def run_in_fork(config, ready):
+def run_in_fork(config, start):
     """Run in this forked process; the exit status is that of the job."""
-    ready.wait()
+    os.read(start, 1)
     try:
         pipeline.prepare(config)
     except UserError as error:
@@ -382,14 +382,18 @@ def test_two_runs_that_start_together_while_one_is_killed_at_a_random_instant(co
     assert other["digest"] != expected["digest"]
     statuses = set()
     for _ in range(10):
-        ready = context.Barrier(2)
-        processes = [context.Process(target=run_in_fork, args=(c, ready)) for c in (one, two)]
+        # No barrier: a process that is killed before it, or in it, would keep the other there.
+        start, signal_start = os.pipe()
+        processes = [context.Process(target=run_in_fork, args=(c, start)) for c in (one, two)]
         for process in processes:
             process.start()
+        os.write(signal_start, b"go")
         time.sleep(rng.uniform(0.0, 0.6))
         processes[0].kill()
         for process in processes:
             process.join(60)
+        os.close(start)
+        os.close(signal_start)
         first, second = (process.exitcode for process in processes)
         statuses.add((first, second))
         assert first in (0, 2, -9)
