@@ -9,7 +9,7 @@ from ochat_ray.lock_claims import Timing
 from tests.cluster.conftest import wait_for
 from tests.cluster.jobs import OUTPUT, lose_head, meanwhile, preparation, prepare, result_of
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.xdist_group("rest")]
 
 
 STAGES = {"clean": "/clean/", "dedup": "/done/exact/", "tokenize": "/tokens/"}
