@@ -181,7 +181,7 @@ def test_rejections_in_a_loop_are_delayed_and_nothing_else_is(keys, monkeypatch,
 
 
 class Parsed:
-    """What an app made of a body."""
+    """Stand-in for what an app parses from a body."""
 
 
 def test_a_rejection_waits_without_its_body_and_only_so_many_at_once(monkeypatch):
