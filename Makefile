@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # uv is used if found, since it is much faster than pip. `make UV=` uses pip.
 UV ?= $(shell command -v uv 2> /dev/null)
+# A Python that may write no bytecode would compile all that it imports, each time.
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 .PHONY: help venv venv-vllm venv-exports demo demo-chat stop test test-slow test-demo test-vllm test-cluster test-pythons lint clean
 
@@ -24,7 +26,7 @@ make_env = test -x $1/bin/pip || $(PYTHON) -m venv $1
 install = $1/bin/python -m pip install --quiet --disable-pip-version-check
 else
 make_env = test -x $1/bin/python || $(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $1
-install = $(UV_SETTINGS) $(UV) pip install --quiet --compile-bytecode --python $1/bin/python
+install = $(UV_SETTINGS) $(UV) pip install --quiet $(COMPILE) --python $1/bin/python
 endif
 
 help:
@@ -69,11 +71,15 @@ stop: venv
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not end_to_end and not gpu and not slow and not browser and not cluster"
 
+# $(call files_with,MARKS) lists the test files that mention one of the marks: to import all takes a
+# while. tests/conftest.py sees to it that a file with such a test does mention it.
+files_with = $$(grep -rlE '$1' --include='test_*.py' tests)
+
 test-slow: venv venv-exports
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu" $(call files_with,slow|browser)
 
 test-demo: venv
-	$(BIN)/python -m pytest -m end_to_end
+	$(BIN)/python -m pytest -m end_to_end $(call files_with,end_to_end)
 
 # Programs that the hosts need. If systemd runs, which would start servers of them, and for users
 # other than root, the tests report what is missing, and skip.
@@ -119,7 +125,7 @@ venv-exports: $(EXPORT_TRANSFORMERS:%=.venv-exports/transformers-%/installed) .v
 
 .venv-exports/transformers-%/installed:
 	mkdir -p .venv-exports
-	{ $(call make_env,$(@D)) && $(filter-out --compile-bytecode,$(call install,$(@D))) \
+	{ $(call make_env,$(@D)) && $(call install,$(@D)) \
 		"$$(grep '^torch==' constraints.txt)" transformers==$* $(EXPORT_PACKAGES) && touch $@; } || \
 		{ echo "transformers $* cannot be had; what needs it is skipped" >&2; rm -rf $(@D); }
 

@@ -6,7 +6,7 @@ Pages open offline and run no script. Every template gets the style sheet of `re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -14,19 +14,12 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from ochat_ray.report_style import STYLE
 
 
-def render_page(
-    package: str,
-    template: str,
-    values: Mapping[str, Any],
-    functions: Mapping[str, Callable[..., Any]],
-) -> str:
-    """Return the page of a template.
+def page_environment(package: str, *functions: Callable[..., Any]) -> Environment:
+    """Return the environment of a package's pages, which compiles each template once.
 
     Args:
-        package: package whose folder `templates` holds the template; ours has the pages' frame.
-        template: file name.
-        values: values of the template's variables.
-        functions: functions that the template may call or use as filters, by name.
+        package: package whose folder `templates` holds the templates; ours has the pages' frame.
+        functions: functions that templates may call or use as filters, by their names.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("ochat_ray")]),
@@ -35,6 +28,7 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= functions
-    environment.globals |= functions
-    return environment.get_template(template).render(base_style=STYLE, **values)
+    by_name = {function.__name__: function for function in functions}
+    environment.filters |= by_name
+    environment.globals |= by_name | {"base_style": STYLE}
+    return environment

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+
+from jinja2 import Environment
 
 from ochat_ray.data.parts.samples import SHOWN_CHARACTERS
 from ochat_ray.data.report_figures import (
@@ -26,7 +28,7 @@ from ochat_ray.data.report_inputs import inputs_tables
 from ochat_ray.data.report_names import EXPLANATIONS, LANGUAGES
 from ochat_ray.data.report_samples import shown_samples
 from ochat_ray.data.statistics import Shares, Statistics, most_first
-from ochat_ray.report_template import render_page
+from ochat_ray.report_template import page_environment
 from ochat_ray.schema import Stage
 from ochat_ray.tokenization.supervision import NOTES
 
@@ -66,10 +68,12 @@ def render_report(manifest: dict[str, Any], statistics: Statistics) -> str:
         "limit": SHOWN_CHARACTERS,
         "configuration": _configuration(manifest),
     }
-    functions: dict[str, Callable[..., Any]] = {
-        "percent": percent, "place": place, "cut": cut, "fidelity_in_words": fidelity_in_words
-    }  # fmt: skip
-    return render_page("ochat_ray.data", "report.html", values, functions)
+    return _environment().get_template("report.html").render(values)
+
+
+@cache
+def _environment() -> Environment:
+    return page_environment("ochat_ray.data", percent, place, cut, fidelity_in_words)
 
 
 def _tiles(manifest: dict[str, Any], statistics: Statistics) -> list[tuple[str, str]]:

@@ -6,12 +6,14 @@ import asyncio
 import email.utils
 import random
 import re
+import ssl
 import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import cache
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -170,6 +172,7 @@ class Client:
                 headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
                 timeout=httpx.Timeout(timeout_s, connect=30),
                 limits=httpx.Limits(max_connections=max_concurrency),
+                verify=_certificates(),
             )
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise UserError(
@@ -342,6 +345,12 @@ class Client:
             if _UNSUPPORTED.search(f"{code} {text}"):
                 error.param = failure.param
             raise error
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Return what httpx trusts by default; a client of its own would read the file again."""
+    return httpx.create_ssl_context()
 
 
 def _with_advice(error: CallFailedError, sent: Mapping[str, Any]) -> CallFailedError:

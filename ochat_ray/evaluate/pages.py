@@ -5,19 +5,23 @@ A template gets colors and layout from `report_style` and from templates/evaluat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from ochat_ray.report_template import render_page
+from jinja2 import Environment
+
+from ochat_ray.report_template import page_environment
 
 
 def render(template: str, **values: Any) -> str:
     """Return the page of a template in `templates/`."""
-    functions: dict[str, Callable[..., Any]] = {
-        "number": number, "share": share, "interval": interval, "categories": categories,
-        "scale": scale,
-    }  # fmt: skip
-    return render_page("ochat_ray.evaluate", template, values, functions)
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    return page_environment("ochat_ray.evaluate", number, share, interval, categories, scale)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment
+
 from ochat_ray.command_line import flag
-from ochat_ray.report_template import render_page
+from ochat_ray.report_template import page_environment
 from ochat_ray.run_dir import RunDir
 from ochat_ray.train.output import REPORT
 from ochat_ray.train.plot import plot
@@ -38,8 +41,12 @@ def report_html(run: RunRecord) -> str:
 
 def render(template: str, **values: Any) -> str:
     """Return the page of a template in `templates/`."""
-    functions = {"text": text, "flag": flag, "decimals": decimals, "share": share}
-    return render_page("ochat_ray.train", template, values, functions)
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    return page_environment("ochat_ray.train", text, flag, decimals, share)
 
 
 def picture(png: bytes) -> str:

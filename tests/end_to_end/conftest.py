@@ -1,11 +1,13 @@
 """How the end-to-end tests start the demo, and what it must not leave behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -13,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MARK = {"OCHAT_RAY_TEST": uuid.uuid4().hex}
-STARTED = time.time()
+# A file in the session folder of a demo's Ray. Other tests may run a Ray at the same time.
+OF_A_DEMO = re.compile(rf"{re.escape(tempfile.gettempdir())}/ochat-ray-\w+/session_")
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +49,7 @@ def running():
             try:
                 if _is_of_this_run(process):
                     found[process.pid] = " ".join(process.cmdline())
-            except psutil.Error:  # it has ended, or is another user's
+            except (psutil.Error, OSError):  # it has ended, or is another user's
                 continue
         return found
 
@@ -56,8 +59,13 @@ def running():
 def _is_of_this_run(process):
     if MARK.items() <= process.environ().items():
         return True
-    # Some of Ray's processes overwrite their environment with their title.
-    title = " ".join(process.cmdline()[:1])
-    return (
-        title.startswith("ray") and process.cwd() == str(ROOT) and process.create_time() >= STARTED
+    # Ray's workers overwrite their environment with their title; their log files stay open.
+    return " ".join(process.cmdline()[:1]).startswith("ray") and any(
+        OF_A_DEMO.match(file) for file in _open_files(process)
     )
+
+
+def _open_files(process):
+    for file in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed by now
+            yield os.readlink(file)

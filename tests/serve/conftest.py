@@ -12,13 +12,24 @@ def serve_port():
     return free_port()
 
 
-@pytest.fixture(scope="module")
-def cluster(shared_ray, serve_port):
-    """The URL of Serve's proxy; the module's applications are deleted at its end."""
+@pytest.fixture(scope="package")
+def started_serve(shared_ray, serve_port):
+    """Serve until the last test here that needs it: without applications it is still busy."""
     from ray import serve
 
     shared_ray()
     serve.start(http_options={"host": "127.0.0.1", "port": serve_port})
+    yield
+    shared_ray()
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(shared_ray, serve_port, started_serve):
+    """The URL of Serve's proxy; the module's applications are deleted at its end."""
+    from ray import serve
+
+    shared_ray()
     yield f"http://127.0.0.1:{serve_port}"
     for name in serve.status().applications:
         serve.delete(name)
