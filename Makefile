@@ -145,7 +145,7 @@ test-pythons: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy -n 2
 
 clean:
 	rm -rf .venv .venv-exports .venv-vllm .venv-pythons .venv-uv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

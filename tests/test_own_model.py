@@ -149,11 +149,15 @@ def write_inputs(folder):
     (folder / "held_out.jsonl").write_text("\n".join(map(json.dumps, [held_out, chats[0]])))
 
 
-@pytest.mark.end_to_end  # at the port of the demo, which no other test may use meanwhile
+@pytest.mark.slow
 def test_the_walk_from_a_wheel(installed, tmp_path):  # noqa: F811
     from ochat_ray.cluster.local_cluster import SERVE_PORT, need_free_ports
+    from ochat_ray.errors import UserError
 
-    need_free_ports([SERVE_PORT])
+    try:
+        need_free_ports([SERVE_PORT])
+    except UserError as error:
+        pytest.skip(str(error))
     write_inputs(tmp_path)
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment["RAY_ADDRESS"] = "local"  # not the Ray of another test

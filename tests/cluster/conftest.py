@@ -24,6 +24,7 @@ from tests.cluster.jobs import OUTPUT, meanwhile, preparation, result_of, traini
 from tests.pages import share_page
 
 BIN = Path(sys.prefix) / "bin"
+LOGS = "~/.ray/ray/session_latest/logs"
 PAGES, FILES, FILE_RECORDS = 120, 16, 100
 
 
@@ -132,7 +133,11 @@ class Cluster:
 
     def wait_for_hosts(self, count: int) -> None:
         """Until so many are alive: Ray's loss of one, or the autoscaler's start of Ray on one."""
-        wait_for(lambda: len(self.alive("nodes")) == count, f"{count} hosts", 400)
+        try:
+            wait_for(lambda: len(self.alive("nodes")) == count, f"{count} hosts", 400)
+        except TimeoutError as error:
+            error.add_note(self.head.inside(f"tail -n 50 {LOGS}/monitor.*").stdout)
+            raise
 
     def hosts_of(self, deployment: str) -> list[Host]:
         """The host of each of its replicas."""

@@ -1,13 +1,11 @@
 """How the end-to-end tests start the demo, and what it must not leave behind."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
-import tempfile
+import time
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,8 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MARK = {"OCHAT_RAY_TEST": uuid.uuid4().hex}
-# A file in the session folder of a demo's Ray. Other tests may run a Ray at the same time.
-OF_A_DEMO = re.compile(rf"{re.escape(tempfile.gettempdir())}/ochat-ray-\w+/session_")
+STARTED = time.time()
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +46,7 @@ def running():
             try:
                 if _is_of_this_run(process):
                     found[process.pid] = " ".join(process.cmdline())
-            except (psutil.Error, OSError):  # it has ended, or is another user's
+            except psutil.Error:  # it has ended, or is another user's
                 continue
         return found
 
@@ -59,13 +56,8 @@ def running():
 def _is_of_this_run(process):
     if MARK.items() <= process.environ().items():
         return True
-    # Ray's workers overwrite their environment with their title; their log files stay open.
-    return " ".join(process.cmdline()[:1]).startswith("ray") and any(
-        OF_A_DEMO.match(file) for file in _open_files(process)
+    # Some of Ray's processes overwrite their environment with their title.
+    title = " ".join(process.cmdline()[:1])
+    return (
+        title.startswith("ray") and process.cwd() == str(ROOT) and process.create_time() >= STARTED
     )
-
-
-def _open_files(process):
-    for file in Path(f"/proc/{process.pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed by now
-            yield os.readlink(file)

@@ -49,7 +49,6 @@ def agents_port_in_use():
     ("stage", "sign", "manifest"),
     [
         ("prepare", "dedup  ", "data/manifest.json"),
-        ("train", "train  starting workers", "model/ochat.json"),
         ("train", "train  step 0", "model/ochat.json"),
     ],
 )

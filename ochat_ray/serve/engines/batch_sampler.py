@@ -158,7 +158,7 @@ class BatchSampler(ContinuousBatchingLogitsProcessor):
         ]
         return torch.zeros(len(self._rows), dtype=torch.int32)
 
-    def __call__(  # type: ignore[override]  # the base class means any float tensor
+    def __call__(
         self,
         scores: torch.Tensor,
         tensor_arg: torch.Tensor,  # noqa: ARG002
