@@ -86,12 +86,12 @@ test-demo: venv
 HOST_PROGRAMS := sshd rsync ip redis-server
 HOST_PACKAGES := openssh-server rsync iproute2 redis-server
 
-# Two clusters at the same time, since most time is waiting; the tests of each are a group.
+# Two clusters at the same time, since most time is waiting; tests/conftest.py has their files.
 test-cluster: venv
 	@for program in $(HOST_PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
 	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && [ ! -d /run/systemd/system ]; then \
 		{ apt-get update -qq && apt-get install -qq -y $(HOST_PACKAGES); } > /dev/null 2>&1 || true; fi
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m cluster tests/cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m cluster tests/cluster
 
 test-vllm: venv-vllm
 	.venv-vllm/bin/python -m pytest -n 2 --dist loadfile -m vllm \

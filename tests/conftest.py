@@ -34,8 +34,14 @@ TOGETHER = (
         "tests/serve/test_serving_faults.py",
         "tests/serve/test_temporary.py",
     ),
+    (
+        "tests/cluster/test_head_with_redis.py",
+        "tests/cluster/test_operations.py",
+        "tests/cluster/test_prepare_faults.py",
+    ),
 )
-"""Groups of files that run in one process: they share an undisturbed training, or Ray Serve."""
+"""Groups of files that run in one process: they share an undisturbed training, or Ray Serve, or a
+cluster while that of test_cluster.py, which takes about as long, is another."""
 
 ALONE = ("tests/serve/test_vllm_engine.py",)
 """Files whose tests start an engine each."""

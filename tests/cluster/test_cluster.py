@@ -19,7 +19,7 @@ from tests.cluster.jobs import (
 )
 from tests.evaluate.endpoint import Endpoint
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.xdist_group("training")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def test_three_hosts_are_one_cluster(cluster):

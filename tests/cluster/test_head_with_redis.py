@@ -13,7 +13,7 @@ from tests.cluster.conftest import copy_repository, exports_for, wait_for
 from tests.cluster.hosts import CLIENT, VENV
 from tests.cluster.jobs import BASE
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.xdist_group("rest")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 PORT, PASSWORD = 6399, "of-this-test"
 KEYS = {"who stays": "sk-of-who-stays-0123456789", "who left": "sk-of-who-left-0123456789"}

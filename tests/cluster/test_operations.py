@@ -24,7 +24,7 @@ from tests.cluster.conftest import wait_for
 from tests.cluster.hosts import ROOT
 from tests.cluster.jobs import meanwhile
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.xdist_group("rest")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 URL = "http://127.0.0.1:8000"
 CHAT = "/v1/chat/completions"

@@ -9,8 +9,7 @@ from ochat_ray.lock_claims import Timing
 from tests.cluster.conftest import wait_for
 from tests.cluster.jobs import OUTPUT, lose_head, meanwhile, preparation, prepare, result_of
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.xdist_group("rest")]
-
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 STAGES = {"clean": "/clean/", "dedup": "/done/exact/", "tokenize": "/tokens/"}
 """The folder of a work folder whose first file shows that the stage is under way."""
