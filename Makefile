@@ -125,7 +125,7 @@ venv-exports: $(EXPORT_TRANSFORMERS:%=.venv-exports/transformers-%/installed) .v
 
 .venv-exports/transformers-%/installed:
 	mkdir -p .venv-exports
-	{ $(call make_env,$(@D)) && $(call install,$(@D)) \
+	{ $(call make_env,$(@D)) && $(filter-out --compile-bytecode,$(call install,$(@D))) \
 		"$$(grep '^torch==' constraints.txt)" transformers==$* $(EXPORT_PACKAGES) && touch $@; } || \
 		{ echo "transformers $* cannot be had; what needs it is skipped" >&2; rm -rf $(@D); }
 

@@ -40,8 +40,8 @@ TOGETHER = (
         "tests/cluster/test_prepare_faults.py",
     ),
 )
-"""Groups of files that run in one process: they share an undisturbed training, or Ray Serve, or a
-cluster while that of test_cluster.py, which takes about as long, is another."""
+"""Groups of files that run in one process: they share an undisturbed training, Ray Serve, or a
+cluster. The cluster of test_cluster.py runs beside the last."""
 
 ALONE = ("tests/serve/test_vllm_engine.py",)
 """Files whose tests start an engine each."""
@@ -59,7 +59,7 @@ def pytest_configure():
 
 
 def pytest_collection_finish():
-    """Look no more for garbage among what was imported, which takes a sixth of the tests' time."""
+    """Exclude what was imported from garbage collection, a sixth of the fast tests' CPU time."""
     gc.collect()
     gc.freeze()
     gc.enable()

@@ -112,7 +112,7 @@ def _inject(model: Any, options: LoraOptions, *, base: str) -> None:
     _check_targets(model, options)
     lora = LoraConfig(
         r=options.r,
-        lora_alpha=options.alpha,  # peft divides it by r
+        lora_alpha=options.alpha,  # a float, too: peft divides it by r
         target_modules=list(options.targets) or "all-linear",
         use_rslora=options.rslora,
         use_dora=options.dora,

@@ -24,7 +24,7 @@ from tests.cluster.jobs import OUTPUT, meanwhile, preparation, result_of, traini
 from tests.pages import share_page
 
 BIN = Path(sys.prefix) / "bin"
-LOGS = "~/.ray/ray/session_latest/logs"
+AUTOSCALER_LOGS = "~/.ray/ray/session_latest/logs/monitor.*"
 PAGES, FILES, FILE_RECORDS = 120, 16, 100
 
 
@@ -136,7 +136,7 @@ class Cluster:
         try:
             wait_for(lambda: len(self.alive("nodes")) == count, f"{count} hosts", 400)
         except TimeoutError as error:
-            error.add_note(self.head.inside(f"tail -n 50 {LOGS}/monitor.*").stdout)
+            error.add_note(self.head.inside(f"tail -n 50 {AUTOSCALER_LOGS} || true").stdout)
             raise
 
     def hosts_of(self, deployment: str) -> list[Host]:
