@@ -349,8 +349,14 @@ class Client:
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Return what httpx trusts by default; a client of its own would read the file again."""
-    return httpx.create_ssl_context()
+    """Return httpx's default TLS settings, read once for all clients."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:  # ssl.SSLError is one
+        raise UserError(
+            f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read: {error}; correct "
+            "the variable, or unset it"
+        ) from error
 
 
 def _with_advice(error: CallFailedError, sent: Mapping[str, Any]) -> CallFailedError:

@@ -133,3 +133,14 @@ def test_retry_after_may_be_a_date():
     assert module._retry_after(Dated()) == 0
     Dated.headers = {"retry-after": "soon"}
     assert module._retry_after(Dated()) is None
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_unreadable_certificates_are_one_line(monkeypatch, tmp_path, content):
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    module._certificates.cache_clear()
+    with pytest.raises(UserError, match=r"SSL_CERT_FILE .* cannot be read: .*; correct"):
+        Client("https://judge.example/v1", "")
